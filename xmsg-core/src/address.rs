@@ -1,4 +1,4 @@
-//! Addresses of proxies and registrars: a host and a port, checked when they are made.
+//! Addresses of proxies and registrars: a host and a port, which are checked when an address is made.
 
 use std::error::Error as _;
 use std::fmt;
@@ -9,21 +9,22 @@ use std::sync::Arc;
 use crate::{Error, ErrorKind, Result};
 use xmsg_zmtp::Violation;
 
-/// The pub port of a proxy, unless told otherwise.
+/// The default port of a proxy for publishers.
 pub const DEFAULT_PROXY_PORT: u16 = 7771;
 
-/// The port of a registrar, unless told otherwise.
+/// The default port of a registrar.
 pub const DEFAULT_REGISTRAR_PORT: u16 = 8888;
 
-/// The highest pub port: the two after it have to be ports, too.
+/// The highest port of a proxy for publishers: the two ports after it must be valid, too.
 pub const MAX_PROXY_PORT: u16 = u16::MAX - 2;
 
 const DEFAULT_HOST: &str = "127.0.0.1";
 
-/// The address of a proxy: a host and the first of its three ports, the *pub* port `P`. Cloning is cheap.
+/// The address of a proxy: a host and the first of its three ports, `P`, which is that for publishers.
+/// Cloning is cheap.
 ///
-/// Publishers connect to `P`, subscribers to `P + 1`, control sockets to `P + 2`. Two addresses are equal
-/// when host and port are; names are not looked up. The default is `127.0.0.1:7771`.
+/// Publishers connect to `P`, subscribers to `P + 1` and control sockets to `P + 2`. Two addresses are equal
+/// if host and port are equal; names are not resolved. The default is `127.0.0.1:7771`.
 ///
 /// ```
 /// use xmsg_core::ProxyAddress;
@@ -41,9 +42,11 @@ pub struct ProxyAddress {
 }
 
 impl ProxyAddress {
-    /// The proxy on this host with this pub port. An IPv6 address may come with or without brackets.
+    /// Makes the address of the proxy on this host with this port for publishers. An IPv6 address may have
+    /// brackets or not.
     ///
-    /// [`ErrorKind::InvalidAddress`] unless the host can be one and the port is 1 to [`MAX_PROXY_PORT`].
+    /// # Errors
+    /// [`ErrorKind::InvalidAddress`] unless the host is valid and the port is 1 to [`MAX_PROXY_PORT`].
     pub fn new(host: impl AsRef<str>, port: u16) -> Result<Self> {
         let host = Host::new(host.as_ref())?;
         if port == 0 || port > MAX_PROXY_PORT {
@@ -55,32 +58,33 @@ impl ProxyAddress {
         Ok(Self { host, port })
     }
 
-    /// The host: a name or an IP address, without brackets.
+    /// Returns the host: a name or an IP address, without brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host.0
     }
 
-    /// The port `P` to which publishers connect.
+    /// Returns the port `P`, to which publishers connect.
     #[must_use]
     pub fn publish_port(&self) -> u16 {
         self.port
     }
 
-    /// The port `P + 1` to which subscribers connect.
+    /// Returns the port `P + 1`, to which subscribers connect.
     #[must_use]
     pub fn subscribe_port(&self) -> u16 {
         self.port + 1
     }
 
-    /// The port `P + 2` to which control sockets connect.
+    /// Returns the port `P + 2`, to which control sockets connect.
     #[must_use]
     pub fn control_port(&self) -> u16 {
         self.port + 2
     }
 
-    /// The proxy that is meant, if the error of a connection to this one says that another of its three ports was found: with
-    /// the address of a subscriber's or control port, one comes out at a port that is one or two off.
+    /// Returns the address that was probably meant, if the error of a connection shows that another of the
+    /// three ports of a proxy was reached. An address with the port for subscribers or the control port leads
+    /// to a port that is one or two too high.
     pub(crate) fn meant(&self, error: &Error) -> Option<Self> {
         let mut cause = error.source();
         let (theirs, ours) = loop {
@@ -95,19 +99,19 @@ impl ProxyAddress {
         Self::new(self.host(), u16::try_from(port).ok()?).ok()
     }
 
-    /// Where publishers connect, as `tcp://host:port`.
+    /// Returns the endpoint for publishers, as `tcp://host:port`.
     #[must_use]
     pub fn publish_endpoint(&self) -> String {
         self.host.endpoint(self.publish_port())
     }
 
-    /// Where subscribers connect, as `tcp://host:port`.
+    /// Returns the endpoint for subscribers, as `tcp://host:port`.
     #[must_use]
     pub fn subscribe_endpoint(&self) -> String {
         self.host.endpoint(self.subscribe_port())
     }
 
-    /// Where control sockets connect, as `tcp://host:port`.
+    /// Returns the endpoint for control sockets, as `tcp://host:port`.
     #[must_use]
     pub fn control_endpoint(&self) -> String {
         self.host.endpoint(self.control_port())
@@ -130,9 +134,11 @@ pub struct RegistrarAddress {
 }
 
 impl RegistrarAddress {
-    /// The registrar on this host with this port. An IPv6 address may come with or without brackets.
+    /// Makes the address of the registrar on this host with this port. An IPv6 address may have brackets or
+    /// not.
     ///
-    /// [`ErrorKind::InvalidAddress`] unless the host can be one and the port is not 0.
+    /// # Errors
+    /// [`ErrorKind::InvalidAddress`] unless the host is valid and the port is not 0.
     pub fn new(host: impl AsRef<str>, port: u16) -> Result<Self> {
         let host = Host::new(host.as_ref())?;
         if port == 0 {
@@ -141,26 +147,26 @@ impl RegistrarAddress {
         Ok(Self { host, port })
     }
 
-    /// The host: a name or an IP address, without brackets.
+    /// Returns the host: a name or an IP address, without brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host.0
     }
 
-    /// The port.
+    /// Returns the port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Where actors connect, as `tcp://host:port`.
+    /// Returns the endpoint, as `tcp://host:port`.
     #[must_use]
     pub fn endpoint(&self) -> String {
         self.host.endpoint(self.port)
     }
 }
 
-/// What both kinds of address have: a default, `host[:port]` as text, and conversions from it.
+/// Implements for both kinds of address: a default, `host[:port]` as text, and conversions from text.
 macro_rules! text_form {
     ($address:ident, $default_port:expr) => {
         impl Default for $address {
@@ -169,7 +175,7 @@ macro_rules! text_form {
             }
         }
 
-        /// Reads `host`, `host:port`, `[IPv6]` or `[IPv6]:port`; without a port it is the default one.
+        /// Parses `host`, `host:port`, `[IPv6]` or `[IPv6]:port`. Without a port, the default port is used.
         impl FromStr for $address {
             type Err = Error;
 
@@ -220,7 +226,7 @@ macro_rules! text_form {
 text_form!(ProxyAddress, DEFAULT_PROXY_PORT);
 text_form!(RegistrarAddress, DEFAULT_REGISTRAR_PORT);
 
-/// A host that can be written into an endpoint: a name, an IPv4 address, or an IPv6 address without brackets.
+/// A host that can be part of an endpoint: a name, an IPv4 address, or an IPv6 address without brackets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Host(Arc<str>);
 
@@ -260,14 +266,14 @@ impl fmt::Display for Host {
     }
 }
 
-/// Whether this is an IPv6 address, perhaps with a zone such as `fe80::1%eth0`.
+/// Returns whether this is an IPv6 address, which may have a zone as in `fe80::1%eth0`.
 fn is_ipv6(host: &str) -> bool {
     let (address, zone) = host.split_once('%').unwrap_or((host, "0"));
     let zone_fits = !zone.is_empty() && zone.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
     zone_fits && address.parse::<Ipv6Addr>().is_ok()
 }
 
-/// Host and port of `host[:port]`; the host is not checked yet.
+/// Splits `host[:port]` into host and port. The host is not checked here.
 fn split(address: &str) -> Result<(&str, Option<u16>)> {
     if let Some((scheme, _)) = address.split_once("://") {
         return Err(invalid(format!(
@@ -282,13 +288,13 @@ fn split(address: &str) -> Result<(&str, Option<u16>)> {
     if address.starts_with('[') && !address.contains(']') {
         return Err(invalid(format!("`{}` lacks the closing bracket of its host", address.escape_debug())));
     }
-    // In brackets, `:` belongs to the host.
+    // Within brackets, a `:` belongs to the host.
     let after_brackets = address.rfind(']').map_or(0, |at| at + 1);
     let Some(colon) = address[after_brackets..].find(':').map(|at| at + after_brackets) else {
         return Ok((address, None));
     };
     let (host, port) = (&address[..colon], &address[colon + 1..]);
-    // `u16` alone would take `+1`, too.
+    // The parser of `u16` alone would accept `+1`, too.
     let number = if port.bytes().all(|byte| byte.is_ascii_digit()) { port.parse().ok() } else { None };
     match number {
         Some(port) => Ok((host, Some(port))),
@@ -397,7 +403,7 @@ mod tests {
             let error = Error::new(ErrorKind::WrongPort, "no proxy").with_source(inner);
             proxy(text).meant(&error).map(|proxy| proxy.to_string())
         };
-        // Whoever gives the port for subscribers comes out there with the publishing socket, and so on.
+        // A publishing socket with the port for subscribers reaches the XPUB socket of the proxy, and so on.
         assert_eq!(meant("h:7772", "PUB", "XPUB").unwrap(), "h:7771");
         assert_eq!(meant("h:7773", "PUB", "ROUTER").unwrap(), "h:7771");
         assert_eq!(meant("h:7770", "SUB", "XSUB").unwrap(), "h:7771");

@@ -1,11 +1,12 @@
 //! Actors and connections for programs without an async runtime (feature `blocking`).
 //!
-//! The names are those of the async types; a call returns when it is done. Each [`Actor`] and each [`Connection`] has a runtime of its own
-//! with one thread, which sends, receives and reconnects in the background, and ends with the last clone. Handlers are plain functions, which
-//! run in threads of their own: they may take their time, and make blocking calls. Handles may be used from several threads.
+//! The names are those of the async types; a call returns when it is done. Each [`Actor`] and each
+//! [`Connection`] has its own runtime with one thread, which sends, receives and reconnects in the
+//! background, and ends with the last clone. Handlers are plain functions that run in their own threads: they
+//! may take long and make blocking calls. Several threads may use a handle.
 //!
-//! A blocking call would stop the tasks of an async runtime, so within one it fails with [`ErrorKind::WouldBlock`]: use the async types
-//! there. That is why [`Actor::close`] and [`Actor::drain`] return a `Result`, too.
+//! A blocking call within an async runtime would block its tasks, so it fails with [`ErrorKind::WouldBlock`]:
+//! use the async types there. For this reason [`Actor::close`] and [`Actor::drain`] also return a `Result`.
 //!
 //! ```no_run
 //! # fn main() -> xmsg_core::Result<()> {
@@ -40,10 +41,11 @@ use crate::{
 };
 use xmsg_zmq::deadline::Deadline;
 
-/// How long a handle that is dropped goes on sending what it accepted; [`Actor::close`] tells what came of it.
+/// How long dropping a handle may take to send what it has accepted. Use [`Actor::close`] to choose the time
+/// and get the counts.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// The runtime behind blocking handles.
+/// The runtime of blocking handles.
 #[derive(Debug)]
 struct Background(Option<Runtime>);
 
@@ -64,12 +66,12 @@ impl Background {
         Ok(Self(Some(runtime)))
     }
 
-    /// The output of the future, which runs on the calling thread.
+    /// Runs the future on the calling thread and returns its output.
     fn wait<T>(&self, future: impl Future<Output = T>) -> Result<T> {
         check_context()?;
         match &self.0 {
             Some(runtime) => Ok(runtime.block_on(future)),
-            // It is emptied in `drop` and nowhere else.
+            // Only `drop` takes the runtime, so this does not happen.
             None => Err(Error::new(ErrorKind::Closed, "the runtime of this handle has ended")),
         }
     }
@@ -78,18 +80,18 @@ impl Background {
 impl Drop for Background {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
-            // To wait for its thread is not allowed within another runtime.
+            // Waiting for the thread of a runtime is not allowed within another runtime.
             runtime.shutdown_background();
         }
     }
 }
 
 thread_local! {
-    /// Whether this thread runs a handler of ours: it belongs to a runtime, and may wait all the same.
+    /// Whether this thread runs one of our handlers. It then belongs to a runtime, but may block.
     static HANDLES: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A handler that is called in a thread of its own for each message.
+/// Calls a handler in another thread, and waits for its result.
 async fn call_apart<R: IntoReply>(handler: impl FnOnce() -> R + Send + 'static) -> R {
     let own = service::own();
     let call = move || {
@@ -101,13 +103,13 @@ async fn call_apart<R: IntoReply>(handler: impl FnOnce() -> R + Send + 'static) 
         Ok(reply) => reply,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime ends, and this with it.
+            // The runtime is shutting down, and this task ends with it.
             Err(_) => std::future::pending().await,
         },
     }
 }
 
-/// The end of a handler: the thread is used for other things, too.
+/// Resets the flag when a handler ends, because the thread is used for other tasks, too.
 struct Handled;
 
 impl Drop for Handled {
@@ -127,7 +129,7 @@ fn check_context() -> Result<()> {
     Ok(())
 }
 
-/// An [actor](crate::Actor) whose calls block. Clones share it.
+/// An [actor](crate::Actor) whose calls block. Clones share one actor.
 #[derive(Clone)]
 pub struct Actor {
     inner: Arc<ActorInner>,
@@ -151,65 +153,68 @@ impl fmt::Debug for Actor {
 }
 
 impl Actor {
-    /// An actor with the defaults, connected to its proxy, as [`crate::Actor::connect`] makes it.
+    /// Makes an actor with the default options and connects it to its proxy. See [`crate::Actor::connect`].
     pub fn connect(name: impl Into<String>) -> Result<Self> {
         Self::builder(name).connect()
     }
 
-    /// An actor with other addresses or options. See [`crate::Actor::builder`].
+    /// Begins to build an actor with other addresses or options. See [`crate::Actor::builder`].
     pub fn builder(name: impl Into<String>) -> ActorBuilder {
         ActorBuilder(crate::Actor::builder(name))
     }
 
-    /// The async actor behind this one: for what has no call here.
+    /// Returns the async actor behind this one, for calls that this type does not have.
     #[must_use]
     pub fn inner(&self) -> &crate::Actor {
         &self.inner.actor
     }
 
-    /// Its name.
+    /// Returns the name of the actor.
     #[must_use]
     pub fn name(&self) -> &str {
         self.inner.actor.name()
     }
 
-    /// Publishes a message; returns when it was accepted. See [`crate::Actor::publish`].
+    /// Publishes a message and returns when it is accepted. See [`crate::Actor::publish`].
     pub fn publish(&self, message: &Message) -> Result<()> {
         self.wait(self.inner.actor.publish(message))
     }
 
-    /// Publishes a message without waiting for room. See [`crate::Actor::try_publish`].
+    /// Publishes a message without waiting for room in the queue. See [`crate::Actor::try_publish`].
     pub fn try_publish(&self, message: &Message) -> Result<()> {
         self.inner.actor.try_publish(message)
     }
 
-    /// Returns once the proxy has everything that was published. See [`crate::Actor::flush`].
+    /// Waits until the proxies have confirmed everything that was published. See [`crate::Actor::flush`].
     pub fn flush(&self, timeout: Duration) -> Result<()> {
         self.wait(self.inner.actor.flush(timeout))
     }
 
-    /// Messages that the proxy is not known to have. See [`crate::Actor::unconfirmed`].
+    /// Returns the number of messages that the proxies have not confirmed. See [`crate::Actor::unconfirmed`].
     #[must_use]
     pub fn unconfirmed(&self) -> u64 {
         self.inner.actor.unconfirmed()
     }
 
-    /// Publishes a message and waits for the answer. See [`crate::Actor::request`].
+    /// Publishes a request and waits for the reply. See [`crate::Actor::request`].
     pub fn request(&self, message: &Message, timeout: Duration) -> Result<Message> {
         self.wait(self.inner.actor.request(message, timeout))
     }
 
-    /// Subscribes; returns once the proxy has confirmed it. See [`crate::Actor::subscribe`].
+    /// Subscribes to topics and returns once the proxy has confirmed the subscription. See
+    /// [`crate::Actor::subscribe`].
     pub fn subscribe(&self, topics: impl IntoTopics) -> Result<Subscription> {
         let messages = self.wait(self.inner.actor.subscribe(topics))?;
         Ok(Subscription { messages, owner: Owner::Actor(self.inner.clone()), misused: false })
     }
 
-    /// Subscribes, and calls `handler` for every message, at most `concurrency` at a time, each in a thread of its own; with 1, in order. It
-    /// may take its time, and make blocking calls. See [`crate::Actor::subscribe_with`].
+    /// Subscribes and calls `handler` for every message, for at most `concurrency` messages at the same time,
+    /// each in a thread of its own. With a `concurrency` of 1, messages are handled in order. Handlers may
+    /// take long and make blocking calls. See [`crate::Actor::subscribe_with`].
     ///
-    /// A handler that is not done when the time of [`drain`](Self::drain) or [`close`](Self::close) is over is counted as unhandled, and left
-    /// to itself: a thread can't be stopped.
+    /// A handler that is still running when the time limit of [`drain`](Self::drain) or
+    /// [`close`](Self::close) has passed is counted as unhandled. It runs on, because a thread cannot be
+    /// stopped.
     pub fn subscribe_with<H, R>(
         &self,
         topics: impl IntoTopics,
@@ -229,33 +234,36 @@ impl Actor {
         Ok(SubscriptionHandle { handle, actor: self.inner.clone() })
     }
 
-    /// Makes known that it publishes, or subscribes to, this topic. See [`crate::Actor::register`].
+    /// Registers the actor as a publisher of this topic, or a subscriber to it. See
+    /// [`crate::Actor::register`].
     pub fn register(&self, owner: OwnerType, topic: impl IntoTopic, description: &str) -> Result<()> {
         self.wait(self.inner.actor.register(owner, topic, description))
     }
 
-    /// Takes a registration back. See [`crate::Actor::deregister`].
+    /// Removes a registration of the actor. See [`crate::Actor::deregister`].
     pub fn deregister(&self, owner: OwnerType, topic: impl IntoTopic) -> Result<()> {
         self.wait(self.inner.actor.deregister(owner, topic))
     }
 
-    /// Asks the registrar. See [`crate::Actor::discover`].
+    /// Asks the default registrar for registrations. See [`crate::Actor::discover`].
     pub fn discover(&self, query: &Query) -> Result<Vec<Registration>> {
         self.wait(self.inner.actor.discover(query))
     }
 
-    /// Whether it is connected to its proxy at this moment.
+    /// Returns whether the actor is connected to its default proxy at this moment.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.inner.actor.is_connected()
     }
 
-    /// Ends it within `limit`, and says what is left. See [`crate::Actor::close`].
+    /// Ends the actor within `limit` and returns the counts of what is unfinished. See
+    /// [`crate::Actor::close`].
     pub fn close(&self, limit: Duration) -> Result<Unfinished> {
         self.inner.background.wait(self.inner.actor.close(limit))
     }
 
-    /// Ends it within `limit`, after its handlers have handled what they were sent. See [`crate::Actor::drain`].
+    /// Ends the actor within `limit`, after its handlers have handled what was sent to them. See
+    /// [`crate::Actor::drain`].
     pub fn drain(&self, limit: Duration) -> Result<Unfinished> {
         self.inner.background.wait(self.inner.actor.drain(limit))
     }
@@ -280,28 +288,29 @@ impl Actor {
 pub struct ActorBuilder(actor::ActorBuilder);
 
 impl ActorBuilder {
-    /// The default proxy: an address, or text such as `"10.0.0.7"`.
+    /// Sets the default proxy: an address, or text such as `"10.0.0.7"`.
     pub fn proxy<A: TryInto<ProxyAddress, Error: fmt::Display>>(self, address: A) -> Self {
         Self(self.0.proxy(address))
     }
 
-    /// The default registrar: an address, or text such as `"10.0.0.8"`.
+    /// Sets the default registrar: an address, or text such as `"10.0.0.8"`.
     pub fn registrar<A: TryInto<RegistrarAddress, Error: fmt::Display>>(self, address: A) -> Self {
         Self(self.0.registrar(address))
     }
 
-    /// Options of its connections.
+    /// Sets the options of the actor's connections.
     pub fn options(self, options: ConnectOptions) -> Self {
         Self(self.0.options(options))
     }
 
-    /// The actor, if everything makes sense. It connects when it has something to say.
+    /// Makes the actor, without connecting it: it connects when it first publishes or subscribes. See
+    /// [`crate::ActorBuilder::build`].
     pub fn build(self) -> Result<Actor> {
         let background = Background::start()?;
         Ok(Actor { inner: Arc::new(ActorInner { actor: self.0.build()?, background }) })
     }
 
-    /// The actor, connected to its default proxy. Its error says why no proxy answers there.
+    /// Makes the actor and connects it to its default proxy. The error says why no proxy answers.
     pub fn connect(self) -> Result<Actor> {
         let actor = self.build()?;
         actor.wait(actor.inner.actor.connected())?;
@@ -309,7 +318,7 @@ impl ActorBuilder {
     }
 }
 
-/// A running handler. See [`crate::SubscriptionHandle`].
+/// A handle of a running handler. See [`crate::SubscriptionHandle`].
 #[derive(Clone)]
 pub struct SubscriptionHandle {
     handle: crate::SubscriptionHandle,
@@ -323,36 +332,39 @@ impl fmt::Debug for SubscriptionHandle {
 }
 
 impl SubscriptionHandle {
-    /// Has everything handled that had been sent, and ends. See [`crate::SubscriptionHandle::drain`].
+    /// Has everything handled that was sent, and then ends the subscription. See
+    /// [`crate::SubscriptionHandle::drain`].
     pub fn drain(&self, limit: Duration) -> Result<Unfinished> {
         self.actor.background.wait(self.handle.drain(limit))
     }
 
-    /// Messages that were received and are not yet handled. See [`crate::SubscriptionHandle::pending`].
+    /// Returns the number of messages that were received and are not yet handled. See
+    /// [`crate::SubscriptionHandle::pending`].
     #[must_use]
     pub fn pending(&self) -> u64 {
         self.handle.pending()
     }
 
-    /// Messages whose handler failed, or whose reply could not be sent. See [`crate::SubscriptionHandle::failed`].
+    /// Returns the number of messages whose handler failed, or whose reply could not be sent. See
+    /// [`crate::SubscriptionHandle::failed`].
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.handle.failed()
     }
 
-    /// Whether it has ended.
+    /// Returns whether the subscription has ended.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.handle.is_closed()
     }
 
-    /// Ends it. See [`crate::SubscriptionHandle::close`].
+    /// Ends the subscription. See [`crate::SubscriptionHandle::close`].
     pub fn close(&self, limit: Duration) -> Result<Unfinished> {
         self.actor.background.wait(self.handle.close(limit))
     }
 }
 
-/// A [connection](crate::Connection) whose calls block. It is used from any thread, by reference.
+/// A [connection](crate::Connection) whose calls block. Any thread may use it, by reference.
 pub struct Connection {
     inner: Arc<ConnectionInner>,
 }
@@ -375,12 +387,12 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// A connection with the default options, not opened yet. See [`crate::Connection::new`].
+    /// Makes a connection with the default options, without opening it. See [`crate::Connection::new`].
     pub fn new<A: TryInto<ProxyAddress, Error: fmt::Display>>(address: A) -> Result<Self> {
         Self::with_options(address, ConnectOptions::new())
     }
 
-    /// A connection with these options, not opened yet. See [`crate::Connection::with_options`].
+    /// Makes a connection with these options, without opening it. See [`crate::Connection::with_options`].
     pub fn with_options<A: TryInto<ProxyAddress, Error: fmt::Display>>(
         address: A,
         options: ConnectOptions,
@@ -389,45 +401,48 @@ impl Connection {
         Ok(Self { inner: Arc::new(ConnectionInner { connection, background: Background::start()? }) })
     }
 
-    /// Opens it and has the proxy confirm it. See [`crate::Connection::connect`].
+    /// Opens the connection and checks it with the proxy. See [`crate::Connection::connect`].
     pub fn connect(&self) -> Result<()> {
         self.wait(self.inner.connection.connect())
     }
 
-    /// Publishes a message; returns when it was accepted. See [`crate::Connection::publish`].
+    /// Publishes a message and returns when it is accepted. See [`crate::Connection::publish`].
     pub fn publish(&self, message: &Message) -> Result<()> {
         self.wait(self.inner.connection.publish(message))
     }
 
-    /// Publishes a message without waiting for room. See [`crate::Connection::try_publish`].
+    /// Publishes a message without waiting for room in the queue. See [`crate::Connection::try_publish`].
     pub fn try_publish(&self, message: &Message) -> Result<()> {
         self.inner.connection.try_publish(message)
     }
 
-    /// Returns once the proxy has everything that was published. See [`crate::Connection::flush`].
+    /// Waits until the proxy has confirmed everything that was published. See [`crate::Connection::flush`].
     pub fn flush(&self, timeout: Duration) -> Result<()> {
         self.wait(self.inner.connection.flush(timeout))
     }
 
-    /// Messages that the proxy is not known to have. See [`crate::Connection::unconfirmed`].
+    /// Returns the number of messages that the proxy has not confirmed. See
+    /// [`crate::Connection::unconfirmed`].
     #[must_use]
     pub fn unconfirmed(&self) -> u64 {
         self.inner.connection.unconfirmed()
     }
 
-    /// Subscribes; returns once the proxy has confirmed it. See [`crate::Connection::subscribe`].
+    /// Subscribes to topics and returns once the proxy has confirmed the subscription. See
+    /// [`crate::Connection::subscribe`].
     pub fn subscribe(&self, topics: impl IntoTopics) -> Result<Subscription> {
         let messages = self.wait(self.inner.connection.subscribe(topics))?;
         Ok(Subscription { messages, owner: Owner::Connection(self.inner.clone()), misused: false })
     }
 
-    /// Whether it is open and connected at this moment.
+    /// Returns whether the connection is open and connected at this moment.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.inner.connection.is_connected()
     }
 
-    /// Ends it within `limit`, and says what is left. See [`crate::Connection::close`].
+    /// Closes the connection within `limit` and returns the counts of what is unfinished. See
+    /// [`crate::Connection::close`].
     pub fn close(&self, limit: Duration) -> Result<Unfinished> {
         self.inner.background.wait(self.inner.connection.close(limit))
     }
@@ -437,7 +452,7 @@ impl Connection {
     }
 }
 
-/// Whose runtime a subscription uses. It is kept for as long as the subscription.
+/// The owner of the runtime that a subscription uses. The subscription keeps the runtime alive.
 enum Owner {
     Actor(Arc<ActorInner>),
     Connection(Arc<ConnectionInner>),
@@ -452,11 +467,12 @@ impl Owner {
     }
 }
 
-/// Messages of the topics that were subscribed to: an [`Iterator`] that waits for each of them. Dropping it unsubscribes.
+/// The messages of the topics that were subscribed to, as an [`Iterator`] that waits for each of them.
+/// Dropping it unsubscribes.
 pub struct Subscription {
     messages: crate::Subscription,
     owner: Owner,
-    /// It was used where it can't be, which was told.
+    /// Whether the iterator was used within an async runtime and has returned that error.
     misused: bool,
 }
 
@@ -467,10 +483,12 @@ impl fmt::Debug for Subscription {
 }
 
 impl Subscription {
-    /// The next message, if one comes within `timeout`: [`Timeout`](ErrorKind::Timeout) says that none did. If there is no connection to
-    /// the proxy either, the kind is that of the reason, such as [`Refused`](ErrorKind::Refused) or
-    /// [`NotConnected`](ErrorKind::NotConnected); the subscription is made again as soon as there is one. `None` once the subscription
-    /// has ended.
+    /// Waits for the next message for at most `timeout`. Returns `None` once the subscription has ended.
+    ///
+    /// # Errors
+    /// [`Timeout`](ErrorKind::Timeout) when no message arrives in time. If there is no connection to the
+    /// proxy either, the kind is that of the reason, such as [`Refused`](ErrorKind::Refused) or
+    /// [`NotConnected`](ErrorKind::NotConnected). The subscription is made again after a reconnection.
     pub fn next_within(&mut self, timeout: Duration) -> Option<Result<Message>> {
         let next = self.owner.background().wait(Deadline::after(timeout).limit(self.messages.next()));
         match next {
@@ -490,12 +508,13 @@ impl Subscription {
         }
     }
 
-    /// The next messages, all that came in together. See [`crate::Subscription::next_batch`].
+    /// Waits for the next messages, all that were received together. See [`crate::Subscription::next_batch`].
     pub fn next_batch(&mut self) -> Result<Option<Messages>> {
         self.owner.background().wait(self.messages.next_batch())
     }
 
-    /// Ends it behind the last message that the proxy had sent. See [`crate::Subscription::drain`].
+    /// Ends the subscription after the last message that the proxy had sent. See
+    /// [`crate::Subscription::drain`].
     pub fn drain(&mut self) {
         self.messages.drain();
     }
@@ -507,7 +526,7 @@ impl Iterator for Subscription {
     fn next(&mut self) -> Option<Result<Message>> {
         match self.owner.background().wait(self.messages.next()) {
             Ok(message) => message,
-            // Told once: a loop over the messages has to end.
+            // The error is returned only once, so that a loop over the messages ends.
             Err(error) => (!std::mem::replace(&mut self.misused, true)).then_some(Err(error)),
         }
     }

@@ -1,4 +1,4 @@
-//! Control requests and answers, as values (section 2 of the xMsg protocol).
+//! Control requests and their answers, as values (section 2 of the xMsg protocol).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,48 +7,53 @@ use bytes::Bytes;
 use crate::{ActorId, ConnectionId, Topic};
 use xmsg_zmq::Multipart;
 
-/// What every control topic starts with, and what proxies subscribe to.
+/// The prefix of all control topics, which proxies subscribe to.
 pub const CONTROL_TOPIC: &str = "xmsg:control";
-/// What the private topics start with that we ask after to learn that subscriptions are live. Their answers are for whoever asked, and
-/// reach nobody else but who subscribes to everything.
+/// The prefix of the private topics that clients of this library use to check that subscriptions are active.
+/// An answer to such a check reaches only the client that asked, and subscribers to everything.
 pub const CONFIRMATION_TOPIC: &str = "xmsg:sub:";
-/// The topic of a connection check. Java's form: proxies match by prefix.
+/// The topic of a connection check. It has the form that Java uses; proxies match it by prefix.
 const CONNECTION_CHECK: &str = "xmsg:control:con";
 /// The topic of a subscription check.
 const SUBSCRIPTION_CHECK: &str = "xmsg:control:sub";
 
-/// Topics that are asked after at the same time, at most: a proxy owes nobody many answers.
+/// The largest number of topics that are checked at the same time, so that the proxy has few answers to send
+/// to one client.
 const ASKED_MAX: usize = 256;
-/// … and their bytes.
+/// The largest number of bytes that the names of these topics have together.
 const ASKED_BYTES: usize = 8 << 10;
 
-/// What a connection asks of its proxy.
+/// A request that a connection sends to its proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// "Do my messages reach you?" Answered on the control socket of this identity: a [`ConnectionId`], or a [secret one](secret_identity).
+    /// A connection check. The proxy answers on the control socket of this identity: a [`ConnectionId`], or a
+    /// [secret one](secret_identity).
     Publisher(Bytes),
-    /// "Is this subscription live?" Answered by a message to the topic.
+    /// A subscription check. The proxy answers with a message to the topic.
     Subscription(Topic),
 }
 
-/// An identity for a control socket on which a confirmation is to arrive: a connection ID with 128 random bits behind it, as text.
+/// Makes an identity for a control socket on which a confirmation is to arrive: a connection ID followed by
+/// 128 random bits, as text.
 ///
-/// Whoever knows the identity of a control socket can ask in its place, and the answer then comes before the proxy has read what it is to
-/// confirm. Connection IDs have five digits to guess. This one becomes known to others with the request itself, and the proxy has read by then
-/// what is before it: so a new one is used for each confirmation, unless the proxy knows who is who.
+/// Somebody who knows the identity of a control socket can send a request in its name. The answer then
+/// arrives before the proxy has read the messages that it is to confirm. A connection ID has only five digits
+/// to guess. The identity that this function makes becomes known to others only with the request itself, when
+/// the proxy has already read everything before it. Therefore each confirmation uses a new one, unless the
+/// proxy authenticates its peers.
 #[must_use]
 pub fn secret_identity() -> Bytes {
     Bytes::from(format!("{}{}", ConnectionId::random(), uuid::Uuid::new_v4().simple()))
 }
 
 impl Request {
-    /// Asks for an answer on the control socket of a connection.
+    /// Makes a connection check, which is answered on the control socket of a connection.
     #[must_use]
     pub fn of_connection(id: ConnectionId) -> Self {
         Self::Publisher(Bytes::copy_from_slice(id.as_bytes()))
     }
 
-    /// The request as a message to be published.
+    /// Returns the request as a message to be published.
     #[must_use]
     pub fn message(&self) -> Multipart {
         let (topic, kind, argument) = match self {
@@ -58,7 +63,7 @@ impl Request {
         Multipart::from([Bytes::from(topic), Bytes::from(kind), argument])
     }
 
-    /// Whether this is the answer to the request.
+    /// Returns whether a message is the answer to this request.
     #[must_use]
     pub fn is_answered_by(&self, message: &Multipart) -> bool {
         match (self, message.frames()) {
@@ -72,12 +77,12 @@ impl Request {
 /// The topic of a question about rights.
 const RIGHTS_QUESTION: &str = "xmsg:control:may";
 
-/// What somebody may want to do with a topic.
+/// An operation on a topic that rights allow or forbid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Right {
-    /// Publish messages to it.
+    /// Publishing messages to the topic.
     Publish,
-    /// Subscribe to it, and to all that starts with it.
+    /// Subscribing to the topic, and to all topics that start with it.
     Subscribe,
 }
 
@@ -85,7 +90,8 @@ impl Right {
     const KINDS: [(&str, Self); 2] = [("may-pub", Self::Publish), ("may-sub", Self::Subscribe)];
 }
 
-/// "May I do this?" Proxies of this project answer on the control socket of the identity; others pass over it.
+/// A question to the proxy whether our rights allow an operation. `xmsg-proxy` answers on the control socket
+/// of the identity; other proxies ignore it.
 ///
 /// ```
 /// use xmsg_core::control::{Right, RightsQuestion};
@@ -97,16 +103,16 @@ impl Right {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RightsQuestion {
-    /// The identity of the control socket that waits for the answer, and for no other.
+    /// The identity of the control socket that waits for this answer, and for no other.
     pub id: ConnectionId,
-    /// What we want to do …
+    /// The operation.
     pub right: Right,
-    /// … with this topic.
+    /// The topic of the operation.
     pub topic: Topic,
 }
 
 impl RightsQuestion {
-    /// The question as a message to be published.
+    /// Returns the question as a message to be published.
     #[must_use]
     pub fn message(&self) -> Multipart {
         let kind = Right::KINDS.iter().find(|(_, right)| *right == self.right).map_or("", |(kind, _)| kind);
@@ -114,7 +120,7 @@ impl RightsQuestion {
         Multipart::from([Bytes::from(RIGHTS_QUESTION), Bytes::from(kind), Bytes::from(argument)])
     }
 
-    /// Reads the second and the third frame of such a message: identity, right and topic.
+    /// Decodes the second and the third frame of such a message: identity, operation and topic.
     #[must_use]
     pub fn read(kind: &[u8], argument: &Bytes) -> Option<(Bytes, Right, Bytes)> {
         let (_, right) = Right::KINDS.iter().find(|(name, _)| name.as_bytes() == kind)?;
@@ -122,13 +128,14 @@ impl RightsQuestion {
         Some((argument.slice(..colon), *right, argument.slice(colon + 1..)))
     }
 
-    /// The answer, as it is sent to the control socket.
+    /// Returns the frame of the answer, as it is sent to the control socket.
     #[must_use]
     pub fn answer(is_allowed: bool) -> &'static [u8] {
         if is_allowed { b"may" } else { b"may-not" }
     }
 
-    /// Whether a message that came to the control socket allows it; `None`: it is no answer.
+    /// Returns whether a message to the control socket allows the operation; `None` if it is not such an
+    /// answer.
     #[must_use]
     pub fn is_allowed_by(message: &Multipart) -> Option<bool> {
         let [answer] = message.frames() else { return None };
@@ -136,34 +143,36 @@ impl RightsQuestion {
     }
 }
 
-/// Topics whose subscription is yet to be confirmed, and what is asked to learn it.
+/// The topics of a subscription that are not yet confirmed, and the requests that confirm them.
 ///
-/// The answer to a question is a message to what is asked after, and reaches whoever subscribed to that. So what is asked after is a
-/// private topic, subscribed to after those that it stands for, on the same connection: the proxy takes subscriptions in their order.
+/// The answer to a subscription check is a message to the topic of the check, and reaches all subscribers of
+/// that topic. Therefore a private topic is checked, which stands for one or more topics of the subscription.
+/// It is subscribed to after them on the same connection, and the proxy handles subscriptions in their order.
 #[derive(Debug)]
 pub(crate) struct Unconfirmed<'a> {
     questions: Vec<Question<'a>>,
-    /// The first question that was not asked.
+    /// The index of the first question that was not asked.
     next: usize,
-    /// Those that wait for an answer, by what they ask after.
+    /// The questions that wait for an answer, by the topic that they check.
     asked: BTreeMap<Bytes, usize>,
-    /// Bytes of that.
+    /// The length of the names of these topics together.
     bytes: usize,
-    /// Topics of which no message has come, with their questions; made when that matters.
+    /// The topics for which no message has arrived, each with the index of its question; made when it is
+    /// first needed.
     unseen: Option<BTreeMap<&'a [u8], usize>>,
-    /// What was answered that others may be subscribed to.
+    /// Topics that were answered and that others may also subscribe to.
     answered: BTreeSet<Bytes>,
-    /// Private topics that are not needed any more.
+    /// Private topics that are no longer needed.
     settled: Vec<Bytes>,
 }
 
-/// What is asked after, and for which topics.
+/// A subscription check, and the topics that it stands for.
 #[derive(Debug)]
 struct Question<'a> {
     name: Topic,
     is_private: bool,
     topics: &'a [Topic],
-    /// How many of those no message has come for.
+    /// The number of those topics for which no message has arrived.
     unseen: usize,
 }
 
@@ -177,19 +186,19 @@ impl<'a> Question<'a> {
     }
 }
 
-/// A private topic that nobody else subscribes to.
+/// Makes the name of a private topic that nobody else subscribes to.
 fn private_name() -> String {
     format!("{CONFIRMATION_TOPIC}{}{}", ActorId::random(), ActorId::random())
 }
 
 impl<'a> Unconfirmed<'a> {
-    /// One question for all topics: for proxies where everybody may subscribe to everything.
+    /// Makes one question for all topics: for proxies where everybody may subscribe to everything.
     pub(crate) fn together(topics: &'a [Topic]) -> Self {
         Self::new(vec![Question::private(private_name(), topics)])
     }
 
-    /// A question for each topic: for proxies that may refuse some of them. Who may subscribe to the topic may subscribe to what is asked
-    /// after, and nobody else.
+    /// Makes a question for each topic: for proxies that may refuse some of them. Whoever may subscribe to
+    /// the topic may also subscribe to the private topic that is checked, and nobody else may.
     pub(crate) fn each(topics: &'a [Topic]) -> Self {
         let name = private_name();
         let private = |topic: &'a Topic| {
@@ -214,14 +223,15 @@ impl<'a> Unconfirmed<'a> {
         }
     }
 
-    /// One of them, while there are any.
+    /// Returns one of the unconfirmed topics, if there are any.
     pub(crate) fn first(&self) -> Option<&'a Topic> {
         let question = self.asked.values().next().copied().unwrap_or(self.next);
         self.questions.get(question)?.topics.first()
     }
 
-    /// What to ask now: as many more as may be asked after at the same time and, if they are to be repeated, all that wait for an answer.
-    /// `subscribe` subscribes to a private topic; if it can't, the topics themselves are asked after.
+    /// Returns the requests to send now: as many new ones as the limits allow and, if `repeat` is set, all
+    /// that wait for an answer. `subscribe` subscribes to a private topic; if it fails, the topics themselves
+    /// are checked instead.
     pub(crate) fn ask(&mut self, repeat: bool, subscribe: impl Fn(Bytes) -> bool) -> Vec<Request> {
         let waiting = if repeat { self.asked.values().copied().collect() } else { Vec::new() };
         let mut now: Vec<usize> = waiting;
@@ -271,7 +281,8 @@ impl<'a> Unconfirmed<'a> {
         Confirmed { some: self.asked.len() < before, rest }
     }
 
-    /// Takes it for granted that topics are subscribed to when messages have come for all that a question stands for.
+    /// Treats a question as answered when messages have arrived for all topics that it stands for: they prove
+    /// that the topics are subscribed to.
     pub(crate) fn concede(&mut self, mut messages: Bytes) {
         if self.unseen.is_none() {
             let mut unseen = BTreeMap::new();
@@ -290,14 +301,14 @@ impl<'a> Unconfirmed<'a> {
         }
     }
 
-    /// Private topics whose answers have come.
+    /// Returns the private topics whose answers have arrived, and forgets them.
     pub(crate) fn take_settled(&mut self) -> Vec<Bytes> {
         std::mem::take(&mut self.settled)
     }
 
     fn see(&mut self, topic: &[u8]) {
         let Some(unseen) = &mut self.unseen else { return };
-        // What was not asked yet will be, and more messages come.
+        // A topic that was not checked yet will be checked, and more messages will arrive.
         if unseen.get(topic).is_none_or(|at| *at >= self.next) {
             return;
         }
@@ -327,24 +338,25 @@ impl<'a> Unconfirmed<'a> {
     }
 }
 
-/// What was found among messages that came while topics were asked after.
+/// The result of looking for answers among received messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Confirmed {
-    /// An answer that was waited for.
+    /// Whether an awaited answer was among them.
     pub(crate) some: bool,
-    /// What is no answer to us.
+    /// The messages that are not answers to our checks.
     pub(crate) rest: Bytes,
 }
 
-/// Whether a message of these two frames is the answer to a question that one of our clients asked, and not meant for anybody else.
+/// Returns whether a message of these two frames is the answer to a check of a client of this library, and
+/// not meant for anybody else.
 pub(crate) fn is_private_answer(topic: &[u8], kind: &[u8]) -> bool {
     kind == b"sub"
         && (topic.starts_with(CONFIRMATION_TOPIC.as_bytes())
-            // What ends a subscription: see `Subscription::drain`.
+            // The marker that ends a subscription: see `Subscription::drain`.
             || topic.starts_with(b"ret:") && topic.ends_with(b":drain"))
 }
 
-/// The topic for which a private one stands, where it stands for one alone.
+/// Returns the topic that a private topic stands for, if it stands for only one.
 #[must_use]
 pub fn asked_after(private: &[u8]) -> Option<&[u8]> {
     let rest = private.strip_prefix(CONFIRMATION_TOPIC.as_bytes())?;
@@ -370,7 +382,7 @@ mod tests {
         assert!(!request.is_answered_by(&Multipart::from(["a:bc", "sub"])));
     }
 
-    /// Of one that has no room for private topics.
+    /// Makes the questions of a client that has no room for private topics.
     fn plain(topics: &[Topic]) -> Unconfirmed<'_> {
         Unconfirmed::new(topics.iter().map(Question::plain).collect())
     }
@@ -484,7 +496,7 @@ mod tests {
         assert_eq!(unconfirmed.ask(false, never).len(), 4);
         unconfirmed.concede(message.clone());
         assert_eq!(unconfirmed.ask(true, never), [Request::Subscription(topics[2].clone())]);
-        // One question for all of them needs a message for each.
+        // One question for all topics is answered only when a message has arrived for each of them.
         let mut unconfirmed = Unconfirmed::together(&topics);
         assert_eq!(unconfirmed.ask(false, |_| true).len(), 1);
         unconfirmed.concede(message);

@@ -1,13 +1,13 @@
-//! Data: the third frame of a message, and the values that Rust code puts into it and takes out of it.
+//! Data: the third frame of a message, and its conversion from and to Rust values.
 //!
-//! The frame is opaque bytes whose meaning the mime type in the metadata gives. For numbers, texts and arrays
-//! of them it is the protobuf (proto2) message `Data` of xMsg with one field set; a reader goes by the fields
-//! that are set. Two cases are special:
+//! The frame is opaque bytes; the MIME type in the metadata defines their meaning. Numbers, texts and arrays
+//! of them are encoded as the protobuf (proto2) message `Data` of xMsg with one field set, and a reader
+//! relies on the fields that are set. Two cases are special:
 //!
-//! * `binary/bytes` is the bytes themselves, without that message, as the Java library sends them. It is
+//! - `binary/bytes` is the bytes themselves, without that message, as the Java library sends them. It is
 //!   always read so: bytes that happen to look like a `Data` message are still the bytes.
-//! * `binary/native` is a `Data` message of which the mime type doesn't say what is in it; several fields may
-//!   be.
+//! - `binary/native` is a `Data` message whose MIME type does not say which fields are set. There may be
+//!   several.
 
 #[cfg(feature = "serde")]
 mod json;
@@ -24,7 +24,7 @@ pub use self::json::Json;
 pub use self::values::{ArrayElement, FromData, IntoData, ReadArrayElement, ToData, expect_mime_type};
 use crate::{Error, ErrorKind, Result};
 
-/// The mime types that xMsg gives a meaning.
+/// The MIME types that xMsg defines, and that of JSON.
 pub mod mime {
     /// A 32-bit integer of variable length.
     pub const SINT32: &str = "binary/sint32";
@@ -40,13 +40,13 @@ pub mod mime {
     pub const DOUBLE: &str = "binary/double";
     /// A text.
     pub const STRING: &str = "text/string";
-    /// Bytes as they are, without a protobuf message around them.
+    /// Plain bytes, without a protobuf message around them.
     pub const BYTES: &str = "binary/bytes";
     /// An array of 32-bit integers of variable length.
     pub const ARRAY_SINT32: &str = "binary/array-sint32";
     /// An array of 64-bit integers of variable length.
     pub const ARRAY_SINT64: &str = "binary/array-sint64";
-    /// An array of 32-bit integers of fixed length; from C++, also one of 64-bit integers.
+    /// An array of 32-bit integers of fixed length. C++ uses it for arrays of 64-bit integers, too.
     pub const ARRAY_SFIXED32: &str = "binary/array-sfixed32";
     /// An array of 64-bit integers of fixed length.
     pub const ARRAY_SFIXED64: &str = "binary/array-sfixed64";
@@ -60,16 +60,16 @@ pub mod mime {
     pub const ARRAY_BYTES: &str = "binary/array-bytes";
     /// A `Data` message with any of its fields.
     pub const NATIVE: &str = "binary/native";
-    /// A serialized Java object, of use to Java actors only.
+    /// A serialized Java object, which only Java actors can use.
     pub const JAVA: &str = "binary/java";
-    /// An object of a C++ actor, of use to C++ actors only.
+    /// An object of a C++ actor, which only C++ actors can use.
     pub const CPP: &str = "binary/cpp";
-    /// JSON, which is none of xMsg's own kinds.
+    /// JSON, which is not one of xMsg's own MIME types.
     pub const JSON: &str = "application/json";
-    /// An object of a Python actor, of use to Python actors only.
+    /// An object of a Python actor, which only Python actors can use.
     pub const PYTHON: &str = "binary/python";
 
-    /// The mime types of the fields 1 to 16 of a `Data` message, in order.
+    /// The MIME types of the fields 1 to 16 of a `Data` message, in order.
     pub(crate) const ALL: [&str; 16] = [
         SINT32,
         SINT64,
@@ -103,13 +103,13 @@ pub mod mime {
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub enum Data {
-    /// 1, `binary/sint32`: shorter on the wire when near zero.
+    /// 1, `binary/sint32`: values near zero have a short encoding.
     Sint32(i32),
-    /// 2, `binary/sint64`: shorter on the wire when near zero.
+    /// 2, `binary/sint64`: values near zero have a short encoding.
     Sint64(i64),
-    /// 3, `binary/sfixed32`: four bytes; what the other libraries send for an int.
+    /// 3, `binary/sfixed32`: four bytes. The other libraries send it for an int.
     Sfixed32(i32),
-    /// 4, `binary/sfixed64`: eight bytes; what the other libraries send for a long.
+    /// 4, `binary/sfixed64`: eight bytes. The other libraries send it for a long.
     Sfixed64(i64),
     /// 5, `binary/float`.
     Float(f32),
@@ -138,14 +138,15 @@ pub enum Data {
 }
 
 impl Data {
-    /// The mime type of this kind of value.
+    /// Returns the MIME type of this kind of value.
     #[must_use]
     pub fn mime_type(&self) -> &'static str {
         name(self.number())
     }
 
-    /// The data frame that goes with [`mime_type`](Self::mime_type). Arrays are not packed, and the field
-    /// `type` is not set, as the other libraries do it. [`Data::Bytes`] is the bytes themselves.
+    /// Encodes the value as a data frame with this [`mime_type`](Self::mime_type). Arrays are not packed and
+    /// the field `type` is not set, as in the other libraries. [`Data::Bytes`] is encoded as the bytes
+    /// themselves.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         match self {
@@ -154,8 +155,8 @@ impl Data {
         }
     }
 
-    /// The value as a `Data` message, for a data frame of [`mime::NATIVE`]. Of an empty array no field is
-    /// left on the wire, therefore only there the field `type` says what it is.
+    /// Encodes the value as a `Data` message, for a data frame of [`mime::NATIVE`]. The encoding of an empty
+    /// array has no field with its values, so in this case only the field `type` is set.
     #[must_use]
     pub fn encode_native(&self) -> Bytes {
         let frame = self.encode_field();
@@ -165,12 +166,12 @@ impl Data {
         Wire { kind: Some(self.number().cast_signed()), ..Wire::default() }.encode_to_vec().into()
     }
 
-    /// Reads a data frame of one of the sixteen mime types or of [`mime::NATIVE`]. Packed arrays are
-    /// accepted.
+    /// Decodes a data frame of one of the sixteen MIME types or of [`mime::NATIVE`]. Packed arrays are
+    /// accepted. If a `binary/native` frame holds several values, the field `type` says which one counts.
     ///
-    /// Of several values in one `binary/native` frame, the field `type` says which counts.
-    /// [`ErrorKind::InvalidMessage`] when the mime type is another, the frame is damaged, holds no value, or
-    /// several of which none is marked: take those one by one with [`FromData`].
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the MIME type is another, the frame is damaged or holds no value,
+    /// or it holds several values without a `type`: read those one by one with [`FromData`].
     pub fn decode(mime_type: &str, frame: &Bytes) -> Result<Self> {
         if mime_type == mime::NATIVE {
             return Wire::decode_frame(frame)?.take_only();
@@ -184,7 +185,7 @@ impl Data {
     }
 }
 
-/// Named values in one message, in order: the protobuf message `Payload` of xMsg. It has no mime type of its
+/// Named values in one message, in order: the protobuf message `Payload` of xMsg. It has no MIME type of its
 /// own; sender and receiver agree on one.
 ///
 /// ```
@@ -196,12 +197,12 @@ impl Data {
 /// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Payload {
-    /// Names and values. A name may come more than once.
+    /// Names and values. A name may occur more than once.
     pub items: Vec<(String, Data)>,
 }
 
 impl Payload {
-    /// The payload as a data frame.
+    /// Encodes the payload as a data frame.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let mut frame = Vec::new();
@@ -213,7 +214,10 @@ impl Payload {
         frame.into()
     }
 
-    /// Reads a data frame. [`ErrorKind::InvalidMessage`] when it is damaged, or an item has no name or value.
+    /// Decodes a data frame.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the frame is damaged, or an item lacks its name or its value.
     pub fn decode(frame: &Bytes) -> Result<Self> {
         let wire = WirePayload::decode(frame.clone()).map_err(not_protobuf)?;
         let item = |item: WireItem| match (item.name, item.data) {
@@ -226,7 +230,7 @@ impl Payload {
     }
 }
 
-/// The message `Data` for decoding, where any of its fields may come.
+/// The message `Data` for decoding. Any of its fields may be set.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Wire {
     #[prost(sint32, optional, tag = 1)]
@@ -281,16 +285,16 @@ struct WireItem {
 
 impl Wire {
     fn decode_frame(frame: &Bytes) -> Result<Self> {
-        // `Bytes` is its own buffer: byte strings in it are shared, not copied.
+        // Decoding from `Bytes` shares byte strings instead of copying them.
         Self::decode(frame.clone()).map_err(not_protobuf)
     }
 
-    /// The number in the field `type`, when it is one of the sixteen.
+    /// Returns the number in the field `type`, if it is one of the sixteen.
     fn marked(&self) -> Option<u32> {
         self.kind.and_then(|kind| u32::try_from(kind).ok()).filter(|kind| (1..=16).contains(kind))
     }
 
-    /// The value that the field `type` names, else the only one there is.
+    /// Returns the value that the field `type` names, or else the only value there is.
     fn take_only(mut self) -> Result<Data> {
         let set: Vec<u32> = (1..=16).filter(|number| self.has(*number)).collect();
         let number = match (self.marked(), set.as_slice()) {
@@ -308,15 +312,15 @@ impl Wire {
     }
 }
 
-/// What depends on the kind: number, variant, field of `Wire`, and its encoding. `Wire` could encode a value
-/// too, but only after a copy of it.
+/// Defines what depends on the kind: number, variant, field of `Wire`, and encoding. `Wire` could encode a
+/// value, too, but only after copying it.
 macro_rules! kinds {
     (
         single: $($number:literal $single:ident $field:ident),+;
         array: $($array_number:literal $array:ident $array_field:ident $element:ident),+;
     ) => {
         impl Data {
-            /// The number of the field, which is also the number of the type.
+            /// The number of the field, which is also the value of the field `type`.
             fn number(&self) -> u32 {
                 match self {
                     $(Self::$single(_) => $number,)+
@@ -324,7 +328,7 @@ macro_rules! kinds {
                 }
             }
 
-            /// The one field of a `Data` message that this value is.
+            /// Encodes the value as a `Data` message with one field.
             fn encode_field(&self) -> Bytes {
                 let mut frame = Vec::new();
                 match self {
@@ -342,7 +346,7 @@ macro_rules! kinds {
         }
 
         impl Wire {
-            /// Whether the field is on the wire; an empty array is not.
+            /// Whether the field is set. An empty array is not.
             fn has(&self, number: u32) -> bool {
                 match number {
                     $($number => self.$field.is_some(),)+
@@ -351,7 +355,7 @@ macro_rules! kinds {
                 }
             }
 
-            /// The value of a field: `None` when it is not there; an array that is not there is empty.
+            /// Takes the value of a field: `None` if it is not set. An array that is not set is empty.
             fn take(&mut self, number: u32) -> Option<Data> {
                 match number {
                     $($number => self.$field.take().map(Data::$single),)+
@@ -372,7 +376,7 @@ kinds! {
         15 StringArray string_array string, 16 BytesArray bytes_array bytes;
 }
 
-/// The value of the first of these kinds that the frame holds, when its mime type allows one of them.
+/// Returns the value of the first of these kinds that the frame holds, if its MIME type allows one of them.
 fn pick(numbers: &[u32], mime_type: &str, frame: &Bytes) -> Result<Data> {
     if mime_type == mime::NATIVE {
         let mut wire = Wire::decode_frame(frame)?;
@@ -386,13 +390,13 @@ fn pick(numbers: &[u32], mime_type: &str, frame: &Bytes) -> Result<Data> {
     }
 }
 
-/// The value of a frame whose mime type is that of this field.
+/// Decodes a frame whose MIME type is that of this field.
 fn decode_number(number: u32, frame: &Bytes) -> Result<Data> {
     if number == 8 {
         return Ok(Data::Bytes(frame.clone()));
     }
     let mut wire = Wire::decode_frame(frame)?;
-    // C++ gives an array of 64-bit integers the mime type of one of 32-bit integers.
+    // C++ gives an array of 64-bit integers the MIME type of 32-bit integers.
     let from_cpp = number == 11 && !wire.has(11) && wire.has(12);
     wire.take(if from_cpp { 12 } else { number }).ok_or_else(|| no_value(&[name(number)]))
 }
@@ -409,7 +413,7 @@ fn names(numbers: &[u32]) -> Vec<&'static str> {
     numbers.iter().map(|number| name(*number)).collect()
 }
 
-/// A text or bytes as a field of a protobuf message.
+/// Encodes a text or bytes as a field of a protobuf message.
 fn length_delimited(number: u32, value: &[u8]) -> Bytes {
     let length = value.len() as u64;
     let mut frame = Vec::with_capacity(key_len(number) + encoded_len_varint(length) + value.len());

@@ -1,4 +1,4 @@
-//! Names that actors make up for themselves: connection IDs, actor IDs and reply topics.
+//! Identities that actors generate: connection IDs, actor IDs and reply topics.
 
 use std::fmt;
 use std::net::{IpAddr, UdpSocket};
@@ -11,15 +11,15 @@ use uuid::Uuid;
 use crate::topic::Topic;
 use crate::{Error, ErrorKind, Result};
 
-/// The digit for Rust in connection IDs and reply topics. Java has 1, C++ 2, Python 3.
+/// The digit for Rust in connection IDs and reply topics. Java uses 1, C++ 2 and Python 3.
 const LANGUAGE: u32 = 4;
 
-/// Serials of reply topics have six digits.
+/// The number of serial numbers of reply topics, which have six digits.
 const SERIALS: u32 = 1_000_000;
 
 /// The identity of a connection towards the proxy: nine digits `LPPPRRRRR`.
 ///
-/// `L` is the language (4 for Rust), `PPP` is the same for every connection made on one node, `RRRRR` is
+/// `L` is the language (4 for Rust), `PPP` is the same for all connections made on one node, and `RRRRR` is
 /// random.
 ///
 /// ```
@@ -34,33 +34,33 @@ const SERIALS: u32 = 1_000_000;
 pub struct ConnectionId([u8; 9]);
 
 impl ConnectionId {
-    /// A new ID for a connection made on this node.
+    /// Makes a new ID for a connection made on this node.
     #[must_use]
     pub fn random() -> Self {
         let number = LANGUAGE * 100_000_000 + u32::from(node()) * 100_000 + fastrand::u32(..100_000);
         Self(digits(number))
     }
 
-    /// The nine digits as they are on the wire.
+    /// Returns the nine digits as they are on the wire.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The digit `L`: 1 Java, 2 C++, 3 Python, 4 Rust.
+    /// Returns the digit `L`: 1 for Java, 2 for C++, 3 for Python, 4 for Rust.
     #[must_use]
     pub fn language(&self) -> u8 {
         self.0[0] - b'0'
     }
 
-    /// The digits `PPP`, 0 to 999: those of the node.
+    /// Returns the digits `PPP` of the node, 0 to 999.
     #[must_use]
     pub fn node(&self) -> u16 {
         self.0[1..4].iter().fold(0, |node, digit| node * 10 + u16::from(digit - b'0'))
     }
 }
 
-/// [`ErrorKind::Protocol`] unless the bytes are nine digits.
+/// Fails with [`ErrorKind::Protocol`] unless the bytes are nine digits.
 impl TryFrom<&[u8]> for ConnectionId {
     type Error = Error;
 
@@ -101,12 +101,12 @@ impl fmt::Debug for ConnectionId {
     }
 }
 
-/// The identity of an actor in its reply topics: eight hexadecimal digits, random.
+/// The identity of an actor in its reply topics: eight random hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ActorId(u32);
 
 impl ActorId {
-    /// A new ID.
+    /// Makes a new ID.
     #[must_use]
     pub fn random() -> Self {
         // The first 32 bits of a version 4 UUID are all random.
@@ -126,10 +126,10 @@ impl fmt::Debug for ActorId {
     }
 }
 
-/// The topics on which an actor awaits the answers to its requests: `ret:<actor ID>:4DDDDDD`.
+/// Generates the topics on which an actor awaits the replies to its requests: `ret:<actor ID>:4DDDDDD`.
 ///
-/// The serial `DDDDDD` starts at random and wraps: a million requests in flight get a million topics. Threads
-/// may share the generator.
+/// The serial number `DDDDDD` starts at random and wraps around, so that a million requests in flight have
+/// different topics. Threads may share the generator.
 ///
 /// ```
 /// use xmsg_core::id::{ActorId, ReplyTopics};
@@ -145,7 +145,7 @@ pub struct ReplyTopics {
 }
 
 impl ReplyTopics {
-    /// The reply topics of this actor.
+    /// Makes the generator of the reply topics of this actor.
     #[must_use]
     pub fn new(actor: ActorId) -> Self {
         Self {
@@ -154,13 +154,13 @@ impl ReplyTopics {
         }
     }
 
-    /// The topic to subscribe to, for all answers.
+    /// Returns the topic to subscribe to for all replies.
     #[must_use]
     pub fn subscription(&self) -> &Topic {
         &self.subscription
     }
 
-    /// The topic for the answer to the next request.
+    /// Returns the topic for the reply to the next request.
     #[must_use]
     pub fn next_topic(&self) -> Topic {
         let after = |serial| Some((serial + 1) % SERIALS);
@@ -170,7 +170,7 @@ impl ReplyTopics {
     }
 }
 
-/// The digits `PPP` of this node, found once per process.
+/// Returns the digits `PPP` of this node, which are determined once per process.
 fn node() -> u16 {
     static NODE: OnceLock<u16> = OnceLock::new();
     *NODE.get_or_init(|| {
@@ -179,8 +179,8 @@ fn node() -> u16 {
     })
 }
 
-/// The address from which this node reaches others. To connect a UDP socket chooses a route and sends
-/// nothing; the addresses are those that RFC 5737 and RFC 3849 keep for documentation.
+/// Returns the address from which this node reaches others. Connecting a UDP socket chooses a route and sends
+/// nothing. The addresses are those that RFC 5737 and RFC 3849 reserve for documentation.
 fn local_address() -> Option<IpAddr> {
     let routed = |bind: &str, to: &str| {
         let socket = UdpSocket::bind((bind, 0)).ok()?;
@@ -196,14 +196,15 @@ fn host_name() -> Option<String> {
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-/// The hash of Java's strings, which gives the node the same digits in Java actors; any stable hash would do.
+/// Computes the node digits with the hash of Java's strings, so that they equal those of Java actors. Any
+/// stable hash would work.
 fn node_of(address: &str) -> u16 {
     let hash =
         address.encode_utf16().fold(0_u32, |hash, unit| hash.wrapping_mul(31).wrapping_add(unit.into()));
     ((hash & 0x7fff_ffff) % 1000) as u16
 }
 
-/// The nine last decimal digits of a number.
+/// Returns the last nine decimal digits of a number.
 fn digits(mut number: u32) -> [u8; 9] {
     let mut digits = [b'0'; 9];
     for digit in digits.iter_mut().rev() {
@@ -236,7 +237,7 @@ mod tests {
 
     #[test]
     fn the_node_digits_are_those_of_java() {
-        // "10.0.0.7".hashCode() is 511552172, "zookeeper-cluster".hashCode() is -1042128775.
+        // In Java, "10.0.0.7".hashCode() is 511552172 and "zookeeper-cluster".hashCode() is -1042128775.
         assert_eq!(node_of("10.0.0.7"), 172);
         assert_eq!(node_of("zookeeper-cluster"), 873);
     }

@@ -1,4 +1,4 @@
-//! Messages: topic, metadata and data, as three frames.
+//! Messages, which have three frames: topic, metadata and data.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,14 +10,14 @@ use crate::meta::{self, Meta, Status};
 use crate::topic::{IntoTopic, Topic};
 use crate::{Error, ErrorKind, Result};
 
-/// What the topics begin with that connections and proxies use among themselves.
+/// The prefix of the topics that connections and proxies use among themselves.
 const INTERNAL_TOPICS: &[u8] = b"xmsg:";
 
-/// A message: a [`Topic`], [`Meta`]data and data. Cloning is cheap: the frames are shared.
+/// A message: a [`Topic`], [`Meta`]data and data. Cloning is cheap, because clones share the frames.
 ///
-/// The metadata stays encoded until somebody asks for it, so that to receive, forward or answer a message
-/// never costs its decoding. The price: metadata that a peer damaged is only found by the calls that read it,
-/// with [`ErrorKind::InvalidMessage`].
+/// The metadata stays encoded until it is needed, so that receiving, forwarding or answering a message never
+/// costs its decoding. Therefore metadata that a peer damaged is found only by the calls that read it, with
+/// [`ErrorKind::InvalidMessage`].
 ///
 /// ```
 /// use xmsg_core::Message;
@@ -30,7 +30,7 @@ const INTERNAL_TOPICS: &[u8] = b"xmsg:";
 /// assert!(error.to_string().contains("`text/string`, expected `binary/double`"));
 /// # Ok::<(), xmsg_core::Error>(())
 /// ```
-/// Two messages are equal when their frames are, byte for byte.
+/// Two messages are equal if their frames are equal, byte for byte.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Message {
     topic: Topic,
@@ -39,9 +39,12 @@ pub struct Message {
 }
 
 impl Message {
-    /// A message with this value, whose type gives the mime type, about a topic: a [`Topic`] or text.
-    /// [`ErrorKind::InvalidTopic`] when the text is no topic, and
-    /// [`ErrorKind::InvalidMessage`] when the value can't be sent.
+    /// Makes a message with this value as data. `topic` is a [`Topic`] or text, and the type of the value
+    /// determines the MIME type.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidTopic`] when the topic is not valid, and [`ErrorKind::InvalidMessage`] when the
+    /// value cannot be encoded.
     ///
     /// ```
     /// use xmsg_core::{Message, Topic};
@@ -58,37 +61,38 @@ impl Message {
         Ok(Self::with_mime(topic.into_topic()?, mime_type, data))
     }
 
-    /// A message with these bytes as data; the metadata says only their mime type.
+    /// Makes a message with these bytes as data. The metadata has only their MIME type.
     pub fn with_mime(topic: Topic, mime_type: &str, data: impl Into<Bytes>) -> Self {
         Self { topic, meta: meta::frame_of(mime_type), data: data.into() }
     }
 
-    /// A message with this metadata and these bytes as data.
+    /// Makes a message with this metadata, and these bytes as data.
     pub fn new(topic: Topic, meta: &Meta, data: impl Into<Bytes>) -> Self {
         Self { topic, meta: meta.encode(), data: data.into() }
     }
 
-    /// The message that these frames are, as they come from the wire. Nothing is checked.
+    /// Makes a message of its three frames, as they are on the wire. Nothing is checked.
     #[must_use]
     pub fn from_frames(topic: Bytes, meta: Bytes, data: Bytes) -> Self {
         Self { topic: Topic::wrap(topic), meta, data }
     }
 
-    /// The frames of the message, as they go to the wire: topic, metadata, data.
+    /// Returns the three frames of the message, as they are on the wire: topic, metadata and data.
     #[must_use]
     pub fn into_frames(self) -> [Bytes; 3] {
         [self.topic.into_bytes(), self.meta, self.data]
     }
 
-    /// The same, and the message is kept.
+    /// Returns the three frames by reference.
     pub(crate) fn frames(&self) -> [&Bytes; 3] {
         [self.topic.bytes(), &self.meta, &self.data]
     }
 
-    /// The same message in memory of its own, just as much as it needs.
+    /// Copies the message into memory of its own, of exactly the size that it needs.
     ///
-    /// Messages that came in share memory with others. One from [`next`](crate::Subscription::next) can simply be kept; one from
-    /// `next_batch` holds the memory of the whole batch, and is detached by this call, which copies it.
+    /// Received messages share memory with others. A message from [`next`](crate::Subscription::next) can be
+    /// kept without this call. A message from `next_batch` keeps the memory of its whole batch alive until it
+    /// is detached.
     ///
     /// ```
     /// use std::collections::HashMap;
@@ -119,30 +123,34 @@ impl Message {
         Self::from_frames(topic, meta, data)
     }
 
-    /// The length of the three frames together, in bytes.
+    /// Returns the length of the three frames together, in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         self.topic.as_bytes().len() + self.meta.len() + self.data.len()
     }
 
-    /// What the message is about.
+    /// Returns the topic of the message.
     #[must_use]
     pub fn topic(&self) -> &Topic {
         &self.topic
     }
 
-    /// The data, as it is on the wire.
+    /// Returns the data as it is on the wire.
     #[must_use]
     pub fn data(&self) -> &Bytes {
         &self.data
     }
 
-    /// The metadata, decoded at each call.
+    /// Decodes the metadata; each call decodes it anew.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the metadata cannot be decoded. This holds for all calls that read
+    /// or change it.
     pub fn meta(&self) -> Result<Meta> {
         Meta::decode(&self.meta)
     }
 
-    /// The same message with other metadata.
+    /// Replaces the metadata.
     #[must_use]
     pub fn with_meta(mut self, meta: &Meta) -> Self {
         self.meta = meta.encode();
@@ -166,7 +174,8 @@ impl Message {
         Ok(())
     }
 
-    /// The value of a header, without decoding the rest of the metadata.
+    /// Returns the value of a header, without decoding the rest of the metadata; `None` if there is no such
+    /// header.
     ///
     /// ```
     /// use xmsg_core::Message;
@@ -180,50 +189,64 @@ impl Message {
         meta::header(&self.meta, key)
     }
 
-    /// Whether it may have come before: it was sent again after its connection had broken, by a publisher whose delivery is
-    /// [at least once](crate::Delivery::AtLeastOnce).
+    /// Returns whether the message may have arrived before. It was sent again after its connection broke, by
+    /// a publisher with delivery [at least once](crate::Delivery::AtLeastOnce).
     #[must_use]
     pub fn may_be_repeated(&self) -> bool {
         matches!(self.header(meta::REPEATED), Ok(Some(_)))
     }
 
-    /// The same message with this header: a text by name, beside the fixed fields of the metadata. Peers in other
-    /// languages ignore it, and keep it in what they forward. [`ErrorKind::InvalidMessage`](crate::ErrorKind) when
-    /// there would be more than [`Headers`](crate::meta::Headers) may be.
+    /// Sets a header, which is a text by name, beside the fixed fields of the metadata. Peers in other
+    /// languages ignore it, and keep it in the messages that they forward.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`](crate::ErrorKind) when the key is empty, or the limits of
+    /// [`Headers`](crate::meta::Headers) would be exceeded.
     pub fn with_header(mut self, key: &str, value: &str) -> Result<Self> {
         self.set_header(key, value)?;
         Ok(self)
     }
 
-    /// Sets a header, as [`with_header`](Self::with_header) does; the rest of the metadata stays as it is.
+    /// Sets a header in place, as [`with_header`](Self::with_header) does. The rest of the metadata stays as
+    /// it is.
     pub fn set_header(&mut self, key: &str, value: &str) -> Result<()> {
         self.meta = meta::with_header(&self.meta, key, Some(value))?;
         Ok(())
     }
 
-    /// Takes a header out, if it is there; the rest of the metadata stays as it is.
+    /// Removes a header, if it is there. The rest of the metadata stays as it is.
     pub fn remove_header(&mut self, key: &str) -> Result<()> {
         self.meta = meta::with_header(&self.meta, key, None)?;
         Ok(())
     }
 
-    /// The mime type of the data, without decoding the rest of the metadata.
+    /// Returns the MIME type of the data, without decoding the rest of the metadata.
     pub fn mime_type(&self) -> Result<&str> {
         meta::data_type(&self.meta)
     }
 
-    /// The data as a Rust value. The error names the mime type that was found and those that were expected.
+    /// Decodes the data as a Rust value.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the data is not of this type. The error names the MIME type of the
+    /// data and those that were expected.
     pub fn value<T: FromData>(&self) -> Result<T> {
         T::from_data(self.mime_type()?, &self.data)
     }
 
-    /// Where the sender awaits an answer: `None` unless the message is a synchronous request.
+    /// Returns the topic on which the sender awaits a reply; `None` unless the message is a synchronous
+    /// request.
     pub fn reply_to(&self) -> Result<Option<Topic>> {
         Ok(meta::reply_to(&self.meta)?.map(Topic::wrap))
     }
 
-    /// Where the reply to this request goes: as [`reply_to`](Self::reply_to), but never to the topics that connections and proxies use among
-    /// themselves, which is [`InvalidMessage`](ErrorKind::InvalidMessage). Any other topic is for the rights of whoever replies to forbid.
+    /// Returns the topic that a reply to this request is published to; `None` when the message is not a
+    /// request.
+    ///
+    /// # Errors
+    /// [`InvalidMessage`](ErrorKind::InvalidMessage) when it is one of the topics that connections and
+    /// proxies use among themselves. Any other topic is allowed here; the rights of whoever replies may
+    /// forbid it.
     pub fn reply_topic(&self) -> Result<Option<Topic>> {
         let topic = self.reply_to()?;
         match topic {
@@ -237,15 +260,14 @@ impl Message {
         }
     }
 
-    /// Makes the message a request whose answer is awaited on this topic; the rest of the metadata stays as
-    /// it is.
+    /// Makes the message a request whose reply is awaited on this topic. The rest of the metadata stays as it
+    /// is.
     pub fn set_reply_to(&mut self, topic: &Topic) -> Result<()> {
         self.meta = meta::with_reply_to(&self.meta, Some(topic.as_bytes()))?;
         Ok(())
     }
 
-    /// Makes the message one that awaits no answer; the rest of the metadata stays as it is. Costs nothing
-    /// when it is one already.
+    /// Removes the reply topic. The rest of the metadata stays as it is. Nothing is copied if there is none.
     pub fn clear_reply_to(&mut self) -> Result<()> {
         if meta::reply_to(&self.meta)?.is_some() {
             self.meta = meta::with_reply_to(&self.meta, None)?;
@@ -253,7 +275,7 @@ impl Message {
         Ok(())
     }
 
-    /// The message as one that awaits no answer: itself, when it is one already.
+    /// Returns the message without its reply topic: the message itself if it has none.
     pub(crate) fn without_reply_to(&self) -> Result<Cow<'_, Self>> {
         if meta::reply_to(&self.meta)?.is_none() {
             return Ok(Cow::Borrowed(self));
@@ -263,7 +285,7 @@ impl Message {
         Ok(Cow::Owned(message))
     }
 
-    /// The answer to this request that sends its own data back, with all of its metadata but the reply topic;
+    /// Makes a reply to this request with the same data, and the same metadata without the reply topic;
     /// `None` when the message is not a request.
     pub fn reply(&self) -> Result<Option<Self>> {
         let Some(topic) = self.reply_topic()? else { return Ok(None) };
@@ -271,8 +293,8 @@ impl Message {
         Ok(Some(Self { topic, meta, data: self.data.clone() }))
     }
 
-    /// The answer to this request with this value and new metadata; `None` when the message is not a request,
-    /// so that a service can return what it gets here for requests and other messages alike.
+    /// Makes a reply to this request with this value and new metadata; `None` when the message is not a
+    /// request. A service can return this result for requests and other messages alike.
     ///
     /// ```
     /// use xmsg_core::{Message, Topic};
@@ -290,9 +312,10 @@ impl Message {
         self.reply_topic()?.map(|topic| Self::of(topic, value)).transpose()
     }
 
-    /// The answer to this request that says that it failed, and why: its metadata has the status *error* and the text
-    /// as description, and the text is also its data, as `text/string`, so that peers in any language can show it.
-    /// `None` when the message is not a request.
+    /// Makes an error reply to this request; `None` when the message is not a request.
+    ///
+    /// Its metadata has the status *error*, and the text as description. The text is also the data, as
+    /// `text/string`, so that peers in any language can show it.
     ///
     /// ```
     /// use xmsg_core::{Message, Topic};
@@ -316,8 +339,8 @@ impl Message {
         Ok(Some(Self::new(topic, &meta, data)))
     }
 
-    /// Why whoever sent this failed, if the status in its metadata is *error*: the data, if it is a text, else the
-    /// description, which may be empty. `None` with any other status.
+    /// Returns the error text, if the status in the metadata is *error*; `None` with any other status. The
+    /// text is the data if that is a text, and otherwise the description, which may be empty.
     ///
     /// ```
     /// use xmsg_core::Message;
@@ -336,7 +359,7 @@ impl Message {
     }
 }
 
-/// The frames: topic, metadata, data.
+/// Returns the frames: topic, metadata and data.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -353,7 +376,7 @@ impl From<Message> for [Bytes; 3] {
     }
 }
 
-/// The message that these frames are: topic, metadata, data. Nothing is checked.
+/// Makes a message of its frames: topic, metadata and data. Nothing is checked.
 impl From<[Bytes; 3]> for Message {
     fn from([topic, meta, data]: [Bytes; 3]) -> Self {
         Self::from_frames(topic, meta, data)
@@ -362,7 +385,7 @@ impl From<[Bytes; 3]> for Message {
 
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What is in it can be long, and secret.
+        // The data is not shown: it can be long, and secret.
         let mut message = f.debug_struct("Message");
         message.field("topic", &self.topic);
         match self.meta() {
@@ -496,7 +519,8 @@ mod tests {
         assert_eq!(request.with_header("", "x").unwrap_err().kind(), ErrorKind::InvalidMessage);
     }
 
-    /// Whoever asks names the topic of the reply, and whoever replies publishes to it: it is not to ask a proxy something in between.
+    /// The requester chooses the topic of the reply, and the service publishes to it. The requester must not
+    /// be able to make the service send a control request to a proxy.
     #[test]
     fn no_reply_goes_to_the_topics_of_proxies() {
         let mut request = Message::of("req:echo", "x").unwrap();

@@ -1,8 +1,8 @@
-//! Metadata: the second frame of a message, the protobuf (proto2) message `Meta` of xMsg.
+//! The metadata of a message: its second frame, which is the protobuf (proto2) message `Meta` of xMsg.
 //!
-//! Peers may add fields that this version doesn't know, and a forwarded or answered message keeps them.
-//! `prost` would drop them, so that the fields are read one by one here, and the functions at the end work on
-//! encoded metadata without decoding the rest of it.
+//! Peers may add fields that this version does not know, and a message that is forwarded or answered keeps
+//! them. `prost` would drop them. Therefore this module reads the fields one by one, and its crate-internal
+//! functions work on encoded metadata without decoding the rest of it.
 
 mod headers;
 
@@ -19,18 +19,19 @@ pub(crate) use self::headers::{find as header, replace as with_header};
 use crate::data::mime;
 use crate::{Error, ErrorKind, Result};
 
-/// The header of a message that may have arrived already: it is sent again after its connection broke. See
-/// [`Delivery::AtLeastOnce`](crate::Delivery::AtLeastOnce).
+/// The key of a header that marks a message which may have arrived before: it was sent again after its
+/// connection broke. See [`Delivery::AtLeastOnce`](crate::Delivery::AtLeastOnce).
 pub const REPEATED: &str = "repeated";
 
 const STATUS: u32 = 4;
 const DATA_TYPE: u32 = 14;
 const REPLY_TO: u32 = 16;
 
-/// The metadata of a message. `None` means absent, which is not the same as a default value (proto2).
+/// The metadata of a message. `None` means that a field is absent, which differs from a default value
+/// (proto2).
 ///
-/// Fields and types are those of the `Meta` message that the Java, C++ and Python libraries share. Fields
-/// that are not in this list are kept as they came and sent again after the others.
+/// Fields and types are those of the `Meta` message that the Java, C++ and Python libraries share. Other
+/// fields are kept as they were received, and encoded after the known ones.
 ///
 /// ```
 /// use xmsg_core::meta::{Meta, Status};
@@ -50,11 +51,11 @@ pub struct Meta {
     pub version: Option<String>,
     /// 2: a description of the data.
     pub description: Option<String>,
-    /// 3: who made the data.
+    /// 3: the author of the data.
     pub author: Option<String>,
-    /// 4: how the work went.
+    /// 4: how the work of the sender went.
     pub status: Option<Status>,
-    /// 5: how severe an error or a warning is; the scale is the application's.
+    /// 5: how severe an error or a warning is; the application defines the scale.
     pub severity_id: Option<i32>,
     /// 6: the name of the sender.
     pub sender: Option<String>,
@@ -64,21 +65,21 @@ pub struct Meta {
     pub communication_id: Option<u32>,
     /// 10: the composition of services that the message goes through.
     pub composition: Option<String>,
-    /// 11: how long the work took; the unit is the application's.
+    /// 11: how long the work took; the application defines the unit.
     pub execution_time: Option<i64>,
     /// 12: what the receiver shall do.
     pub action: Option<Action>,
     /// 13: how the receiver shall treat the message.
     pub control: Option<Control>,
-    /// 14, required: the mime type of the data, such as those in [`data::mime`](crate::data::mime).
+    /// 14, required: the MIME type of the data, such as those in [`data::mime`](crate::data::mime).
     pub data_type: String,
     /// 15: a description of the type of the data.
     pub data_type_description: Option<String>,
-    /// 16: where an answer is awaited; set only on synchronous requests.
+    /// 16: the topic on which a reply is awaited; set only on synchronous requests.
     pub reply_to: Option<String>,
-    /// 17: the byte order of the data; absent means big.
+    /// 17: the byte order of the data; absent means big-endian.
     pub byte_order: Option<ByteOrder>,
-    /// 100: texts by name, an extension of xMsg that other peers ignore and keep.
+    /// 100: headers, which are texts by name. They are an extension of xMsg that other peers ignore and keep.
     pub headers: Headers,
     unknown: Bytes,
 }
@@ -86,49 +87,49 @@ pub struct Meta {
 /// How the work of the sender went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Status {
-    /// 1: all is well.
+    /// 1: the work succeeded.
     Info,
-    /// 2: something to look at.
+    /// 2: the work raised a warning.
     Warning,
-    /// 3: it failed.
+    /// 3: the work failed.
     Error,
-    /// A number that has no name here; kept when the metadata is sent on.
+    /// A number without a name in this version. It is kept when the metadata is encoded again.
     Unknown(i32),
 }
 
 /// What the receiver shall do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// 0: do the work on the data.
+    /// 0: process the data.
     Execute,
-    /// 1: take the data as a configuration.
+    /// 1: use the data as a configuration.
     Configure,
-    /// A number that has no name here; kept when the metadata is sent on.
+    /// A number without a name in this version. It is kept when the metadata is encoded again.
     Unknown(i32),
 }
 
 /// How the receiver shall treat the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Control {
-    /// 0: pass it by.
+    /// 0: skip the message.
     Skip,
-    /// A number that has no name here; kept when the metadata is sent on.
+    /// A number without a name in this version. It is kept when the metadata is encoded again.
     Unknown(i32),
 }
 
-/// The order of the bytes of the numbers in the data.
+/// The byte order of the numbers in the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ByteOrder {
     /// 1: least significant byte first.
     Little,
     /// 2: most significant byte first.
     Big,
-    /// A number that has no name here; kept when the metadata is sent on.
+    /// A number without a name in this version. It is kept when the metadata is encoded again.
     Unknown(i32),
 }
 
 impl Meta {
-    /// Metadata that says only what the data is: its mime type.
+    /// Makes metadata that only gives the MIME type of the data.
     pub fn new(data_type: impl Into<String>) -> Self {
         Self {
             version: None,
@@ -152,11 +153,13 @@ impl Meta {
         }
     }
 
-    /// Reads the metadata frame of a message.
+    /// Decodes the metadata frame of a message.
     ///
-    /// A known field with the wire type of another counts as unknown, as in the other implementations.
-    /// [`ErrorKind::InvalidMessage`] when it isn't protobuf, a text is not UTF-8, `dataType` is missing, or there are
-    /// more [headers](Headers) than may be.
+    /// A known field with the wrong wire type counts as unknown, as in the other implementations.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the frame is not protobuf, a text is not UTF-8, `dataType` is
+    /// missing, or there are more [headers](Headers) than the limit.
     pub fn decode(frame: &Bytes) -> Result<Self> {
         let mut meta = Self::new("");
         let mut data_type = None;
@@ -191,8 +194,8 @@ impl Meta {
         Ok(meta)
     }
 
-    /// The metadata as a frame: known fields in the order of their numbers, the headers last and in the order of
-    /// their keys, then the unknown ones as they came.
+    /// Encodes the metadata as a frame: known fields in the order of their numbers, then the headers in the
+    /// order of their keys, then the unknown fields as they were received.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let mut frame = Vec::with_capacity(self.encoded_len());
@@ -206,7 +209,7 @@ impl Meta {
         frame.into()
     }
 
-    /// The length of the frame, in bytes.
+    /// Returns the length of the encoded frame, in bytes.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
         self.present().map(|(number, value)| value.encoded_len(number)).sum::<usize>()
@@ -214,7 +217,7 @@ impl Meta {
             + self.unknown.len()
     }
 
-    /// The fields that this version doesn't know, encoded, in the order in which they came.
+    /// Returns the encoded fields that this version does not know, in the order in which they were received.
     #[must_use]
     pub fn unknown_fields(&self) -> &[u8] {
         &self.unknown
@@ -225,7 +228,7 @@ impl Meta {
             value.map(|text| Value::Text(text.as_bytes()))
         }
         fn number<'a>(value: Option<impl Into<i32>>) -> Option<Value<'a>> {
-            // As protobuf has it: the number of an enum is sign-extended to 64 bits.
+            // Protobuf sign-extends the number of an enum to 64 bits.
             value.map(|value| Value::Varint(i64::from(value.into()).cast_unsigned()))
         }
         let all = [
@@ -250,7 +253,7 @@ impl Meta {
     }
 }
 
-/// What is present.
+/// Shows only the fields that are present.
 impl fmt::Debug for Meta {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fn present<T: fmt::Debug>(value: Option<&T>) -> Option<&dyn fmt::Debug> {
@@ -314,7 +317,7 @@ numbered!(Action: Execute = 0, Configure = 1);
 numbered!(Control: Skip = 0);
 numbered!(ByteOrder: Little = 1, Big = 2);
 
-/// The frame of `Meta::new(mime_type)`. For the mime types that xMsg names, it is there already.
+/// Returns the frame of `Meta::new(mime_type)`. For the MIME types that xMsg defines, it is a constant.
 pub(crate) fn frame_of(mime_type: &str) -> Bytes {
     macro_rules! ready_made {
         ($($known:path),+ $(,)?) => {
@@ -349,13 +352,14 @@ pub(crate) fn frame_of(mime_type: &str) -> Bytes {
     )
 }
 
-/// The mime type in a metadata frame, without decoding the rest.
+/// Returns the MIME type in a metadata frame, without decoding the rest.
 pub(crate) fn data_type(frame: &[u8]) -> Result<&str> {
     let value = last_text(frame, DATA_TYPE)?.ok_or_else(no_data_type)?;
     str::from_utf8(value).map_err(|error| not_utf8(DATA_TYPE).with_source(error))
 }
 
-/// The status in a metadata frame, without decoding the rest; the whole frame is checked.
+/// Returns the status in a metadata frame, without decoding the rest. The structure of the whole frame is
+/// checked.
 pub(crate) fn status(frame: &[u8]) -> Result<Option<Status>> {
     let mut last = None;
     for field in fields(frame) {
@@ -366,12 +370,12 @@ pub(crate) fn status(frame: &[u8]) -> Result<Option<Status>> {
     Ok(last)
 }
 
-/// The reply topic in a metadata frame, without a copy and without decoding the rest.
+/// Returns the reply topic in a metadata frame, without a copy and without decoding the rest.
 pub(crate) fn reply_to(frame: &Bytes) -> Result<Option<Bytes>> {
     Ok(last_text(frame, REPLY_TO)?.map(|value| frame.slice_ref(value)))
 }
 
-/// The same metadata frame with this reply topic, or none; everything else stays byte for byte.
+/// Returns the same metadata frame with this reply topic, or without one. All other bytes stay the same.
 pub(crate) fn with_reply_to(frame: &Bytes, reply_to: Option<&[u8]>) -> Result<Bytes> {
     if reply_to.is_none() && last_text(frame, REPLY_TO)?.is_none() {
         return Ok(frame.clone());
@@ -392,7 +396,7 @@ pub(crate) fn with_reply_to(frame: &Bytes, reply_to: Option<&[u8]>) -> Result<By
 }
 
 const fn ready_made<const N: usize>(mime_type: &str) -> [u8; N] {
-    // A length below 128 is one byte, and every name in `mime` is shorter.
+    // A length below 128 is encoded in one byte, and every name in `mime` is shorter than that.
     assert!(mime_type.len() < 128 && N == mime_type.len() + 2);
     let mut frame = [0; N];
     frame[0] = (DATA_TYPE << 3) as u8 | WireType::LengthDelimited as u8;
@@ -405,10 +409,10 @@ const fn ready_made<const N: usize>(mime_type: &str) -> [u8; N] {
     frame
 }
 
-/// One field as it is on the wire.
+/// One field of a frame, as it is encoded.
 struct Field<'a> {
     number: u32,
-    /// `None` for a group, which no field of `Meta` is.
+    /// The value; `None` for a group, which no field of `Meta` is.
     value: Option<Value<'a>>,
     raw: &'a [u8],
 }
@@ -455,7 +459,7 @@ impl Value<'_> {
     }
 }
 
-/// The fields of a frame in order; ends after the first error.
+/// Returns the fields of a frame in order, up to the first error.
 fn fields(frame: &[u8]) -> impl Iterator<Item = Result<Field<'_>>> {
     let mut rest = frame;
     std::iter::from_fn(move || {
@@ -490,7 +494,8 @@ fn next_field<'a>(rest: &mut &'a [u8]) -> Result<Field<'a>, prost::DecodeError> 
     Ok(Field { number, value, raw: &start[..start.len() - rest.len()] })
 }
 
-/// The last value of a text field (of several, the last one counts); the whole frame is checked.
+/// Returns the value of a text field. If the field occurs several times, the last value counts. The whole
+/// frame is checked.
 fn last_text(frame: &[u8], number: u32) -> Result<Option<&[u8]>> {
     let mut last = None;
     for field in fields(frame) {
@@ -530,7 +535,7 @@ mod tests {
 
     use super::*;
 
-    /// Every field set; the bytes are those of Google's protobuf for the same values.
+    /// A frame with every field set. The bytes are those that Google's protobuf produces for the same values.
     const GOLDEN: &str = concat!(
         "0a03322e34120673636f7265731a047a6fc3ab20032dfeffffff32087265706f727465723a0045fe",
         "ffffff5204612b623b5935fb048ee0feffff60016800720b746578742f737472696e677a0661206c",
@@ -593,7 +598,8 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_kept_byte_for_byte() {
-        // A varint, a group, a length-delimited field, and field 3 (a text) as a varint; out of order.
+        // A varint, a group, a length-delimited field, and field 3, which is a text, as a varint. They are
+        // out of order.
         let unknown = ["a00601", "ab0610071dacbeadba", "ac06", "fa0603616263", "1805"].concat();
         let frame: Bytes = hex::decode(unknown.clone() + "7203612f62").unwrap().into();
         let meta = Meta::decode(&frame).unwrap();
@@ -614,7 +620,7 @@ mod tests {
 
     #[test]
     fn damaged_frames_are_refused() {
-        // Cut short, a length beyond the end, field number 0, an end of group alone, not UTF-8.
+        // Cut short; a length beyond the end; field number 0; an end of group alone; not UTF-8.
         for frame in ["72", "72ff", "7205612f62", "0000", "7303", "7201ff"] {
             let frame = hex::decode(frame).unwrap().into();
             assert_eq!(Meta::decode(&frame).unwrap_err().kind(), ErrorKind::InvalidMessage);

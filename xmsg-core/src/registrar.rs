@@ -1,4 +1,4 @@
-//! The client of a registrar: who publishes and who subscribes, and where.
+//! The client of a registrar, which knows who publishes and who subscribes, and where.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -14,24 +14,26 @@ use crate::{Error, ErrorKind, RegistrarAddress, Result};
 use xmsg_zmq::{Endpoint, Requester, SocketOptions, Unanswered};
 use xmsg_zmtp::Limits;
 
-/// How long a registration may take (section 5 of the xMsg protocol).
+/// How long a registration may take by default (section 5 of the xMsg protocol).
 pub const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long an answer to a question may take.
+/// How long the answer to a query may take by default.
 pub const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often registrations are made again, unless told otherwise. A registrar that forgets what is not renewed should wait for
-/// three times as long, at least.
+/// How often registrations are renewed by default. A registrar that removes registrations that are not
+/// renewed should wait for at least three times as long.
 pub const RENEWAL_INTERVAL: Duration = Duration::from_secs(20);
 
-/// A registrar, as its clients see it. Clones share one connection, which is made with the first request, and made anew
-/// when it breaks. A request that times out never stands in the way of the next one.
+/// A client of a registrar. Clones share one connection, which is made with the first request, and made again
+/// when it breaks. A request that times out never blocks the next one.
 ///
-/// What was registered is registered again from time to time, for as long as there is a clone: a registrar that forgets what is
-/// not renewed keeps it, and one that was started anew learns of it. [`deregister`](Self::deregister) ends that.
+/// Registrations are renewed as long as at least one clone exists. So a registrar that removes registrations
+/// that are not renewed keeps them, and a registrar that was restarted receives them again.
+/// [`deregister`](Self::deregister) ends the renewal.
 ///
-/// A call that fails leaves nothing behind: what it asked for is neither under way nor done later. Only when the registrar got
-/// the request and did not answer in time, nobody knows whether it carries it out, which an error of kind
-/// [`Unconfirmed`](ErrorKind::Unconfirmed) says. That the registrar said no is [`Remote`](ErrorKind::Remote); that there is none
-/// has the kind of its cause, such as [`Refused`](ErrorKind::Refused).
+/// After a call that failed, the request is neither in progress nor carried out later. The exception is the
+/// kind [`Unconfirmed`](ErrorKind::Unconfirmed): the registrar received the request and did not answer in
+/// time, so it is not known whether it carries it out. [`Remote`](ErrorKind::Remote) means that the registrar
+/// refused the request. If there is no registrar, the error has the kind of the cause, such as
+/// [`Refused`](ErrorKind::Refused).
 ///
 /// ```no_run
 /// # async fn run() -> xmsg_core::Result<()> {
@@ -50,7 +52,7 @@ pub struct Registrar {
     inner: Arc<Inner>,
 }
 
-/// A client to be.
+/// Builds a [`Registrar`].
 #[derive(Clone, Debug)]
 #[must_use = "nothing happens before `build`"]
 pub struct RegistrarBuilder {
@@ -64,32 +66,34 @@ pub struct RegistrarBuilder {
 }
 
 impl RegistrarBuilder {
-    /// Who asks, for the registrar's log: most often the name of the actor. Default `xmsg`.
+    /// Sets the name of the client in the registrar's log, usually that of the actor. The default is `xmsg`.
     pub fn sender(self, sender: impl Into<String>) -> Self {
         Self { sender: sender.into(), ..self }
     }
 
-    /// How long a registration may take. Default [`REGISTRATION_TIMEOUT`].
+    /// Sets how long a registration may take. The default is [`REGISTRATION_TIMEOUT`].
     pub fn registration_timeout(self, timeout: Duration) -> Self {
         Self { registration_timeout: timeout, ..self }
     }
 
-    /// How long an answer to a question may take. Default [`DISCOVERY_TIMEOUT`].
+    /// Sets how long the answer to a query may take. The default is [`DISCOVERY_TIMEOUT`].
     pub fn discovery_timeout(self, timeout: Duration) -> Self {
         Self { discovery_timeout: timeout, ..self }
     }
 
-    /// How often registrations are made again. Default [`RENEWAL_INTERVAL`]; `None`: never.
+    /// Sets how often registrations are renewed; `None` disables renewal. The default is
+    /// [`RENEWAL_INTERVAL`].
     pub fn renewal_interval(self, interval: Option<Duration>) -> Self {
         Self { renewal_interval: interval, ..self }
     }
 
-    /// The security mechanism, and our part in it, whatever else is set.
+    /// Sets the security mechanism and our credentials. It takes precedence over that of
+    /// [`socket`](Self::socket).
     pub fn security(self, security: Security) -> Self {
         Self { security: Some(security), ..self }
     }
 
-    /// Changes options of the connection: those that are not touched stay as they are.
+    /// Changes options of the connection. Options that `change` does not set stay as they are.
     ///
     /// ```
     /// use std::time::Duration;
@@ -103,7 +107,10 @@ impl RegistrarBuilder {
         Self { socket: change(self.socket), ..self }
     }
 
-    /// A client that connects with its first request. [`ErrorKind::InvalidOption`] when the renewal interval is 0.
+    /// Makes the client, which connects with its first request.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] when the renewal interval is 0.
     pub fn build(self) -> Result<Registrar> {
         if self.renewal_interval.is_some_and(|interval| interval.is_zero()) {
             let what = "the renewal interval of a registrar's client is 0: give it a time, or none at all";
@@ -141,7 +148,7 @@ struct Inner {
     renewals: Mutex<Renewals>,
 }
 
-/// What is registered again, and the task that does it.
+/// The registrations that are renewed, and the task that renews them.
 #[derive(Debug, Default)]
 struct Renewals {
     registrations: HashSet<Registration>,
@@ -158,15 +165,15 @@ impl Drop for Renewals {
 }
 
 impl Registrar {
-    /// The registrar at this address, with the default time limits.
+    /// Makes a client of the registrar at this address, with the default time limits.
     #[must_use]
     pub fn new(address: RegistrarAddress) -> Self {
         Self::builder(address).unchecked()
     }
 
-    /// The registrar at this address, with options.
+    /// Begins to build a client of the registrar at this address, with options.
     pub fn builder(address: RegistrarAddress) -> RegistrarBuilder {
-        // A reply has a frame for each registration: there may be many.
+        // A reply has a frame for each registration, and there may be many.
         let limits = Limits { message_size: 1 << 30, frames: 1 << 24, ..Limits::default() };
         RegistrarBuilder {
             address,
@@ -179,21 +186,24 @@ impl Registrar {
         }
     }
 
-    /// Where it is.
+    /// Returns the address of the registrar.
     #[must_use]
     pub fn address(&self) -> &RegistrarAddress {
         &self.inner.address
     }
 
-    /// Registers an actor, and goes on doing so from time to time. The same registration twice is one. After an error it is not
-    /// done later; what was registered before stays registered.
+    /// Registers an actor, and renews the registration at regular intervals. Registering the same twice has
+    /// no further effect.
+    ///
+    /// After an error, the registration is not made later. Earlier registrations stay registered.
     pub async fn register(&self, registration: &Registration) -> Result<()> {
         self.inner.register(registration).await?;
         self.inner.clone().renew(registration);
         Ok(())
     }
 
-    /// Takes back every registration with the topic, name and host of this one. It succeeds if there is none.
+    /// Removes every registration with the topic, name and host of this one. It succeeds even if there is
+    /// none.
     pub async fn deregister(&self, registration: &Registration) -> Result<()> {
         let topic = registration.topic()?;
         self.inner.renewals().registrations.retain(|other| {
@@ -205,34 +215,37 @@ impl Registrar {
         self.inner.change(&Request::remove(self.inner.sender.clone(), registration.clone())).await
     }
 
-    /// Takes back every registration of a host, of publishers and of subscribers, whoever made it.
+    /// Removes every registration of a host, of publishers and of subscribers, whoever made it.
     pub async fn remove_all(&self, host: &str) -> Result<()> {
         self.inner.renewals().registrations.retain(|other| other.host != host);
         self.inner.change(&Request::remove_all(self.inner.sender.clone(), host)).await
     }
 
-    /// Publishers whose topic starts with the one asked for: whom a subscriber of it would hear. Or subscribers whose topic
-    /// it starts with: who would hear a message of it.
+    /// Returns publishers whose topic starts with that of the query: those that a subscriber of the topic
+    /// would hear. For subscribers, returns those whose topic is a prefix of it: those that would hear a
+    /// message with the topic.
     pub async fn find(&self, query: &Query) -> Result<Vec<Registration>> {
         self.discover(Action::Find, query).await
     }
 
-    /// Those whose topic has the parts asked for, and whose host and port are those asked for.
+    /// Returns registrations whose topic has the parts of the query, and whose host and port are those of the
+    /// query.
     pub async fn filter(&self, query: &Query) -> Result<Vec<Registration>> {
         self.discover(Action::Filter, query).await
     }
 
-    /// Those of exactly this topic.
+    /// Returns registrations whose topic equals that of the query.
     pub async fn exact(&self, query: &Query) -> Result<Vec<Registration>> {
         self.discover(Action::Exact, query).await
     }
 
-    /// All publishers, or all subscribers.
+    /// Returns all publishers, or all subscribers.
     pub async fn all(&self, owner: OwnerType) -> Result<Vec<Registration>> {
         self.discover(Action::All, &Query::any(owner)).await
     }
 
-    /// Ends the renewals and the connection; requests that still wait fail. Registrations stay.
+    /// Ends renewal and closes the connection. Waiting requests fail. Registrations stay until the registrar
+    /// removes them.
     pub async fn close(&self) {
         let task = {
             let mut renewals = self.inner.renewals();
@@ -242,7 +255,7 @@ impl Registrar {
         };
         if let Some(task) = task {
             task.abort();
-            // Aborted, or ended: either is an end.
+            // The result does not matter: the task was aborted, or had ended before.
             let _ = task.await;
         }
         self.inner.requester.close().await;
@@ -266,12 +279,12 @@ impl Inner {
     }
 
     async fn register(&self, registration: &Registration) -> Result<()> {
-        // What no registrar can keep needs no registrar to say so; that of Java would not survive it.
+        // This check needs no registrar. The Java registrar would not survive such a registration.
         registration.topic()?;
         self.change(&Request::register(self.sender.clone(), registration.clone())).await
     }
 
-    /// Has the registrar change something.
+    /// Sends a request that changes registrations.
     async fn change(&self, request: &Request) -> Result<()> {
         self.ask(request, self.registration_timeout).await.map(drop).map_err(|Failed { error, in_doubt }| {
             if !in_doubt {
@@ -300,7 +313,7 @@ impl Inner {
         })
     }
 
-    /// Has the registration made again from now on.
+    /// Adds the registration to those that are renewed.
     fn renew(self: Arc<Self>, registration: &Registration) {
         let Some(interval) = self.renewal_interval else { return };
         let mut renewals = self.renewals();
@@ -314,15 +327,15 @@ impl Inner {
     }
 }
 
-/// A request that was not answered with success.
+/// A request that did not succeed.
 #[derive(Debug)]
 struct Failed {
     error: Error,
-    /// Whether it may have been carried out all the same.
+    /// Whether the registrar may have carried it out all the same.
     in_doubt: bool,
 }
 
-/// Makes the registrations of a client again, until the client is gone.
+/// Renews the registrations of a client until the client is dropped.
 async fn keep(client: Weak<Inner>, interval: Duration) {
     loop {
         tokio::time::sleep(interval).await;
@@ -338,7 +351,7 @@ async fn keep(client: Weak<Inner>, interval: Duration) {
                 // The next round tries again.
                 tracing::warn!(error = %error.with_causes(), name = registration.name, "a registration was not renewed");
                 if error.kind() != ErrorKind::Remote {
-                    // Whoever does not answer is not asked for the others now.
+                    // A registrar that does not answer is not asked to renew the others in this round.
                     break;
                 }
             }
@@ -363,13 +376,13 @@ mod tests {
         Registration::new(OwnerType::Subscriber, name, &topic, &ProxyAddress::default())
     }
 
-    /// A client that renews often.
+    /// Makes a client that renews often.
     fn client(port: u16) -> RegistrarBuilder {
         Registrar::builder(RegistrarAddress::new("127.0.0.1", port).unwrap())
             .renewal_interval(Some(Duration::from_millis(20)))
     }
 
-    /// The next request, which is answered with success.
+    /// Receives the next request, and answers it with success.
     async fn answer(replier: &Replier) -> Request {
         let (path, request) = replier.recv().await.unwrap();
         let request = Request::read(request.frames(), &Bytes::from("r")).unwrap();
@@ -378,7 +391,8 @@ mod tests {
         request
     }
 
-    /// Registers another actor and lets it be renewed several times. The names of all for whom something was asked meanwhile.
+    /// Registers another actor and waits until it was renewed several times. Returns the names in all
+    /// requests of that time.
     async fn asked_from_now_on(client: &Registrar, replier: &Replier) -> BTreeSet<String> {
         let other = registration("other");
         let (registered, names) = futures::join!(client.register(&other), async {
@@ -416,7 +430,7 @@ mod tests {
         let client = with_limit(Duration::from_secs(60));
         let (error, ()) = futures::join!(failed(&client), async {
             replier.recv().await.unwrap();
-            // From here on the clock goes from one deadline to the next.
+            // From here on, the paused clock jumps from one deadline to the next.
             tokio::time::pause();
         });
         tokio::time::resume();
@@ -441,7 +455,7 @@ mod tests {
         let (registered, ()) =
             futures::join!(client.register(&registration), answers(4, "registerSubscriber"));
         registered.unwrap();
-        // One may be under way.
+        // A renewal may be in progress.
         let taken_back = client.deregister(&registration);
         let answers =
             async { while answer(&replier).await.action != Action::Remove(OwnerType::Subscriber) {} };

@@ -1,11 +1,11 @@
-//! Registrations, and what is asked of a registrar, as values (section 5 of the xMsg protocol).
+//! Registrations, and requests to a registrar, as values (section 5 of the xMsg protocol).
 //!
 //! | | frames |
 //! |---|---|
 //! | request | action · sender · data |
 //! | reply | action · sender · status · one for each registration |
 //!
-//! Data is a [`Registration`], but for [`Action::RemoveAll`], whose data is the name of a host.
+//! The data is a [`Registration`]. Only the data of [`Action::RemoveAll`] is the name of a host.
 
 use std::fmt;
 
@@ -17,32 +17,33 @@ use crate::address::ProxyAddress;
 use crate::topic::{ANY, Topic};
 use crate::{Error, ErrorKind, Result};
 
-/// What an absent text reads as, and what stands for "any host" in a query.
+/// The text that stands for an absent text, and for "any host" in a query.
 pub const UNDEFINED: &str = "undefined";
 /// The status of a reply to a request that was carried out.
 pub const SUCCESS: &str = "success";
-/// The status of a reply to an action that does not exist; the action is echoed.
+/// The status of a reply to an unknown action. The reply repeats the name of the action.
 pub const UNKNOWN_REQUEST: &str = "unknown registration request";
-/// The status of a reply to what has not three frames; the action of that reply is [`UNDEFINED`].
+/// The status of a reply to a request that does not have three frames. The action of this reply is
+/// [`UNDEFINED`].
 pub const INVALID_FORMAT: &str = "invalid registrar server request format";
 
-/// The highest number of a field that is known here.
+/// The highest field number that this version knows.
 const LAST_FIELD: u32 = 8;
 
-/// On which side of a topic an actor is.
+/// Whether an actor publishes to a topic or subscribes to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OwnerType {
-    /// 1: it publishes messages of the topic.
+    /// 1: the actor publishes messages to the topic.
     Publisher,
     /// 2: it subscribes to the topic.
     Subscriber,
 }
 
 impl OwnerType {
-    /// Both.
+    /// Both values.
     pub const ALL: [Self; 2] = [Self::Publisher, Self::Subscriber];
 
-    /// `publisher` or `subscriber`.
+    /// Returns `publisher` or `subscriber`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -65,8 +66,10 @@ impl fmt::Display for OwnerType {
     }
 }
 
-/// An actor that publishes or subscribes, as a registrar keeps it. `None` means absent, which is not the same as
-/// a default value (proto2). Fields that are not in this list are kept as they came.
+/// A publisher or subscriber, as a registrar stores it.
+///
+/// `None` means that a field is absent, which differs from a default value (proto2). Fields that are not in
+/// this list are kept as they were received.
 ///
 /// ```
 /// use xmsg_core::registration::{OwnerType, Registration};
@@ -83,11 +86,12 @@ impl fmt::Display for OwnerType {
 pub struct Registration {
     /// 1: the name of the actor.
     pub name: String,
-    /// 2: what it does; absent means `undefined`.
+    /// 2: a description of the actor; absent means `undefined`.
     pub description: Option<String>,
     /// 3: the host of the proxy that it uses.
     pub host: String,
-    /// 4: the pub port of that proxy; some peers register subscribers with its sub port.
+    /// 4: the port of that proxy for publishers. Some peers register subscribers with its port for
+    /// subscribers.
     pub port: i32,
     /// 5: the domain of the topic.
     pub domain: String,
@@ -95,13 +99,13 @@ pub struct Registration {
     pub subject: Option<String>,
     /// 7: the types of the topic; absent means `undefined`, `*` means any.
     pub types: Option<String>,
-    /// 8: whether it publishes or subscribes.
+    /// 8: whether the actor publishes or subscribes.
     pub owner: Option<OwnerType>,
     unknown: Bytes,
 }
 
 impl Registration {
-    /// An actor of this name that publishes or subscribes to a topic through a proxy.
+    /// Makes a registration of an actor that publishes or subscribes to a topic through a proxy.
     pub fn new(owner: OwnerType, name: impl Into<String>, topic: &Topic, proxy: &ProxyAddress) -> Self {
         Self {
             name: name.into(),
@@ -116,44 +120,50 @@ impl Registration {
         }
     }
 
-    /// The same with a description.
+    /// Sets the description.
     #[must_use]
     pub fn with_description(self, description: impl Into<String>) -> Self {
         Self { description: Some(description.into()), ..self }
     }
 
-    /// What the actor does; `undefined` when it did not say.
+    /// Returns the description of the actor; `undefined` when it has none.
     #[must_use]
     pub fn description(&self) -> &str {
         self.description.as_deref().unwrap_or(UNDEFINED)
     }
 
-    /// The subject as given; `undefined` when there is none.
+    /// Returns the subject; `undefined` when it is absent.
     #[must_use]
     pub fn subject(&self) -> &str {
         self.subject.as_deref().unwrap_or(UNDEFINED)
     }
 
-    /// The types as given; `undefined` when there are none.
+    /// Returns the types; `undefined` when they are absent.
     #[must_use]
     pub fn types(&self) -> &str {
         self.types.as_deref().unwrap_or(UNDEFINED)
     }
 
-    /// The topic, built from its parts: types `a:*:b` count as `a`.
+    /// Returns the topic, which is built from its parts: types `a:*:b` count as `a`.
+    ///
+    /// # Errors
     /// [`ErrorKind::InvalidTopic`] when the domain is empty or `*`.
     pub fn topic(&self) -> Result<Topic> {
-        // Peers may put `:` into a part: what counts is the whole.
+        // Peers may put a `:` into a part, so the parts are joined and split again.
         Topic::of_parts(&format!("{}:{}:{}", self.domain, self.subject(), self.types()))
     }
 
-    /// The fields that this version doesn't know, encoded, in the order in which they came.
+    /// Returns the encoded fields that this version does not know, in the order in which they were received.
     #[must_use]
     pub fn unknown_fields(&self) -> &[u8] {
         &self.unknown
     }
 
-    /// Reads a frame. [`ErrorKind::InvalidMessage`] when it isn't protobuf, or a required field is missing.
+    /// Decodes a frame.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the frame is not protobuf, a required field is missing, or
+    /// `ownerType` is unknown.
     pub fn decode(frame: &Bytes) -> Result<Self> {
         let wire = Wire::decode(frame.clone()).map_err(not_protobuf)?;
         let owner = match wire.owner {
@@ -179,8 +189,8 @@ impl Registration {
         })
     }
 
-    /// The registration as a frame: known fields in the order of their numbers, then the unknown ones as they came.
-    /// Equal registrations have equal frames, and the other way round.
+    /// Encodes the registration as a frame: known fields in the order of their numbers, then the unknown
+    /// fields as they were received. Registrations are equal if and only if their frames are equal.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let wire = Wire {
@@ -200,7 +210,7 @@ impl Registration {
     }
 }
 
-/// Which registrations are asked for. What is not narrowed down means any.
+/// A query for registrations. What it does not restrict means any.
 ///
 /// ```
 /// use xmsg_core::registration::{OwnerType, Query};
@@ -222,19 +232,20 @@ pub struct Query {
 }
 
 impl Query {
-    /// All publishers or all subscribers. A *find* or an *exact* search needs a [`topic`](Self::topic).
+    /// Makes a query for all publishers or all subscribers. A *find* or an *exact* search needs a
+    /// [`topic`](Self::topic).
     #[must_use]
     pub fn any(owner: OwnerType) -> Self {
         Self::parts(owner, ANY, ANY, ANY)
     }
 
-    /// Those of this topic; how it is compared is the matter of the action.
+    /// Makes a query for registrations of this topic. The action decides how the topic is compared.
     #[must_use]
     pub fn topic(owner: OwnerType, topic: &Topic) -> Self {
         Self::parts(owner, topic.domain(), topic.subject(), topic.types())
     }
 
-    /// Those whose topic has these parts; `*` means any, in the domain, too.
+    /// Makes a query for registrations whose topic has these parts; `*` means any, also as the domain.
     pub fn parts(
         owner: OwnerType,
         domain: impl Into<String>,
@@ -251,25 +262,25 @@ impl Query {
         }
     }
 
-    /// Those of this host only. Heeded by a *filter*.
+    /// Restricts the query to this host. Only a *filter* uses it.
     #[must_use]
     pub fn host(self, host: impl Into<String>) -> Self {
         Self { host: host.into(), ..self }
     }
 
-    /// Those of this port only. Heeded by a *filter*.
+    /// Restricts the query to this port. Only a *filter* uses it.
     #[must_use]
     pub fn port(self, port: u16) -> Self {
         Self { port: i32::from(port), ..self }
     }
 
-    /// Whether publishers or subscribers are asked for.
+    /// Returns whether the query is for publishers or for subscribers.
     #[must_use]
     pub fn owner(&self) -> OwnerType {
         self.owner
     }
 
-    /// The query as the data of a request.
+    /// Returns the query as the data of a request.
     fn registration(&self) -> Registration {
         Registration {
             name: UNDEFINED.to_owned(),
@@ -285,22 +296,24 @@ impl Query {
     }
 }
 
-/// What a registrar can be asked for.
+/// The actions of a registrar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Keep a registration. The same one twice is one.
+    /// Stores a registration. Storing the same twice has no further effect.
     Register(OwnerType),
-    /// Forget what has the same topic, name and host.
+    /// Removes the registrations with the same topic, name and host.
     Remove(OwnerType),
-    /// Forget all publishers and subscribers of a host.
+    /// Removes all publishers and subscribers of a host.
     RemoveAll,
-    /// Publishers whose topic starts with the one asked for; subscribers whose topic it starts with. In one domain.
+    /// Finds publishers whose topic starts with that of the query, or subscribers whose topic is a prefix of
+    /// it. Only registrations of the same domain are found.
     Find(OwnerType),
-    /// Those whose topic, host and port are equal part by part, as far as they are given.
+    /// Finds registrations whose topic, host and port equal those of the query part by part, as far as the
+    /// query gives them.
     Filter(OwnerType),
-    /// Those of the same topic.
+    /// Finds registrations with the same topic.
     Exact(OwnerType),
-    /// All.
+    /// Finds all registrations.
     All(OwnerType),
 }
 
@@ -324,7 +337,7 @@ impl Action {
         ]
     };
 
-    /// The name on the wire: `"registerPublisher"`.
+    /// Returns the name on the wire, such as `"registerPublisher"`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         use OwnerType::{Publisher, Subscriber};
@@ -345,7 +358,7 @@ impl Action {
         }
     }
 
-    /// The action of this name.
+    /// Returns the action with this name.
     #[must_use]
     pub fn from_name(name: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|action| action.name().as_bytes() == name)
@@ -358,47 +371,49 @@ impl fmt::Display for Action {
     }
 }
 
-/// What comes with an action.
+/// The data of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Argument {
-    /// A registration, or a query in its form.
+    /// A registration, or a query in this form.
     Registration(Registration),
     /// The host of [`Action::RemoveAll`].
     Host(String),
-    /// Whatever came with [`Action::All`]: nobody reads it.
+    /// The data of [`Action::All`], which is not decoded.
     Unread(Bytes),
 }
 
 /// A request to a registrar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// What is asked for.
+    /// The action.
     pub action: Action,
-    /// Who asks; for logs.
+    /// The name of the sender, for logs.
     pub sender: Bytes,
-    /// What comes with the action.
+    /// The data of the request.
     pub argument: Argument,
 }
 
 impl Request {
-    /// A request to keep a registration. One without an owner counts as a publisher's.
+    /// Makes a request to store a registration. Without an owner, it counts as that of a publisher.
     pub fn register(sender: impl Into<Bytes>, registration: Registration) -> Self {
         let action = Action::Register(registration.owner.unwrap_or(OwnerType::Publisher));
         Self { action, sender: sender.into(), argument: Argument::Registration(registration) }
     }
 
-    /// A request to forget what has the same topic, name and host. One without an owner counts as a publisher's.
+    /// Makes a request to remove the registrations with the same topic, name and host. Without an owner, it
+    /// counts as that of a publisher.
     pub fn remove(sender: impl Into<Bytes>, registration: Registration) -> Self {
         let action = Action::Remove(registration.owner.unwrap_or(OwnerType::Publisher));
         Self { action, sender: sender.into(), argument: Argument::Registration(registration) }
     }
 
-    /// A request to forget all that a host registered.
+    /// Makes a request to remove all registrations of a host.
     pub fn remove_all(sender: impl Into<Bytes>, host: impl Into<String>) -> Self {
         Self { action: Action::RemoveAll, sender: sender.into(), argument: Argument::Host(host.into()) }
     }
 
-    /// A question: [`Action::Find`], [`Action::Filter`], [`Action::Exact`] or [`Action::All`], as a function of the owner.
+    /// Makes a query. `action` is [`Action::Find`], [`Action::Filter`], [`Action::Exact`] or [`Action::All`],
+    /// as a function of the owner.
     pub fn discover(
         sender: impl Into<Bytes>,
         action: impl FnOnce(OwnerType) -> Action,
@@ -408,7 +423,7 @@ impl Request {
         Self { action: action(query.owner), sender: sender.into(), argument }
     }
 
-    /// The request as frames.
+    /// Returns the request as frames.
     #[must_use]
     pub fn frames(&self) -> [Bytes; 3] {
         let data = match &self.argument {
@@ -419,7 +434,7 @@ impl Request {
         [Bytes::from_static(self.action.name().as_bytes()), self.sender.clone(), data]
     }
 
-    /// Reads frames, or makes the error reply to them. `registrar` is who answers.
+    /// Decodes frames, or returns the error reply to them. `registrar` is the sender of that reply.
     pub fn read(frames: &[Bytes], registrar: &Bytes) -> Result<Self, Reply> {
         let refused = |action: Bytes, status: String| Reply {
             action,
@@ -429,7 +444,7 @@ impl Request {
         let [name, sender, data] = frames else {
             return Err(refused(Bytes::from_static(UNDEFINED.as_bytes()), INVALID_FORMAT.to_owned()));
         };
-        // A name that is far longer than any action is not worth echoing.
+        // Only the first 255 bytes are repeated: such a name is far longer than any action.
         let echo = if name.len() <= 255 { name.clone() } else { name.slice(..255) };
         let Some(action) = Action::from_name(name) else {
             return Err(refused(echo, UNKNOWN_REQUEST.to_owned()));
@@ -448,14 +463,15 @@ impl Request {
         Ok(Self { action, sender: sender.clone(), argument })
     }
 
-    /// The reply to this request. `registrar` is who answers; registrations are frames already.
+    /// Makes the reply to this request. `registrar` is the sender of the reply. The registrations are already
+    /// encoded frames.
     pub fn reply(&self, registrar: &Bytes, outcome: Result<Vec<Bytes>, Refusal>) -> Reply {
         let action = Bytes::from_static(self.action.name().as_bytes());
         Reply { action, sender: registrar.clone(), outcome }
     }
 }
 
-/// Why a registrar does not do what it was asked for: the status of its reply, in its own words.
+/// The reason why a registrar refused a request: the status of its reply, as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal(pub String);
 
@@ -467,19 +483,19 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// A registrar's reply.
+/// The reply of a registrar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// What was asked for.
+    /// The name of the action.
     pub action: Bytes,
-    /// Who answers: `host:registrar`.
+    /// The sender of the reply, in the form `host:registrar`.
     pub sender: Bytes,
-    /// The frames of the registrations, or why it was not done.
+    /// The frames of the registrations, or the reason of the refusal.
     pub outcome: Result<Vec<Bytes>, Refusal>,
 }
 
 impl Reply {
-    /// The reply as frames.
+    /// Returns the reply as frames.
     #[must_use]
     pub fn into_frames(self) -> Vec<Bytes> {
         match self.outcome {
@@ -493,7 +509,10 @@ impl Reply {
         }
     }
 
-    /// Reads frames. [`ErrorKind::InvalidMessage`] unless there are at least three.
+    /// Decodes frames.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when there are fewer than three frames.
     pub fn read(frames: &[Bytes]) -> Result<Self> {
         let [action, sender, status, registrations @ ..] = frames else {
             return Err(invalid(format!(
@@ -510,7 +529,7 @@ impl Reply {
     }
 }
 
-/// The protobuf message.
+/// The protobuf message of a registration.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Wire {
     #[prost(string, optional, tag = "1")]
@@ -531,7 +550,7 @@ struct Wire {
     owner: Option<i32>,
 }
 
-/// What `Wire` leaves out.
+/// Returns the fields that `Wire` does not have, encoded.
 fn unknown_fields(frame: &Bytes) -> Result<Bytes> {
     let mut unknown = Vec::new();
     let mut rest = frame.clone();

@@ -1,4 +1,4 @@
-//! Topics: what a message is about, and the prefix that a subscriber asks for.
+//! Topics: what a message is about, and the prefixes that subscribers choose.
 
 use std::borrow::{Borrow, Cow};
 use std::fmt;
@@ -8,27 +8,27 @@ use bytes::Bytes;
 
 use crate::{Error, ErrorKind, Result};
 
-/// What stands for "any" in a part of a topic.
+/// The wildcard for a part of a topic.
 pub const ANY: &str = "*";
 
 const SEPARATOR: char = ':';
 
-/// A topic: `domain[:subject[:type…]]`, as bytes. Cloning is cheap: the bytes are shared.
+/// A topic: `domain[:subject[:type…]]`, as bytes. Cloning is cheap, because clones share the bytes.
 ///
-/// A subscription receives every message whose topic starts with its own, byte by byte: `A:B` receives
-/// `A:B`, `A:B:L` and also `A:BC`.
+/// A subscription receives every message whose topic starts with its own, byte by byte: `A:B` receives `A:B`,
+/// `A:B:L` and also `A:BC`.
 ///
-/// Constructors that take parts check them; [`wrap`](Self::wrap) takes bytes as they are, as they come from
-/// the wire. The rules are those of the Java library, which lets a `:` in domain and subject pass, however:
+/// Constructors that take parts check them; [`wrap`](Self::wrap) takes bytes unchecked, as they are on the
+/// wire. The rules are those of the Java library, except that it accepts a `:` in domain and subject:
 ///
-/// * the domain can't be empty or `*`, and neither domain nor subject may contain `:`;
-/// * a subject `*` ends the topic after the domain, whatever the types say;
-/// * types may hold several parts, separated by `:`; a part `*` ends the topic there; empty parts are left
+/// * the domain cannot be empty or `*`, and neither domain nor subject may contain `:`;
+/// * a subject `*` ends the topic after the domain, whatever the types are;
+/// * types may have several parts, separated by `:`. A part `*` ends the topic there. Empty parts are left
 ///   out.
 ///
-/// Text, parsed or given to a call that takes a topic ([`IntoTopic`]), is taken byte by byte, a `:` at its end
-/// included, except that a part `*` ends the topic there, too. The domain can't be empty or `*` either: to
-/// receive everything has to be said, with [`everything`](Self::everything).
+/// Text that is parsed, or given to a call that takes a topic ([`IntoTopic`]), is used byte by byte,
+/// including a `:` at its end; only a part `*` ends the topic there, too. Its domain cannot be empty or `*`
+/// either: a subscription to everything has to be explicit, with [`everything`](Self::everything).
 ///
 /// ```
 /// use xmsg_core::Topic;
@@ -48,19 +48,19 @@ const SEPARATOR: char = ':';
 pub struct Topic(Bytes);
 
 impl Topic {
-    /// The topic of all subjects of a domain. [`ErrorKind::InvalidTopic`] unless the domain is allowed.
+    /// Makes the topic of all subjects of a domain. [`ErrorKind::InvalidTopic`] if the domain is not allowed.
     pub fn of_domain(domain: impl AsRef<str>) -> Result<Self> {
         Self::with_types(domain, ANY, ANY)
     }
 
-    /// The topic of a domain and a subject; a subject `*` means any.
-    /// [`ErrorKind::InvalidTopic`] unless both parts are allowed.
+    /// Makes the topic of a domain and a subject; a subject `*` means any subject.
+    /// [`ErrorKind::InvalidTopic`] if a part is not allowed.
     pub fn new(domain: impl AsRef<str>, subject: impl AsRef<str>) -> Result<Self> {
         Self::with_types(domain, subject, ANY)
     }
 
-    /// The topic of a domain, a subject and types, which may be several parts separated by `:`.
-    /// [`ErrorKind::InvalidTopic`] unless domain and subject are allowed.
+    /// Makes the topic of a domain, a subject and types, which may be several parts separated by `:`.
+    /// [`ErrorKind::InvalidTopic`] if the domain or the subject is not allowed.
     pub fn with_types(
         domain: impl AsRef<str>,
         subject: impl AsRef<str>,
@@ -84,7 +84,7 @@ impl Topic {
         Ok(Self(topic.into()))
     }
 
-    /// These bytes as a topic, taken as they are: nothing is checked, and they need not be UTF-8.
+    /// Makes a topic of these bytes. Nothing is checked, and the bytes need not be UTF-8.
     ///
     /// ```
     /// use xmsg_core::Topic;
@@ -97,14 +97,14 @@ impl Topic {
         Self(topic.into())
     }
 
-    /// Whether it has wildcards of other systems, such as `a.*.b`, `a.>`, `a/#` or `a/+/b`, which match nothing but
-    /// themselves here.
+    /// Returns whether the topic has wildcards of other systems, as in `a.*.b`, `a.>`, `a/#` or `a/+/b`. In
+    /// xMsg they match only themselves.
     pub(crate) fn looks_like_a_pattern(&self) -> bool {
         self.before_wildcard().is_some()
     }
 
-    /// What stands before the first wildcard of another system: what a subscription had to be to receive all that is
-    /// meant, and more. `None` without such a wildcard.
+    /// Returns the bytes before the first wildcard of another system; `None` without such a wildcard. A
+    /// subscription to them receives all messages that the wildcard means, and more.
     ///
     /// ```
     /// use xmsg_core::Topic;
@@ -124,8 +124,8 @@ impl Topic {
         None
     }
 
-    /// What every topic starts with, nothing at all: a subscription to it receives every message, and also the
-    /// requests that clients make to the proxy, whose topics start with `xmsg:control`.
+    /// Returns the empty topic, with which every topic starts. A subscription to it receives every message,
+    /// including the requests that clients send to the proxy, whose topics start with `xmsg:control`.
     ///
     /// ```
     /// use xmsg_core::Topic;
@@ -138,7 +138,7 @@ impl Topic {
         Self(Bytes::new())
     }
 
-    /// The topic as it is on the wire.
+    /// Returns the topic as it is on the wire.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -148,44 +148,44 @@ impl Topic {
         &self.0
     }
 
-    /// The topic as it is on the wire, without a copy.
+    /// Returns the topic as it is on the wire, without a copy.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
         self.0
     }
 
-    /// The topic as text; an error when a peer sent one that is not UTF-8.
+    /// Returns the topic as text; an error when it is not UTF-8.
     pub fn to_str(&self) -> Result<&str, Utf8Error> {
         str::from_utf8(&self.0)
     }
 
-    /// The first part. Bytes that are not UTF-8 are shown as U+FFFD.
+    /// Returns the first part. Bytes that are not UTF-8 are replaced by U+FFFD.
     #[must_use]
     pub fn domain(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(self.parts().next().unwrap_or_default())
     }
 
-    /// The second part; `*` when there is none. Bytes that are not UTF-8 are shown as U+FFFD.
+    /// Returns the second part; `*` when there is none. Bytes that are not UTF-8 are replaced by U+FFFD.
     #[must_use]
     pub fn subject(&self) -> Cow<'_, str> {
         part_or_any(self.parts().nth(1))
     }
 
-    /// Everything after the subject, `:` included; `*` when there is nothing. Bytes that are not UTF-8 are
-    /// shown as U+FFFD.
+    /// Returns everything after the subject, including `:`; `*` when there is nothing. Bytes that are not
+    /// UTF-8 are replaced by U+FFFD.
     #[must_use]
     pub fn types(&self) -> Cow<'_, str> {
         part_or_any(self.parts().nth(2))
     }
 
-    /// Whether a subscription to this topic receives messages of the other: whether the other starts with
-    /// these bytes. A topic is its own parent.
+    /// Returns whether a subscription to this topic receives messages of `other`, which is so if `other`
+    /// starts with these bytes. A topic is its own parent.
     #[must_use]
     pub fn is_parent(&self, other: &Topic) -> bool {
         other.0.starts_with(&self.0)
     }
 
-    /// The topic of parts that were joined by `:`, by the rules for parts.
+    /// Makes a topic of parts that are joined by `:`, by the rules for parts.
     pub(crate) fn of_parts(joined: &str) -> Result<Self> {
         let mut parts = joined.splitn(3, SEPARATOR);
         let mut part = || parts.next();
@@ -230,12 +230,12 @@ impl TryFrom<String> for Topic {
     }
 }
 
-/// What can be used as a topic: a [`Topic`], or text, owned or borrowed.
+/// A type that can be used as a topic: a [`Topic`], or text, owned or borrowed.
 ///
-/// Text is taken byte by byte, except that a part `*` ends the topic there, and that its domain can't be empty
-/// or `*`. Bytes that break these rules are a topic only when they are [wrapped](Topic::wrap).
+/// Text is used byte by byte, except that a part `*` ends the topic there, and that the domain cannot be
+/// empty or `*`. To make a topic of bytes that break these rules, use [`Topic::wrap`].
 ///
-/// Implement it for a type of your own, such as an `enum` of the topics of an application.
+/// Implement it for your own type, such as an `enum` of the topics of an application.
 ///
 /// ```
 /// use xmsg_core::topic::IntoTopic;
@@ -266,7 +266,7 @@ impl TryFrom<String> for Topic {
     note = "a topic is a `Topic`, or text; several go into an array, a slice or a `Vec`"
 )]
 pub trait IntoTopic {
-    /// The topic. [`ErrorKind::InvalidTopic`], with the text in the error, when it breaks the rules.
+    /// Returns the topic. [`ErrorKind::InvalidTopic`], with the text in the error, when it breaks the rules.
     fn into_topic(self) -> Result<Topic>;
 }
 
@@ -305,7 +305,7 @@ impl IntoTopic for Cow<'_, str> {
     }
 }
 
-/// References to text that is borrowed otherwise, which lists of texts are full of.
+/// Implements the trait for other references to text, which are common in lists of texts.
 macro_rules! borrowed_texts {
     ($($text:ty),+) => {$(
         impl IntoTopic for $text {
@@ -319,7 +319,8 @@ macro_rules! borrowed_texts {
 
 borrowed_texts!(&String, &&str, &&String, &Cow<'_, str>);
 
-/// What can be subscribed to: one topic, or an array, a slice or a vector of them, each as [`IntoTopic`] has it.
+/// A type that can be subscribed to: one topic, or an array, a slice or a vector of topics, each of which is
+/// [`IntoTopic`].
 ///
 /// ```
 /// use xmsg_core::topic::IntoTopics;
@@ -336,8 +337,8 @@ borrowed_texts!(&String, &&str, &&String, &Cow<'_, str>);
 /// # Ok::<(), xmsg_core::Error>(())
 /// ```
 pub trait IntoTopics {
-    /// The topics, in their order. [`ErrorKind::InvalidTopic`], with its text in the error, when one of them
-    /// breaks the rules.
+    /// Returns the topics in their order. [`ErrorKind::InvalidTopic`], with the text in the error, when one
+    /// of them breaks the rules.
     fn into_topics(self) -> Result<Vec<Topic>>;
 }
 
@@ -398,7 +399,7 @@ impl AsRef<[u8]> for Topic {
     }
 }
 
-/// Topics hash and compare as their bytes do, so that a map of topics can be asked by bytes.
+/// Topics hash and compare as their bytes do, so that bytes can be looked up in a map of topics.
 impl Borrow<[u8]> for Topic {
     fn borrow(&self) -> &[u8] {
         &self.0
@@ -453,7 +454,8 @@ impl fmt::Debug for Topic {
     }
 }
 
-/// Where the topic in this text ends: at a part `*`, or with the text. An error when its domain is not allowed.
+/// Returns where the topic in this text ends: before a part `*`, or at the end. An error when its domain is
+/// not allowed.
 fn end_of_topic(text: &str) -> Result<usize> {
     let mut parts = text.split(SEPARATOR);
     let domain = parts.next().unwrap_or_default();

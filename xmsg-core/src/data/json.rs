@@ -1,4 +1,4 @@
-//! JSON as data, with the feature `serde`.
+//! JSON as the data of messages (feature `serde`).
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -9,10 +9,12 @@ use crate::message::Message;
 use crate::topic::IntoTopic;
 use crate::{Error, ErrorKind, Result};
 
-/// A value that is sent as JSON, with the mime type `application/json`, and read from it. It goes wherever a value
-/// goes: into [`Message::of`], [`Message::reply_with`], and out of [`Message::value`]. Needs the feature `serde`.
+/// A value that is sent as JSON, with the MIME type `application/json`, and read from JSON. Use it wherever a
+/// value is used: with [`Message::of`], [`Message::reply_with`] and [`Message::value`]. It needs the feature
+/// `serde`.
 ///
-/// A mime type with parameters (`application/json; charset=utf-8`) or one that ends in `+json` is read, too.
+/// MIME types with parameters (`application/json; charset=utf-8`) and those that end in `+json` are read,
+/// too.
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};
@@ -59,10 +61,12 @@ impl<T: DeserializeOwned> FromData for Json<T> {
 }
 
 impl Message {
-    /// A message whose data is this value as JSON, with the mime type `application/json`. Needs the feature `serde`.
+    /// Makes a message whose data is this value as JSON, with the MIME type `application/json`. It needs the
+    /// feature `serde`.
     ///
-    /// [`ErrorKind::InvalidTopic`] when the text is no topic, and [`ErrorKind::InvalidMessage`], with the reason as
-    /// its source, when JSON can't hold the value, such as a map whose keys are no texts.
+    /// # Errors
+    /// [`ErrorKind::InvalidTopic`] when the topic is not valid. [`ErrorKind::InvalidMessage`], with the
+    /// reason as its source, when the value has no form in JSON, such as a map whose keys are not texts.
     ///
     /// ```
     /// use xmsg_core::Message;
@@ -76,10 +80,12 @@ impl Message {
         Self::of(topic, Json(value))
     }
 
-    /// The data, which is JSON, as a Rust value; texts in it may be borrowed. Needs the feature `serde`.
+    /// Decodes the data, which is JSON, as a Rust value. Texts in it may be borrowed. It needs the feature
+    /// `serde`.
     ///
-    /// [`ErrorKind::InvalidMessage`] when the mime type is not that of JSON, or, with the reason and the place as its
-    /// source, when the data is another value than was asked for, or no JSON.
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the MIME type is not that of JSON. The error is the same, with the
+    /// reason and the position as its source, when the data is not JSON, or is another value.
     ///
     /// ```
     /// use std::collections::HashMap;
@@ -109,7 +115,8 @@ fn read<'a, T: Deserialize<'a>>(mime_type: &str, frame: &'a Bytes) -> Result<T> 
     })
 }
 
-/// Whether a mime type says JSON: names and suffixes of RFC 6839 and 8259, whatever case they are in.
+/// Returns whether a MIME type is that of JSON, by the names and suffixes of RFC 6839 and RFC 8259, in upper
+/// or lower case.
 fn is_json(mime_type: &str) -> bool {
     let name = mime_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     name == mime::JSON || (name.contains('/') && name.ends_with("+json"))
@@ -185,7 +192,7 @@ mod tests {
             let message = Message::of_json("orders", &order).unwrap();
             prop_assert_eq!(message.mime_type().unwrap(), "application/json");
             let read = message.json::<Order>().unwrap();
-            // The shortest digits of a number may be read as its neighbour, one in the last bit.
+            // A floating-point number that is printed and read again may differ in its last bit.
             prop_assert!((read.price.unwrap_or(0.0) - order.price.unwrap_or(0.0)).abs() <= 1e-6);
             prop_assert_eq!(Order { price: order.price, ..read }, order.clone());
             let again = Message::of("orders", Json(&order)).unwrap();

@@ -1,4 +1,4 @@
-//! Rust values as data, and back.
+//! Conversion of Rust values to data, and back.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,7 +10,7 @@ use super::{Data, invalid, length_delimited, mime, name, names, pick, unexpected
 use crate::{Error, ErrorKind, Result};
 
 /// A value that can become the data of a message: a number, a `bool`, text, bytes, an array of those, or a
-/// reference to one. Implement it for a type of your own to give it a mime type.
+/// reference to one. Implement it for your own type to give it a MIME type.
 ///
 /// Every value is sent as one of xMsg's sixteen kinds, so that all peers can read it:
 ///
@@ -24,8 +24,9 @@ use crate::{Error, ErrorKind, Result};
 /// | `Bytes`; slices, arrays and `Vec` of `u8` | `binary/bytes`: the bytes as they are |
 /// | slices, arrays and `Vec` of the other types | `binary/array-…` of the kind of their elements |
 ///
-/// A `u64`, `usize` or `isize` that is no `i64` is an error ([`ErrorKind::InvalidMessage`]), because no kind of
-/// xMsg holds it. Integers of 128 bits are not offered for the same reason: they are sent as bytes or as text.
+/// A `u64`, `usize` or `isize` that does not fit into an `i64` is an error ([`ErrorKind::InvalidMessage`]),
+/// because xMsg has no kind for it. For the same reason, integers of 128 bits are not supported: send them as
+/// bytes or as text.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -53,11 +54,11 @@ use crate::{Error, ErrorKind, Result};
 /// # Ok::<(), xmsg_core::Error>(())
 /// ```
 pub trait IntoData {
-    /// The mime type of the value, and its data frame; an error when the value can't be sent.
+    /// Returns the MIME type of the value and its data frame, or an error if the value cannot be encoded.
     fn into_data(self) -> Result<(&'static str, Bytes)>;
 }
 
-/// A value that becomes data without being given away: a reference to it is [`IntoData`].
+/// A value that can be encoded by reference: a reference to it is [`IntoData`].
 ///
 /// ```
 /// use bytes::Bytes;
@@ -77,16 +78,17 @@ pub trait IntoData {
 /// # Ok::<(), xmsg_core::Error>(())
 /// ```
 pub trait ToData {
-    /// The mime type of the value, and its data frame; an error when the value can't be sent.
+    /// Returns the MIME type of the value and its data frame, or an error if the value cannot be encoded.
     fn to_data(&self) -> Result<(&'static str, Bytes)>;
 }
 
-/// A value that can be read from the data of a message, of one or more mime types.
+/// A value that can be read from the data of a message, of one or more MIME types.
 ///
-/// What [`IntoData`] sends is read back as the same type. An integer is read from every kind of integers, if its
-/// type can hold the number, and an array of integers likewise; `true` is 1, and `false` is 0. Nothing else is
-/// converted: an integer is not read as an `f64`, nor an `f32`. From `binary/native` a value is read when its
-/// field is set, whatever other fields are. An array `[T; N]` is read only from one of N elements.
+/// What [`IntoData`] sends is read back as the same type. An integer is read from every kind of integer if
+/// its type can hold the number, and so are arrays of integers; `true` is 1 and `false` is 0. Nothing else is
+/// converted: an integer is not read as an `f64`, nor is an `f32`. From `binary/native`, a value is read if
+/// its field is set, whatever other fields are set. An array `[T; N]` is read only from an array of N
+/// elements.
 ///
 /// ```
 /// use xmsg_core::Message;
@@ -99,12 +101,15 @@ pub trait ToData {
 /// # Ok::<(), xmsg_core::Error>(())
 /// ```
 pub trait FromData: Sized {
-    /// Reads the data frame. [`ErrorKind::InvalidMessage`], with what was found and what was expected, when
-    /// the mime type is another ([`expect_mime_type`]) or the frame can't be read.
+    /// Decodes the data frame.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the MIME type is another ([`expect_mime_type`]) or the frame cannot
+    /// be decoded. The error says what was found and what was expected.
     fn from_data(mime_type: &str, frame: &Bytes) -> Result<Self>;
 }
 
-/// A type of which slices, arrays and vectors are [`IntoData`].
+/// A type whose slices, arrays and vectors are [`IntoData`].
 ///
 /// ```
 /// use bytes::Bytes;
@@ -124,16 +129,16 @@ pub trait FromData: Sized {
 /// # Ok::<(), xmsg_core::Error>(())
 /// ```
 pub trait ArrayElement: Sized {
-    /// The mime type of an array of these values, and its data frame.
+    /// Returns the MIME type of an array of these values, and its data frame.
     fn array_to_data(values: &[Self]) -> Result<(&'static str, Bytes)>;
 
-    /// The same of a vector that is given away.
+    /// Does the same for a vector that is given away, which may save a copy.
     fn vec_into_data(values: Vec<Self>) -> Result<(&'static str, Bytes)> {
         Self::array_to_data(&values)
     }
 }
 
-/// A type of which vectors and arrays are [`FromData`].
+/// A type whose vectors and arrays are [`FromData`].
 ///
 /// ```
 /// use bytes::Bytes;
@@ -154,11 +159,14 @@ pub trait ArrayElement: Sized {
 /// # Ok::<(), xmsg_core::Error>(())
 /// ```
 pub trait ReadArrayElement: Sized {
-    /// Reads a data frame that holds an array, as [`FromData::from_data`] does.
+    /// Decodes a data frame that holds an array, as [`FromData::from_data`] does.
     fn vec_from_data(mime_type: &str, frame: &Bytes) -> Result<Vec<Self>>;
 }
 
-/// An error that names both, when the mime type of a message is none of those expected.
+/// Checks that the MIME type of a message is one of those expected.
+///
+/// # Errors
+/// [`ErrorKind::InvalidMessage`] when it is not. The error names them all.
 ///
 /// ```
 /// use xmsg_core::data::expect_mime_type;
@@ -183,14 +191,14 @@ impl<T: ToData + ?Sized> ToData for &T {
     }
 }
 
-// Numbers: each is a field of fixed length, alone or repeated. A type says which, and gives the bytes in it.
+// Numbers: each is a field of fixed length, single or repeated. A type defines the field and its bytes.
 
-/// The number of a field, and how it is encoded.
+/// The number of a field, and its wire type.
 #[derive(Clone, Copy)]
 struct Field(u32, WireType);
 
 impl Field {
-    /// A `Data` message in which the field comes once for each of these values.
+    /// Encodes a `Data` message that has the field once for each of these values.
     fn encode<const N: usize>(self, values: impl ExactSizeIterator<Item = [u8; N]>) -> (&'static str, Bytes) {
         let Self(number, wire_type) = self;
         let mut frame = Vec::with_capacity(values.len() * (key_len(number) + N));
@@ -249,7 +257,7 @@ number!(u16 as i32: SFIXED32, ARRAY_SFIXED32);
 number!(bool as i32: SFIXED32, ARRAY_SFIXED32);
 number!(u32 as i64: SFIXED64, ARRAY_SFIXED64);
 
-/// What is sent as it is: no other way to become `Data`.
+/// Types that have a kind of their own: they are encoded without conversion.
 macro_rules! sent_as_it_is {
     ($($type:ty: $field:ident, $array:ident, $single:ident, $many:ident;)+) => {$(
         impl ToData for $type {
@@ -291,7 +299,7 @@ sent_as_it_is! {
     f64: DOUBLE, ARRAY_DOUBLE, Double, DoubleArray;
 }
 
-/// Integers that may be too large.
+/// Integers that may be too large for an `i64`.
 macro_rules! sent_if_it_fits {
     ($($type:ty),+) => {$(
         impl ToData for $type {
@@ -317,8 +325,8 @@ macro_rules! sent_if_it_fits {
 
 sent_if_it_fits!(u64, usize, isize);
 
-/// An integer is read from any kind of integers; of several fields of a `binary/native` frame, from that which its
-/// type is sent as.
+/// Integers, which are read from any kind of integer. If a `binary/native` frame has several of them, the
+/// kind that the type is sent as comes first.
 macro_rules! read_integers {
     ($($numbers:ident, $arrays:ident: $($type:ty),+;)+) => {$($(
         impl FromData for $type {
@@ -371,7 +379,7 @@ impl ReadArrayElement for bool {
     }
 }
 
-/// The first of these fields that is there, as the widest integer.
+/// Returns the first of these fields that is set, as an `i64`.
 fn integer(numbers: &[u32], mime_type: &str, frame: &Bytes) -> Result<i64> {
     match pick(numbers, mime_type, frame)? {
         Data::Sfixed32(value) | Data::Sint32(value) => Ok(value.into()),
@@ -404,7 +412,7 @@ fn too_large(number: impl fmt::Display) -> Error {
     Error::new(ErrorKind::InvalidMessage, what)
 }
 
-/// What is read from one kind, and from no other.
+/// Types that are read from one kind and no other.
 macro_rules! read_as_sent {
     ($($type:ty: $single:ident = $number:literal, $many:ident = $array:literal;)+) => {$(
         impl FromData for $type {
@@ -505,7 +513,7 @@ impl ArrayElement for Cow<'_, str> {
     }
 }
 
-/// A `Data` message in which the field of this number comes once for each of these values.
+/// Encodes a `Data` message that has the field with this number once for each of these values.
 fn repeated<'a>(number: u32, values: impl Iterator<Item = &'a [u8]> + Clone) -> (&'static str, Bytes) {
     let len = |value: &[u8]| key_len(number) + encoded_len_varint(value.len() as u64) + value.len();
     let mut frame = Vec::with_capacity(values.clone().map(len).sum());
@@ -517,7 +525,7 @@ fn repeated<'a>(number: u32, values: impl Iterator<Item = &'a [u8]> + Clone) -> 
     (name(number), frame.into())
 }
 
-// Bytes: as they are.
+// Bytes, which are sent as they are.
 
 impl ArrayElement for u8 {
     fn array_to_data(values: &[Self]) -> Result<(&'static str, Bytes)> {

@@ -1,4 +1,4 @@
-//! Values of all types, sent and read back.
+//! Values of all types are sent and read back.
 
 use proptest::prelude::*;
 
@@ -13,7 +13,8 @@ fn reads_back<T: IntoData + FromData + Clone + PartialEq + fmt::Debug>(value: &T
     let (found, frame) = sent(value.clone());
     assert_eq!(found, mime_type);
     assert_eq!(T::from_data(mime_type, &frame).unwrap(), *value);
-    // The same kind, unless it is what Java and C++ send raw: inside a `binary/native` frame, it reads the same.
+    // Within a `binary/native` frame, the value has the same kind and reads the same. Bytes are the
+    // exception: Java and C++ send them raw.
     let native = Data::decode(mime_type, &frame).unwrap().encode_native();
     assert_eq!(T::from_data(mime::NATIVE, &native).unwrap(), *value);
 }
@@ -161,7 +162,7 @@ fn the_mime_type_that_cpp_gives_64_bit_arrays_is_accepted() {
 
 #[test]
 fn packed_arrays_are_read_as_any_type_that_fits() {
-    // 1 and -2, packed, of 32 and of 64 bits; and as varints.
+    // The numbers 1 and -2, packed: as 32-bit and 64-bit integers, and as varints.
     for (mime_type, hex) in [
         (mime::ARRAY_SFIXED32, "5a0801000000feffffff"),
         (mime::ARRAY_SFIXED64, "62100100000000000000feffffffffffffff"),
@@ -190,7 +191,7 @@ proptest! {
         reads_back(&f, mime::SFIXED64);
         reads_back(&g, mime::SFIXED64);
         reads_back(&h, mime::SFIXED32);
-        // Every bit of a floating-point number arrives, of a NaN, too.
+        // Every bit of a floating-point number arrives, including those of a NaN.
         let (mime_type, frame) = sent(f32::from_bits(bits));
         prop_assert_eq!(f32::from_data(mime_type, &frame).unwrap().to_bits(), bits);
         let (mime_type, frame) = sent(f64::from_bits(more_bits));
@@ -226,7 +227,7 @@ proptest! {
         reads_back(&bytes, mime::BYTES);
     }
 
-    /// What is written here by hand is what the derived encoder writes.
+    /// The encoder that is written by hand produces the same bytes as the derived encoder.
     #[test]
     fn frames_are_those_of_data(a: Vec<i32>, b: Vec<i64>, c: Vec<f32>, d: Vec<f64>, e: Vec<String>, f: Vec<Vec<u8>>) {
         prop_assert_eq!(sent(&a), sent(Data::from(a)));

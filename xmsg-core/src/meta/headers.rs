@@ -1,7 +1,7 @@
-//! Headers: texts by name beside the fixed fields of the metadata.
+//! Headers: texts by name, beside the fixed fields of the metadata.
 //!
-//! On the wire they are field 100 of `Meta`, encoded as protobuf's `map<string, string>`. Peers that don't know the
-//! field keep it, as proto2 has it: it survives forwarding and answering.
+//! They are field 100 of `Meta`, encoded as protobuf's `map<string, string>`. Peers that do not know the
+//! field keep it, as proto2 requires, so that headers survive forwarding and answering.
 
 use std::collections::{BTreeMap, btree_map};
 use std::fmt;
@@ -12,18 +12,20 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, k
 use super::{Field, Value, fields};
 use crate::{Error, ErrorKind, Result};
 
-/// Field number of the headers.
+/// The field number of the headers.
 pub(super) const NUMBER: u32 = 100;
 const KEY: u32 = 1;
 const VALUE: u32 = 2;
 
-/// Headers of a message, in the order of their keys: texts by name, beside the fixed fields of the metadata.
+/// The headers of a message, in the order of their keys: texts by name, beside the fixed fields of the
+/// metadata.
 ///
-/// There are at most 256 ([`MAX`](Self::MAX)), and keys and values together have at most 64 KiB
-/// ([`MAX_LEN`](Self::MAX_LEN)); a key is not empty. More can't be inserted, and metadata with more can't be read.
+/// There are at most 256 headers ([`MAX`](Self::MAX)), whose keys and values together have at most 64 KiB
+/// ([`MAX_LEN`](Self::MAX_LEN)). A key is not empty. Inserting more fails, and so does decoding metadata with
+/// more.
 ///
-/// They are an extension of xMsg's metadata. Peers in other languages ignore them, and keep them in what they
-/// forward, or answer with the metadata of the request.
+/// Headers are an extension of xMsg's metadata. Peers in other languages ignore them. They keep them in
+/// messages that they forward, and in replies with the metadata of the request.
 ///
 /// ```
 /// use xmsg_core::Message;
@@ -43,24 +45,27 @@ const VALUE: u32 = 2;
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Headers {
     map: BTreeMap<String, String>,
-    /// Of keys and values, bytes.
+    /// The length of all keys and values, in bytes.
     len: usize,
 }
 
 impl Headers {
-    /// How many headers a message may have.
+    /// The largest number of headers of a message.
     pub const MAX: usize = 256;
-    /// How long keys and values may be in all, bytes.
+    /// The largest length of all keys and values of a message, in bytes.
     pub const MAX_LEN: usize = 64 << 10;
 
-    /// None.
+    /// Makes an empty set of headers.
     #[must_use]
     pub const fn new() -> Self {
         Self { map: BTreeMap::new(), len: 0 }
     }
 
-    /// Sets a header, and returns the value that it had before. [`ErrorKind::InvalidMessage`] when the key is empty,
-    /// or there would be too many headers; they are then left as they were.
+    /// Sets a header and returns its previous value.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the key is empty or a limit would be exceeded. The headers are then
+    /// unchanged.
     ///
     /// ```
     /// use xmsg_core::meta::Headers;
@@ -81,32 +86,32 @@ impl Headers {
         Ok(self.map.insert(key, value))
     }
 
-    /// Takes a header out.
+    /// Removes a header and returns its value.
     pub fn remove(&mut self, key: &str) -> Option<String> {
         let value = self.map.remove(key)?;
         self.len -= key.len() + value.len();
         Some(value)
     }
 
-    /// The value of a header.
+    /// Returns the value of a header.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
         self.map.get(key).map(String::as_str)
     }
 
-    /// How many there are.
+    /// Returns the number of headers.
     #[must_use]
     pub fn len(&self) -> usize {
         self.map.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no headers.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.map.is_empty()
     }
 
-    /// Keys and values, in the order of the keys.
+    /// Iterates over keys and values, in the order of the keys.
     #[must_use]
     pub fn iter(&self) -> Iter<'_> {
         Iter(self.map.iter())
@@ -147,7 +152,7 @@ impl IntoIterator for Headers {
     }
 }
 
-/// Keys and values of [`Headers`], in the order of the keys.
+/// An iterator over keys and values of [`Headers`], in the order of the keys.
 #[derive(Clone, Debug)]
 pub struct Iter<'a>(btree_map::Iter<'a, String, String>);
 
@@ -165,7 +170,8 @@ impl<'a> Iterator for Iter<'a> {
 
 impl ExactSizeIterator for Iter<'_> {}
 
-/// The value of a header in a metadata frame, without decoding the rest. Of several with this key, the last one counts.
+/// Returns the value of a header in a metadata frame, without decoding the rest. If the key occurs several
+/// times, the last value counts.
 pub(crate) fn find<'a>(frame: &'a [u8], key: &str) -> Result<Option<&'a str>> {
     let mut last = None;
     for field in fields(frame) {
@@ -178,7 +184,7 @@ pub(crate) fn find<'a>(frame: &'a [u8], key: &str) -> Result<Option<&'a str>> {
     Ok(last)
 }
 
-/// The same metadata frame with this header, or without it; everything else stays byte for byte.
+/// Returns the same metadata frame with this header, or without it. All other bytes stay the same.
 pub(crate) fn replace(frame: &Bytes, key: &str, value: Option<&str>) -> Result<Bytes> {
     let mut changed = Vec::with_capacity(frame.len() + value.map_or(0, |value| encoded_len(key, value)));
     let (mut count, mut len) = (0, 0);
@@ -200,8 +206,8 @@ pub(crate) fn replace(frame: &Bytes, key: &str, value: Option<&str>) -> Result<B
     Ok(changed.into())
 }
 
-/// The header that a field of the metadata is. `None` for another field, and for one with this number that is no header
-/// as we write it: it is kept as an unknown field.
+/// Decodes a field of the metadata as a header. `None` for another field, and for a field with this number
+/// that is not encoded as a header: it is kept as an unknown field.
 pub(super) fn of_field<'a>(field: &Field<'a>) -> Option<(&'a str, &'a str)> {
     let Field { number: NUMBER, value: Some(Value::Text(entry)), .. } = *field else { return None };
     let (mut key, mut value) = ("", "");
@@ -257,8 +263,8 @@ mod tests {
     use super::super::Meta;
     use super::*;
 
-    /// As Google's protobuf encodes it, with `map<string, string> headers = 100;` in a proto2 message: author `zoë`,
-    /// `text/string`, and the headers of [`headers`].
+    /// The bytes that Google's protobuf encodes, with `map<string, string> headers = 100;` in a proto2
+    /// message: author `zoë`, `text/string`, and the headers of [`headers`].
     const META: &str = "1a047a6fc3ab720b746578742f737472696e67";
     const HEADERS: &str = concat!(
         "a206090a05656d7074791200a2068b010a046c6f6e67128201787878787878787878787878787878787878787878787878787878",
@@ -295,8 +301,8 @@ mod tests {
 
     #[test]
     fn headers_come_back_from_a_peer_that_does_not_know_them() {
-        // What Google's protobuf makes of the same message, with a reply topic, by a definition without the field: it
-        // took the reply topic off, set sender and status, and sent the message on.
+        // The bytes that Google's protobuf produces when it forwards the same message, with a reply topic, by
+        // a definition without the field: it removed the reply topic, and set sender and status.
         let forwarded = bytes(&format!("1a047a6fc3ab200232046a617661720b746578742f737472696e67{HEADERS}"));
         assert_eq!(Meta::decode(&forwarded).unwrap().headers, headers());
         assert_eq!(find(&forwarded, "ünï").unwrap(), Some("✓"));
@@ -308,13 +314,13 @@ mod tests {
         assert_eq!(Meta::decode(&twice).unwrap().headers.get("k"), Some("w"));
         assert_eq!(find(&twice, "k").unwrap(), Some("w"));
         assert_eq!(replace(&twice, "k", None).unwrap(), bytes("720161"));
-        // A value that is not there is empty.
+        // A value that is absent is empty.
         assert_eq!(find(&bytes("a206030a016b"), "k").unwrap(), Some(""));
     }
 
     #[test]
     fn what_is_no_header_as_we_write_it_is_kept_as_an_unknown_field() {
-        // No key; not UTF-8; a field more; not protobuf; a number.
+        // No key; not UTF-8; an additional field; not protobuf; a number.
         for entry in ["a20600", "a206030a01ff", "a206050a016b1801", "a2060101", "a00607"] {
             let frame = bytes(&format!("720161{entry}"));
             let read = Meta::decode(&frame).unwrap();
