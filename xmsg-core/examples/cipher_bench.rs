@@ -1,7 +1,6 @@
-//! What the cipher of an encrypted proxy costs: microseconds to open the three boxes of a message and to seal
-//! them again, for each size of data given. The fastest of many rounds counts: whatever else the machine does
-//! can only add to it.
-//!
+//! Measures the cost of the cipher of an encrypted proxy: the time in microseconds to open the three boxes of
+//! a message and to seal them again, for each size of data that is given. The fastest of many rounds counts,
+//! because anything else that the machine does can only add time.
 //! ```sh
 //! cargo run --release --example cipher_bench -- 20 100 1024 65536
 //! ```
@@ -14,14 +13,14 @@ use xmsg_core::security::{KeyPair, Security};
 use xmsg_zmtp::curve::Cipher;
 use xmsg_zmtp::{Engine, Event, Header, Options, SocketType, encode_message};
 
-/// Rounds of each measurement.
+/// The number of rounds of each measurement.
 const ROUNDS: usize = 400;
-/// Bytes that go through in a round, or else one message: about a millisecond.
+/// The bytes that are processed in a round, unless one message is longer. A round takes about a millisecond.
 const ROUND: usize = 1 << 20;
-/// Messages sealed before they are opened.
+/// The number of messages that are sealed before they are opened.
 const BATCH: usize = 64;
 
-/// The ciphers of both ends of a connection.
+/// Makes the ciphers of both ends of a connection.
 fn ciphers() -> Result<[Cipher; 2], Box<dyn std::error::Error>> {
     #[derive(Debug)]
     struct Anybody;
@@ -70,7 +69,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             &mut wire,
             &[Bytes::from(vec![b't'; 20]), vec![b'm'; 20].into(), vec![7; size].into()],
         );
-        // What is sealed stays in the caches, as it does in a proxy.
+        // The sealed bytes stay in the caches of the processor, as they do in a proxy.
         let batch = (ROUND / 8 / wire.len()).clamp(1, BATCH);
         let batches = (ROUND / (batch * wire.len())).clamp(1, 100);
         let (mut boxed, mut plain) = (BytesMut::new(), BytesMut::new());

@@ -1,5 +1,5 @@
-//! Registers a publisher, finds it, and takes the registration back. Needs a registrar at `XMSG_REGISTRAR`, else
-//! 127.0.0.1:8888: `cargo run --bin xmsg-registrar`.
+//! Registers a publisher, finds it, and removes the registration. It needs a registrar at `XMSG_REGISTRAR`,
+//! or at the default 127.0.0.1:8888: `cargo run --bin xmsg-registrar`.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ async fn main() -> xmsg_core::Result<()> {
     actor.register(OwnerType::Publisher, topic, "degrees Celsius").await?;
     println!("registered {} at {}", actor.name(), actor.registrar());
 
-    // Who publishes what a subscriber of `weather` would receive?
+    // Finds the publishers of messages that a subscriber of `weather` would receive.
     let query = Query::topic(OwnerType::Publisher, &Topic::of_domain("weather")?);
     for found in actor.discover(&query).await? {
         let (topic, proxy) = (found.topic()?, format!("{}:{}", found.host, found.port));

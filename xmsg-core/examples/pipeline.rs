@@ -1,5 +1,6 @@
-//! Three stages: a source of numbers, one that doubles them, a sink that prints them. Ended from the first to the last, they lose
-//! nothing. Needs a proxy: `cargo run --bin xmsg-proxy`.
+//! A pipeline of three stages: a source of numbers, a stage that doubles them, and a sink that prints them.
+//! The stages end from the first to the last, and lose nothing. It needs a proxy:
+//! `cargo run --bin xmsg-proxy`.
 
 use std::time::Duration;
 
@@ -7,14 +8,14 @@ use xmsg_core::{Actor, Message, Result};
 
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// What a handler returns is published, wherever its topic says.
+/// Makes the message that the handler returns, which is published to its topic.
 fn twice(number: &Message) -> Result<Message> {
     Message::of("pipeline:doubled", 2 * number.value::<i32>()?)
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // From the last to the first: whoever publishes finds its subscriber there.
+    // The stages start from the last to the first, so that each publisher finds its subscriber ready.
     let sink = Actor::connect("sink").await?;
     let mut results = sink.subscribe("pipeline:doubled").await?;
 
@@ -29,7 +30,8 @@ async fn main() -> Result<()> {
     }
 
     println!("source: {}", source.drain(LIMIT).await); // the proxy has all numbers
-    println!("double: {}", double.drain(LIMIT).await); // all of them are doubled, and the proxy has the results
+    // All numbers are doubled, and the proxy has the results.
+    println!("double: {}", double.drain(LIMIT).await);
     results.drain(); // the results that are on their way, and then the end
     while let Some(result) = results.next().await {
         println!("sink: {}", result?.value::<i32>()?);

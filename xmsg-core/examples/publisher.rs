@@ -1,4 +1,4 @@
-//! Publishes a reading every half second, ten in all. Needs a proxy: `cargo run --bin xmsg-proxy`.
+//! Publishes a reading every half second, ten in all. It needs a proxy: `cargo run --bin xmsg-proxy`.
 
 use std::time::Duration;
 
@@ -11,11 +11,12 @@ async fn main() -> xmsg_core::Result<()> {
 
     for reading in 1..=10 {
         let temperature = 4.0 + f64::from(reading) / 10.0;
-        actor.publish(&Message::of(topic, temperature)?).await?; // back once it was accepted
+        actor.publish(&Message::of(topic, temperature)?).await?; // returns when the message is accepted
         println!("published {topic} {temperature}");
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 
-    println!("{}", actor.drain(Duration::from_secs(5)).await); // what the proxy is not known to have
+    // Prints how many messages the proxy has not confirmed.
+    println!("{}", actor.drain(Duration::from_secs(5)).await);
     Ok(())
 }

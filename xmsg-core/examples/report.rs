@@ -1,4 +1,5 @@
-//! Subscribes, publishes, receives. Needs a proxy: `cargo run --bin xmsg-proxy`.
+//! Subscribes to a topic, publishes a message and receives it. It needs a proxy:
+//! `cargo run --bin xmsg-proxy`.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Prints what is published to `weather`, until Ctrl-C. Needs a proxy: `cargo run --bin xmsg-proxy`.
+//! Prints what is published to `weather`, until Ctrl-C. It needs a proxy: `cargo run --bin xmsg-proxy`.
 
 use xmsg_core::Actor;
 
@@ -6,15 +6,16 @@ use xmsg_core::Actor;
 async fn main() -> xmsg_core::Result<()> {
     let actor = Actor::connect("display").await?; // the proxy of XMSG_PROXY, else 127.0.0.1:7771
 
-    let mut readings = actor.subscribe("weather").await?; // back once the proxy has confirmed it
+    let mut readings = actor.subscribe("weather").await?; // returns once the proxy has confirmed it
     println!("subscribed to weather; Ctrl-C ends it");
 
     loop {
         tokio::select! {
-            _ = tokio::signal::ctrl_c() => readings.drain(), // what is on its way still comes, then `None`
+            // The messages on their way still arrive, and then `None`.
+            _ = tokio::signal::ctrl_c() => readings.drain(),
             reading = readings.next() => match reading {
                 None => return Ok(()),
-                Some(Err(error)) => println!("{error}"), // not a message of xMsg; the next one may be
+                Some(Err(error)) => println!("{error}"), // not an xMsg message; the next one may be
                 Some(Ok(reading)) => match reading.value::<f64>() {
                     Ok(value) => println!("{} {value}", reading.topic()),
                     Err(error) => println!("{} not a number: {error}", reading.topic()),

@@ -1,10 +1,11 @@
-//! A service that takes square roots, and a client that asks it. Needs a proxy: `cargo run --bin xmsg-proxy`.
+//! A service that computes square roots, and a client that sends requests to it. It needs a proxy:
+//! `cargo run --bin xmsg-proxy`.
 
 use std::time::Duration;
 
 use xmsg_core::{Actor, ErrorKind, HandlerError, Message};
 
-/// The answer to a request; none to a message that asks for none. An error goes back to whoever asked.
+/// Makes the reply to a request; `None` for a message that requests none. An error is sent to the requester.
 fn root(request: &Message) -> Result<Option<Message>, HandlerError> {
     let value: f64 = request.value()?;
     if value < 0.0 {
@@ -22,12 +23,13 @@ async fn main() -> xmsg_core::Result<()> {
     for value in [2.0, 9.0, -1.0] {
         match client.request(&Message::of("math:root", value)?, Duration::from_secs(10)).await {
             Ok(answer) => println!("{value}: {}", answer.value::<f64>()?),
-            Err(error) if error.kind() == ErrorKind::Remote => println!("{value}: {error}"), // it failed, and says why
-            Err(error) => return Err(error), // `Timeout`: nobody answered
+            // The service failed.
+            Err(error) if error.kind() == ErrorKind::Remote => println!("{value}: {error}"),
+            Err(error) => return Err(error), // such as `Timeout`: no reply came
         }
     }
 
     client.drain(Duration::from_secs(5)).await;
-    server.drain(Duration::from_secs(5)).await; // what was received is answered
+    server.drain(Duration::from_secs(5)).await; // requests that were received are answered
     Ok(())
 }

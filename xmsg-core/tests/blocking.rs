@@ -1,4 +1,5 @@
-//! The blocking facade where there is no proxy: what it says, and where it may not be used. With a proxy: tests/tests/blocking.rs.
+//! The blocking API without a proxy: its errors, and that it fails within an async runtime. The tests with a
+//! proxy are in tests/tests/blocking.rs.
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,7 @@ fn within_an_async_runtime_a_call_fails_at_once() {
         let message = Message::of("a", 1).unwrap();
         assert_eq!(actor.publish(&message).unwrap_err().kind(), ErrorKind::WouldBlock);
         assert_eq!(Actor::connect("b").unwrap_err().kind(), ErrorKind::WouldBlock);
-        // Dropping it is fine, too.
+        // Dropping the actor within a runtime works, too.
         drop(actor);
     });
     assert!(started.elapsed() < Duration::from_secs(5));

@@ -1,4 +1,5 @@
-//! Each cause for which there is no connection has its own kind and words, and the error that it came from.
+//! Each cause of a missing connection has its own error kind and text, and the source error that it came
+//! from.
 
 use std::error::Error as _;
 use std::io;
@@ -26,7 +27,7 @@ async fn failure(mut events: SocketEvents) -> Error {
     }
 }
 
-/// Why a dealer can't connect to it.
+/// Returns why a dealer cannot connect to this endpoint.
 async fn cause(endpoint: &str) -> Error {
     let dealer = Dealer::connecting_to(endpoint.parse().expect("an endpoint"), SocketOptions::default());
     failure(dealer.events()).await
@@ -36,7 +37,7 @@ fn source<T: std::error::Error + 'static>(error: &Error) -> &T {
     error.source().and_then(|source| source.downcast_ref()).unwrap_or_else(|| panic!("{error:?}"))
 }
 
-/// Answers whoever connects like this, and goes.
+/// Starts a server that sends this answer on each connection and closes it.
 fn server(answer: &'static [u8]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -51,7 +52,7 @@ fn server(answer: &'static [u8]) -> String {
 
 #[tokio::test]
 async fn nobody_listens_there() {
-    // Bound, so that nobody else takes the port, and not listening.
+    // The port is bound, so that nothing else takes it, but it does not listen.
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     let port = socket.local_addr().unwrap().as_socket().unwrap().port();
@@ -65,7 +66,7 @@ async fn nobody_listens_there() {
     }
 }
 
-/// An actor of this proxy, which is found out about soon.
+/// Makes an actor of the proxy at this port, whose attempts to connect take at most 300 ms.
 fn actor(port: u16) -> Actor {
     let options = ConnectOptions::without_environment().connection_timeout(Duration::from_millis(300));
     Actor::builder("a").proxy(format!("127.0.0.1:{port}")).options(options).build().expect("it makes sense")
@@ -81,7 +82,7 @@ async fn every_call_says_that_nobody_listens() {
         actor.publish(&message).await.unwrap_err(),
         actor.subscribe("a").await.unwrap_err(),
         actor.request(&message, PATIENCE).await.unwrap_err(),
-        // Also one that has less time than an attempt to connect.
+        // The reason is also known to a request with less time than an attempt to connect.
         actor.request(&message, Duration::from_millis(100)).await.unwrap_err(),
     ] {
         assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
@@ -114,7 +115,8 @@ async fn something_without_zeromq_is_there() {
     let error = cause(&server(b"HTTP/1.1 400 Bad Request\r\n\r\n")).await;
     assert_eq!(error.kind(), ErrorKind::WrongPort);
     assert_eq!(source::<Violation>(&error), &Violation::NotZmtp);
-    // It may be full, or about to end, or something else: it has said nothing.
+    // A peer that sends nothing and closes the connection may be overloaded, about to end, or not speak
+    // ZeroMQ.
     let error = cause(&server(b"")).await;
     assert_eq!(error.kind(), ErrorKind::Refused);
     assert!(error.with_causes().to_string().contains("is it a ZeroMQ socket"), "{error:?}");
@@ -217,7 +219,7 @@ async fn a_connection_that_ends_says_why() {
     assert!(error.with_causes().to_string().ends_with("closed by the peer"), "{error:?}");
 }
 
-/// Descriptors are limited for a process as a whole, so that this needs one of its own.
+/// The limit of descriptors holds for a whole process, so this test runs in its own process.
 #[test]
 fn no_descriptor_is_left() {
     let output = std::process::Command::new("sh")
@@ -251,7 +253,7 @@ async fn without_descriptors() {
     let found =
         Publisher::new(SocketOptions::default()).bind(&Endpoint::tcp("127.0.0.1", 0)).await.unwrap_err();
     assert_eq!(found.kind(), ErrorKind::NoResources);
-    // They come back, and so does the connection.
+    // When descriptors are available again, the connection is made.
     let requester = Requester::connecting_to(Endpoint::tcp("127.0.0.1", 1), SocketOptions::default());
     let error = requester.request(["x"], Duration::from_millis(300)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoResources);

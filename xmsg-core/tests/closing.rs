@@ -1,4 +1,5 @@
-//! A socket that is closed leaves nobody waiting, and where it was bound the next one can bind, on every transport.
+//! Closing a socket ends all calls that wait for it. On every transport, another socket can then bind its
+//! endpoint.
 
 use std::time::Duration;
 
@@ -30,7 +31,8 @@ fn an_endpoint_is_free_when_its_socket_was_dropped() {
             for _ in 0..ROUNDS {
                 let publisher = Publisher::new(SocketOptions::default());
                 endpoint = publisher.bind(&endpoint).await.unwrap();
-                // A connection does not hold it, even while its socket goes on.
+                // An established connection does not keep the endpoint bound, even while the subscriber lives
+                // on.
                 let subscriber = Subscriber::new(SocketOptions::default().reconnect_min(Duration::MAX));
                 subscriber.connect(endpoint.clone());
                 subscriber.connected().await.unwrap();
@@ -52,11 +54,11 @@ fn an_endpoint_is_free_when_its_socket_was_closed_however_long_that_takes() {
         runtime.block_on(async {
             let publisher = Publisher::new(SocketOptions::default());
             let endpoint = publisher.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
-            // It connects and is never read from.
+            // This peer connects and never reads.
             let Endpoint::Tcp { port, .. } = endpoint else { unreachable!() };
             let _deaf = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
             let mut closing = std::pin::pin!(publisher.close(Duration::MAX));
-            // It has begun, and need not be done.
+            // One poll starts closing, which need not be finished.
             let _ = futures::poll!(&mut closing);
             let next = Publisher::new(SocketOptions::default());
             next.bind(&endpoint).await.unwrap();
@@ -66,7 +68,7 @@ fn an_endpoint_is_free_when_its_socket_was_closed_however_long_that_takes() {
 
 #[tokio::test]
 async fn whoever_waits_for_a_peer_ends_with_the_socket() {
-    // Nobody is there, and nobody will be.
+    // Nothing listens there.
     let nobody = Endpoint::tcp("127.0.0.1", 1);
     let dealer = Dealer::connecting_to(nobody.clone(), SocketOptions::default());
     let subscriber = Subscriber::new(SocketOptions::default());

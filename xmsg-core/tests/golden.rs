@@ -1,4 +1,4 @@
-//! Data frames of all kinds, byte for byte as Google's protobuf encodes the messages of xMsg.
+//! Data frames of all kinds are byte for byte those that Google's protobuf encodes for the messages of xMsg.
 
 use bytes::Bytes;
 use xmsg_core::data::{Data, Payload, mime};
@@ -41,7 +41,7 @@ fn every_kind_has_the_bytes_and_the_mime_type_of_the_other_libraries() {
         assert_eq!(data.encode_native(), frame, "{data:?}");
         assert_eq!(Data::decode(mime::NATIVE, &frame).unwrap(), data);
 
-        // The one kind whose frame is not protobuf.
+        // The frame of `binary/bytes` is the only one that is not protobuf.
         let frame = if mime_type == mime::BYTES { Bytes::from_static(b"\x00\xff") } else { frame };
         assert_eq!(data.encode(), frame);
         assert_eq!(Data::decode(mime_type, &frame).unwrap(), data);

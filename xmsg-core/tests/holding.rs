@@ -1,4 +1,5 @@
-//! After a reconnection a publisher waits a moment for subscribers to come back, and no longer. Time stands still but for timers here.
+//! After a reconnection, a publisher waits a moment for subscribers to come back, but not longer. The clock
+//! of these tests is paused, and only timers advance it.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use xmsg_zmq::{Endpoint, Multipart, Publisher, SocketEvent, SocketEvents, Socket
 const SECOND: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// A peer that subscribes to these, as a proxy does for its subscribers.
+/// Binds a peer that subscribes to these topics, as a proxy does for its subscribers.
 async fn peer(endpoint: &Endpoint, topics: &[&'static str]) -> Subscriber {
     let peer = Subscriber::new(SocketOptions::default());
     for topic in topics {
@@ -18,7 +19,7 @@ async fn peer(endpoint: &Endpoint, topics: &[&'static str]) -> Subscriber {
     peer
 }
 
-/// A publisher that has lost a peer which wanted these.
+/// Makes a publisher that has lost a peer with subscriptions to these topics.
 async fn left_alone(
     endpoint: &Endpoint,
     options: SocketOptions<Publisher>,
@@ -50,11 +51,12 @@ async fn however_long_the_peer_was_away_the_wait_is_short() {
     let back = Instant::now();
     let mut peer = peer(&endpoint, &["t"]).await;
     assert_eq!(timeout(PATIENCE, peer.recv()).await.unwrap().unwrap(), Multipart::from(["t"]));
-    // One pause between attempts, and one for subscribers.
+    // The time is that of one pause between attempts, and of one pause for subscribers.
     assert!(back.elapsed() < 5 * SECOND / 2, "{:?}", back.elapsed());
 }
 
-/// What it wanted before is waited for, but not without end: a subscriber may have left for good.
+/// The publisher waits for the subscriptions that the peer had before, but not forever: a subscriber may have
+/// left for good.
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_comes_and_goes_gets_its_messages() {
     let endpoint = Endpoint::Inproc("comes and goes".into());
@@ -88,7 +90,7 @@ async fn a_socket_that_is_closed_holds_for_half_of_its_time_at_most() {
         let mut events = publisher.events();
         let closing = async {
             if closes_before {
-                // It comes back while the socket is being closed.
+                // The peer comes back while the socket is being closed.
                 return publisher.close(200 * SECOND).await;
             }
             until(&mut events, |event| matches!(event, SocketEvent::Connected { .. })).await;

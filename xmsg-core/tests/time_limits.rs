@@ -1,4 +1,4 @@
-//! Every time limit of a socket may be as long as it likes, or nothing at all, and nowhere is there a panic.
+//! Every time limit of a socket may be arbitrarily long or zero, and none causes a panic.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use xmsg_zmtp::Limits;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Every time that can be set.
+/// Sets all times that can be set.
 fn options<S: Sends>(time: Duration) -> SocketOptions<S> {
     SocketOptions::default()
         .linger(time)
@@ -63,7 +63,8 @@ async fn sockets_work_with_the_longest_and_with_no_times() {
             soon(async { futures::join!(requester.request(["hello"], Duration::MAX), echo) }).await;
         assert_eq!(reply.unwrap(), Multipart::from(["hello"]));
 
-        // Whoever waits without end for the other side to leave needs it to leave.
+        // Closing with an infinite time limit waits until the peer has left, so both sockets are closed at
+        // the same time.
         soon(async { futures::join!(dealer.close(Duration::MAX), router.close(time)) }).await;
         soon(async { futures::join!(publisher.close(time), subscriber.close()) }).await;
         soon(requester.close()).await;
@@ -85,7 +86,8 @@ async fn a_connection_that_may_take_no_time_is_tried_again() {
     }
 }
 
-/// The pause after a reconnection lies between the shortest and the longest one, whichever is longer.
+/// The pause between attempts is between the shortest and the longest pause, even if the shortest is set
+/// longer than the longest.
 #[tokio::test]
 async fn the_shortest_pause_may_be_longer_than_the_longest() {
     let millisecond = Duration::from_millis(1);

@@ -1,4 +1,5 @@
-//! Opening the publishing socket of a connection, and the check of it with the proxy (section 2 of the xMsg protocol).
+//! Opening of the publishing socket of a connection, and its check with the proxy (section 2 of the xMsg
+//! protocol).
 
 use std::error::Error as _;
 use std::io;

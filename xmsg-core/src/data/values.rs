@@ -579,7 +579,7 @@ impl From<Vec<Bytes>> for Data {
     }
 }
 
-// Arrays of any of them.
+// Arrays of any of these types.
 
 impl<T: ArrayElement> ToData for [T] {
     fn to_data(&self) -> Result<(&'static str, Bytes)> {
@@ -628,7 +628,7 @@ impl<T: ReadArrayElement, const N: usize> FromData for [T; N] {
     }
 }
 
-// Whatever it is.
+// `Data` of any kind.
 
 impl ToData for Data {
     fn to_data(&self) -> Result<(&'static str, Bytes)> {
