@@ -1,4 +1,4 @@
-//! The HTTP server of a daemon: where it is, the token that it wants, and one request to it.
+//! The HTTP server of a daemon: its address, its token, and requests to it.
 
 use std::fmt;
 use std::io;
@@ -21,16 +21,16 @@ use zeroize::Zeroizing;
 use crate::exit::{AtAdmin, Usage};
 use crate::settings::{self, Found};
 
-/// Where a proxy serves HTTP unless told otherwise.
+/// The default port of a proxy's HTTP server.
 const PORT: u16 = 7775;
-/// How long an answer may take. Wrong tokens wait for one another.
+/// How long an answer may take. The server delays the answers to wrong tokens one after another.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of an answer. One page of a list has ten thousand entries.
+/// The largest answer, in bytes. One page of a list has ten thousand entries.
 const ANSWER_MAX: usize = 64 << 20;
-/// Characters of an answer that are shown in an error.
+/// The number of characters of an answer that an error shows.
 const SHOWN: usize = 300;
 
-/// Which HTTP server to ask, and how to be let in.
+/// The options that select the HTTP server and its token.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "HTTP server")]
 pub(crate) struct AdminOptions {
@@ -43,12 +43,12 @@ pub(crate) struct AdminOptions {
     admin_token_file: Option<String>,
 }
 
-/// Where an HTTP server is.
+/// The address of an HTTP server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Address {
     host: String,
     port: u16,
-    /// What stands in front of every path.
+    /// The prefix of every path.
     prefix: String,
 }
 
@@ -68,7 +68,7 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let wrong = || "not an address: expected HOST:PORT, or http://HOST:PORT".to_owned();
-        // What its own option takes, too.
+        // A port alone, which the proxy's own option accepts, too.
         if let Ok(port) = text.parse::<u16>() {
             return Self::from_str(&format!("127.0.0.1:{port}"));
         }
@@ -79,7 +79,7 @@ impl FromStr for Address {
         let is_plain = scheme.eq_ignore_ascii_case("http") && !rest.contains(['@', '?', '#']);
         let uri: Uri = format!("http://{rest}").parse().ok().filter(|_| is_plain).ok_or_else(wrong)?;
         let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-        // A port that can't be read is none for `Uri`.
+        // `Uri` treats a port that is not valid like a missing one.
         let port = match (uri.port_u16(), uri.authority().map_or("", |whole| whole.as_str())) {
             (Some(port), _) => port,
             (None, whole) if whole.rsplit(']').next().unwrap_or_default().contains(':') => {
@@ -94,7 +94,7 @@ impl FromStr for Address {
     }
 }
 
-/// An HTTP server that can be asked.
+/// An HTTP server, and the token for requests to it.
 #[derive(Debug)]
 pub(crate) struct Admin {
     address: Address,
@@ -102,7 +102,7 @@ pub(crate) struct Admin {
     token_file: Option<PathBuf>,
 }
 
-/// What it answered.
+/// An answer of the server.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -110,14 +110,14 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// What it says, to be shown in an error.
+    /// Returns the beginning of the body as text, to be shown in an error.
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).trim().chars().take(SHOWN).collect()
     }
 }
 
 impl AdminOptions {
-    /// Whether somebody has said where it is, or with which token it is to be asked.
+    /// Returns whether the address or the token file was given by an option, the environment or the context.
     pub(crate) fn is_given(&self) -> Result<bool> {
         let address = settings::ADMIN.current(self.admin.as_deref())?;
         let token = settings::ADMIN_TOKEN_FILE.current(self.admin_token_file.as_deref())?;
@@ -125,7 +125,7 @@ impl AdminOptions {
         Ok(token.is_some() || address.is_some_and(|found| !is_default(&found)))
     }
 
-    /// Reads the token. Nothing is connected yet.
+    /// Reads the token, without connecting.
     pub(crate) fn admin(self) -> anyhow::Result<Admin> {
         let file = settings::ADMIN_TOKEN_FILE.current(self.admin_token_file.as_deref())?;
         let token = file.as_ref().map(read_token).transpose()?;
@@ -134,7 +134,7 @@ impl AdminOptions {
     }
 }
 
-/// The header with the token in this file.
+/// Makes the header with the token in this file.
 pub(crate) fn read_token(file: &Found) -> anyhow::Result<HeaderValue> {
     let Found { value: path, source } = file;
     let text = read_secret(Path::new(path))
@@ -153,17 +153,17 @@ pub(crate) fn read_token(file: &Found) -> anyhow::Result<HeaderValue> {
 }
 
 impl Admin {
-    /// Where it is.
+    /// Returns the address of the server.
     pub(crate) fn address(&self) -> &Address {
         &self.address
     }
 
-    /// Asks once. What does not let us in is an error; so is nobody who answers.
+    /// Sends one request. An answer that refuses access is an error, as is a missing answer.
     pub(crate) async fn ask(&self, method: Method, path: &str) -> anyhow::Result<Answer> {
         self.ask_with(method, path, Bytes::new(), TIMEOUT).await
     }
 
-    /// The same with a body, and with so much time for the answer.
+    /// Sends one request with a body, and with this time limit for the answer.
     pub(crate) async fn ask_with(
         &self,
         method: Method,
@@ -224,7 +224,7 @@ impl Admin {
             let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await?;
             Ok(Answer { status, body: body.to_bytes().into() })
         };
-        // What ends the connection shows in the answer, too.
+        // The connection is driven together with the request; its errors also appear in the answer.
         let (answer, _) = futures::join!(exchange, connection);
         answer.map_err(failed)
     }

@@ -14,15 +14,15 @@ use xmsg_core::{Error, ErrorKind, Result};
 
 use crate::settings::{self, Found, Setting};
 
-/// The file, unless `XMSG_CONFIG` says otherwise, below the folder for configuration.
+/// The path of the file below the configuration folder, unless `XMSG_CONFIG` gives another path.
 const FILE: &str = "xmsg/contexts.toml";
-/// What a new file begins with.
+/// The beginning of a new file.
 const HEADER: &str = "\
 # Contexts of xmsg: see `xmsg help context`. It may be edited; `xmsg context` leaves comments as they are.
 
 ";
 
-/// All contexts, as the file has them.
+/// All contexts of the file.
 #[derive(Debug)]
 pub(crate) struct Contexts {
     path: PathBuf,
@@ -45,25 +45,25 @@ type Values = BTreeMap<Spanned<String>, Spanned<String>>;
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
     pub(crate) name: String,
-    /// Each with the place at which it stands.
+    /// The values by key, each with its position in the file, as text.
     values: BTreeMap<String, (String, String)>,
 }
 
 impl Context {
-    /// A context that is not in the file yet.
+    /// Makes a context that is not in the file yet.
     pub(crate) fn new(name: &str, values: &BTreeMap<&'static str, String>) -> Self {
         let place = format!("the context {name}");
         let values = values.iter().map(|(key, value)| ((*key).to_owned(), (value.clone(), place.clone())));
         Self { name: name.to_owned(), values: values.collect() }
     }
 
-    /// The value that it has for a setting, and where it stands.
+    /// Returns the value of the context for a setting, and its position.
     pub(crate) fn value(&self, setting: &Setting) -> Option<(String, String)> {
         self.values.get(setting.key).filter(|(value, _)| !value.is_empty()).cloned()
     }
 }
 
-/// Whether this can be the name of a context.
+/// Checks that this is a valid name of a context.
 pub(crate) fn check_name(name: &str) -> Result<()> {
     let is_good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if !name.is_empty() && name.len() <= 64 && !name.starts_with('-') && name.chars().all(is_good) {
@@ -73,13 +73,13 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
     Err(Error::new(ErrorKind::InvalidOption, what))
 }
 
-/// Where the file is.
+/// Returns the path of the file.
 pub(crate) fn path() -> Result<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(path) = folder("XMSG_CONFIG") {
         return Ok(path);
     }
-    // A relative one does not count, says the specification of XDG.
+    // The XDG specification says that a relative path is to be ignored.
     let configuration = folder("XDG_CONFIG_HOME").filter(|path| path.is_absolute());
     let configuration = configuration.or_else(|| Some(folder("HOME")?.join(".config")));
     configuration.map(|folder| folder.join(FILE)).ok_or_else(|| {
@@ -89,11 +89,11 @@ pub(crate) fn path() -> Result<PathBuf> {
 }
 
 impl Contexts {
-    /// Reads the file; without one, there are no contexts.
+    /// Reads the file. Without a file there are no contexts.
     pub(crate) fn read() -> Result<Self> {
         match path() {
             Ok(path) => Self::read_from(path),
-            // Whoever has no home has no contexts, and may not want any.
+            // A user without a home directory has no contexts, and may not need any.
             Err(_) => Ok(Self { path: PathBuf::new(), text: String::new(), content: Content::default() }),
         }
     }
@@ -137,7 +137,7 @@ impl Contexts {
         self.content.selected.as_ref().map(|name| name.get_ref().as_str())
     }
 
-    /// The context of this name.
+    /// Returns the context with this name.
     pub(crate) fn get(&self, name: &str) -> Option<Context> {
         let values = self.content.contexts.get(name)?.iter().map(|(key, value)| {
             let line = line(&self.text, value.span().start);
@@ -147,7 +147,7 @@ impl Contexts {
         Some(Context { name: name.to_owned(), values: values.collect() })
     }
 
-    /// Paths are relative to the file.
+    /// Makes a path that is relative to the file absolute.
     fn resolved(&self, key: &str, value: &str) -> String {
         let is_path = settings::ALL.iter().any(|setting| setting.key == key && setting.is_path);
         match self.path.parent() {
@@ -156,7 +156,7 @@ impl Contexts {
         }
     }
 
-    /// The context that was asked for, or the selected one, if any.
+    /// Returns the context that was asked for, or else the selected one, if any.
     pub(crate) fn choose(&self, asked: Option<&Found>) -> Result<Option<Context>> {
         if let Some(Found { value, source }) = asked {
             return match self.get(value) {
@@ -177,7 +177,7 @@ impl Contexts {
         }
     }
 
-    /// There is no context of this name.
+    /// Makes the error that there is no context with this name.
     pub(crate) fn unknown(&self, name: &str, named: &str) -> Error {
         let all: Vec<_> = self.names().collect();
         let known = if all.is_empty() {
@@ -189,7 +189,7 @@ impl Contexts {
         Error::new(ErrorKind::InvalidOption, what)
     }
 
-    /// Changes the file. Whoever else changes it at the same time waits for us, so that no change is lost.
+    /// Changes the file under a lock, so that concurrent changes are made one after another and none is lost.
     pub(crate) fn edit(
         change: impl FnOnce(&Self, &mut Editor) -> anyhow::Result<()>,
     ) -> anyhow::Result<PathBuf> {
@@ -203,10 +203,10 @@ impl Contexts {
     }
 }
 
-/// The file as it is to be, with its comments.
+/// The file while it is being changed, with its comments.
 #[derive(Debug)]
 pub(crate) struct Editor {
-    /// What stands before all else, where there was nothing to which it could have belonged.
+    /// The text at the beginning of the file, as long as the file has no item that it could be attached to.
     beginning: String,
     document: DocumentMut,
 }
@@ -230,10 +230,10 @@ impl Editor {
         format!("{}{}", self.beginning, self.document)
     }
 
-    /// Adds a context, or replaces all values of one that is there.
+    /// Adds a context, or replaces all values of an existing one.
     pub(crate) fn put(&mut self, context: &Context) {
         let mut all = Table::new();
-        // Without a header of its own.
+        // The table gets no header of its own in the file.
         all.set_implicit(true);
         let all = self.document.entry("contexts").or_insert(Item::Table(all));
         let Some(all) = all.as_table_like_mut() else { return };
@@ -248,7 +248,7 @@ impl Editor {
         }
     }
 
-    /// Removes a context; one that was selected is no longer.
+    /// Removes a context. If it was selected, no context is selected afterwards.
     pub(crate) fn remove(&mut self, name: &str) {
         let selected = self.document.get("selected").and_then(Item::as_str);
         if selected == Some(name) {
@@ -271,7 +271,8 @@ impl Editor {
             return replace(&mut self.document["selected"], name);
         }
         self.document.insert("selected", toml_edit::value(name));
-        // It comes in front of all that is there; what the file begins with stays its beginning.
+        // The entry is inserted before everything else. A comment at the beginning of the file stays at the
+        // beginning.
         let first = self.first_table().map(Table::decor_mut);
         let Some(first) = first else { return };
         let prefix = text_of(first.prefix());
@@ -282,7 +283,7 @@ impl Editor {
         }
     }
 
-    /// The table that stands first in the file.
+    /// Returns the table that is the first in the file.
     fn first_table(&mut self) -> Option<&mut Table> {
         let all = self.document.get_mut("contexts")?.as_table_mut()?;
         let position = |table: &Table| table.position().unwrap_or(isize::MAX);
@@ -292,7 +293,7 @@ impl Editor {
         all.iter_mut().filter_map(|(_, item)| item.as_table_mut()).min_by_key(|table| position(table))
     }
 
-    /// Puts comments in front of what is the first now.
+    /// Puts comments before the item that is now the first.
     fn put_in_front(&mut self, text: &str) {
         if text.trim().is_empty() {
             return;
@@ -311,7 +312,7 @@ impl Editor {
     }
 }
 
-/// Sets a value; comments around the one that was there stay.
+/// Sets a value and keeps the comments around the previous one.
 fn replace(item: &mut Item, text: &str) {
     let mut value = Value::from(text);
     if let Some(before) = item.as_value() {
@@ -324,14 +325,15 @@ fn text_of(text: Option<&RawString>) -> String {
     text.and_then(RawString::as_str).unwrap_or_default().to_owned()
 }
 
-/// Of comments that stand in front of something, those that do not belong to it: a blank line is behind them.
+/// Returns the comments before an item that do not belong to it: those that are followed by a blank line.
 fn head(prefix: Option<&RawString>) -> String {
     let mut text = text_of(prefix);
     text.truncate(text.rfind("\n\n").map_or(0, |at| at + 2));
     text
 }
 
-/// Held by whoever changes the file. It has a file of its own, as the other one is replaced.
+/// Locks the file of contexts for a change. The lock is a separate file, because the file of contexts is
+/// replaced.
 fn lock(path: &Path) -> Result<File> {
     let target = target(path)?;
     let mut name = target.into_os_string();
@@ -346,7 +348,7 @@ fn lock(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// The file itself, where there is a link to it; its folder is made if need be.
+/// Returns the file itself if the path is a link, and creates its folder if necessary.
 fn target(path: &Path) -> Result<PathBuf> {
     let failed = |error: io::Error| cannot_write(path, &error);
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -360,7 +362,7 @@ fn target(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Writes the file anew. Whoever reads it finds the old one or the new one; nobody else may.
+/// Replaces the file. Readers see either the old or the new content. Only the user may read it.
 fn write(path: &Path, text: &str) -> Result<()> {
     let failed = |error: io::Error| cannot_write(path, &error);
     let target = target(path)?;
@@ -425,7 +427,7 @@ proxy = \"::1\"
         assert_eq!(lab.value(&settings::USER), None);
     }
 
-    /// What becomes of a file with this text.
+    /// Returns the text after the change of a file with this text.
     fn edited(text: &str, change: impl FnOnce(&mut Editor)) -> String {
         let (_folder, path) = file(text);
         let contexts = Contexts::read_from(path.clone()).unwrap();
@@ -485,7 +487,7 @@ proxy = \"::1\"
             .replace("user = \"me\"", "registrar = \"a\"");
         assert_eq!(text, expected);
 
-        // What belongs to what is removed goes with it; what the file begins with stays.
+        // Comments of a removed item are removed with it. The comment at the beginning of the file stays.
         let text = edited(EDITED, |editor| editor.remove("lab"));
         assert_eq!(text, "# My proxies.\n\n[contexts.home] # my own\nproxy = \"::1\"\n# The end.\n");
         let text = edited(&text, |editor| editor.select(Some("home")));
@@ -499,7 +501,7 @@ proxy = \"::1\"
             assert!(text.contains(part), "{text}");
         }
 
-        // Other ways to write the same.
+        // Other TOML notations of the same content.
         let inline = "contexts = { lab = { proxy = \"a\" }, home = { proxy = \"b\" } } # mine\n";
         let text = edited(inline, |editor| {
             editor.put(&lab(&[("proxy", "c")]));

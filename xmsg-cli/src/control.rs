@@ -1,4 +1,5 @@
-//! Control requests: a publisher that asks a proxy, and the control socket that its answers come to.
+//! Control requests: a publisher that sends them to a proxy, and the control socket on which the answers
+//! arrive.
 
 use std::time::Duration;
 
@@ -9,20 +10,20 @@ use xmsg_zmq::{Dealer, Endpoint, Multipart, Publisher, SocketOptions};
 
 use crate::args::{ConnectOptions, SecurityOptions};
 
-/// Sockets for control requests to one proxy.
+/// The sockets for control requests to one proxy.
 #[derive(Debug)]
 pub(crate) struct ControlSockets {
-    /// Answers to requests with this ID arrive here.
+    /// The identity of the socket for answers: requests with this ID are answered there.
     pub(crate) id: ConnectionId,
     pub(crate) publisher: Publisher,
     answers: Dealer,
-    /// Where `answers` connects, and how.
+    /// The endpoint and the options of `answers`.
     endpoint: Endpoint,
     options: SocketOptions,
 }
 
 impl ControlSockets {
-    /// Connects both sockets, without waiting until they are.
+    /// Creates both sockets and starts connecting them, without waiting for the connections.
     pub(crate) fn connect(connect: &ConnectOptions) -> Result<Self> {
         let proxy = connect.proxy()?;
         let id = ConnectionId::random();
@@ -35,7 +36,8 @@ impl ControlSockets {
         Ok(Self { id, publisher, answers, endpoint, options })
     }
 
-    /// Connects the socket for answers anew, with an identity that nobody else knows, and returns it.
+    /// Connects the socket for answers again, with an identity that nobody else knows, and returns this
+    /// identity.
     pub(crate) fn take_secret_identity(&mut self) -> Bytes {
         let identity = secret_identity();
         let options = self.options.for_socket().identity(identity.clone());
@@ -48,8 +50,8 @@ impl ControlSockets {
         self.answers.connected().await
     }
 
-    /// Sends this request, and again after each interval, until `read` finds an answer to it. A request may have come before its answer
-    /// could be sent.
+    /// Sends this request, and repeats it after each interval, until `read` accepts an answer. A request may
+    /// arrive before its answer can be sent.
     pub(crate) async fn ask<T>(
         &mut self,
         request: &Multipart,

@@ -1,4 +1,4 @@
-//! Exit codes, and what is said about an error.
+//! Exit codes, and the reporting of errors.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -10,7 +10,7 @@ use xmsg_zmtp::Violation;
 
 use crate::{output, settings};
 
-/// How a command ended. The numbers are part of the interface: scripts depend on them.
+/// How a command ended. The numbers are a part of the interface: scripts depend on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Exit {
@@ -20,14 +20,14 @@ pub(crate) enum Exit {
     NoConnection = 3,
     NotAllowed = 4,
     TimedOut = 27,
-    /// 128 and the number of SIGINT, as shells have it.
+    /// 128 plus the number of SIGINT, as in shells.
     Interrupted = 130,
-    /// … of SIGTERM.
+    /// 128 plus the number of SIGTERM.
     Terminated = 143,
 }
 
 impl Exit {
-    /// Whether a signal ended the command.
+    /// Returns whether a signal ended the command.
     pub(crate) fn is_interrupted(self) -> bool {
         matches!(self, Self::Interrupted | Self::Terminated)
     }
@@ -39,7 +39,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// The command line asks for something that cannot be.
+/// The command line is not valid.
 #[derive(Debug)]
 pub(crate) struct Usage(pub(crate) String);
 
@@ -83,7 +83,7 @@ impl std::error::Error for AtAdmin {
     }
 }
 
-/// A peer at an endpoint is not there, or not the right one.
+/// There is no peer at an endpoint, or it is of the wrong type.
 #[derive(Debug)]
 pub(crate) struct AtPeer(pub(crate) xmsg_core::Error);
 
@@ -99,23 +99,24 @@ impl std::error::Error for AtPeer {
     }
 }
 
-/// Says what is wrong with the command line, or prints the help that was asked for.
+/// Reports an error of the command line, or prints the requested help.
 pub(crate) fn usage(error: &clap::Error) -> Exit {
     if !error.use_stderr() {
-        // A closed pipe (`xmsg --help | head -1`) is no failure.
+        // A closed pipe (`xmsg --help | head -1`) is not a failure.
         let _ = error.print();
         return Exit::Done;
     }
     let text = error.render().to_string();
     match text.strip_prefix("error: ") {
         Some(text) => say(text.trim_end()),
-        // The help, because there was no argument at all.
+        // The help is printed because no argument was given.
         None => drop(error.print()),
     }
     Exit::Usage
 }
 
-/// Says what failed, and tells the exit code. When whoever read our output has gone, that is no failure.
+/// Reports an error and returns the exit code. It is not a failure when the reader of our output has closed
+/// the pipe.
 pub(crate) fn report(error: &anyhow::Error) -> Exit {
     if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
         return Exit::Done;
@@ -142,12 +143,12 @@ fn exit_of(error: &anyhow::Error) -> Exit {
     }
 }
 
-/// Whether there was no answer, from whoever should have given it or from a proxy that is gone.
+/// Returns whether the error means that no answer came, because of a timeout or a missing connection.
 pub(crate) fn is_unanswered(error: &xmsg_core::Error) -> bool {
     error.kind() == ErrorKind::Timeout || is_without_proxy(error.kind())
 }
 
-/// Whether it says that there is no connection to a proxy.
+/// Returns whether the error means that there is no connection to a proxy.
 pub(crate) fn is_without_proxy(kind: ErrorKind) -> bool {
     matches!(
         kind,
@@ -155,7 +156,7 @@ pub(crate) fn is_without_proxy(kind: ErrorKind) -> bool {
     )
 }
 
-/// The mechanism that the other side wants, and ours, if that is all that is wrong.
+/// Returns the mechanism of the other side and ours, if a mismatch between them is the cause.
 fn mechanisms(error: &anyhow::Error) -> Option<(&str, &str)> {
     error.chain().find_map(|cause| match cause.downcast_ref() {
         Some(Violation::MechanismMismatch { theirs, ours }) => Some((theirs.as_str(), *ours)),
@@ -163,7 +164,7 @@ fn mechanisms(error: &anyhow::Error) -> Option<(&str, &str)> {
     })
 }
 
-/// What to give so that it is let in.
+/// Returns the advice which options to add or remove.
 fn missing_options(theirs: &str) -> String {
     let options = match theirs {
         "CURVE" => "--server-key KEY, its public key, and --key-file FILE, ours from `xmsg keygen`",
@@ -182,23 +183,23 @@ fn missing_options(theirs: &str) -> String {
 
 fn describe(error: &anyhow::Error, exit: Exit) -> String {
     if let (Exit::NotAllowed, Some((theirs, ours))) = (exit, mechanisms(error)) {
-        // The first cause says who it is, in words for everything that may be wrong.
+        // The first cause names the proxy, in a text about everything that may be wrong.
         let first = escaped(&error.to_string()).into_owned();
         let who = first.split(": check ").next().unwrap_or_default();
         let hint = missing_options(theirs);
         return format!("{who}: it wants security {}, not {ours}\n  {hint}", escaped(theirs));
     }
-    // Of these the first cause says it all, and those beneath it the same in other words.
+    // For these kinds, the first cause says everything, and the other causes repeat it in other words.
     let kind = error.downcast_ref::<xmsg_core::Error>().map(xmsg_core::Error::kind);
     let told = match kind {
         Some(ErrorKind::Refused | ErrorKind::UnknownHost) => 1,
         _ => usize::MAX,
     };
-    // What a peer or a registrar has answered may be in any of them.
+    // Any cause may contain text from a peer or a registrar.
     let mut causes = error.chain().take(told).map(|cause| escaped(&cause.to_string()).into_owned());
     let mut text = causes.next().unwrap_or_default();
     for cause in causes {
-        // What is asked at the end of a message stays at its end.
+        // A question at the end of a message stays at its end.
         text = match text.strip_suffix('?') {
             Some(_) => format!("{text} ({cause})"),
             None => format!("{text}: {cause}"),
@@ -217,7 +218,7 @@ fn describe(error: &anyhow::Error, exit: Exit) -> String {
                 Some("Start it with `xmsg-proxy --admin`, or say where it is with --admin HOST:PORT or XMSG_ADMIN.".to_owned()),
             ]
         }
-        // What to do is said where the peer is known.
+        // The code that knows the peer gives the advice.
         Exit::NoConnection if error.is::<AtPeer>() => [None, None],
         Exit::NoConnection => {
             [
@@ -236,7 +237,7 @@ fn say(text: &str) {
     let mut stderr = io::stderr();
     let (on, off) =
         if stderr.is_terminal() && output::colour_wanted() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-    // With standard error closed there is nobody to tell.
+    // If standard error is closed, the message is dropped.
     let _ = writeln!(stderr, "{on}xmsg:{off} {text}");
 }
 

@@ -10,7 +10,7 @@ use xmsg_core::text::escaped;
 
 use crate::render;
 
-/// A format string, taken apart.
+/// A parsed format string.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Format(Vec<Piece>);
 
@@ -84,12 +84,13 @@ impl FromStr for Format {
 }
 
 impl Format {
-    /// Appends the message; topic and data are bytes as they came. On a terminal, topic and mime type are escaped.
+    /// Appends the message. Topic and data are appended unchanged, but on a terminal, topic and MIME type are
+    /// escaped.
     pub(crate) fn write(&self, out: &mut Vec<u8>, message: &Message, time: Timestamp) {
         for piece in &self.0 {
             match piece {
                 Piece::Text(text) => out.extend_from_slice(text),
-                // A terminal gets what it can show; data byte for byte is what was asked for.
+                // A terminal gets an escaped topic. Data is written unchanged, because `%p` asks for that.
                 Piece::Topic if on_terminal() => {
                     out.extend_from_slice(render::topic_text(message.topic()).as_bytes());
                 }
@@ -100,7 +101,7 @@ impl Format {
                 Piece::Mime => out.extend_from_slice(message.mime_type().unwrap_or_default().as_bytes()),
                 Piece::Data => out.extend_from_slice(message.data()),
                 Piece::Value => out.extend_from_slice(render::data_text(message).as_bytes()),
-                // To write to memory cannot fail.
+                // Writing to memory cannot fail.
                 Piece::Length => drop(write!(out, "{}", message.data().len())),
                 Piece::Hex => out.extend_from_slice(hex::encode(message.data()).as_bytes()),
                 Piece::Json => render::json(out, message, time),

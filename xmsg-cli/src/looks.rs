@@ -1,4 +1,4 @@
-//! Looks at a proxy, one after another: what has happened between two of them, as rates.
+//! Samples of the statistics of a proxy, and the rates between two of them.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,26 +14,26 @@ use crate::stats::{Connection, Source, SourceOptions, Stats, Unknown};
 use crate::tap::Tap;
 use crate::traffic::Counts;
 
-/// Someone who looks at a proxy.
+/// Takes samples of a proxy, one after another.
 #[derive(Debug)]
 pub(crate) struct Look {
     from: From,
     last: Option<(Instant, Stats)>,
 }
 
-/// What is looked through.
+/// The source of the samples.
 #[derive(Debug)]
 enum From {
     Proxy(Source),
-    /// A subscription to everything, because the proxy can't be asked.
+    /// A subscription to everything, for proxies that do not report statistics.
     Subscription(Watcher),
 }
 
-/// What a look has found.
+/// The result of one sample.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rates {
     pub(crate) stats: Stats,
-    /// Messages a second: received, delivered, dropped.
+    /// The first of three rates in messages per second: received, delivered and dropped.
     pub(crate) received: f64,
     pub(crate) delivered: f64,
     pub(crate) dropped: f64,
@@ -42,17 +42,17 @@ pub(crate) struct Rates {
     pub(crate) topics_left_out: u64,
 }
 
-/// A connection, and what it has moved since the last look.
+/// A connection, and its rates since the last sample.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ConnectionRates {
     pub(crate) connection: Connection,
     pub(crate) rate: f64,
     pub(crate) byte_rate: f64,
-    /// Messages that were dropped for it, a second.
+    /// Dropped messages of this connection, per second.
     pub(crate) drop_rate: f64,
 }
 
-/// A topic, and what has come to it since the last look.
+/// A topic, and its rates since the last sample.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct TopicRates {
     pub(crate) name: String,
@@ -70,7 +70,7 @@ impl Look {
         Ok(Self { from, last: None })
     }
 
-    /// What can't be seen in this way, if anything.
+    /// Returns a note about what this source cannot show, if anything.
     pub(crate) fn unseen(&self) -> Option<&'static str> {
         match self.from {
             From::Proxy(_) => None,
@@ -80,7 +80,7 @@ impl Look {
         }
     }
 
-    /// Where it looks.
+    /// Returns the address of the source.
     pub(crate) fn address(&self) -> String {
         match &self.from {
             From::Proxy(source) => source.address(),
@@ -88,7 +88,7 @@ impl Look {
         }
     }
 
-    /// Looks, and makes rates of what has happened since the last time: none the first time.
+    /// Takes a sample and computes the rates since the last one. The first sample has no rates.
     pub(crate) async fn take(&mut self) -> anyhow::Result<Rates> {
         let stats = match &mut self.from {
             From::Proxy(source) => source.ask().await?.0,
@@ -96,13 +96,13 @@ impl Look {
         };
         let now = Instant::now();
         let last = self.last.replace((now, stats.clone()));
-        // Another proxy, which has been started since, begins anew.
+        // A shorter uptime means that the proxy was restarted, so there is no earlier sample.
         let last = last.filter(|(_, last)| last.uptime_s <= stats.uptime_s);
         Ok(rates(stats, last.map(|(at, last)| (now - at, last))))
     }
 }
 
-/// Whether a look that failed may be repeated: the proxy may come back.
+/// Returns whether sampling may be retried after this error, because the proxy may come back.
 pub(crate) fn may_come_back(error: &anyhow::Error) -> bool {
     error.is::<Unknown>()
         || error.downcast_ref::<xmsg_core::Error>().is_some_and(|error| {
@@ -117,7 +117,8 @@ fn rates(stats: Stats, last: Option<(Duration, Stats)>) -> Rates {
     let connections = stats.connections.iter().map(|one| {
         let fresh = Connection::default();
         let before = known.get(&one.id).copied().unwrap_or(&fresh);
-        // One that was there before and only did not matter enough to be told would seem to have moved everything just now.
+        // A connection may be older and appear for the first time, because the list has only the most
+        // important ones. Its counts are then not those of the last interval.
         let is_new = known.contains_key(&one.id) || one.connected_s <= time.as_secs_f64() * 1.5;
         let rate = |now, before| if is_new { per_s(now, before) } else { 0.0 };
         ConnectionRates {
@@ -128,7 +129,7 @@ fn rates(stats: Stats, last: Option<(Duration, Stats)>) -> Rates {
         }
     });
     let known: HashMap<_, _> = last.topics.iter().map(|one| (&one.name, one)).collect();
-    // If it was not looked at for some time, the proxy counts anew.
+    // The proxy restarts its counts of topics when nobody has asked for them for some time.
     let is_anew = stats.topics_watched_s < last.topics_watched_s;
     let mut topics: Vec<_> = stats
         .topics
@@ -154,7 +155,7 @@ fn rates(stats: Stats, last: Option<(Duration, Stats)>) -> Rates {
     }
 }
 
-/// Counts everything that comes through a subscription.
+/// Counts all messages of a subscription to everything.
 #[derive(Debug)]
 struct Watcher {
     address: String,
@@ -226,11 +227,11 @@ mod tests {
             (50.0, 50.0, 50.0)
         );
         assert_eq!((next.topics[0].rate, next.topics[0].byte_rate), (50.0, 50.0));
-        // The proxy had forgotten the topics meanwhile.
+        // The proxy had discarded the counts of topics in the meantime.
         let anew = Stats { topics_watched_s: 0.5, ..stats(20.0, 30) };
         let anew = rates(anew, Some((second, stats(10.0, 100))));
         assert_eq!((&*anew.topics[0].name, anew.topics[0].rate), ("a", 30.0));
-        // One that was there all the time, and is told for the first time.
+        // A connection that existed all the time and is listed for the first time.
         let mut before = stats(10.0, 100);
         before.connections.clear();
         let told = rates(stats(11.0, 150), Some((second, before)));

@@ -1,25 +1,25 @@
 //! `xmsg`: publish and subscribe through an xMsg proxy from a terminal.
 //!
-//! | module | what is in it |
+//! | module | content |
 //! |---|---|
-//! | [`args`] | the command line: commands, options that several have, and how their values are read |
+//! | [`args`] | the command line: commands, options that several commands share, and the parsing of their values |
 //! | [`commands`] | one module for each command, with its options |
 //! | [`settings`], [`contexts`] | addresses and credentials: where each value comes from; named sets of them in a file |
-//! | [`exit`] | exit codes, and what is said about an error |
+//! | [`exit`] | exit codes, and the reporting of errors |
 //! | [`source`] | input: a whole file, or its lines, in bounded memory |
-//! | [`recipe`], [`template`], [`value`], [`metadata`] | what becomes of input before it is published |
-//! | [`receiving`] | taking messages and having them written, and how that ends |
-//! | [`style`], [`render`], [`mod@format`] | what is shown of a message |
+//! | [`recipe`], [`template`], [`value`], [`metadata`] | how input becomes messages |
+//! | [`receiving`] | receiving messages and writing them, and how that ends |
+//! | [`style`], [`render`], [`mod@format`] | how messages are shown |
 //! | [`output`], [`table`] | standard output and standard error; columns |
-//! | [`report`] | what arrives for each topic, in rows or as JSON |
-//! | [`screen`], [`traffic`] | views that are drawn again and again; what flows by topic |
+//! | [`report`] | statistics for each topic, in rows or as JSON |
+//! | [`screen`], [`traffic`] | views that are redrawn; traffic by topic |
 //! | [`control`] | control requests to a proxy, and their answers |
-//! | [`stats`], [`looks`] | who is connected to a proxy and what flows through it; what has happened between two looks |
-//! | [`reach`] | whether what is published reaches anybody |
-//! | [`rights`] | what we may publish and subscribe to, as the proxy says |
-//! | [`recording`], [`tap`] | files of messages; a subscription that keeps them byte for byte |
-//! | [`admin`] | the HTTP server of a daemon, and how to ask it |
-//! | [`patterns`] | what is said of wildcards of other systems |
+//! | [`stats`], [`looks`] | connections and traffic of a proxy; their rates between two samples |
+//! | [`reach`] | whether published messages reach a subscriber |
+//! | [`rights`] | what the proxy allows us to publish and subscribe to |
+//! | [`recording`], [`tap`] | files of messages; a subscription that keeps messages byte for byte |
+//! | [`admin`] | requests to the HTTP server of a daemon |
+//! | [`patterns`] | notes about wildcards of other systems |
 //! | [`pace`], [`signals`] | an even rate; `Ctrl-C` |
 
 mod admin;
@@ -65,7 +65,8 @@ use xmsg_core::text::{LogLine, LogWriter};
 use args::{Cli, Command};
 use exit::Exit;
 
-/// Threads for what blocks, at most: files, and opening long encrypted frames. Each takes address space, which may be limited.
+/// The largest number of threads for blocking work, which is files and the decryption of long frames. Each
+/// thread takes address space, which may be limited.
 const BLOCKING_THREADS: usize = 32;
 
 fn main() -> ExitCode {
@@ -124,12 +125,12 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
             Command::Help(arguments) => args::help(&arguments),
         }
     });
-    // Commands have closed what matters; nothing that is still under way may delay the end.
+    // Commands have closed what matters; tasks that still run must not delay the exit.
     runtime.shutdown_background();
     exit
 }
 
-/// Logs of the library go to standard error, and only if asked for: `-v`, `-vv` or `RUST_LOG`.
+/// Sends logs of the library to standard error, if `-v`, `-vv` or `RUST_LOG` asks for them.
 fn start_tracing(verbose: u8) {
     let environment = std::env::var("RUST_LOG").ok();
     let level = match verbose {
@@ -138,14 +139,14 @@ fn start_tracing(verbose: u8) {
         2 => "debug",
         _ => "trace",
     };
-    // tracing-subscriber takes spaces for a part of the name of a module.
+    // tracing-subscriber would treat spaces as a part of the name of a module.
     let directives = environment.map(|filter| filter.split(',').map(str::trim).collect::<Vec<_>>().join(","));
     let filter = directives.as_deref().unwrap_or(level).parse::<Targets>().unwrap_or_else(|error| {
         output::note(format_args!("RUST_LOG can't be read, so only errors are logged: {error}"));
         Targets::new().with_default(LevelFilter::ERROR)
     });
     let is_coloured = std::io::stderr().is_terminal() && output::colour_wanted();
-    // What peers sent may be in any of its lines.
+    // Any line may contain text from peers, which has to be escaped.
     let line = if is_coloured { LogLine::Coloured } else { LogLine::Plain };
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(move || LogWriter::new(std::io::stderr(), line))

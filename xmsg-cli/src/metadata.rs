@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use xmsg_core::Meta;
 use xmsg_core::meta::{Action, ByteOrder, Control, Status};
 
-/// What is said about an unknown key.
+/// The known keys, for the error about an unknown key.
 const KEYS: &str = "version, description, author, status, severityId, sender, senderState, communicationId, \
                     composition, executionTime, action, control, dataTypeDescription, byteOrder";
 
@@ -32,7 +32,7 @@ pub(crate) enum Field {
 impl FromStr for Field {
     type Err = String;
 
-    /// Reads `key=value`. Keys are those of the protocol; case, `-` and `_` do not matter.
+    /// Parses `key=value`. Keys are those of the protocol; case, `-` and `_` do not matter.
     fn from_str(text: &str) -> Result<Self, String> {
         let Some((key, value)) = text.split_once('=') else {
             return Err(format!("expected key=value; keys: {KEYS}"));
@@ -93,7 +93,7 @@ impl Field {
     }
 }
 
-/// The fields that are present, but for the mime type, under the keys of [`Field`].
+/// Returns the fields that are present, without the MIME type, under the keys of [`Field`].
 pub(crate) fn json(meta: &Meta) -> Map<String, Value> {
     let name = |name: &str| Value::from(name);
     let fields = [

@@ -16,13 +16,13 @@ use xmsg_core::ProxyAddress;
 use xmsg_core::text::{escaped, json_escaped};
 use xmsg_zmq::{DropReason, SocketEvent, SocketEvents};
 
-/// Bytes that are collected before they are written.
+/// The number of bytes that are collected before they are written.
 const BUFFER_LEN: usize = 256 << 10;
 
-/// Standard output. Nothing appears before [`flush`](Self::flush) or before the buffer is full.
+/// Standard output. Text appears only when the buffer is full or [`flush`](Self::flush) is called.
 #[derive(Debug)]
 pub(crate) struct Output {
-    // Not `io::Stdout`, which goes through a line buffer.
+    // This is not `io::Stdout`, which uses a line buffer.
     stdout: File,
     buffer: Vec<u8>,
 }
@@ -33,17 +33,17 @@ impl Output {
         Ok(Self { stdout: stdout.into(), buffer: Vec::with_capacity(2 * BUFFER_LEN) })
     }
 
-    /// Where to append. [`written`](Self::written) is to be called after each message.
+    /// Returns the buffer to append to. Call [`written`](Self::written) after each message.
     pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
         &mut self.buffer
     }
 
-    /// Writes the buffer if it is full. May block its thread, while whoever reads our output is slow.
+    /// Writes the buffer if it is full. It may block its thread while the reader of our output is slow.
     pub(crate) fn written(&mut self) -> anyhow::Result<()> {
         if self.buffer.len() >= BUFFER_LEN { self.flush() } else { Ok(()) }
     }
 
-    /// Appends bytes; of many, no copy is made.
+    /// Appends bytes. Large pieces are written without a copy.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         if bytes.len() < BUFFER_LEN {
             self.buffer.extend_from_slice(bytes);
@@ -53,39 +53,40 @@ impl Output {
         blocking(|| self.stdout.write_all(bytes))
     }
 
-    /// Appends a value of JSON and a newline. What peers sent may be in it, so it is safe for a terminal.
+    /// Appends a JSON value and a newline. Text from peers in it is escaped for terminals.
     pub(crate) fn json(&mut self, value: &Value) -> anyhow::Result<()> {
         self.buffer.extend_from_slice(json_escaped(&value.to_string()).as_bytes());
         self.buffer.push(b'\n');
         self.written()
     }
 
-    /// Writes what is in the buffer.
+    /// Writes the content of the buffer.
     pub(crate) fn flush(&mut self) -> anyhow::Result<()> {
         if self.buffer.is_empty() {
             return Ok(());
         }
         let result = blocking(|| self.stdout.write_all(&self.buffer));
         self.buffer.clear();
-        // One large message must not hold its memory for ever.
+        // The memory of one large message is released again.
         self.buffer.shrink_to(2 * BUFFER_LEN);
         result
     }
 }
 
-/// A write that may take long: the tasks of this thread go to another one.
+/// Runs a write that may take long. The tasks of this thread move to another one in the meantime.
 fn blocking(write: impl FnOnce() -> io::Result<()>) -> anyhow::Result<()> {
     tokio::task::block_in_place(write).context("cannot write to standard output")
 }
 
-/// Waits until nobody can read our output any more. Where that cannot be seen (a file, another system than Linux), for
-/// ever; there, the next write tells.
+/// Waits until the reader of our output has closed it. Where this cannot be detected (a file, or another
+/// system than Linux), it waits forever; the next write then fails.
 pub(crate) async fn reader_gone() {
     #[cfg(target_os = "linux")]
     {
         use tokio::io::Interest;
         use tokio::net::unix::pipe::Sender;
-        // Only watched: to make it non-blocking, as for writing, would do so for everybody who shares it.
+        // The descriptor is only watched. Making it non-blocking, which writing would need, would affect all
+        // processes that share it.
         if let Ok(stdout) = io::stdout().as_fd().try_clone_to_owned()
             && let Ok(stdout) = Sender::from_owned_fd_unchecked(stdout)
             && stdout.ready(Interest::ERROR).await.is_ok()
@@ -96,7 +97,7 @@ pub(crate) async fn reader_gone() {
     std::future::pending::<()>().await;
 }
 
-/// Says that a file can't be written because the folder for it is not there, before anything else is done.
+/// Checks that the folder of a file exists, so that this error is reported before anything else is done.
 pub(crate) fn check_folder(file: &Path) -> anyhow::Result<()> {
     let file_name = file.display();
     if file.is_dir() {
@@ -111,35 +112,36 @@ pub(crate) fn check_folder(file: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Whether only errors and losses are told: `--quiet`.
+/// Whether only errors and losses are reported (`--quiet`).
 static QUIET: AtomicBool = AtomicBool::new(false);
 
-/// From now on, notes are left out.
+/// Suppresses notes from now on.
 pub(crate) fn be_quiet() {
     QUIET.store(true, Ordering::Relaxed);
 }
 
-/// Whether somebody at a terminal sees [notes](note), now.
+/// Returns whether notes are written to a terminal.
 pub(crate) fn notes_are_seen() -> bool {
     !QUIET.load(Ordering::Relaxed) && io::stderr().is_terminal()
 }
 
-/// Says something on standard error, unless that was not wanted.
+/// Writes a note to standard error, unless `--quiet` was given.
 pub(crate) fn note(text: impl fmt::Display) {
     if !QUIET.load(Ordering::Relaxed) {
         warn(text);
     }
 }
 
-/// Says what failed or was lost. With standard error closed there is nobody to tell.
+/// Reports a failure or a loss. If standard error is closed, the report is dropped.
 pub(crate) fn warn(text: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "xmsg: {}", escaped(&text.to_string()));
 }
 
-/// Notes of messages that the proxy dropped appear at most this often.
+/// The shortest time between two notes about messages that the proxy dropped.
 const DROPS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Tells when the connection to the proxy is lost and when it is back, and what the proxy dropped; never returns.
+/// Reports when the connection to the proxy is lost and restored, and what the proxy dropped. It never
+/// returns.
 pub(crate) async fn note_connection(mut events: SocketEvents, proxy: &ProxyAddress) {
     let mut lost = false;
     let mut drops = DropNotes::default();
@@ -176,10 +178,11 @@ pub(crate) async fn note_connection(mut events: SocketEvents, proxy: &ProxyAddre
     std::future::pending::<()>().await;
 }
 
-/// What the proxy has dropped for us, and what of it was noted. Totals, as events may be missed.
+/// The counts of messages that the proxy dropped for us, and those that were reported. They are totals,
+/// because events may be missed.
 #[derive(Debug, Default)]
 struct DropNotes {
-    /// Because we were too slow, and because they were too large.
+    /// The first count is for a subscriber that is too slow, and the second for messages that are too large.
     total: [u64; 2],
     noted: [u64; 2],
     last: Option<Instant>,
@@ -193,7 +196,7 @@ impl DropNotes {
         }
     }
 
-    /// When the next note is to appear, if there is something to note.
+    /// Returns when the next note is to appear, if there is anything to report.
     fn due(&self) -> Option<Instant> {
         let is_new = self.total != self.noted;
         is_new.then(|| self.last.map_or_else(Instant::now, |last| last + DROPS_INTERVAL))
@@ -212,7 +215,7 @@ impl DropNotes {
 }
 
 impl Drop for DropNotes {
-    /// Whoever ends before the next note is due hears of the rest, too.
+    /// Reports the rest if the command ends before the next note is due.
     fn drop(&mut self) {
         if self.total != self.noted {
             self.note();
@@ -220,7 +223,7 @@ impl Drop for DropNotes {
     }
 }
 
-/// The result of `work`; meanwhile `notes` is run, which never ends.
+/// Returns the result of `work`. Runs `notes`, which never ends, in the meantime.
 pub(crate) async fn or_noting<T>(work: impl Future<Output = T>, notes: impl Future<Output = ()>) -> T {
     tokio::select! {
         result = work => result,
@@ -228,13 +231,13 @@ pub(crate) async fn or_noting<T>(work: impl Future<Output = T>, notes: impl Futu
     }
 }
 
-/// Whether colours are welcome on a terminal (<https://no-color.org>).
+/// Returns whether the environment allows colours on a terminal (<https://no-color.org>).
 pub(crate) fn colour_wanted() -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// A number with a comma after each three digits.
+/// Formats a number with commas between groups of three digits.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
@@ -247,20 +250,20 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
-/// A number that is not negative as a whole one, with a comma after each three digits.
+/// Formats a number that is not negative as a whole number, with commas between groups of three digits.
 pub(crate) fn rounded(number: f64) -> String {
     // The cast saturates.
     #[allow(clippy::cast_sign_loss, reason = "it is not negative, and would be 0 if it were")]
     grouped(number.round() as u64)
 }
 
-/// A rate as a whole number.
+/// Returns a rate per second as a whole number.
 pub(crate) fn per_second(count: u64, time: Duration) -> u64 {
     let rate = u128::from(count) * 1_000_000_000 / time.as_nanos().max(1);
     rate.try_into().unwrap_or(u64::MAX)
 }
 
-/// `1 message`, `2 messages`.
+/// Formats a count with its noun: `1 message`, `2 messages`.
 pub(crate) fn counted(number: u64, noun: &str) -> String {
     format!("{} {noun}{}", grouped(number), if number == 1 { "" } else { "s" })
 }

@@ -1,14 +1,14 @@
-//! An even rate, without drift.
+//! An even rate of messages, without drift.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 use xmsg_zmq::deadline::Deadline;
 
-/// Whoever is later than this is not made up for: after a pause there is no burst.
+/// The largest delay that is made up for. After a longer pause, there is no burst.
 const LAG_MAX: Duration = Duration::from_millis(500);
 
-/// Says when the next message is due: message `n` at `start + n / rate`, so that small delays do not add up.
+/// Computes when each message is due: message `n` at `start + n / rate`, so that small delays do not add up.
 #[derive(Debug)]
 pub(crate) struct Pace {
     rate: f64,
@@ -17,7 +17,7 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// So many messages per second, the first one now.
+    /// Starts with this rate in messages per second. The first message is due now.
     pub(crate) fn new(rate: f64) -> Self {
         Self { rate, start: Instant::now(), count: 0 }
     }
@@ -48,7 +48,7 @@ mod tests {
         let mut pace = Pace::new(3.0);
         let start = pace.start;
         for n in 0..3000_u32 {
-            // Each time somewhat late.
+            // Each message is somewhat late.
             let now = start + Duration::from_secs_f64(f64::from(n) / 3.0) + Duration::from_millis(20);
             pace.next_due(now);
         }

@@ -1,4 +1,4 @@
-//! Wildcards of other systems, which are no wildcards here.
+//! Notes about wildcards of other systems, which are not wildcards in xMsg.
 
 use std::borrow::Cow;
 
@@ -9,12 +9,13 @@ use xmsg_core::text::escaped;
 use crate::output::note;
 use crate::render::topic_text;
 
-/// Says of each topic with a wildcard of another system what to subscribe to instead.
+/// Writes a note for each topic with a wildcard of another system, which says what to subscribe to instead.
 pub(crate) fn note_patterns(topics: &[Topic]) {
     topics.iter().filter_map(hint).for_each(note);
 }
 
-/// The same of what plain ZeroMQ sockets subscribe to, whose topics have no separator of their own.
+/// Writes such notes for the prefixes that plain ZeroMQ sockets subscribe to. Their topics have no separator
+/// of their own.
 pub(crate) fn note_prefix_patterns(prefixes: &[Bytes]) {
     prefixes.iter().filter_map(|prefix| prefix_hint(&Topic::wrap(prefix.clone()))).for_each(note);
 }
@@ -38,7 +39,7 @@ fn hint(topic: &Topic) -> Option<String> {
     let instead = if before.is_empty() {
         "subscribe to '' for everything".to_owned()
     } else {
-        // That is what separates the parts of a topic here; but topics may hold anything.
+        // A `:` separates the parts of a topic in xMsg, but topics may contain anything.
         let usual = before.replace(['/', '.'], ":");
         let as_given = if usual == before {
             Cow::Borrowed("")
@@ -58,7 +59,7 @@ fn hint(topic: &Topic) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// The hint names the pattern, and says what to do instead.
+    /// Checks that the hint names the pattern, and says what to do instead.
     fn says(hint: Option<String>, pattern: &str, instead: &str) {
         let hint = hint.unwrap_or_default();
         assert!(hint.starts_with(&format!("`{pattern}` is no pattern")) && hint.contains(instead), "{hint}");

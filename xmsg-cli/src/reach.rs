@@ -1,4 +1,4 @@
-//! Whether what is published reaches anybody.
+//! Detects that published messages reach no subscriber.
 
 use std::time::Duration;
 
@@ -8,51 +8,54 @@ use xmsg_core::{Connection, ProxyAddress, Topic};
 use crate::output::{counted, note};
 use crate::render::topics_text;
 
-/// How long the proxy may take, before it is said that nobody subscribes, to have what was published.
+/// How long the proxy may take to receive the published messages before the note that nobody subscribes is
+/// written.
 const ARRIVAL: Duration = Duration::from_millis(500);
-/// How long what it has told of subscriptions may then still be on the way.
+/// How long news of subscriptions from the proxy may then still be on the way.
 const SUBSCRIPTIONS: Duration = Duration::from_millis(50);
-/// Topics that are remembered. Of messages to more than these, nothing is said when the first ones reach nobody.
+/// The largest number of topics that are remembered. After messages to more topics, no note is written, even
+/// if the first ones reached nobody.
 const TOPICS_MAX: usize = 64;
-/// Topics that are named.
+/// The largest number of topics that the note names.
 const NAMED_MAX: usize = 3;
 
-/// What is known of the subscribers of what was published.
+/// What is known of the subscribers of the published topics.
 #[derive(Debug)]
 pub(crate) struct Reach {
-    /// Those that somebody has been told of, or nobody wants to know.
+    /// Whether a topic has a subscriber, or no note is wanted.
     is_reached: bool,
-    /// What was published to.
+    /// The topics of the published messages.
     topics: Vec<Topic>,
 }
 
 impl Reach {
-    /// If nobody is there to be told, nothing is watched.
+    /// Starts without topics. If no note is wanted, nothing is watched.
     pub(crate) fn new(is_wanted: bool) -> Self {
         Self { is_reached: !is_wanted, topics: Vec::new() }
     }
 
-    /// A message is published to this topic. To be called before it is, and again after that: who subscribes may be known only then, and
-    /// may have gone by then.
+    /// Records that a message is published to this topic. Call it before and after publishing: a subscriber
+    /// may become known only during the call, or may leave during the call.
     pub(crate) fn look(&mut self, connection: &Connection, topic: &Topic) {
         if self.is_reached {
             return;
         }
         self.is_reached = connection.has_subscriber(topic);
         if self.topics.last() != Some(topic) && !self.topics.contains(topic) {
-            // More are not remembered, so that it could not be said of them.
+            // Further topics are not remembered, so the note could not be true for them.
             self.is_reached |= self.topics.len() == TOPICS_MAX;
             self.topics.push(topic.clone());
         }
     }
 
-    /// Whether nobody can have received anything, and somebody is to be told so. Of what the proxy does not have by
-    /// then, nothing is known.
+    /// Returns whether nobody can have received anything and a note is wanted. It is `false` if the proxy has
+    /// not received everything in time, because then nothing is certain.
     pub(crate) async fn went_nowhere(&self, connection: &Connection) -> bool {
         if self.is_reached || self.topics.is_empty() {
             return false;
         }
-        // A proxy tells a publisher of subscriptions once it is connected; a single message may have been accepted before.
+        // A proxy tells a publisher about subscriptions only once it is connected. A single message may have
+        // been accepted before that.
         let arrived_unseen = async {
             let has_arrived = connection.flush(ARRIVAL).await.is_ok();
             tokio::time::sleep(SUBSCRIPTIONS).await;
@@ -61,13 +64,14 @@ impl Reach {
         let subscribers = self.topics.iter().map(|topic| Box::pin(connection.wait_for_subscriber(topic)));
         tokio::select! {
             biased;
-            // All the while: whoever wants one message alone has gone as soon as it came.
+            // This is watched all the time: a subscriber that wants only one message unsubscribes as soon as
+            // it arrives.
             _ = select_all(subscribers) => false,
             went_nowhere = arrived_unseen => went_nowhere,
         }
     }
 
-    /// Says that so many messages went nowhere.
+    /// Writes the note that this number of messages reached nobody.
     pub(crate) fn tell(&self, messages: u64, proxy: &ProxyAddress) {
         let (named, left) = self.topics.split_at(self.topics.len().min(NAMED_MAX));
         let more = if left.is_empty() { String::new() } else { format!(", nor to {} more", left.len()) };

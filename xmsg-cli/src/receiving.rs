@@ -1,4 +1,5 @@
-//! Receiving: until there are enough messages, time is up, somebody interrupts it, or nobody reads what is written.
+//! Receiving messages until there are enough, the time is up, a signal arrives, or the reader of the output
+//! is gone.
 
 use std::pin::pin;
 use std::task::Poll;
@@ -10,69 +11,69 @@ use crate::exit::Exit;
 use crate::output::{counted, grouped, note, reader_gone, warn};
 use crate::signals::Interrupt;
 
-/// Messages that are written before others get their turn.
+/// The number of messages that are written before other tasks get their turn.
 const TURN: u64 = 256;
-/// At the end, how long whoever reads our output may take for the rest.
+/// How long the reader of our output may take for the rest at the end.
 const HASTY_LINGER: Duration = Duration::from_secs(1);
 
-/// Where messages come from.
+/// A source of messages.
 pub(crate) trait Source: Send + 'static {
     type Message: Send;
 
-    /// What comes next; `None` at the end. Dropping the future loses nothing.
+    /// Returns the next message; `None` at the end. Dropping the future loses nothing.
     fn next(&mut self) -> impl Future<Output = Option<Self::Message>> + Send;
 }
 
-/// How messages are written.
+/// Writes messages.
 pub(crate) trait Writer<M>: Send + 'static {
-    /// Writes a message, and returns how many bytes it has; `None`: it is passed over, and does not count.
+    /// Writes a message and returns its size in bytes; `None` if it is skipped and does not count.
     fn write(&mut self, message: M, number: u64) -> anyhow::Result<Option<u64>>;
 
-    /// Shows what was written.
+    /// Makes everything visible that was written.
     fn flush(&mut self) -> anyhow::Result<()>;
 
-    /// Waits until something is to be written though no message comes; for ever, if that is never so.
+    /// Waits until something has to be written even without a new message. The default waits forever.
     fn due(&self) -> impl Future<Output = ()> + Send {
         std::future::pending()
     }
 
-    /// Writes that.
+    /// Writes what has become due.
     fn write_due(&mut self) -> anyhow::Result<()> {
         self.flush()
     }
 
-    /// Writes what is left at the end.
+    /// Writes the rest at the end.
     fn finish(&mut self) -> anyhow::Result<()> {
         self.write_due()
     }
 }
 
-/// Takes messages and has them written.
+/// Receives messages and writes them.
 #[derive(Debug)]
 pub(crate) struct Receiver<S, W> {
     pub(crate) source: S,
     pub(crate) writer: W,
-    /// It ends after so many messages …
+    /// The number of messages after which it ends.
     pub(crate) count: Option<u64>,
-    /// … or after this time.
+    /// The time after which it ends.
     pub(crate) timeout: Option<Duration>,
     pub(crate) verbose: bool,
 }
 
-/// How it ended.
+/// The result of receiving.
 #[derive(Debug)]
 pub(crate) struct Ended<S> {
     exit: Exit,
-    /// Where messages came from; `None` if it was left while nobody read what is written.
+    /// The source; `None` if it was abandoned because nobody read the output.
     pub(crate) source: Option<S>,
     /// Whether the time was up before there were enough messages.
     pub(crate) is_late: bool,
-    /// How many messages there were then, and how many should have come.
+    /// The number of messages that were written and of those that were expected, if the time was up.
     missed: Option<(u64, u64)>,
 }
 
 impl<S> Ended<S> {
-    /// The exit code. Says how many messages are missing, if that is why it ended.
+    /// Returns the exit code. Reports how many messages are missing, if a timeout was the reason for the end.
     pub(crate) fn exit(self) -> Exit {
         if let Some((written, count)) = self.missed {
             let expected = counted(count, "message");
@@ -83,7 +84,8 @@ impl<S> Ended<S> {
 }
 
 impl<S: Source, W: Writer<S::Message>> Receiver<S, W> {
-    /// Receives to the end. `watching` is run meanwhile, and fails if nothing can come any more.
+    /// Receives until the end. `watching` runs at the same time, and returns an error when no more messages
+    /// can arrive.
     pub(crate) async fn run(
         self,
         interrupt: &mut Interrupt,
@@ -97,7 +99,8 @@ impl<S: Source, W: Writer<S::Message>> Receiver<S, W> {
             }
         };
         let (stop, stopped) = watch::channel(false);
-        // A task of its own: it may be blocked by whoever reads our output, and signals have to be heard meanwhile.
+        // The work has its own task, because a slow reader of our output may block it, and signals must be
+        // handled in the meantime.
         let mut receiving = tokio::spawn(self.work(stopped));
         let (exit, is_late) = tokio::select! {
             result = &mut receiving => {
@@ -121,14 +124,15 @@ impl<S: Source, W: Writer<S::Message>> Receiver<S, W> {
             }
             exit = interrupt.wait() => return unread(exit),
         };
-        // The last one may have come together with the end of the time.
+        // The last message may have arrived together with the end of the time.
         let is_enough = count == Some(written);
         let exit = if is_enough && exit == Exit::TimedOut { Exit::Done } else { exit };
         let missed = count.filter(|_| exit == Exit::TimedOut).map(|count| (written, count));
         Ok(Ended { exit, source: Some(source), is_late: is_late && !is_enough, missed })
     }
 
-    /// Until told to stop or the count is reached. Returns how many messages were written, too.
+    /// Works until it is stopped or the count is reached. Returns the source and the number of written
+    /// messages.
     async fn work(mut self, mut stopped: watch::Receiver<bool>) -> anyhow::Result<(S, u64)> {
         let (mut messages, mut bytes, mut turn) = (0_u64, 0_u64, 0_u64);
         while self.count.is_none_or(|count| messages < count) {
@@ -143,7 +147,7 @@ impl<S: Source, W: Writer<S::Message>> Receiver<S, W> {
             let next = match polled {
                 Poll::Ready(next) => next,
                 Poll::Pending => {
-                    // Nothing more for now: what there is shall be seen.
+                    // No message is waiting, so the written ones are made visible.
                     self.writer.flush()?;
                     tokio::select! {
                         biased;

@@ -1,4 +1,4 @@
-//! How input becomes messages: the options for it, and what they mean.
+//! How input becomes messages: the options, and their implementation.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal};
@@ -18,10 +18,10 @@ use crate::source::{Portion, Source, Split, too_long};
 use crate::template::Template;
 use crate::value;
 
-/// Letters by which a slip of the pen differs from what is meant, at most.
+/// The largest number of edits between a mistyped name and the suggested one.
 const SLIPS: usize = 2;
 
-/// Where data comes from.
+/// The options for the source of the data.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InputOptions {
     /// Data; `-` or nothing: standard input. Write `--` before data that starts with `-`
@@ -32,7 +32,7 @@ pub(crate) struct InputOptions {
     pub(crate) file: Option<PathBuf>,
 }
 
-/// What data becomes.
+/// The options for the conversion of the data.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DataOptions {
     /// Data is hexadecimal digits; white space between them does not matter
@@ -58,9 +58,9 @@ pub(crate) struct DataOptions {
 }
 
 impl DataOptions {
-    /// How messages to this topic are made.
+    /// Makes the recipe for messages to this topic.
     pub(crate) fn recipe(&self, topic: &Topic) -> anyhow::Result<Recipe> {
-        // Bytes that are given as they are may have any type.
+        // Bytes that are given in hexadecimal or base64 may have any type.
         if !self.hex && !self.base64 {
             check_mime(&self.mime)?;
         }
@@ -77,13 +77,13 @@ impl DataOptions {
     }
 }
 
-/// Refuses what is no mime type, or looks like one of xMsg's own types with a slip of the pen: as any other type, its data would be
-/// sent as bytes, and no actor could read it.
+/// Refuses a text that is not a MIME type, or that looks like a mistyped type of xMsg. Otherwise its data
+/// would be sent as bytes, as for any other type, and no actor could decode it.
 fn check_mime(mime: &str) -> anyhow::Result<()> {
     let has_two_parts = mime.split_once('/').is_some_and(|(kind, name)| !kind.is_empty() && !name.is_empty());
     let is_plain = mime.chars().all(|c| c.is_ascii_graphic() || (has_two_parts && c == ' '));
     let distance = |known: &str| {
-        // The second part alone is what is left out most often.
+        // Users often omit the first part.
         let name = known.split_once('/').map_or(known, |(_, name)| name);
         let meant = if mime.contains('/') { known } else { name };
         strsim::osa_distance(&mime.to_ascii_lowercase(), meant)
@@ -106,14 +106,14 @@ fn check_mime(mime: &str) -> anyhow::Result<()> {
     bail!(Usage(format!("--mime: `{mime}` {what}: {hint}{otherwise}")))
 }
 
-/// How bytes are written as text.
+/// A text encoding of bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Coding {
     Hex,
     Base64,
 }
 
-/// How input becomes a message.
+/// The conversion of input to messages.
 #[derive(Debug)]
 pub(crate) struct Recipe {
     topic: Bytes,
@@ -122,11 +122,11 @@ pub(crate) struct Recipe {
     coding: Option<Coding>,
     typed: bool,
     template: bool,
-    /// Bytes of data that fit into a message.
+    /// The largest number of bytes of data that fit into a message.
     limit: usize,
 }
 
-/// Input, ready to be published once or many times.
+/// Prepared input, which can be published once or many times.
 #[derive(Debug)]
 pub(crate) enum Dish {
     Ready(Message),
@@ -134,7 +134,7 @@ pub(crate) enum Dish {
 }
 
 impl Recipe {
-    /// How messages to this topic are made of data as it is given, with this mime type.
+    /// Makes the recipe for messages to this topic with this MIME type, whose data is used as it is given.
     pub(crate) fn of_mime(topic: &Topic, mime: &str) -> anyhow::Result<Self> {
         check_mime(mime)?;
         Ok(Self::new(topic, &Meta::new(mime), None, false))
@@ -143,17 +143,17 @@ impl Recipe {
     fn new(topic: &Topic, meta: &Meta, coding: Option<Coding>, template: bool) -> Self {
         let typed = coding.is_none() && value::is_typed(&meta.data_type);
         let (topic, frame) = (topic.clone().into_bytes(), meta.encode());
-        // The header of a long frame, as the data may be, has 9 bytes.
+        // The frame of the data may be long, and the header of a long frame has 9 bytes.
         let limit = Limits::default().message_size.saturating_sub(encoded_len(&[&topic, &frame]) + 9);
         Self { topic, meta: frame, mime: meta.data_type.clone(), coding, typed, template, limit }
     }
 
-    /// Whether input is text that is turned into a value.
+    /// Returns whether the input is text that is encoded as a value.
     pub(crate) fn is_typed(&self) -> bool {
         self.typed
     }
 
-    /// The input: an argument, a file, or standard input.
+    /// Opens the input: an argument, a file, or standard input.
     pub(crate) fn source(
         &self,
         data: Option<&OsStr>,
@@ -165,7 +165,7 @@ impl Recipe {
         match (data, file) {
             (Some(data), _) => {
                 let data = Bytes::copy_from_slice(data.as_encoded_bytes());
-                // What is wrong with an argument is found before anything is sent.
+                // Errors in an argument are found before anything is sent.
                 let mut rest = Source::memory(data.clone(), split);
                 self.check(&mut rest).map_err(|error| Usage(format!("{error:#}")))?;
                 Ok(Source::memory(data, split))
@@ -184,16 +184,16 @@ impl Recipe {
         Portion { verb: "publish", limit: self.input_limit(), too_long: too_long(self.input_limit()) }
     }
 
-    /// Bytes of input that can become one message.
+    /// Returns the largest number of bytes of input that can become one message.
     pub(crate) fn input_limit(&self) -> usize {
-        // One more for a newline that is stripped.
+        // One more byte is allowed for a newline that is stripped.
         match self.coding {
             Some(Coding::Hex | Coding::Base64) => 4 * self.limit,
             None => self.limit + 1,
         }
     }
 
-    /// What is made of this input once, for one message or for many.
+    /// Prepares this input for one message or many.
     pub(crate) fn prepare(&self, data: Bytes) -> anyhow::Result<Dish> {
         if self.template {
             return Ok(Dish::Template(Template::parse(&data)?, None));
@@ -201,7 +201,7 @@ impl Recipe {
         Ok(Dish::Ready(self.message(data)?))
     }
 
-    /// The message with this input.
+    /// Makes the message with this input.
     pub(crate) fn message(&self, data: Bytes) -> anyhow::Result<Message> {
         let data = match self.coding {
             Some(coding) => decode(coding, &data)?,
@@ -214,7 +214,7 @@ impl Recipe {
         Ok(Message::from_frames(self.topic.clone(), self.meta.clone(), data))
     }
 
-    /// Whether everything in this source, which is in memory, can become a message.
+    /// Checks that everything in this source, which is in memory, can become a message.
     fn check(&self, source: &mut Source) -> anyhow::Result<()> {
         use futures::FutureExt;
         while let Some(data) = source.next().now_or_never().transpose()?.flatten() {
@@ -225,7 +225,7 @@ impl Recipe {
 }
 
 impl Dish {
-    /// Message number `count`.
+    /// Returns message number `count`.
     pub(crate) fn message(&mut self, recipe: &Recipe, count: u64) -> anyhow::Result<&Message> {
         match self {
             Self::Ready(message) => Ok(message),
@@ -234,7 +234,7 @@ impl Dish {
     }
 }
 
-/// The bytes that stand in this text.
+/// Decodes the bytes that this text represents.
 pub(crate) fn decode(coding: Coding, data: &[u8]) -> anyhow::Result<Bytes> {
     let digits: Vec<u8> = data.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
     let data = match coding {

@@ -1,4 +1,4 @@
-//! What is shown of a message: a line of text, or an object of JSON.
+//! How a message is shown: as a line of text, or as a JSON object.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -13,7 +13,7 @@ use xmsg_core::{Data, Message, Topic};
 
 use crate::{metadata, value};
 
-/// Bytes of binary data that are shown.
+/// The number of bytes of binary data that are shown.
 const PREVIEW_LEN: usize = 16;
 
 /// Appends `topic data` and a newline; see [`data_text`].
@@ -21,7 +21,7 @@ pub(crate) fn line(out: &mut Vec<u8>, message: &Message) {
     out.extend_from_slice(topic_text(message.topic()).as_bytes());
     let data = message.data();
     if typed(message).is_none() && is_text(data) && !has_line_ends(strip_newline(data)) {
-        // The usual case, without a copy.
+        // The usual case needs no copy.
         let data = strip_newline(data);
         if !data.is_empty() {
             out.push(b' ');
@@ -40,9 +40,11 @@ pub(crate) fn data_line(out: &mut Vec<u8>, message: &Message) {
     out.push(b'\n');
 }
 
-/// Data as people read it: the value, if the mime type is one that xMsg gives a meaning; else the text, if it is one,
-/// without its newline and with others escaped; else the length and the first bytes. A terminal is safe from what is in it, and so is
-/// whoever reads line by line: no message looks like two.
+/// Returns the data as text for people. It is the value if the MIME type is one of xMsg's. Otherwise it is
+/// the text if the data is text, without its final newline and with other line ends escaped. Otherwise it is
+/// the length and the first bytes.
+///
+/// The result is safe for terminals, and for programs that read line by line: no message looks like two.
 pub(crate) fn data_text(message: &Message) -> String {
     if let Some(value) = typed(message) {
         let text = value::text(&value);
@@ -52,11 +54,11 @@ pub(crate) fn data_text(message: &Message) -> String {
     bytes_text(message.data())
 }
 
-/// The same for bytes of no known type.
+/// Returns bytes of no known type as text for people; see [`data_text`].
 pub(crate) fn bytes_text(data: &[u8]) -> String {
     match str::from_utf8(strip_newline(data)) {
         Ok(text) if is_text(data) => escape_line_ends(text),
-        // Text, but not in the order in which it would be read.
+        // The text has characters that change the order in which it is read.
         Ok(text) if !text.chars().any(|c| c.is_control() && !"\t\n\r".contains(c)) => {
             escape_line_ends(&escaped(text))
         }
@@ -79,7 +81,7 @@ fn raw_json(out: &mut Vec<u8>, message: &Message, time: Timestamp) {
         first = false;
         out.extend_from_slice(key.as_bytes());
         out.extend_from_slice(b"\":");
-        // To write to memory cannot fail.
+        // Writing to memory cannot fail.
         let _ = serde_json::to_writer(&mut *out, &value);
     };
     member("topic", String::from_utf8_lossy(message.topic().as_bytes()).into());
@@ -101,14 +103,14 @@ fn raw_json(out: &mut Vec<u8>, message: &Message, time: Timestamp) {
             fields if fields.is_empty() => {}
             fields => member("meta", fields.into()),
         },
-        // A plain ZeroMQ publisher sends none.
+        // A plain ZeroMQ publisher sends no metadata.
         Err(_) if message.size() == message.topic().as_bytes().len() + message.data().len() => {}
         Err(error) => member("meta_error", error.to_string().into()),
     }
     out.push(b'}');
 }
 
-/// Bytes as they stand in JSON, and how that is written.
+/// Returns bytes as a JSON value, and the name of their encoding.
 pub(crate) fn bytes_json(data: &[u8]) -> (Value, &'static str) {
     match str::from_utf8(data) {
         Ok(text) => (text.into(), "utf-8"),
@@ -116,7 +118,7 @@ pub(crate) fn bytes_json(data: &[u8]) -> (Value, &'static str) {
     }
 }
 
-/// A topic as people read it: what could do harm to a terminal is escaped, and what ends a line.
+/// Returns a topic as text for people. Characters that could harm a terminal or end a line are escaped.
 pub(crate) fn topic_text(topic: &Topic) -> Cow<'_, str> {
     match String::from_utf8_lossy(topic.as_bytes()) {
         Cow::Borrowed(text) => escaped(text),
@@ -124,7 +126,7 @@ pub(crate) fn topic_text(topic: &Topic) -> Cow<'_, str> {
     }
 }
 
-/// Topics that are subscribed to.
+/// Returns a list of topics to subscribe to, as text for people.
 pub(crate) fn topics_text(topics: &[Topic]) -> String {
     let name = |topic| match topic_text(topic) {
         name if name.is_empty() => "everything".into(),
@@ -133,7 +135,8 @@ pub(crate) fn topics_text(topics: &[Topic]) -> String {
     topics.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
-/// The value, when the mime type says that there is one and the data is one. Bytes are shown as they are.
+/// Returns the value, if the MIME type says that there is one and the data can be decoded. `binary/bytes` has
+/// no value.
 fn typed(message: &Message) -> Option<Data> {
     let mime_type = message.mime_type().ok()?;
     if mime_type == mime::BYTES {
@@ -142,14 +145,14 @@ fn typed(message: &Message) -> Option<Data> {
     Data::decode(mime_type, message.data()).ok()
 }
 
-/// Whether it is UTF-8 without characters that could do harm to a terminal, other than those of plain text.
+/// Returns whether the data is UTF-8 without unsafe characters. Tabs and line ends are allowed.
 fn is_text(data: &[u8]) -> bool {
     let control = |byte: &u8| *byte < b' ' && !b"\t\n\r".contains(byte) || *byte == 0x7f;
     let is_safe = |text: &str| !text.chars().any(|c| !c.is_ascii() && is_unsafe(c));
     !data.iter().any(control) && str::from_utf8(data).is_ok_and(|text| text.is_ascii() || is_safe(text))
 }
 
-/// Characters that end a line for one program or another: those of Unicode, too.
+/// Returns whether a character ends a line in some programs. Those of Unicode are included.
 fn ends_line(character: char) -> bool {
     matches!(character, '\n' | '\r' | '\u{2028}' | '\u{2029}')
 }
@@ -178,7 +181,7 @@ fn strip_newline(data: &[u8]) -> &[u8] {
 fn preview(data: &[u8]) -> String {
     let mut text = format!("<{} bytes:", data.len());
     for byte in data.iter().take(PREVIEW_LEN) {
-        // To write to a string cannot fail.
+        // Writing to a string cannot fail.
         let _ = write!(text, " {byte:02x}");
     }
     text.push_str(if data.len() > PREVIEW_LEN { " …>" } else { ">" });
@@ -244,7 +247,7 @@ mod tests {
         assert_eq!(shown(&Message::of(topic(), "\u{1b}[2J").unwrap()), "a:b \\u{1b}[2J\n");
         assert_eq!(shown(&Message::of(topic(), vec![1, 2]).unwrap()), "a:b [1, 2]\n");
         assert_eq!(shown(&Message::of(topic(), "x\nb:c y").unwrap()), "a:b x\\nb:c y\n");
-        // Data that is none of what the mime type says is shown as it is.
+        // Data that does not fit the MIME type is shown as it is.
         assert_eq!(shown(&Message::with_mime(topic(), mime::DOUBLE, "hello")), "a:b hello\n");
     }
 

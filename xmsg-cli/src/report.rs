@@ -1,4 +1,4 @@
-//! How many messages and bytes arrive for each topic, once a second: `xmsg sub --report`.
+//! Statistics of messages and bytes for each topic, once a second: `xmsg sub --report`.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -15,15 +15,15 @@ use xmsg_core::{Message, Topic};
 use crate::output::{counted, grouped, rounded};
 use crate::render::topic_text;
 
-/// Topics that are told apart; all others count as one.
+/// The largest number of topics with their own counts. All other topics are counted together.
 const TOPICS_MAX: usize = 1000;
-/// Topics that have a row of their own in one report: it shall fit on a screen.
+/// The largest number of topics with their own row in one report, so that it fits on a screen.
 const ROWS_MAX: usize = 20;
-/// Lines after which the header stands there again.
+/// The number of lines after which the header is repeated.
 const HEADER_EVERY: usize = 24;
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Messages and bytes of each topic since the last report.
+/// Counts messages and bytes of each topic since the last report.
 #[derive(Debug)]
 pub(crate) struct Report {
     topics: HashMap<Topic, Count>,
@@ -32,7 +32,7 @@ pub(crate) struct Report {
     last: Instant,
     due: Instant,
     is_json: bool,
-    /// Lines since the header.
+    /// The number of lines since the header.
     lines: Option<usize>,
 }
 
@@ -78,7 +78,7 @@ impl Report {
         if let Some(count) = self.topics.get_mut(message.topic()) {
             count.add(bytes);
         } else if self.topics.len() < TOPICS_MAX {
-            // A copy: the topic must not hold the memory of all that came with it.
+            // The topic is copied, so that it does not keep the memory of its message alive.
             let topic = Topic::wrap(message.topic().as_bytes().to_vec());
             self.topics.entry(topic).or_default().add(bytes);
         } else {
@@ -86,7 +86,7 @@ impl Report {
         }
     }
 
-    /// When the next report is to be written.
+    /// Returns when the next report is to be written.
     pub(crate) fn due(&self) -> Instant {
         self.due
     }
@@ -95,7 +95,7 @@ impl Report {
         Instant::now() >= self.due
     }
 
-    /// Appends a report of what came since the last one.
+    /// Appends a report of what arrived since the last one.
     pub(crate) fn write(&mut self, out: &mut Vec<u8>) {
         let now = Instant::now();
         if self.is_json {
@@ -116,7 +116,7 @@ impl Report {
         let time = now - self.last;
         if self.lines.is_none_or(|lines| lines >= HEADER_EVERY) {
             self.lines = Some(0);
-            // To write to memory cannot fail.
+            // Writing to memory cannot fail.
             let _ = writeln!(out, "{:>12} {:>12} {:>16}  TOPIC", "MESSAGES/S", "KB/S", "TOTAL");
         }
         let mut lines = 0;
@@ -127,7 +127,7 @@ impl Report {
         };
         let all = Count::sum(self.topics.values().chain([&self.others]));
         row(&all, &format!("all, after {:.0} s", (now - self.start).as_secs_f64()));
-        // The busiest ones; of those that are quiet now, the ones that were busy.
+        // The busiest topics come first. Topics without new messages are sorted by their totals.
         let mut topics: Vec<_> = self.topics.iter().collect();
         topics.sort_unstable_by_key(|(topic, count)| (Reverse(count.messages), Reverse(count.total), *topic));
         let (shown, more) = topics.split_at(topics.len().min(ROWS_MAX));
@@ -173,7 +173,7 @@ impl Report {
     }
 }
 
-/// What comes in a second: of less than 10, with decimals.
+/// Formats a rate per second. Rates below 10 have decimals.
 fn rate(count: f64, time: Duration) -> String {
     let rate = count / time.as_secs_f64().max(1e-9);
     match rate {
@@ -212,7 +212,7 @@ mod tests {
         assert!(rows[2].ends_with(" 2  t:0024"), "{}", rows[2]);
         assert!(rows[3].ends_with(" 1  t:0000"), "{}", rows[3]);
         assert!(rows[22].ends_with(" 5  5 more topics"), "{}", rows[22]);
-        // The header comes again when it has scrolled away, and not before.
+        // The header is repeated when it has scrolled away, and not before.
         assert!(!written(&mut report)[0].contains("TOPIC"));
         assert!(written(&mut report)[0].contains("TOPIC"));
     }

@@ -1,4 +1,5 @@
-//! What we may do, as a proxy says: it drops what we may not publish, and never confirms what we may not subscribe to.
+//! Our rights at a proxy. A proxy drops messages that we may not publish, and never confirms subscriptions
+//! that we may not make.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,11 +14,11 @@ use crate::render::topic_text;
 
 /// How often the question is repeated while there is no answer.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
-/// Topics that are asked after to explain one error, or before something is begun.
+/// The largest number of topics that are checked, to explain one error or before a command starts.
 const ASKED_MAX: usize = 64;
 
-/// Fails if we may not publish to this topic. A proxy that does not answer, as those of others, is given the benefit of the doubt; without
-/// security, there is nothing to ask.
+/// Fails if we may not publish to this topic. If the proxy does not answer, because it is of another
+/// implementation, publishing counts as allowed. Without security, the proxy is not asked.
 pub(crate) async fn may_publish(connect: &ConnectOptions, topic: &Topic) -> anyhow::Result<()> {
     check(connect, Right::Publish, topic).await
 }
@@ -33,9 +34,11 @@ pub(crate) async fn check(connect: &ConnectOptions, right: Right, topic: &Topic)
     }
 }
 
-/// Fails if there is one among these topics to which we may not publish; see [`may_publish`]. A right is one for all topics that begin
-/// alike: so what topics have in common is asked after first, and more than that only of those for which it is not allowed. When that
-/// takes too many questions, the rest is given the benefit of the doubt.
+/// Fails if we may not publish to one of these topics; see [`may_publish`].
+///
+/// A right holds for all topics with a common prefix. So the common prefix of the topics is checked first,
+/// and longer prefixes only if it is not allowed. If that needs too many questions, the rest counts as
+/// allowed.
 pub(crate) async fn may_publish_all(
     connect: &ConnectOptions,
     topics: &BTreeSet<Bytes>,
@@ -48,7 +51,7 @@ pub(crate) async fn may_publish_all(
         && let [first, .., last] | [first @ last] = group
     {
         asked += 1;
-        // They are in order, so what the first and the last have in common all of them have.
+        // The topics are sorted, so the common prefix of the first and the last one is common to all.
         let common = first.iter().zip(last.iter()).take_while(|(one, other)| one == other).count();
         let topic = Topic::wrap(first.slice(..common));
         match may(connect, Right::Publish, &topic).await? {
@@ -57,26 +60,27 @@ pub(crate) async fn may_publish_all(
             Some(false) if common == first.len() => {
                 return Err(denied(connect, Right::Publish, &topic)?.into());
             }
-            // The first one comes first.
+            // The groups are pushed in reverse, so that the first one is checked first.
             Some(false) => groups.extend(group.chunk_by(|one, other| one[common] == other[common]).rev()),
         }
     }
     Ok(())
 }
 
-/// Whether a proxy may give rights to some and not to others: without security, there is nobody that it could tell from others.
+/// Returns whether a proxy may give different rights to its clients. Without security, it cannot tell them
+/// apart.
 pub(crate) fn are_given() -> Result<bool> {
     Ok(!matches!(SecurityOptions::security()?, Security::Null))
 }
 
-/// The error of a subscription that was not confirmed; if that is because we may not, it says so.
+/// Replaces the error of a subscription that was not confirmed, if the reason is that we may not subscribe.
 pub(crate) async fn explained(connect: &ConnectOptions, topics: &[Topic], error: Error) -> Error {
     if error.kind() == ErrorKind::Timeout {
         for topic in topics.iter().take(ASKED_MAX) {
             match may(connect, Right::Subscribe, topic).await {
                 Ok(Some(true)) => {}
                 Ok(Some(false)) => return denied(connect, Right::Subscribe, topic).unwrap_or(error),
-                // It answers no such questions.
+                // The proxy does not answer such questions.
                 _ => break,
             }
         }
@@ -99,7 +103,7 @@ fn denied(connect: &ConnectOptions, right: Right, topic: &Topic) -> Result<Error
     Ok(Error::new(ErrorKind::NotAllowed, what))
 }
 
-/// Whether we may do this; `None`: the proxy did not say.
+/// Asks the proxy whether we may do this; `None` if it does not answer.
 async fn may(connect: &ConnectOptions, right: Right, topic: &Topic) -> Result<Option<bool>> {
     let mut control = ControlSockets::connect(connect)?;
     let question = RightsQuestion { id: control.id, right, topic: topic.clone() };

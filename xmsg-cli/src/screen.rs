@@ -1,4 +1,4 @@
-//! The terminal as a whole, for views that are drawn again and again: set up, read keys from, and given back as it was.
+//! The terminal for views that are redrawn: setup, drawing, keys, and restoring the previous state.
 
 use std::io::{self, IsTerminal, Stdout, stdout};
 
@@ -17,7 +17,7 @@ use ratatui::{Frame, Terminal};
 
 use crate::output::colour_wanted;
 
-/// A terminal that shows a view. Dropping it gives the terminal back as it was.
+/// A terminal that shows a view. Dropping it restores the previous state.
 #[derive(Debug)]
 pub(crate) struct Screen {
     terminal: Terminal<CrosstermBackend<Stdout>>,
@@ -25,20 +25,20 @@ pub(crate) struct Screen {
     _raw: Raw,
 }
 
-/// What whoever looks at the screen did.
+/// An input of the user, or a change of the terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Input {
     Key(KeyCode),
-    /// Ctrl-C, which is a key like others now.
+    /// Ctrl-C, which is an ordinary key in raw mode.
     Interrupt,
-    /// The size has changed: the view is to be drawn again.
+    /// The size has changed, and the view has to be redrawn.
     Resized,
-    /// The terminal has gone.
+    /// The terminal is gone.
     Gone,
 }
 
 impl Screen {
-    /// Whether there is a terminal to draw on, and to read keys from.
+    /// Returns whether there is a terminal to draw on and to read keys from.
     pub(crate) fn is_possible() -> bool {
         stdout().is_terminal()
             && io::stdin().is_terminal()
@@ -52,8 +52,8 @@ impl Screen {
         Ok(Self { terminal, events: EventStream::new(), _raw: raw })
     }
 
-    /// Draws the whole view. Only cells that have changed are written. A terminal that knows synchronized output (DEC
-    /// private mode 2026) shows all of them at once, so that nobody reads half a number.
+    /// Draws the whole view. Only cells that have changed are written. A terminal that supports synchronized
+    /// output (DEC private mode 2026) shows all changes at once, so that nobody sees half of a number.
     pub(crate) fn draw(&mut self, view: impl FnOnce(&mut Frame<'_>)) -> anyhow::Result<()> {
         let terminal = &mut self.terminal;
         let draw = || {
@@ -64,7 +64,7 @@ impl Screen {
         tokio::task::block_in_place(draw).context("cannot draw on the terminal")
     }
 
-    /// Waits for the next thing that matters.
+    /// Waits for the next relevant input.
     pub(crate) async fn input(&mut self) -> Input {
         loop {
             let Some(Ok(event)) = self.events.next().await else { return Input::Gone };
@@ -84,7 +84,7 @@ impl Screen {
     }
 }
 
-/// The terminal in raw mode, on its other page.
+/// The terminal in raw mode, with its alternate screen.
 #[derive(Debug)]
 struct Raw;
 
@@ -99,13 +99,14 @@ impl Raw {
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        // A terminal that is gone can't be given back. An error may have ended a drawing in its middle.
+        // Errors are ignored, because the terminal may be gone. An earlier error may have interrupted a
+        // synchronized update.
         let _ = execute!(stdout(), EndSynchronizedUpdate, LeaveAlternateScreen, Show);
         let _ = disable_raw_mode();
     }
 }
 
-/// How things look: in colour, or, where `NO_COLOR` asks for it, without.
+/// The styles of the view, with colours unless `NO_COLOR` disables them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Look {
     is_coloured: bool,
@@ -120,34 +121,35 @@ impl Look {
         if self.is_coloured { Style::new().fg(color) } else { Style::new() }
     }
 
-    /// Titles of parts, and of columns.
+    /// The style of titles of parts and columns.
     pub(crate) fn title(self) -> Style {
         self.coloured(Color::Cyan).add_modifier(Modifier::BOLD)
     }
 
-    /// What is there to be copied, or pressed.
+    /// The style of commands to copy and keys to press.
     pub(crate) fn command(self) -> Style {
         self.coloured(Color::Green).add_modifier(Modifier::BOLD)
     }
 
-    /// Losses, and whoever causes them.
+    /// The style of losses and their causes.
     pub(crate) fn warning(self) -> Style {
         self.coloured(Color::Red).add_modifier(Modifier::BOLD)
     }
 
-    /// Lines of small pictures.
+    /// The style of lines in small charts.
     pub(crate) fn curve(self) -> Style {
         self.coloured(Color::Yellow)
     }
 
-    /// What matters less.
+    /// The style of less important text.
     #[allow(clippy::unused_self, reason = "how things look is asked of the look")]
     pub(crate) fn aside(self) -> Style {
         Style::new().add_modifier(Modifier::DIM)
     }
 }
 
-/// The last of these values as bars of eight heights, one character each; the lowest value is the lowest bar.
+/// Draws the last of these values as bars of eight heights, one character each. The lowest value has the
+/// lowest bar.
 pub(crate) fn sparkline(values: impl ExactSizeIterator<Item = f64> + Clone, width: usize) -> String {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let skipped = values.len().saturating_sub(width);
@@ -158,7 +160,7 @@ pub(crate) fn sparkline(values: impl ExactSizeIterator<Item = f64> + Clone, widt
     shown
         .map(|value| {
             let part = if high > low { (value - low) / (high - low) } else { 0.0 };
-            // Of a number that is none, the lowest.
+            // A value that is not a number gets the lowest bar.
             #[allow(clippy::cast_sign_loss, reason = "the part is between 0 and 1")]
             let height = (part * 7.0).round() as usize;
             BARS[height.min(7)]

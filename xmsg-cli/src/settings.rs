@@ -1,5 +1,5 @@
-//! Where a value comes from: an option, the environment, a context, or the default, in this order. Nothing else decides it,
-//! and every error about a value names where it came from.
+//! The sources of values: an option, the environment, a context, or the default, in this order. Only this
+//! module decides it, and every error about a value names its source.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use crate::contexts::{Context, Contexts};
 /// A value that can be given in several places.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Setting {
-    /// Its name in a context, and with two hyphens before it that of its option.
+    /// The key of the setting in a context. With two hyphens before it, it is the name of the option.
     pub(crate) key: &'static str,
     option: &'static str,
     variable: &'static str,
@@ -42,21 +42,21 @@ setting!(USER, "user", "XMSG_USER", None, false);
 setting!(PASSWORD_FILE, "password-file", "XMSG_PASSWORD_FILE", None, true);
 setting!(ADMIN, "admin", "XMSG_ADMIN", Some("127.0.0.1:7775"), false);
 setting!(ADMIN_TOKEN_FILE, "admin-token-file", "XMSG_ADMIN_TOKEN_FILE", None, true);
-// Which context: the only setting that no context has.
+// The context itself is the only setting that no context has.
 setting!(CONTEXT, "context", "XMSG_CONTEXT", None, false);
 
-/// What a context may have.
+/// The settings that a context may have.
 pub(crate) const ALL: [&Setting; 8] =
     [&PROXY, &REGISTRAR, &SERVER_KEY, &KEY_FILE, &USER, &PASSWORD_FILE, &ADMIN, &ADMIN_TOKEN_FILE];
-/// What says how to be let in by a proxy or registrar.
+/// The settings that hold the credentials for a proxy or registrar.
 const SECURITY: [&Setting; 4] = [&SERVER_KEY, &KEY_FILE, &USER, &PASSWORD_FILE];
 
-/// Who gave a value.
+/// The source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     Option(&'static str),
     Environment(&'static str),
-    /// The key, and where it stands.
+    /// The key, and its position in the file of contexts.
     Context(&'static str, String),
     Default(&'static str),
 }
@@ -72,7 +72,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// A value, and who gave it.
+/// A value and its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) value: String,
@@ -80,7 +80,7 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// The value as what it is to be.
+    /// Parses the value.
     pub(crate) fn parse<T: FromStr<Err: fmt::Display>>(&self) -> Result<T> {
         self.value.parse().map_err(|error| {
             let Self { value, source } = self;
@@ -90,8 +90,8 @@ impl Found {
 }
 
 impl Setting {
-    /// Its value, if it has one. An empty option means that there is none, whatever stands elsewhere; an empty variable is
-    /// as good as none.
+    /// Returns the value of the setting, if it has one. An empty option means that there is no value,
+    /// whatever the other sources have. An empty variable is ignored.
     pub(crate) fn find(&self, option: Option<&str>, context: Option<&Context>) -> Result<Option<Found>> {
         if let Some(value) = option {
             let source = Source::Option(self.option);
@@ -116,7 +116,7 @@ impl Setting {
         Ok(self.default.map(found))
     }
 
-    /// Its value, with the context that is current.
+    /// Returns the value of the setting, with the current context.
     pub(crate) fn current(&self, option: Option<&str>) -> Result<Option<Found>> {
         let found = self.find(option, current()?)?;
         if let Some(found) = &found {
@@ -126,7 +126,7 @@ impl Setting {
         Ok(found)
     }
 
-    /// The same, as what it is to be. For settings with a default.
+    /// Returns the parsed value of a setting that has a default, with the current context.
     pub(crate) fn parsed<T: FromStr<Err: fmt::Display>>(&self, option: Option<&str>) -> Result<T> {
         let found = self.current(option)?.ok_or_else(|| {
             let what = format!("{} is empty: give it a value, or leave it out", self.option);
@@ -143,33 +143,33 @@ impl Setting {
         self.variable
     }
 
-    /// Who gave the value that was used last.
+    /// Returns the source of the value that was used last.
     fn source(&self) -> Option<Source> {
         USED.lock().unwrap_or_else(PoisonError::into_inner).get(self.key).cloned()
     }
 }
 
-/// The setting of the option `--key`.
+/// Returns the setting of the option `--key`.
 pub(crate) fn of_option(key: &str) -> Option<&'static Setting> {
     ALL.into_iter().chain([&CONTEXT]).find(|setting| setting.key == key)
 }
 
-/// Values that were used, for errors that come later.
+/// The sources of the values that were used, for later errors.
 static USED: Mutex<BTreeMap<&'static str, Source>> = Mutex::new(BTreeMap::new());
-/// Options that all commands share, as they stood on the command line; set once, at the start.
+/// The shared options on the command line. They are set once, at the start.
 static GIVEN: OnceLock<BTreeMap<&'static str, String>> = OnceLock::new();
 
-/// Makes these the options of the whole process, by the key of their setting.
+/// Sets the shared options of the process, by the keys of their settings.
 pub(crate) fn set_given(options: BTreeMap<&'static str, String>) {
     GIVEN.get_or_init(|| options);
 }
 
-/// What stood on the command line for this setting.
+/// Returns the value of this setting on the command line.
 pub(crate) fn given(setting: &Setting) -> Option<&'static str> {
     GIVEN.get()?.get(setting.key).map(String::as_str)
 }
 
-/// The context that was asked for, or else the selected one.
+/// Returns the context that was asked for, or else the selected one.
 pub(crate) fn current() -> Result<Option<&'static Context>> {
     static CURRENT: OnceLock<Result<Option<Context>>> = OnceLock::new();
     let read = || {
@@ -183,7 +183,7 @@ pub(crate) fn current() -> Result<Option<&'static Context>> {
     CURRENT.get_or_init(read).as_ref().map(Option::as_ref).map_err(Clone::clone)
 }
 
-/// The mechanism that options, environment and context ask for.
+/// Returns the mechanism that options, environment and context choose.
 pub(crate) fn security() -> Result<Security> {
     let mut found = BTreeMap::new();
     for setting in SECURITY {
@@ -194,19 +194,19 @@ pub(crate) fn security() -> Result<Security> {
     security_of(|setting| found.get(setting.key).cloned())
 }
 
-/// The mechanism that these values ask for.
+/// Returns the mechanism that these values choose.
 pub(crate) fn security_of(found: impl Fn(&Setting) -> Option<Found>) -> Result<Security> {
     let setting = |variable: &str| SECURITY.into_iter().find(|setting| setting.variable == variable);
     let value = |variable: &str| Some(found(setting(variable)?)?.value);
     let called = |variable: &str| match setting(variable) {
-        // What is missing can be given in every place; an option is the nearest.
+        // A missing value can be given in any place. The error names the option.
         Some(setting) => found(setting).map_or(setting.option.to_owned(), |found| found.source.to_string()),
         None => variable.to_owned(),
     };
     xmsg_core::security::from_options(value, called)
 }
 
-/// Where an address came from that did not stand on the command line, in words.
+/// Returns a sentence about the source of an address that was not given on the command line.
 pub(crate) fn origin(setting: &Setting) -> Option<String> {
     match setting.source()? {
         Source::Option(_) => None,
@@ -214,7 +214,7 @@ pub(crate) fn origin(setting: &Setting) -> Option<String> {
     }
 }
 
-/// Where the credentials came from that did not stand on the command line, in words.
+/// Returns a sentence about the sources of credentials that were not given on the command line.
 pub(crate) fn credentials() -> Option<String> {
     let sources = SECURITY.iter().filter_map(|setting| setting.source());
     let names: Vec<_> = sources

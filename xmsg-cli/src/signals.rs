@@ -1,11 +1,11 @@
-//! `Ctrl-C`, and the request of the system to end.
+//! SIGINT (`Ctrl-C`) and SIGTERM.
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::Exit;
 
-/// SIGINT and SIGTERM. From when it is made, they no longer kill the process.
+/// Receives SIGINT and SIGTERM. Once it exists, they no longer kill the process.
 #[derive(Debug)]
 pub(crate) struct Interrupt {
     sigint: Signal,
@@ -19,7 +19,7 @@ impl Interrupt {
         Ok(Self { sigint: of(SignalKind::interrupt())?, sigterm: of(SignalKind::terminate())?, last: None })
     }
 
-    /// Waits for the next one, and returns the exit code that it asks for.
+    /// Waits for the next signal, and returns its exit code.
     pub(crate) async fn wait(&mut self) -> Exit {
         let exit = tokio::select! {
             _ = self.sigint.recv() => Exit::Interrupted,
@@ -29,7 +29,7 @@ impl Interrupt {
         exit
     }
 
-    /// The exit code that the last one asked for.
+    /// Returns the exit code of the last signal.
     pub(crate) fn exit(&self) -> Exit {
         self.last.unwrap_or(Exit::Interrupted)
     }

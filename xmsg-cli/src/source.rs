@@ -1,4 +1,5 @@
-//! Input: data as a whole, line by line or NUL by NUL, from an argument, a file or standard input, in bounded memory.
+//! Input of messages as a whole, by lines or by NUL bytes, from an argument, a file or standard input, in
+//! bounded memory.
 
 use std::fs::File;
 use std::io::{self, BufRead, Read};
@@ -9,19 +10,20 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 use xmsg_core::{Error, ErrorKind};
 
-/// Bytes that are asked for in one read.
+/// The size of one read, in bytes.
 const READ_LEN: usize = 256 << 10;
-/// Blocks that wait to be published; then reading waits.
+/// The number of blocks that may wait to be published. When they do, reading pauses.
 const BLOCKS_MAX: usize = 4;
 
-/// Where one message ends and the next one begins.
+/// How input is split into messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Split {
     /// All input is one message.
     Whole,
-    /// Each line is a message; its newline belongs to it unless `chomp` is set. A carriage return always stays.
+    /// Each line is a message. It includes the newline unless `chomp` is set. A carriage return is always
+    /// kept.
     Lines { chomp: bool },
-    /// NUL bytes separate messages and belong to none.
+    /// NUL bytes separate messages, and are not included.
     Null,
 }
 
@@ -48,18 +50,18 @@ impl Split {
     }
 }
 
-/// How much of the input one message may be, and what is said of more.
+/// The size limit of one message, and the error when it is exceeded.
 #[derive(Clone, Debug)]
 pub(crate) struct Portion {
-    /// What is done with messages, in a word for errors.
+    /// The verb for what is done with messages, for errors.
     pub(crate) verb: &'static str,
-    /// Bytes of input.
+    /// The largest number of bytes of input for one message.
     pub(crate) limit: usize,
-    /// The error of kind [`TooLarge`](ErrorKind::TooLarge) for a message that is longer.
+    /// The error of kind [`TooLarge`](ErrorKind::TooLarge) for a longer message.
     pub(crate) too_long: Error,
 }
 
-/// Messages from some input, in order.
+/// The messages of an input, in order.
 #[derive(Debug)]
 pub(crate) struct Source {
     split: Split,
@@ -68,20 +70,20 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// Messages from memory.
+    /// Reads messages from memory.
     pub(crate) fn memory(data: Bytes, split: Split) -> Self {
         let (_, blocks) = mpsc::channel(1);
         Self { split, blocks, block: (split == Split::Whole || !data.is_empty()).then_some(data) }
     }
 
-    /// Messages from a file, each of such a portion at most.
+    /// Reads messages from a file.
     pub(crate) fn file(path: &Path, split: Split, portion: Portion) -> anyhow::Result<Self> {
         let name = path.display().to_string();
         let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
         Self::reader(file, name, split, portion)
     }
 
-    /// Messages from standard input, each of such a portion at most.
+    /// Reads messages from standard input.
     pub(crate) fn stdin(split: Split, portion: Portion) -> anyhow::Result<Self> {
         Self::reader(io::stdin(), "standard input".to_owned(), split, portion)
     }
@@ -93,8 +95,8 @@ impl Source {
         portion: Portion,
     ) -> anyhow::Result<Self> {
         let (sender, blocks) = mpsc::channel(BLOCKS_MAX);
-        // A thread of its own that nobody waits for: a read from a terminal cannot be cancelled. It ends with the
-        // input, when the receiver is gone, or with the process.
+        // The thread is never joined, because a read from a terminal cannot be cancelled. It ends with the
+        // input, when the receiver is dropped, or with the process.
         std::thread::Builder::new()
             .name("input".to_owned())
             .spawn(move || {
@@ -111,8 +113,8 @@ impl Source {
         Ok(Self { split, blocks, block: None })
     }
 
-    /// The next message. `None` at the end of the input. After an error of kind [`TooLarge`](ErrorKind::TooLarge), which stands for one message,
-    /// it goes on.
+    /// Returns the next message; `None` at the end of the input. An error of kind
+    /// [`TooLarge`](ErrorKind::TooLarge) stands for one message; the next call continues after it.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Bytes>> {
         let mut block = match self.block.take() {
             Some(block) => block,
@@ -127,7 +129,7 @@ impl Source {
     }
 }
 
-/// Reads blocks of whole messages until the input or whoever wants them is at the end.
+/// Reads blocks of whole messages until the input ends, or the receiver is dropped.
 fn read_blocks(
     mut input: impl Read,
     split: Split,
@@ -136,7 +138,7 @@ fn read_blocks(
 ) -> anyhow::Result<()> {
     let mut buffer = vec![0; READ_LEN];
     let mut pending = BytesMut::new();
-    // The rest of a message that is too long is passed over.
+    // The rest of a message that is too long is skipped.
     let mut passing_over = false;
     loop {
         let len = match input.read(&mut buffer) {
@@ -171,14 +173,14 @@ fn read_blocks(
             }
         }
     }
-    // Of no input, the whole is an empty message, and there are no lines.
+    // An empty input is one empty message as a whole, but has no lines.
     if !passing_over && (split == Split::Whole || !pending.is_empty()) {
         send(Ok(pending.freeze()));
     }
     Ok(())
 }
 
-/// What is said about a message that is longer than `limit`.
+/// Makes the error for a message that is longer than `limit`.
 pub(crate) fn too_long(limit: usize) -> Error {
     let what = format!(
         "a message is longer than {limit} bytes, the most that fits into a message of 64 MiB with its topic and \
@@ -196,7 +198,7 @@ mod tests {
     const CHOMP: Split = Split::Lines { chomp: true };
     const KEEP: Split = Split::Lines { chomp: false };
 
-    /// Hands out its data in pieces of the given sizes, as a pipe does.
+    /// Returns its data in pieces of the given sizes, as a pipe does.
     struct Pieces<'a>(&'a [u8], std::slice::Iter<'a, usize>);
 
     impl Read for Pieces<'_> {

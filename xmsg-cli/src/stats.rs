@@ -1,4 +1,5 @@
-//! Who is connected to a proxy and what flows through it: asked of the proxy itself, with a control request or over HTTP.
+//! Statistics of a proxy: its connections and traffic. The proxy itself returns them, to a control request or
+//! over HTTP.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -20,12 +21,12 @@ use crate::exit::AtAdmin;
 
 /// The topic of the request. Proxies of other implementations ignore it.
 const TOPIC: &[u8] = b"xmsg:control:stats";
-/// What is asked for, and what an answer begins with.
+/// The kind of the request, which is also the first frame of an answer.
 const STATS: &[u8] = b"stats";
-/// A question is repeated after so long.
+/// How long an answer may take before the request is repeated.
 const ASK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What a proxy says about itself. Fields that are missing come from an older proxy.
+/// The statistics of a proxy. Fields may be missing in those of an older proxy.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Stats {
@@ -43,24 +44,27 @@ pub(crate) struct Stats {
     pub(crate) subscribers: u64,
     pub(crate) subscriptions: u64,
     pub(crate) memory: Memory,
-    /// Publishers and subscribers: those that lose or hold something up, and then those that move most.
+    /// Publishers and subscribers. Those that lose messages or delay others come first, followed by those
+    /// with the most traffic.
     #[serde(deserialize_with = "first_rows")]
     pub(crate) connections: Vec<Connection>,
-    /// Those that found no room in the answer.
+    /// The number of connections for which the answer had no room.
     pub(crate) connections_left_out: u64,
-    /// The topics with the most messages, estimated from samples since somebody began to look.
+    /// The topics with the most messages. The counts are estimated from samples, since somebody began to ask
+    /// for them.
     #[serde(deserialize_with = "first_rows")]
     pub(crate) topics: Vec<Topic>,
     pub(crate) topics_left_out: u64,
-    /// For how long somebody has looked.
+    /// How long the topics have been sampled, in seconds.
     pub(crate) topics_watched_s: f64,
     pub(crate) other_topics: Sum,
 }
 
-/// Rows of a table that are read; our proxy sends far fewer.
+/// The largest number of rows of a table that are read. `xmsg-proxy` sends far fewer.
 const ROWS_MAX: usize = 10_000;
 
-/// The first rows of a table. What claims to be a proxy may send any number of them, and each takes a hundred times the memory of its text.
+/// Reads the first rows of a table. A peer that claims to be a proxy may send any number of rows, and each
+/// takes a hundred times the memory of its text.
 fn first_rows<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -107,34 +111,36 @@ pub(crate) struct Memory {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Connection {
-    /// `publisher` or `subscriber`.
+    /// The kind: `publisher` or `subscriber`.
     pub(crate) kind: String,
     pub(crate) id: u64,
     pub(crate) peer: String,
     pub(crate) connected_s: f64,
-    /// Received from a publisher, or written to a subscriber.
+    /// Messages that were received from a publisher, or written to a subscriber.
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
     pub(crate) principal: Option<String>,
-    /// How long ago a publisher left whose messages a subscriber has yet to take.
+    /// How many seconds ago a publisher left. It is present while subscribers have not yet taken all of its
+    /// messages.
     pub(crate) left_s: Option<f64>,
-    /// These are there for a subscriber only.
+    /// The fields from here on are present for subscribers only.
     pub(crate) subscriptions: Option<u64>,
     pub(crate) queued: Option<Sum>,
     pub(crate) dropped: Option<Sum>,
     pub(crate) publisher_wait_s: Option<f64>,
     pub(crate) policy: Option<String>,
-    /// Since when it has lost messages or held publishers up without a break of ten seconds, in seconds.
+    /// How long the subscriber has been losing messages or delaying publishers, in seconds, without a break
+    /// of ten seconds.
     pub(crate) slow_s: Option<f64>,
 }
 
 impl Connection {
-    /// Messages that were dropped for it.
+    /// Returns the number of messages that were dropped for this connection.
     pub(crate) fn dropped_messages(&self) -> u64 {
         self.dropped.map_or(0, |dropped| dropped.messages)
     }
 
-    /// Who it is: what it has proved to be says more than an address.
+    /// Returns a name of the peer: its address, with the authenticated principal if there is one.
     pub(crate) fn who(&self) -> String {
         match &self.principal {
             Some(principal) => format!("{} ({principal})", self.peer),
@@ -153,14 +159,14 @@ pub(crate) struct Topic {
     pub(crate) bytes: u64,
 }
 
-/// A proxy that can be asked, again and again.
+/// A source of statistics, which can be asked repeatedly.
 #[derive(Debug)]
 pub(crate) enum Source {
     Control(Box<Control>),
     Admin(Admin),
 }
 
-/// The proxy that a control request went to knows none such: it is of another implementation, or older.
+/// The proxy does not know the control request: it is of another implementation, or older.
 #[derive(Debug)]
 pub(crate) struct Unknown {
     pub(crate) proxy: ProxyAddress,
@@ -178,7 +184,7 @@ impl fmt::Display for Unknown {
 
 impl std::error::Error for Unknown {}
 
-/// Which proxy to look at, and how it is asked: itself, or over HTTP.
+/// The options that select the proxy, and whether it is asked over HTTP.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SourceOptions {
     #[command(flatten)]
@@ -189,8 +195,10 @@ pub(crate) struct SourceOptions {
 }
 
 impl SourceOptions {
-    /// Over HTTP if its address was given; else with control requests. A proxy that is not there is an error, and so is one that knows no
-    /// such request ([`Unknown`]).
+    /// Opens the source: HTTP if its address was given, and otherwise control requests.
+    ///
+    /// # Errors
+    /// There is no proxy, or it does not know the control request ([`Unknown`]).
     pub(crate) async fn open(&self) -> anyhow::Result<Source> {
         if self.admin.is_given()? {
             return Ok(Source::Admin(self.admin.clone().admin()?));
@@ -200,7 +208,7 @@ impl SourceOptions {
 }
 
 impl Source {
-    /// Where it is.
+    /// Returns the address of the source.
     pub(crate) fn address(&self) -> String {
         match self {
             Self::Control(control) => control.proxy.to_string(),
@@ -208,7 +216,7 @@ impl Source {
         }
     }
 
-    /// Asks once. The document as it came is returned, too.
+    /// Asks once. Returns the statistics, and the document that was received.
     pub(crate) async fn ask(&mut self) -> anyhow::Result<(Stats, Value)> {
         let document = match self {
             Self::Control(control) => control.ask().await?,
@@ -233,7 +241,7 @@ impl Source {
             Ok((Stats::deserialize(&value)?, value))
         };
         read().with_context(|| format!("the answer of {} can't be read", self.address())).map_err(|error| {
-            // The kind of an error decides the exit code.
+            // The kind of the error determines the exit code.
             match error.downcast_ref::<Error>() {
                 Some(refused) => Error::new(refused.kind(), refused.to_string()).into(),
                 None => error,
@@ -253,7 +261,8 @@ pub(crate) struct Control {
 impl Control {
     async fn open(connect: &ConnectOptions) -> anyhow::Result<Self> {
         let proxy = connect.proxy()?;
-        // Whether there is a proxy that lets us in: it says what is wrong as all other commands do.
+        // This checks whether there is a proxy that accepts us, so that the errors are the same as those of
+        // other commands.
         let tried = connect.connection()?;
         tried.connect().await?;
         tried.close(Duration::ZERO).await;
@@ -286,7 +295,7 @@ impl Control {
 mod tests {
     use super::*;
 
-    /// An answer of 64 MiB may come, and a row of three bytes takes 300.
+    /// An answer may have 64 MiB, and a row of three bytes takes 300 bytes of memory.
     #[test]
     fn of_a_table_without_end_the_first_rows_are_read() {
         let rows = |count: usize| vec!["{}"; count].join(",");

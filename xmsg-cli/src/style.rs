@@ -1,4 +1,4 @@
-//! How messages are written to standard output: the options for it, and what they mean.
+//! How messages are written to standard output: the options, and their implementation.
 
 use jiff::Timestamp;
 use xmsg_core::Message;
@@ -35,12 +35,12 @@ pub(crate) struct StyleOptions {
 }
 
 impl StyleOptions {
-    /// Whether JSON was asked for.
+    /// Returns whether JSON was requested.
     pub(crate) fn is_json(&self) -> bool {
         self.json
     }
 
-    /// What was asked for; else `usual`.
+    /// Returns the requested style, or else `usual`.
     pub(crate) fn style(&self, usual: Style) -> Style {
         if let Some(format) = &self.format {
             Style::Format(format.clone())
@@ -60,17 +60,17 @@ impl StyleOptions {
     }
 }
 
-/// One way to write messages.
+/// A way to write messages.
 #[derive(Debug)]
 pub(crate) enum Style {
-    /// Topic and data on a line.
+    /// Topic and data on one line.
     Line,
-    /// Data on a line.
+    /// Data on one line.
     Data,
     Format(Format),
-    /// An object on a line.
+    /// A JSON object on one line.
     Json,
-    /// Data byte for byte, and these bytes after it.
+    /// Data byte for byte, followed by these bytes.
     Raw {
         after: &'static [u8],
     },

@@ -1,4 +1,4 @@
-//! The command line as clap has it: the definitions, and what all commands get that connect to something.
+//! The command line in clap's terms: the definitions, and the options of all commands that connect.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +9,12 @@ use clap::{Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches};
 use super::{Cli, ContextOption, PAGES, SecurityOptions, help, page_as_command};
 use crate::settings;
 
-/// Who has one of these arguments connects to a proxy, a registrar or a socket, and may have to show credentials, or to judge them.
+/// The IDs of arguments that only commands have that connect to a proxy, a registrar or a socket. These
+/// commands get the options for security.
 const CONNECTS: [&str; 4] = ["connect_timeout", "registrar_timeout", "zmq_bind", "device_frontend"];
-/// Who has this one asks an HTTP server.
+/// The ID of an argument that only commands have that send requests to an HTTP server.
 const ASKS: &str = "admin_token_file";
-/// The options that are given to commands, with the keys of their settings. No option of a command has such an ID.
+/// The IDs of shared options, with the keys of their settings. No option of a command has such an ID.
 const SHARED: [(&str, &str); 5] = [
     ("shared_server_key", settings::SERVER_KEY.key),
     ("shared_key_file", settings::KEY_FILE.key),
@@ -23,22 +24,23 @@ const SHARED: [(&str, &str); 5] = [
 ];
 const POINTER: &str = "Where to connect to, and how to be let in: xmsg help connection";
 
-/// The whole command line.
+/// Returns the whole command line.
 pub(crate) fn command() -> Command {
     let root = Cli::command().mut_subcommands(prepared);
     let template = help::root_template(&root);
-    // Before the command they are taken, too: `given` says so if they mean nothing to it.
+    // These options are also accepted before the command. `given` returns an error if the command does not
+    // use them.
     let root = with::<ContextOption>(with::<SecurityOptions>(root));
     let is_shared = |id: &str| SHARED.iter().any(|(shared, _)| *shared == id);
     root.mut_args(|arg| if is_shared(arg.get_id().as_str()) { arg.global(false) } else { arg })
         .help_template(template)
 }
 
-/// A command with the options that mean something to it.
+/// Adds to a command the shared options that it uses.
 fn prepared(command: Command) -> Command {
     let has = |id: &str| command.get_arguments().any(|arg| arg.get_id() == id);
     let (connects, asks) = (CONNECTS.into_iter().any(has), has(ASKS));
-    // `--count -1` is a count that can't be, and no option `-1`.
+    // This makes `--count -1` an invalid count, and not an unknown option `-1`.
     let takes = |arg: &Arg| arg.get_long().is_some() && arg.get_action().takes_values();
     let numbers = |arg: Arg| if takes(&arg) { arg.allow_negative_numbers(true) } else { arg };
     let mut command = command.mut_subcommands(prepared).mut_args(numbers);
@@ -53,13 +55,13 @@ fn prepared(command: Command) -> Command {
     command
 }
 
-/// The command with these options, too. What they are is no description of the command.
+/// Adds these options to the command. Their doc comment must not become the description of the command.
 fn with<A: Args>(command: Command) -> Command {
     let (about, long_about) = (command.get_about().cloned(), command.get_long_about().cloned());
     A::augment_args(command).about(Resettable::from(about)).long_about(Resettable::from(long_about))
 }
 
-/// Reads the command line of this process.
+/// Parses the command line of this process.
 pub(crate) fn parse() -> Result<Cli, clap::Error> {
     let mut command = command();
     let matches = command.try_get_matches_from_mut(std::env::args_os())?;
@@ -68,7 +70,7 @@ pub(crate) fn parse() -> Result<Cli, clap::Error> {
     Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
-/// The shared options that were given: those behind the command go over those before it.
+/// Returns the shared options that were given. Those after the command take precedence over those before it.
 fn given(command: &mut Command, matches: &ArgMatches) -> Result<BTreeMap<&'static str, String>, clap::Error> {
     let mut given = BTreeMap::new();
     let (mut words, mut level) = (vec!["xmsg"], matches);
@@ -92,11 +94,11 @@ fn given(command: &mut Command, matches: &ArgMatches) -> Result<BTreeMap<&'stati
     Ok(given)
 }
 
-/// The command line without hidden commands, for generators that don't look. What `xmsg help` tells about are commands of its own there,
-/// so that shells complete them.
+/// Returns the command line without hidden commands, for generators that do not check for them. The topics of
+/// `xmsg help` are commands of their own there, so that shells complete them.
 pub(crate) fn visible() -> Command {
     fn named(command: &Command) -> Command {
-        // clap wants names that last; this is made once, at the end of a process.
+        // clap requires names with a static lifetime. They are made only once, at the end of a process.
         let name: &'static str = command.get_name().to_owned().leak();
         let named = Command::new(name).disable_help_subcommand(true);
         command.get_about().cloned().into_iter().fold(named, Command::about)

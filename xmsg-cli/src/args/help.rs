@@ -1,4 +1,4 @@
-//! Help: the list of commands in groups, and pages that belong to no command.
+//! Help: the list of commands in groups, and the pages that belong to no command.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,8 @@ use crate::exit::{Exit, Usage};
 use crate::output::Output;
 use crate::settings;
 
-/// The commands in their groups. Where the text is empty, it is that of the command.
+/// The commands in their groups, each with its description. An empty description stands for that of the
+/// command itself.
 const GROUPS: [(&str, &[(&str, &str)]); 9] = [
     (
         "Messages",
@@ -133,7 +134,7 @@ pub(crate) struct Help {
     words: Vec<String>,
 }
 
-/// What stands in front of the list of options: the list of commands, in groups.
+/// Returns the template of the help of `xmsg` itself, with the list of commands in groups.
 pub(super) fn root_template(root: &Command) -> String {
     let (head, name) = (root.get_styles().get_header(), root.get_styles().get_literal());
     let mut text = String::from("{about}\n\n{usage-heading} xmsg [OPTIONS] COMMAND [ARGUMENTS]\n\n");
@@ -141,7 +142,7 @@ pub(super) fn root_template(root: &Command) -> String {
     let mut row = |group: &str, command: &Command, words: &str| {
         let about = command.get_about().map(ToString::to_string).unwrap_or_default();
         let words = if words.is_empty() { &about } else { words };
-        // To write to memory cannot fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "{head}{group:<10}{head:#} {name}{:<12}{name:#} {words}", command.get_name());
     };
     let mut known = Vec::new();
@@ -163,7 +164,7 @@ pub(super) fn root_template(root: &Command) -> String {
     text
 }
 
-/// The page of this name, if there is one.
+/// Returns the page with this name, if there is one.
 fn page(name: &str) -> Option<String> {
     let text = match name {
         "connection" => {
@@ -181,14 +182,15 @@ fn page(name: &str) -> Option<String> {
     Some(text)
 }
 
-/// The options of a command, also those that are hidden elsewhere, each with its default and its variable.
+/// Returns the help of the options of a command, including hidden ones, each with its default and its
+/// variable.
 fn list(command: Command) -> String {
     let shown = |arg: Arg| {
         let Some(setting) = settings::of_option(arg.get_long().unwrap_or_default()) else {
             return arg.hide(false);
         };
         let mut help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        // On a line of their own, where they are found.
+        // The default and the variable are on their own line, where they are easy to find.
         let default = setting.default.map(|value| format!(" [default: {value}]")).unwrap_or_default();
         let _ = write!(help, "\n[env: {}]{default}", setting.variable());
         arg.hide(false).help(help)
@@ -200,7 +202,7 @@ fn list(command: Command) -> String {
 /// The names of the pages that belong to no command.
 pub(crate) const PAGES: [&str; 3] = ["connection", "security", "exit-codes"];
 
-/// A page as a command whose description it is, for the manual.
+/// Makes a command whose description is this page, for the manual.
 pub(crate) fn page_as_command(name: &'static str) -> Option<Command> {
     let about = match name {
         "connection" => "Where xmsg connects to: options, environment, contexts",
@@ -211,7 +213,7 @@ pub(crate) fn page_as_command(name: &'static str) -> Option<Command> {
     Some(command.disable_help_flag(true).disable_help_subcommand(true))
 }
 
-/// What `--help` tells: all there is, on lines that are as close as what there is allows for.
+/// Returns the complete help of a command, with blank lines between options only if the help has long parts.
 fn told(command: &mut Command) -> String {
     let has_more = |arg: &Arg| !arg.is_hide_set() && arg.get_long_help().is_some();
     let is_long = command.get_long_about().is_some() || command.get_arguments().any(has_more);
@@ -304,7 +306,7 @@ mod tests {
         }
     }
 
-    /// The same option has the same unit and the same kind of value everywhere.
+    /// An option has the same unit and the same kind of value in all commands.
     #[test]
     fn options_of_one_name_are_alike() {
         let mut kinds = std::collections::BTreeMap::new();

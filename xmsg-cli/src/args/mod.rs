@@ -1,4 +1,4 @@
-//! The command line: commands, and options that several of them have.
+//! The command line: commands, and options that several of them share.
 
 mod command;
 mod help;
@@ -27,9 +27,9 @@ pub(crate) use values::{
     TopicOptions, parse_bytes, parse_count_from_1, parse_duration, parse_number, parse_rate, parse_size,
 };
 
-/// Where options stand that all commands have: behind those of the command.
+/// The display order of options that all commands have: after those of the command.
 const BEHIND: usize = 900;
-/// How long it may take to see that nobody listens.
+/// How long the check whether anything listens at the address of the registrar may take.
 const PROBE: Duration = Duration::from_secs(1);
 
 /// Publish and subscribe through an xMsg proxy
@@ -85,7 +85,7 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// How many threads it wants, if not one for each core.
+    /// Returns the number of worker threads that the command needs, if it differs from the number of cores.
     pub(crate) fn threads(&self) -> Option<NonZeroUsize> {
         match self {
             #[cfg(feature = "bench")]
@@ -95,7 +95,7 @@ impl Command {
     }
 }
 
-/// Which proxy to connect to, and how long that may take.
+/// The options that select the proxy and the time to connect.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct ConnectOptions {
@@ -109,17 +109,17 @@ pub(crate) struct ConnectOptions {
 }
 
 impl ConnectOptions {
-    /// The address of the proxy.
+    /// Returns the address of the proxy.
     pub(crate) fn proxy(&self) -> xmsg_core::Result<ProxyAddress> {
         settings::PROXY.parsed(self.proxy.as_deref())
     }
 
-    /// A connection that is not opened yet.
+    /// Makes a connection without opening it.
     pub(crate) fn connection(&self) -> xmsg_core::Result<Connection> {
         Connection::with_options(self.proxy()?, self.options()?)
     }
 
-    /// The options of a connection, to be completed.
+    /// Returns the options of a connection, which the caller may complete.
     pub(crate) fn options(&self) -> xmsg_core::Result<xmsg_core::ConnectOptions> {
         let options = xmsg_core::ConnectOptions::new().security(SecurityOptions::security()?);
         Ok(match self.connect_timeout {
@@ -128,14 +128,14 @@ impl ConnectOptions {
         })
     }
 
-    /// How long the proxy may take to answer.
+    /// Returns how long the proxy may take to answer.
     pub(crate) fn timeout(&self) -> Duration {
         self.connect_timeout.unwrap_or(CHECK_TIMEOUT)
     }
 }
 
-/// How to be let in. The same for everything that a command connects to: [`command()`] gives these options to all commands
-/// that connect, and [`settings`] keeps what was given.
+/// The credentials, which are the same for everything that a command connects to. [`command()`] adds these
+/// options to all commands that connect, and [`settings`] keeps their values.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Security")]
 pub(crate) struct SecurityOptions {
@@ -170,7 +170,7 @@ pub(crate) struct SecurityOptions {
     password_file: Option<String>,
 }
 
-/// Which context. All commands that connect have it; [`settings`] keeps what was given.
+/// The context. All commands that connect have this option; [`settings`] keeps its value.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Context")]
 pub(crate) struct ContextOption {
@@ -181,17 +181,17 @@ pub(crate) struct ContextOption {
 }
 
 impl SecurityOptions {
-    /// The mechanism that options, environment and context ask for.
+    /// Returns the mechanism that options, environment and context choose.
     pub(crate) fn security() -> xmsg_core::Result<Security> {
         settings::security()
     }
 
-    /// The options of plain sockets that connect to a proxy.
+    /// Returns the options of plain sockets that connect to a proxy.
     pub(crate) fn socket_options() -> xmsg_core::Result<SocketOptions> {
         Ok(Self::socket_options_with(Self::security()?))
     }
 
-    /// The same with this mechanism.
+    /// Returns the options of plain sockets with this mechanism.
     pub(crate) fn socket_options_with(security: Security) -> SocketOptions {
         SocketOptions::default()
             .security(security)
@@ -200,7 +200,7 @@ impl SecurityOptions {
     }
 }
 
-/// Which registrar to ask, and how long that may take.
+/// The options that select the registrar and the time for its answers.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Registrar")]
 pub(crate) struct RegistrarOptions {
@@ -214,7 +214,7 @@ pub(crate) struct RegistrarOptions {
 }
 
 impl RegistrarOptions {
-    /// A client that is not connected yet.
+    /// Makes a client without connecting it.
     pub(crate) fn client(&self) -> xmsg_core::Result<Registrar> {
         let address: RegistrarAddress = settings::REGISTRAR.parsed(self.registrar.as_deref())?;
         Registrar::builder(address)
@@ -224,7 +224,7 @@ impl RegistrarOptions {
             .build()
     }
 
-    /// Says at once that there is no registrar: a client would wait for one to be started.
+    /// Returns an error at once if there is no registrar. The client itself would wait for one to be started.
     pub(crate) async fn find(&self, registrar: &Registrar) -> Result<(), AtRegistrar> {
         let address = registrar.address();
         let failed =
@@ -246,7 +246,7 @@ impl RegistrarOptions {
             }
             if refused { Err(failed(ErrorKind::Refused, "nobody listens there")) } else { Ok(()) }
         };
-        // Whoever does not answer in time is left to the client, which has the same time limit.
+        // If nothing answers in time, the client continues, which has the same time limit.
         tokio::time::timeout(PROBE, connecting).await.unwrap_or(Ok(()))
     }
 }

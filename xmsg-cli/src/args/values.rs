@@ -1,4 +1,4 @@
-//! How values of options are read.
+//! Parsing of the values of options.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -9,7 +9,8 @@ use xmsg_core::{Error, ErrorKind, Topic};
 
 use crate::exit::Usage;
 
-/// A topic to subscribe to. The empty one is everything; a `:` at the end stays, so that `a:b:` is what is below `a:b`.
+/// Parses a topic to subscribe to. An empty text means everything. A `:` at the end is kept, so that `a:b:`
+/// means what is below `a:b`.
 fn parse_subscription(text: &str) -> xmsg_core::Result<Topic> {
     if text.is_empty() {
         return Ok(Topic::everything());
@@ -21,7 +22,8 @@ fn parse_subscription(text: &str) -> xmsg_core::Result<Topic> {
     text.parse()
 }
 
-/// How topics are written on the command line. Whoever has it takes them as words and has them read here.
+/// The format of topics on the command line. Commands with this option take topics as words and parse them
+/// with these methods.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub(crate) struct TopicOptions {
     /// Topics are hexadecimal digits, two for each byte: for topics that are not text
@@ -30,7 +32,7 @@ pub(crate) struct TopicOptions {
 }
 
 impl TopicOptions {
-    /// A topic to publish to.
+    /// Parses a topic to publish to.
     pub(crate) fn to_publish(self, word: &str) -> Result<Topic, Usage> {
         if !self.topic_hex {
             return word.parse().map_err(|error| invalid_topic(word, &error));
@@ -43,7 +45,7 @@ impl TopicOptions {
         }
     }
 
-    /// Topics to subscribe to; the empty one is everything.
+    /// Parses topics to subscribe to. An empty text means everything.
     pub(crate) fn to_subscribe(self, words: &[impl AsRef<str>]) -> Result<Vec<Topic>, Usage> {
         let read = |word: &str| {
             if self.topic_hex {
@@ -54,7 +56,7 @@ impl TopicOptions {
         words.iter().map(|word| read(word.as_ref())).collect()
     }
 
-    /// What a topic begins with, byte by byte, and not yet the topic.
+    /// Parses the beginning of a topic, byte by byte; it need not be a complete topic.
     pub(crate) fn beginning(self, word: &str) -> Result<Bytes, Usage> {
         if self.topic_hex {
             return bytes_of_topic(word).map(Topic::into_bytes);
@@ -62,7 +64,7 @@ impl TopicOptions {
         Ok(Bytes::copy_from_slice(word.as_bytes()))
     }
 
-    /// Whether topics are text, as people choose it.
+    /// Returns whether topics are given as text.
     pub(crate) fn is_text(self) -> bool {
         !self.topic_hex
     }
@@ -74,12 +76,13 @@ fn bytes_of_topic(word: &str) -> Result<Topic, Usage> {
     hex::decode(digits).map(Topic::wrap).map_err(|_| invalid_topic(word, &what))
 }
 
-/// In the words of the errors about other arguments.
+/// Makes an error in the form of those about other arguments.
 fn invalid_topic(word: &str, why: &dyn fmt::Display) -> Usage {
     Usage(format!("invalid value '{word}' for '<TOPIC>': {why}"))
 }
 
-/// `500ms`, `10s`, `2m`, `1h`, with decimals if need be; a bare number is seconds.
+/// Parses a duration such as `500ms`, `10s`, `2m` or `1h`. The number may have decimals; without a unit it
+/// means seconds.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_at);
@@ -97,13 +100,13 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let value: Option<f64> = if digits { number.parse().ok() } else { None };
     value
         .and_then(|value| Duration::try_from_secs_f64(value * unit_seconds).ok())
-        // Further ahead, a clock would overflow.
+        // A later time could overflow a clock.
         .filter(|time| *time <= Duration::from_secs(100 * 365 * 86400))
         .ok_or_else(|| "not a time: expected a number and a unit, such as 500ms, 10s or 2m".to_owned())
 }
 
-/// Reads a number of bytes, such as `100`, `64k`, `1KiB`, `100MB` or `2GiB`. `K`, `M`, `G` and `T` without `B` stand for
-/// powers of 1024.
+/// Parses a number of bytes, such as `100`, `64k`, `1KiB`, `100MB` or `2GiB`. `K`, `M`, `G` and `T` without
+/// `B` stand for powers of 1024.
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_at);
@@ -123,10 +126,11 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     size.filter(|size| *size > 0).ok_or_else(|| "not a size: expected bytes, such as 100 or 64KiB".to_owned())
 }
 
-/// The longest data of a message that is made up: with its other frames it stays below what a proxy takes.
+/// The longest data of a generated message. With its other frames, such a message stays below the limit of a
+/// proxy.
 const SIZE_MAX: u64 = 32 << 20;
 
-/// Reads the number of bytes of a message that is made up, whose first ones have a purpose.
+/// Parses the size of a generated message in bytes. Its first `least` bytes identify the message.
 pub(crate) fn parse_size(text: &str, least: u64) -> Result<u64, String> {
     match parse_bytes(text)? {
         size if size < least => Err(format!(
@@ -137,7 +141,7 @@ pub(crate) fn parse_size(text: &str, least: u64) -> Result<u64, String> {
     }
 }
 
-/// Reads a whole number within these bounds, such as `1000`, `1_000` or `1e6`.
+/// Parses a whole number within these bounds, such as `1000`, `1_000` or `1e6`.
 pub(crate) fn parse_count(text: &str, bounds: RangeInclusive<u64>) -> Result<u64, String> {
     let digits = text.replace('_', "");
     let is_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -161,12 +165,12 @@ pub(crate) fn parse_count(text: &str, bounds: RangeInclusive<u64>) -> Result<u64
     }
 }
 
-/// A count of at least one.
+/// Parses a count of at least 1.
 pub(crate) fn parse_count_from_1(text: &str) -> Result<u64, String> {
     parse_count(text, 1..=u64::MAX)
 }
 
-/// A small one.
+/// Parses a whole number within these bounds as a smaller type.
 pub(crate) fn parse_number<T: TryFrom<u64>>(
     bounds: RangeInclusive<u64>,
 ) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {
@@ -176,7 +180,7 @@ pub(crate) fn parse_number<T: TryFrom<u64>>(
     }
 }
 
-/// Messages per second: a number above 0.
+/// Parses a rate in messages per second, which is a number above 0.
 pub(crate) fn parse_rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if (1e-6..=1e9).contains(&rate) => Ok(rate),

@@ -1,15 +1,16 @@
-//! Header, blocks and trailer as bytes. Numbers are little-endian.
+//! Encoding and decoding of header, blocks and trailer. Numbers are little-endian.
 
 use bytes::Bytes;
 use crc32fast::Hasher;
 
-/// A byte above 127, and line ends of both kinds: whatever takes the file for text damages this first.
+/// The magic bytes have a byte above 127 and line ends of both kinds: a program that treats the file as text
+/// damages them first.
 pub(crate) const MAGIC: [u8; 8] = *b"\x89XMR\r\n\x1a\n";
 pub(crate) const END_MAGIC: [u8; 8] = *b"\x89XMREND\n";
 pub(crate) const VERSION: u16 = 1;
 
 pub(crate) const HEADER_LEN: usize = 32;
-/// Length and checksum.
+/// The length of a block header, which has the length and the checksum of the body.
 pub(crate) const BLOCK_HEADER_LEN: usize = 8;
 pub(crate) const TRAILER_LEN: usize = 20;
 
@@ -17,37 +18,38 @@ pub(crate) const MESSAGE: u8 = 1;
 pub(crate) const COMPRESSED: u8 = 2;
 pub(crate) const INDEX: u8 = 3;
 
-/// Frames of a message: as many as may come in.
+/// The largest number of frames of a message, which is the limit for received messages.
 pub(crate) const FRAMES_MAX: usize = 1024;
-/// Bytes of a message block before its frames: kind, time, number of frames; their lengths follow.
+/// The bytes of a message block before its frame lengths: kind, time, number of frames.
 const MESSAGE_FIXED: usize = 11;
-/// The longest message block: what may come in is 64 MiB with its headers.
+/// The length of the longest message block. A received message has at most 64 MiB with its headers.
 pub(crate) const MESSAGE_MAX: usize = MESSAGE_FIXED + 4 * FRAMES_MAX + (64 << 20);
-/// The longest block of any kind: one message that compression made longer.
+/// The length of the longest block of any kind. It is one message that compression made longer.
 pub(crate) const BLOCK_MAX: usize = MESSAGE_MAX + (1 << 20);
-/// What a compressed block holds at most when it is read: one message with its length.
+/// The largest decompressed length of a block: one message with its length.
 pub(crate) const RAW_MAX: usize = 4 + MESSAGE_MAX;
-/// Kind and raw length of a compressed block.
+/// The length of kind and raw length of a compressed block.
 pub(crate) const COMPRESSED_FIXED: usize = 5;
 
-/// Bytes of the index before its places: kind, six totals, number of places.
+/// The bytes of the index before its points: kind, six totals, number of points.
 const INDEX_FIXED: usize = 53;
-/// What a zstd frame begins with.
+/// The first bytes of a zstd frame.
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-/// Set in the flags: blocks may be compressed.
+/// The flag for files whose blocks may be compressed.
 const FLAG_COMPRESSED: u16 = 1;
 
-/// What a file begins with.
+/// The header of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) is_compressed: bool,
-    /// Of a recording in several files, from 1; else 0.
+    /// The number of the part, from 1, in a recording of several files; otherwise 0.
     pub(crate) part: u32,
-    /// When the recording began, nanoseconds since 1970. The same in all parts.
+    /// When the recording began, in nanoseconds since 1970. All parts have the same value.
     pub(crate) start_ns: u64,
-    /// What all checksums begin with. A message can hold a recording, or what somebody has made to look like one:
-    /// nothing of that is taken for a block of this file, whose salt they do not have.
+    /// The initial value of all checksums, which is random. A message can contain a recording, or data that
+    /// was made to look like one. Such data does not know the salt of this file, so it is never mistaken for
+    /// a block of this file.
     pub(crate) salt: u32,
 }
 
@@ -66,7 +68,7 @@ impl Header {
         out
     }
 
-    /// The header in these bytes, or what is wrong with them.
+    /// Decodes the header, or returns what is wrong with these bytes.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
         let Some(bytes) = bytes.first_chunk::<HEADER_LEN>() else {
             return Err("it is too short for a recording".to_owned());
@@ -91,7 +93,7 @@ impl Header {
     }
 }
 
-/// CRC-32 as in zlib, begun with `salt`.
+/// Computes the CRC-32 of zlib with the initial value `salt`.
 pub(crate) fn checksum(salt: u32, parts: &[&[u8]]) -> u32 {
     let mut hasher = Hasher::new_with_initial(salt);
     for part in parts {
@@ -100,7 +102,7 @@ pub(crate) fn checksum(salt: u32, parts: &[&[u8]]) -> u32 {
     hasher.finalize()
 }
 
-/// Puts length and checksum before a body: `out` from `start` on is room for them, and the body.
+/// Fills in length and checksum of a block. `out` has room for them at `start`, followed by the body.
 pub(crate) fn seal(out: &mut [u8], start: usize, salt: u32) {
     let body = start + BLOCK_HEADER_LEN;
     let len = ((out.len() - body) as u32).to_le_bytes();
@@ -109,14 +111,15 @@ pub(crate) fn seal(out: &mut [u8], start: usize, salt: u32) {
     out[start + 4..body].copy_from_slice(&checksum.to_le_bytes());
 }
 
-/// Length and checksum of a block, as they stand before it; `None` when no block is so long.
+/// Decodes length and checksum of a block; `None` if no block has this length.
 pub(crate) fn block_header(bytes: [u8; BLOCK_HEADER_LEN]) -> Option<(usize, u32)> {
     let mut fields = Fields(&bytes);
     let (len, checksum) = (fields.u32()? as usize, fields.u32()?);
     (1..=BLOCK_MAX).contains(&len).then_some((len, checksum))
 }
 
-/// Whether this may be the beginning of a body with so many bytes. Cheap; the checksum decides.
+/// Returns whether a body with this length may begin with these bytes. This is a cheap check before that of
+/// the checksum.
 pub(crate) fn may_begin(body: &[u8], len: usize) -> bool {
     let mut fields = Fields(body);
     match fields.u8() {
@@ -141,16 +144,16 @@ pub(crate) fn may_begin(body: &[u8], len: usize) -> bool {
     }
 }
 
-/// Bytes that [`may_begin`] looks at.
+/// The number of bytes that [`may_begin`] reads.
 pub(crate) const BEGIN_LEN: usize = INDEX_FIXED;
 
-/// How long the body of this message is.
+/// Returns the length of the body of this message.
 pub(crate) fn message_len(frames: &[&[u8]]) -> usize {
     MESSAGE_FIXED + frames.iter().map(|frame| 4 + frame.len()).sum::<usize>()
 }
 
-/// Appends the body of a message. `false`, and nothing is appended: it has more frames or bytes than a message can
-/// have.
+/// Appends the body of a message. Returns `false` and appends nothing if it has more frames or bytes than the
+/// limits allow.
 pub(crate) fn encode_message(out: &mut Vec<u8>, time_ns: u64, frames: &[&[u8]]) -> bool {
     if !(1..=FRAMES_MAX).contains(&frames.len()) || message_len(frames) > MESSAGE_MAX {
         return false;
@@ -170,14 +173,14 @@ pub(crate) fn encode_message(out: &mut Vec<u8>, time_ns: u64, frames: &[&[u8]]) 
 /// A message of a recording.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// When it arrived, nanoseconds since 1970.
+    /// The time of arrival, in nanoseconds since 1970.
     pub(crate) time_ns: u64,
-    /// As they were on the wire; at least one, the topic.
+    /// The frames as they were on the wire. There is at least one, the topic.
     pub(crate) frames: Vec<Bytes>,
 }
 
 impl Record {
-    /// The message in this body, kind included; `None` when that is not what the body holds.
+    /// Decodes the message in this body, including the kind; `None` if the body is not a message.
     pub(crate) fn decode(body: &Bytes) -> Option<Self> {
         let mut fields = Fields(body);
         let (kind, time_ns, count) = (fields.u8()?, fields.u64()?, usize::from(fields.u16()?));
@@ -201,18 +204,20 @@ impl Record {
         self.frames.first().map_or(&[], |topic| &topic[..])
     }
 
-    /// Bytes of all frames.
+    /// Returns the length of all frames together, in bytes.
     pub(crate) fn size(&self) -> u64 {
         self.frames.iter().map(|frame| frame.len() as u64).sum()
     }
 }
 
-/// The messages of a block. They are taken apart one by one: a block of a few kilobytes, compressed, may have millions of empty frames.
+/// The messages of a block. They are decoded one by one, because a compressed block of a few kilobytes may
+/// have millions of empty frames.
 #[derive(Debug, Default)]
 pub(crate) struct Records(Bytes);
 
 impl Records {
-    /// Those of a compressed block, decompressed: the length of each stands before it. `None` when one of them is not as it should be.
+    /// Makes the messages of a decompressed block, in which each message follows its length. `None` if one of
+    /// them is not valid.
     pub(crate) fn of(raw: Bytes) -> Option<Self> {
         let mut records = Self(raw.clone());
         while !records.0.is_empty() {
@@ -245,7 +250,7 @@ pub(crate) fn encode_trailer(index_at: u64, salt: u32) -> [u8; TRAILER_LEN] {
     out
 }
 
-/// Where the index is.
+/// Decodes the trailer and returns the offset of the index.
 pub(crate) fn decode_trailer(bytes: [u8; TRAILER_LEN], salt: u32) -> Option<u64> {
     let mut fields = Fields(&bytes);
     let (index_at, expected) = (fields.u64()?, fields.u32()?);
@@ -253,7 +258,7 @@ pub(crate) fn decode_trailer(bytes: [u8; TRAILER_LEN], salt: u32) -> Option<u64>
     is_good.then_some(index_at)
 }
 
-/// Numbers one after another; `None` once there are no bytes left.
+/// Reads numbers one after another; `None` at the end of the bytes.
 pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Fields<'a> {

@@ -1,4 +1,4 @@
-//! zstd, one frame for each block.
+//! Compression with zstd, one frame for each block.
 
 #[cfg(feature = "zstd")]
 pub(crate) use with_zstd::{Compressor, Decompressor};
@@ -10,7 +10,7 @@ mod with_zstd {
     use std::fmt;
     use std::io;
 
-    /// What costs least time: a recording is written while messages come in.
+    /// The fastest level, because a recording is written while messages arrive.
     const LEVEL: i32 = 1;
 
     pub(crate) struct Compressor(zstd::bulk::Compressor<'static>);
@@ -38,7 +38,7 @@ mod with_zstd {
             zstd::bulk::Decompressor::new().map(Self)
         }
 
-        /// What was compressed, if it is just so long: nothing that is longer is unpacked.
+        /// Decompresses data that must have exactly this length. Longer data is not unpacked.
         pub(crate) fn decompress(&mut self, compressed: &[u8], raw_len: usize) -> Option<Vec<u8>> {
             self.0.decompress(compressed, raw_len).ok().filter(|raw| raw.len() == raw_len)
         }

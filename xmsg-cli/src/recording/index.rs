@@ -1,23 +1,23 @@
-//! What the end of a recording tells of it: totals, topics, and where to begin reading for a time.
+//! The index at the end of a recording: totals, topics, and where to start reading for a time.
 
 use std::collections::HashMap;
 
 use super::block::{Fields, INDEX};
 
-/// Topics that are told apart; all others are counted together.
+/// The largest number of topics with their own counts. All other topics are counted together.
 pub(crate) const TOPICS_MAX: usize = 10_000;
-/// … and bytes of their names.
+/// The largest length of their names together, in bytes.
 const NAMES_MAX: usize = 1 << 20;
-/// Places that are kept. When there are more, every second one goes, and they are made at twice the distance from
-/// then on.
+/// The largest number of points. When there are more, every second point is removed, and further points are
+/// made at twice the distance.
 pub(crate) const POINTS_MAX: usize = 8192;
-/// Bytes from one place to the next, at first.
+/// The distance between two points at first, in bytes.
 const FIRST_SPACING: u64 = 256 << 10;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Count {
     pub(crate) messages: u64,
-    /// Of all frames.
+    /// The length of all frames.
     pub(crate) bytes: u64,
 }
 
@@ -28,7 +28,7 @@ impl Count {
     }
 }
 
-/// Where a block begins, and the time of its first message.
+/// The offset of a block, and the time of its first message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Point {
     pub(crate) at: u64,
@@ -45,7 +45,7 @@ pub(crate) struct Index {
     pub(crate) others: Count,
     pub(crate) points: Vec<Point>,
     names: usize,
-    /// Distances double so often.
+    /// How often the distance was doubled.
     thinned: u32,
 }
 
@@ -67,7 +67,7 @@ impl Index {
         }
     }
 
-    /// Takes note of a block of messages, if the last one of which that was done is far enough away.
+    /// Adds the point of a block of messages, if it is far enough from the last point.
     pub(crate) fn note(&mut self, point: Point) {
         let spacing = FIRST_SPACING << self.thinned;
         if self.points.last().is_some_and(|last| point.at < last.at.saturating_add(spacing)) {
@@ -84,13 +84,13 @@ impl Index {
         self.points.push(point);
     }
 
-    /// Where to begin for messages of this time and later ones; `None`: at the first block.
+    /// Returns the offset to start at for messages of this time and later; `None` means the first block.
     pub(crate) fn place_of(&self, time_ns: u64) -> Option<u64> {
         let later = self.points.partition_point(|point| point.time_ns < time_ns);
         later.checked_sub(1).map(|before| self.points[before].at)
     }
 
-    /// Appends the body of the index.
+    /// Appends the encoded body of the index.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.push(INDEX);
         let Count { messages, bytes } = self.total;
@@ -112,7 +112,7 @@ impl Index {
         }
     }
 
-    /// The index in this body, kind included.
+    /// Decodes the index in this body, including the kind.
     pub(crate) fn decode(body: &[u8]) -> Option<Self> {
         let mut fields = Fields(body);
         if fields.u8()? != INDEX {
@@ -122,7 +122,7 @@ impl Index {
         let (first_ns, last_ns) = (fields.u64()?, fields.u64()?);
         let others = Count { messages: fields.u64()?, bytes: fields.u64()? };
         let mut index = Self { total, first_ns, last_ns, others, ..Self::default() };
-        // Neither number is room that is reserved: both run out with the bytes.
+        // No memory is reserved for these numbers: reading stops when the bytes end.
         for _ in 0..fields.u32()? {
             index.points.push(Point { at: fields.u64()?, time_ns: fields.u64()? });
         }
@@ -136,7 +136,7 @@ impl Index {
         fields.0.is_empty().then_some(index)
     }
 
-    /// Topics in their order.
+    /// Returns the topics in alphabetical order.
     pub(crate) fn sorted(&self) -> Vec<(&[u8], Count)> {
         let mut topics: Vec<_> = self.topics.iter().map(|(name, count)| (&name[..], *count)).collect();
         topics.sort_unstable_by_key(|(name, _)| *name);

@@ -1,17 +1,17 @@
-//! Recordings: files of messages with their times, as docs/recording.md describes them byte by byte.
+//! Recordings: files of messages with their times. docs/recording.md describes the format byte by byte.
 //!
-//! A file is a header, blocks, and a trailer. A block is a message, several messages compressed together, or the
-//! index, which stands at the end. Each block has a length and a checksum, so that whatever is whole can be read
-//! without the index, and without what is damaged.
+//! A file consists of a header, blocks and a trailer. A block is a message, or several messages compressed
+//! together, or the index, which is the last block. Each block has a length and a checksum, so that all
+//! undamaged blocks can be read without the index, and even if other blocks are damaged.
 //!
-//! | module | what is in it |
+//! | module | content |
 //! |---|---|
-//! | [`block`] | header, blocks and trailer as bytes: pure functions, which trust no length |
-//! | [`compression`] | the only place that knows zstd |
-//! | [`index`] | what the end of a file tells of it |
-//! | [`writer`] | a recording into anything that can be written to |
-//! | [`reader`] | a recording from anything that can be read and sought in |
-//! | [`recorder`] | a thread that writes what came in, into one file or into numbered ones |
+//! | [`block`] | encoding of header, blocks and trailer: pure functions, which validate every length |
+//! | [`compression`] | the only module that uses zstd |
+//! | [`index`] | the index at the end of a file |
+//! | [`writer`] | writes a recording to any `Write` |
+//! | [`reader`] | reads a recording from any `Read` and `Seek` |
+//! | [`recorder`] | a thread that writes received messages, to one file or to numbered files |
 
 pub(crate) mod block;
 pub(crate) mod compression;

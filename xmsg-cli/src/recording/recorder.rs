@@ -1,4 +1,4 @@
-//! Writes what came in, in a thread of its own.
+//! Writes received messages to files, in its own thread.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -19,21 +19,23 @@ use super::index::Count;
 use super::writer::Writer;
 use crate::exit::Usage;
 
-/// Bytes that wait to be written, in units of [`UNIT`]. When there are more, nothing is taken from the proxy.
+/// The room for bytes that wait to be written, in units of [`UNIT`]. When it is used up, nothing more is read
+/// from the proxy.
 const ROOM: usize = 1024;
 const UNIT: usize = 64 << 10;
-/// Shorter batches are copied, so that few bytes do not hold the memory of many.
+/// Shorter batches are copied, so that a few bytes do not keep a large buffer alive.
 const COPIED_MAX: usize = 16 << 10;
-/// What has come is written after so long, so that little is lost when the process is killed.
+/// How long received messages wait before they are written. It is short, so that little is lost when the
+/// process is killed.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
-/// How often a thread that has nothing to write looks at the age of its file.
+/// How often an idle thread checks the age of its file.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where a recording goes, and when the next file is begun.
+/// The files of a recording, and when the next one begins.
 #[derive(Clone, Debug)]
 pub(crate) struct Files {
     pub(crate) path: PathBuf,
-    /// Overwrites what is there.
+    /// Whether existing files are overwritten.
     pub(crate) force: bool,
     pub(crate) max_size: Option<u64>,
     pub(crate) max_age: Option<Duration>,
@@ -45,7 +47,7 @@ impl Files {
         self.max_size.is_some() || self.max_age.is_some()
     }
 
-    /// Refuses to write over files, unless told to.
+    /// Refuses to overwrite existing files, unless that was requested.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         let there = if self.has_parts() { self.parts()? } else { Vec::from_iter(exists(&self.path)) };
         match there.first() {
@@ -58,7 +60,7 @@ impl Files {
         }
     }
 
-    /// Files that are there and look like parts of this recording.
+    /// Returns existing files that look like parts of this recording.
     fn parts(&self) -> anyhow::Result<Vec<PathBuf>> {
         let dir = match self.path.parent() {
             Some(dir) if !dir.as_os_str().is_empty() => dir,
@@ -89,8 +91,7 @@ impl Files {
         Ok((path, file))
     }
 
-    /// Takes parts of a recording that was there before away: together with the new ones, they would look like one
-    /// recording.
+    /// Removes parts of an earlier recording: together with the new ones, they would look like one recording.
     fn clear(&self) -> anyhow::Result<()> {
         if self.force && self.has_parts() {
             for path in self.parts()? {
@@ -105,7 +106,8 @@ fn exists(path: &Path) -> Option<PathBuf> {
     path.symlink_metadata().is_ok().then(|| path.to_owned())
 }
 
-/// `day.xmr` becomes `day.00001.xmr`: such names sort in the order of the recording.
+/// Adds the number of a part: `day.xmr` becomes `day.00001.xmr`. Such names sort in the order of the
+/// recording.
 pub(crate) fn numbered(path: &Path, part: u32) -> PathBuf {
     let mut name = path.file_stem().map(OsString::from).unwrap_or_default();
     name.push(format!(".{part:05}"));
@@ -129,21 +131,21 @@ fn is_part(name: &Path, of: &Path) -> bool {
         .is_some_and(|part| numbered(of, part).file_name() == Some(name.as_os_str()))
 }
 
-/// Messages that came in together, and when.
+/// Messages that were received together, and their time.
 #[derive(Debug)]
 struct Batch {
-    /// As they were on the wire.
+    /// The messages as they were on the wire.
     wire: Bytes,
     time_ns: u64,
     _room: OwnedSemaphorePermit,
 }
 
-/// What is recorded of what comes in.
+/// What is recorded of the received messages.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
-    /// The recording ends with so many messages.
+    /// The number of messages after which the recording ends.
     pub(crate) count: Option<u64>,
-    /// Control requests of the protocol are recorded, too.
+    /// Whether control requests of the protocol are recorded, too.
     pub(crate) control: bool,
 }
 
@@ -151,13 +153,13 @@ pub(crate) struct Wanted {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Recorded {
     pub(crate) total: Count,
-    /// The files, and how many of them there are.
+    /// The first and the last file, and the number of files.
     pub(crate) first: PathBuf,
     pub(crate) last: PathBuf,
     pub(crate) files: u32,
 }
 
-/// Messages and bytes so far.
+/// The counts of messages and bytes so far.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     messages: AtomicU64,
@@ -170,22 +172,22 @@ impl Progress {
     }
 }
 
-/// A thread that writes a recording.
+/// A handle of a thread that writes a recording.
 #[derive(Debug)]
 pub(crate) struct Recorder {
-    /// As many batches as there are units of room, so that sending never blocks.
+    /// Has a capacity of as many batches as there are units of room, so that sending never blocks.
     sender: SyncSender<Batch>,
     room: Arc<Semaphore>,
-    /// What has come, and is not handed over yet.
+    /// Received messages that were not handed to the thread yet.
     held: Option<(Bytes, u64)>,
     progress: Arc<Progress>,
 }
 
-/// How the thread ends.
+/// Receives the result of the thread.
 pub(crate) type Outcome = oneshot::Receiver<anyhow::Result<Recorded>>;
 
 impl Recorder {
-    /// Makes the first file, and starts the thread.
+    /// Creates the first file and starts the thread.
     pub(crate) fn start(files: Files, start_ns: u64, wanted: Wanted) -> anyhow::Result<(Self, Outcome)> {
         files.clear()?;
         let (sender, receiver) = sync_channel(ROOM);
@@ -210,14 +212,14 @@ impl Recorder {
         Ok((Self { sender, room, held: None, progress }, outcome))
     }
 
-    /// Takes messages that have come in.
+    /// Takes received messages.
     pub(crate) fn take(&mut self, wire: Bytes, time_ns: u64) {
         let wire = if wire.len() < COPIED_MAX { Bytes::copy_from_slice(&wire) } else { wire };
         self.held = Some((wire, time_ns));
     }
 
-    /// Hands what was taken to the thread, as soon as there is room. Dropping the future loses nothing. `false`: the
-    /// thread has ended.
+    /// Hands the messages that were taken to the thread, when there is room. Dropping the future loses
+    /// nothing. Returns `false` if the thread has ended.
     pub(crate) async fn hand_over(&mut self) -> bool {
         let Some((wire, time_ns)) = &self.held else { return true };
         let units = wire.len().div_ceil(UNIT).clamp(1, ROOM) as u32;
@@ -232,7 +234,7 @@ impl Recorder {
     }
 }
 
-/// One file.
+/// A file that is being written.
 #[derive(Debug)]
 struct Part {
     path: PathBuf,
@@ -295,7 +297,7 @@ impl Thread {
         }
     }
 
-    /// `Ok(false)`: there are as many as were wanted.
+    /// Writes a batch. Returns `Ok(false)` when the wanted number of messages is reached.
     fn write(&mut self, batch: &Batch) -> anyhow::Result<bool> {
         let mut wire = &batch.wire[..];
         let mut frames = Vec::new();
@@ -309,7 +311,7 @@ impl Thread {
             if self.part.is_none() {
                 self.begin_part()?;
             }
-            // What came in is within the limits of a message.
+            // Received messages are within the limits of the format.
             self.with_part(|writer| writer.push(batch.time_ns, &frames).map(drop))?;
             let bytes = frames.iter().map(|frame| frame.len() as u64).sum();
             self.progress.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -323,7 +325,7 @@ impl Thread {
 
     fn is_wanted(&self, frames: &[&[u8]]) -> bool {
         match frames {
-            // Answers that clients asked for, to learn that they are subscribed: they are for nobody else.
+            // These are answers to subscription checks of clients, which are not meant for anybody else.
             [topic, b"sub"] if topic.starts_with(CONFIRMATION_TOPIC.as_bytes()) => false,
             [topic, b"sub"] if topic.starts_with(b"ret:") && topic.ends_with(b":drain") => false,
             [topic, ..] => self.wanted.control || !topic.starts_with(CONTROL_TOPIC.as_bytes()),
@@ -361,12 +363,12 @@ impl Thread {
         Ok(())
     }
 
-    /// Writes the index of the present file, and has the system write all of it.
+    /// Writes the index of the current file, and syncs the file to disk.
     fn end_part(&mut self) -> anyhow::Result<()> {
         self.with_part(|writer| {
             writer.finish()?;
             match writer.get_ref().sync_data() {
-                // What is no file on a disk has nothing to be written to one.
+                // The output is not a file on a disk, so it cannot be synced.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
                 result => result,
             }
@@ -391,7 +393,7 @@ fn cannot_write(path: &Path) -> String {
     format!("cannot write {}", path.display())
 }
 
-/// Takes the message at the front of these bytes, which are as they were on the wire, apart. `false` at their end.
+/// Splits the first message, which is encoded as on the wire, off these bytes. Returns `false` at the end.
 pub(crate) fn next_message<'a>(wire: &mut &'a [u8], frames: &mut Vec<&'a [u8]>) -> bool {
     frames.clear();
     loop {

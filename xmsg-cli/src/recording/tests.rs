@@ -1,4 +1,4 @@
-//! The format: what is written is read again, also when the end is missing, or bytes are wrong.
+//! Tests of the format: what is written is read again, even if the end is missing or bytes are damaged.
 
 use std::io::Cursor;
 
@@ -19,8 +19,8 @@ fn record(time_ns: u64, frames: &[&[u8]]) -> Record {
     Record { time_ns, frames: frames.iter().map(|frame| frame.to_vec().into()).collect() }
 }
 
-/// A file of these messages, with a flush after each of them if it is to have a block for each, and with its index if
-/// it is to be whole.
+/// Makes a file of these messages. With `each`, there is a flush after each message, so that each has its own
+/// block. With `whole`, the file has its index.
 fn file(records: &[Record], is_compressed: bool, each: bool, whole: bool) -> Vec<u8> {
     let mut out = Vec::new();
     let mut writer = Writer::new(&mut out, &header(is_compressed)).unwrap();
@@ -39,7 +39,7 @@ fn file(records: &[Record], is_compressed: bool, each: bool, whole: bool) -> Vec
     out
 }
 
-/// What can be read, and how it ends; with how many damaged places.
+/// Returns the messages that can be read, how the file ends, and the number of damaged ranges.
 fn read(bytes: &[u8]) -> (Vec<Record>, Option<End>, u64) {
     let mut reader = Reader::new(Cursor::new(bytes)).unwrap();
     let mut records = Vec::new();
@@ -72,7 +72,7 @@ fn what_is_written_is_read_again() {
     }
 }
 
-/// The format as docs/recording.md has it.
+/// Checks the format that docs/recording.md describes.
 #[test]
 fn the_bytes_are_those_of_the_document() {
     let bytes = file(&[record(0x0102, &[b"t", b"", b"xy"])], false, false, true);
@@ -101,7 +101,7 @@ fn a_file_cut_at_every_byte_of_its_last_record_loads() {
             assert_eq!(found, records[..4], "{len}");
             assert_eq!((end, gaps), (Some(End::Cut { at: all_but_one as u64 }), 0), "{len}");
         }
-        // And anywhere else behind the header: what is whole is read.
+        // In a file cut anywhere after the header, the whole blocks are read.
         let whole = file(&records, is_compressed, true, true);
         for len in HEADER_LEN..whole.len() {
             let (found, end, gaps) = read(&whole[..len]);
@@ -135,7 +135,8 @@ fn a_damaged_byte_loses_one_record() {
 #[test]
 fn behind_a_long_message_with_a_damaged_length_the_next_one_is_found() {
     for is_compressed in [false, true] {
-        // Noise, which compression does not make shorter, and which begins like a block now and then.
+        // Random bytes, which compression cannot shorten, and which sometimes look like the beginning of a
+        // block.
         let mut noise = vec![0; 3 << 20];
         fastrand::Rng::with_seed(1).fill(&mut noise);
         let records =
@@ -148,7 +149,7 @@ fn behind_a_long_message_with_a_damaged_length_the_next_one_is_found() {
             let expected = vec![records[0].clone(), records[2].clone()];
             assert_eq!(read(&bytes), (expected, Some(End::Whole), 1), "{length}");
         }
-        // Cut off in the middle.
+        // Cut within the second block.
         let bytes = &file(&records, is_compressed, true, true)[..second - 1000];
         assert_eq!(read(bytes), (records[..1].to_vec(), Some(End::Cut { at: start as u64 }), 0));
     }
@@ -188,7 +189,7 @@ fn a_damaged_header_is_told() {
     assert!(Reader::new(Cursor::new(&[][..])).is_err());
 }
 
-/// Data may be a recording, or made to look like a part of this one: behind a damaged length it must not come out as
+/// Data may be a recording, or look like a part of this one. After a damaged length, it must not be read as
 /// messages.
 #[test]
 fn a_recording_within_a_message_is_never_taken_for_messages() {
@@ -214,7 +215,7 @@ fn a_recording_within_a_message_is_never_taken_for_messages() {
 fn lengths_are_not_believed() {
     let mut bytes = file(&some()[..1], true, true, false);
     let start = bytes.len();
-    // A block that says that it holds 4 GiB, and one that holds more than it says: a kilobyte of zstd can be any
+    // The block claims to hold 4 GiB, or less or more than it does: a kilobyte of zstd can decompress to any
     // length.
     let bomb = super::compression::Compressor::new().unwrap().compress(&vec![0; 16 << 20]).unwrap();
     for raw_len in [u32::MAX, 100, 17 << 20] {
@@ -226,7 +227,7 @@ fn lengths_are_not_believed() {
         block::seal(&mut bytes, start, SALT);
         assert_eq!(read(&bytes), (some()[..1].to_vec(), Some(End::WithoutIndex), 1));
     }
-    // Numbers of points and topics that are not there.
+    // The index claims more points and topics than it has.
     let mut index = Vec::new();
     Index::default().encode(&mut index);
     for at in [49, 53] {
@@ -268,7 +269,7 @@ fn the_index_tells_totals_and_topics_and_where_a_time_is() {
             let first = reader.next().unwrap().map_or(u64::MAX, |record| record.time_ns);
             assert!(first <= wanted, "{first} for {wanted}");
             if !is_compressed {
-                // Not from the beginning.
+                // Reading does not start at the beginning of the file.
                 assert!(wanted.saturating_sub(first) <= 1_100_000, "{first} for {wanted}");
             }
             let mut found = first;
@@ -306,7 +307,8 @@ fn frames() -> impl Strategy<Value = Vec<Vec<u8>>> {
     prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..6)
 }
 
-/// A few kilobytes of a file may be 64 MiB of messages with 1,024 empty frames each: half a gigabyte, if all were taken apart at once.
+/// A few kilobytes of a file may decompress to 64 MiB of messages with 1,024 empty frames each. Decoding all
+/// of them at once would take half a gigabyte.
 #[cfg(feature = "zstd")]
 #[test]
 fn a_small_block_of_very_many_frames_is_read_one_message_at_a_time() {
@@ -349,7 +351,7 @@ proptest! {
         prop_assert_eq!(read(&file(&records, is_compressed, each, whole)), (records, Some(expected), 0));
     }
 
-    /// Every message that comes out is one that was written, in the order in which it was.
+    /// Every message that is read is one that was written, in the same order.
     #[test]
     fn damage_loses_messages_and_makes_none_up(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20),
@@ -380,7 +382,7 @@ proptest! {
         let _ = Index::decode(&bytes);
         let _ = Record::decode(&bytes.clone().into());
         let _ = block::Records::of(bytes.clone().into());
-        // Behind a good header, and with good checksums.
+        // The blocks follow a good header and have correct checksums.
         let mut file = header(is_compressed).encode().to_vec();
         let mut rest = &bytes[..];
         for kind in kinds {

@@ -6,24 +6,24 @@ use super::block::{self, BLOCK_HEADER_LEN, COMPRESSED, Header};
 use super::compression::Compressor;
 use super::index::{Count, Index, Point};
 
-/// Bytes that are collected before they are written, and before they are compressed.
+/// The number of bytes that are collected before they are compressed and written.
 pub(crate) const BUFFER_LEN: usize = 256 << 10;
 
-/// A recording into anything that can be written to. What was pushed is written when the buffer is full, or with
+/// Writes a recording to any output. Messages are written when the buffer is full, or by
 /// [`flush`](Self::flush).
 #[derive(Debug)]
 pub(crate) struct Writer<W> {
     out: W,
     salt: u32,
     compressor: Option<Compressor>,
-    /// Bytes of the file that were written.
+    /// The number of bytes of the file that were written.
     at: u64,
-    /// Whole blocks; or, if they are to be compressed, messages with their lengths.
+    /// Whole blocks or, with compression, messages with their lengths.
     buffer: Vec<u8>,
     /// The time of the first message in the buffer.
     buffered_from: Option<u64>,
     index: Index,
-    /// What of it was written.
+    /// The counts of the messages that were written.
     written: Count,
 }
 
@@ -45,7 +45,7 @@ impl<W: Write> Writer<W> {
         })
     }
 
-    /// Takes a message. `Ok(false)`: it has more frames or bytes than any message can have, and is left out.
+    /// Adds a message. Returns `Ok(false)` if it exceeds the limits for frames or bytes, and is left out.
     pub(crate) fn push(&mut self, time_ns: u64, frames: &[&[u8]]) -> io::Result<bool> {
         if !self.buffer.is_empty() && self.buffer.len() + block::message_len(frames) > BUFFER_LEN {
             self.flush()?;
@@ -71,7 +71,7 @@ impl<W: Write> Writer<W> {
         Ok(true)
     }
 
-    /// Writes what was pushed.
+    /// Writes the messages in the buffer.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         let Some(time_ns) = self.buffered_from.take() else { return Ok(()) };
         if let Some(compressor) = &mut self.compressor {
@@ -94,12 +94,12 @@ impl<W: Write> Writer<W> {
         let result = self.out.write_all(&self.buffer);
         self.at += self.buffer.len() as u64;
         self.buffer.clear();
-        // One large message must not hold its memory for ever.
+        // The memory of one large message is released again.
         self.buffer.shrink_to(2 * BUFFER_LEN);
         result
     }
 
-    /// Writes what is left, and the index.
+    /// Writes the rest and the index.
     pub(crate) fn finish(&mut self) -> io::Result<()> {
         self.flush()?;
         let index_at = self.at;
@@ -111,22 +111,23 @@ impl<W: Write> Writer<W> {
         self.out.flush()
     }
 
-    /// Whether there is something to [`flush`](Self::flush).
+    /// Returns whether there is anything to [`flush`](Self::flush).
     pub(crate) fn has_unwritten(&self) -> bool {
         self.buffered_from.is_some()
     }
 
-    /// Bytes of the file, without its index; with compression, without what is not written yet, too.
+    /// Returns the length of the file without its index. With compression, it does not include messages that
+    /// are not yet written.
     pub(crate) fn len(&self) -> u64 {
         self.at + if self.compressor.is_none() { self.buffer.len() as u64 } else { 0 }
     }
 
-    /// Messages that were pushed.
+    /// Returns the counts of the messages that were added.
     pub(crate) fn pushed(&self) -> Count {
         self.index.total
     }
 
-    /// Messages that were written.
+    /// Returns the counts of the messages that were written.
     pub(crate) fn written(&self) -> Count {
         self.written
     }
