@@ -1,4 +1,4 @@
-//! Lists of things on standard output, one a line, in columns.
+//! Tables on standard output, with one item per line.
 
 use std::io::{self, IsTerminal};
 use std::time::Duration;
@@ -8,8 +8,8 @@ use xmsg_core::text::escaped;
 use crate::exit::Exit;
 use crate::output::{Output, counted, note};
 
-/// Writes a table on a terminal, and on standard error how many there are of what one row is called; elsewhere, lines with tabs between
-/// their columns.
+/// Writes a table on a terminal, and the number of its rows, counted in `noun`s, on standard error.
+/// Elsewhere, writes lines with tabs between the columns.
 pub(crate) fn write<const N: usize>(
     columns: [&str; N],
     rows: Vec<[String; N]>,
@@ -30,7 +30,8 @@ pub(crate) fn write<const N: usize>(
     Ok(Exit::Done)
 }
 
-/// What peers sent may hold anything: control characters would play tricks with a terminal, tabs with columns.
+/// Returns the lines of a table. Text from peers may contain anything, so it is escaped: control characters
+/// could harm a terminal, and tabs would break columns.
 pub(crate) fn lines<const N: usize>(
     columns: [&str; N],
     rows: Vec<[String; N]>,
@@ -53,7 +54,7 @@ pub(crate) fn lines<const N: usize>(
         .collect()
 }
 
-/// A time in two units at most: `1d 2h`, `3m 20s`, `1.2s`.
+/// Formats a time in seconds with at most two units: `1d 2h`, `3m 20s`, `1.2s`.
 pub(crate) fn time(seconds: f64) -> String {
     let whole = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
     match whole {
@@ -64,7 +65,7 @@ pub(crate) fn time(seconds: f64) -> String {
     }
 }
 
-/// Bytes in a unit of which there are few.
+/// Formats a number of bytes in a suitable unit.
 pub(crate) fn size(bytes: u64) -> String {
     match bytes {
         0..1024 => format!("{bytes} B"),

@@ -1,5 +1,5 @@
-//! Everything that comes for some topics, byte for byte: a subscription beneath messages, which keeps frames as they
-//! were on the wire, however many a message has.
+//! A subscription that keeps all messages of some topics byte for byte: their frames as they were on the
+//! wire, whatever their number in a message.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,12 +12,13 @@ use xmsg_zmq::{Multipart, SocketEvents, Subscriber};
 use crate::args::{ConnectOptions, SecurityOptions};
 use crate::rights;
 
-/// How often the proxy is asked whether it knows the subscription.
+/// How often an unanswered subscription check is repeated.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
-/// When so much has come before it has answered, bytes, there is no doubt.
+/// The bytes of messages after which a subscription counts as confirmed without an answer: they prove that it
+/// is active.
 const EARLY_MAX: usize = 16 << 20;
 
-/// A subscribing socket that the proxy has confirmed.
+/// A subscribing socket whose subscription the proxy has confirmed.
 #[derive(Debug)]
 pub(crate) struct Tap {
     socket: Subscriber,
@@ -25,11 +26,12 @@ pub(crate) struct Tap {
 }
 
 impl Tap {
-    /// Subscribes to topics and all that start with them. Nothing that is published after it has returned is missed.
+    /// Subscribes to topics, each of which matches all topics that start with it. Nothing that is published
+    /// after it has returned is missed.
     pub(crate) async fn open(connect: &ConnectOptions, topics: &[Topic]) -> xmsg_core::Result<Self> {
         let connection = connect.connection()?;
-        // Whether there is a proxy that lets us in. Nothing else subscribes to these topics: whoever waits for a subscriber before it
-        // publishes waits for this one.
+        // This checks whether there is a proxy that accepts us. It makes no subscription to these topics,
+        // because a publisher that waits for a subscriber must not start before this one is ready.
         connection.connect().await?;
         let is_secured = rights::are_given()?;
         let options = SecurityOptions::socket_options()?;
@@ -41,7 +43,8 @@ impl Tap {
         tap.socket.connect(proxy.subscribe_endpoint().parse()?);
         let confirming = async {
             tap.socket.connected().await?;
-            // Where only some topics are allowed, who may subscribe to one may ask after it, and after nothing else.
+            // Where rights restrict topics, whoever may subscribe to a topic may subscribe to its private
+            // topic, but to no other private topic.
             let questions: Vec<Bytes> = if is_secured {
                 topics.iter().map(|topic| private_topic(Some(topic))).collect()
             } else {
@@ -56,7 +59,7 @@ impl Tap {
             let limit = connect.timeout();
             match tokio::time::timeout(limit, confirming).await {
                 Ok(confirmed) => confirmed?,
-                // It says what is wrong as all other commands do.
+                // This call fails with the same errors as in other commands.
                 Err(_) => match connection.subscribe(topics).await {
                     Err(error) => return Err(rights::explained(connect, topics, error).await),
                     Ok(_) => return Err(not_confirmed(&proxy, limit)),
@@ -65,13 +68,13 @@ impl Tap {
         } else {
             drop(confirming);
         }
-        // It published nothing but questions.
+        // Only control requests were published through this connection.
         let _ = connection.close(Duration::ZERO).await;
         Ok(tap)
     }
 
-    /// The next messages that came in together, as they were on the wire; `None` once the socket is closed. Dropping
-    /// the future loses nothing.
+    /// Returns the next messages that were received together, as they were on the wire; `None` once the
+    /// socket is closed. Dropping the future loses nothing.
     pub(crate) async fn next(&mut self) -> Option<Bytes> {
         match self.early.pop_front() {
             None => self.socket.recv_batch().await,
@@ -79,13 +82,13 @@ impl Tap {
         }
     }
 
-    /// What happens to its connection from now on.
+    /// Returns the events of the connection from now on.
     pub(crate) fn events(&self) -> SocketEvents {
         self.socket.events()
     }
 
-    /// Asks after a topic of our own, which is subscribed to behind all others: the proxy takes subscriptions in
-    /// their order.
+    /// Checks a private topic, which is subscribed to after all other topics. The proxy handles subscriptions
+    /// in order, so its answer confirms them all.
     async fn confirm(&mut self, connection: &Connection, private: Bytes) -> xmsg_core::Result<()> {
         self.socket.subscribe(private.clone())?;
         let request = Request::Subscription(Topic::wrap(private.clone()));
@@ -118,7 +121,8 @@ impl Tap {
     }
 }
 
-/// A topic that nobody else subscribes to; it tells which one it stands for, if that is to be judged.
+/// Makes a topic that nobody else subscribes to. With `stands_for`, it contains that topic, for which the
+/// proxy can then check rights.
 fn private_topic(stands_for: Option<&Topic>) -> Bytes {
     let mut name = format!("{CONFIRMATION_TOPIC}{}", uuid::Uuid::new_v4().simple()).into_bytes();
     if let Some(topic) = stands_for {
@@ -128,7 +132,7 @@ fn private_topic(stands_for: Option<&Topic>) -> Bytes {
     name.into()
 }
 
-/// Whether one of these messages is the answer. It stays among them, and is not recorded.
+/// Returns whether one of these messages is the answer. The answer stays among them; the recorder skips it.
 fn holds_answer(wire: &Bytes, request: &Request) -> bool {
     let (mut rest, mut frames) = (&wire[..], Vec::new());
     while crate::recording::recorder::next_message(&mut rest, &mut frames) {

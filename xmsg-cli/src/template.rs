@@ -1,5 +1,5 @@
-//! Templates in data: `{{Count}}`, `{{Time}}`, `{{Unix}}`, `{{ID}}`, `{{Random N}}`, and numbers: `{{Int MIN MAX}}`, `{{Float MIN MAX}}`,
-//! `{{Sine PERIOD}}`.
+//! Templates in data: `{{Count}}`, `{{Time}}`, `{{Unix}}`, `{{ID}}`, `{{Random N}}`, and numbers:
+//! `{{Int MIN MAX}}`, `{{Float MIN MAX}}`, `{{Sine PERIOD}}`.
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -7,10 +7,10 @@ use jiff::Timestamp;
 
 use crate::args::parse_duration;
 
-/// The longest random text, so that a slip of the finger does not fill the memory.
+/// The largest length of a random text, so that a mistyped number does not exhaust the memory.
 const RANDOM_MAX: usize = 1 << 20;
 
-/// Data with places to fill in, one time for each message.
+/// Data with placeholders, which are filled in anew for each message.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Template(Vec<Part>);
 
@@ -33,7 +33,7 @@ enum Part {
         min: f64,
         max: f64,
     },
-    /// One wave in so many seconds, between these values.
+    /// A sine wave with this period in seconds, between these values.
     Sine {
         period: f64,
         min: f64,
@@ -42,7 +42,7 @@ enum Part {
 }
 
 impl Template {
-    /// Finds the places. What is between `{{` and `}}` has to be one of the names.
+    /// Parses the placeholders. The text between `{{` and `}}` must be a known name with its arguments.
     pub(crate) fn parse(data: &Bytes) -> anyhow::Result<Self> {
         let mut parts = Vec::new();
         let mut rest = data.clone();
@@ -62,7 +62,7 @@ impl Template {
         Ok(Self(parts))
     }
 
-    /// The data of message number `count`.
+    /// Returns the data of message number `count`.
     pub(crate) fn fill(&self, count: u64) -> Bytes {
         let mut data = Vec::new();
         for part in &self.0 {
@@ -152,7 +152,7 @@ impl Part {
     }
 }
 
-/// The value of a sine wave at this time, s.
+/// Returns the value of a sine wave at this time, in seconds.
 fn wave(time: f64, period: f64, min: f64, max: f64) -> f64 {
     let phase = (time % period) / period;
     min + (max - min) * (0.5 + 0.5 * (phase * std::f64::consts::TAU).sin())

@@ -1,4 +1,4 @@
-//! What flows by topic: rates, the last minute, the latest value. For views that are drawn again and again.
+//! Traffic by topic: rates, the last minute, and the latest value. It is for views that are redrawn.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -11,53 +11,54 @@ use crate::recording::recorder::next_message;
 use crate::render::{data_text, topic_text};
 use crate::stats::{self, Stats, Sum};
 
-/// Topics that are told apart. The others are counted together.
+/// The largest number of topics with their own counts. All other topics are counted together.
 const TOPICS_MAX: usize = 10_000;
-/// … and their bytes: a topic is as long as its publisher likes.
+/// The largest length of their names together, in bytes. A publisher may use very long topics.
 const TOPIC_BYTES_MAX: usize = 4 << 20;
-/// Seconds that are kept.
+/// The number of seconds in the history.
 const KEPT: usize = 60;
-/// Characters of the latest value.
+/// The largest number of characters of the latest value.
 const SHOWN: usize = 200;
-/// Bytes of data that are made text for each topic and second at most.
+/// The largest size of a message whose data is shown, in bytes. It is formatted once a second for each topic.
 const READ_MAX: usize = 4096;
 
-/// What has come, by topic.
+/// Counts the traffic by topic.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
     topics: BTreeMap<String, TopicTraffic>,
     topic_bytes: usize,
-    /// Of topics that found no room.
+    /// The number of messages of topics for which there was no room.
     pub(crate) others: u64,
 }
 
-/// Whether there is no room for one more topic of this length beside so many of so many bytes.
+/// Returns whether there is no room for another topic of length `len`, beside `topics` topics with `bytes`
+/// bytes.
 fn is_full(topics: usize, bytes: usize, len: usize) -> bool {
     topics >= TOPICS_MAX || bytes + len > TOPIC_BYTES_MAX
 }
 
-/// The last message since the picture was drawn.
+/// The last message since the view was drawn.
 #[derive(Debug, Default)]
 enum Last {
     #[default]
     Nothing,
     Message(Message),
-    /// It was too long to be kept.
+    /// The message was too long to be kept. Its data has this length.
     OfLength(usize),
 }
 
-/// What has come to one topic.
+/// The traffic of one topic.
 #[derive(Debug, Default)]
 pub(crate) struct TopicTraffic {
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
-    /// Messages a second.
+    /// Messages per second.
     pub(crate) rate: f64,
-    /// Bytes of data a second.
+    /// Bytes of data per second.
     pub(crate) byte_rate: f64,
     /// The latest value, on one line.
     pub(crate) latest: String,
-    /// For each second: the latest number, or, of what is no number, the messages.
+    /// For each second, the latest number or, if the value is not a number, the rate of messages.
     pub(crate) history: VecDeque<f64>,
     last: Last,
     counted: (u64, u64),
@@ -82,17 +83,17 @@ impl Traffic {
         let len = message.data().len();
         found.messages += 1;
         found.bytes += len as u64;
-        // A short one is kept as it came: text is made of the last one of each second only.
+        // A short message is kept as it is, because only the last one of each second is formatted as text.
         let is_short = message.clone().into_frames().iter().map(Bytes::len).sum::<usize>() <= READ_MAX;
         found.last = if is_short { Last::Message(message.detach()) } else { Last::OfLength(len) };
     }
 
-    /// So much time has passed: makes rates of what came meanwhile.
+    /// Computes the rates of what arrived in the time that has passed.
     pub(crate) fn tick(&mut self, time: Duration) {
         self.topics.values_mut().for_each(|topic| topic.tick(time));
     }
 
-    /// By name.
+    /// Returns the topics, sorted by name.
     pub(crate) fn topics(&self) -> impl ExactSizeIterator<Item = (&str, &TopicTraffic)> {
         self.topics.iter().map(|(name, topic)| (&**name, topic))
     }
@@ -120,7 +121,7 @@ impl TopicTraffic {
     }
 }
 
-/// Messages and bytes by topic, of everything that a subscription has received.
+/// Counts messages and bytes by topic, of everything that a subscription receives.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     all: Sum,
@@ -130,7 +131,7 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    /// Counts messages, as they were on the wire.
+    /// Counts messages, which are encoded as on the wire.
     pub(crate) fn take(&mut self, wire: &[u8]) {
         let (mut rest, mut frames) = (wire, Vec::new());
         while next_message(&mut rest, &mut frames) {
@@ -153,7 +154,7 @@ impl Counts {
         }
     }
 
-    /// The same as a proxy would say it.
+    /// Returns the counts as statistics of a proxy.
     pub(crate) fn stats(&self, uptime_s: f64) -> Stats {
         let topic = |(topic, sum): (&Bytes, &Sum)| stats::Topic {
             name: topic_text(&xmsg_core::Topic::wrap(topic.clone())).into_owned(),
@@ -171,12 +172,12 @@ impl Counts {
     }
 }
 
-/// Whether it belongs to what connections and a proxy say to one another.
+/// Returns whether a topic is one of those that connections and proxies use among themselves.
 fn is_control(topic: &[u8]) -> bool {
     [CONTROL_TOPIC, CONFIRMATION_TOPIC].iter().any(|prefix| topic.starts_with(prefix.as_bytes()))
 }
 
-/// `-3.2e-7` of `-3.2e-7 mbar`.
+/// Parses a number at the beginning: `-3.2e-7` of `-3.2e-7 mbar`.
 fn leading_number(text: &str) -> Option<f64> {
     let word = text.split_whitespace().next()?;
     word.parse().ok().filter(|number: &f64| number.is_finite())
@@ -211,7 +212,7 @@ mod tests {
         assert_eq!((traffic.topics().len(), traffic.others), (TOPICS_MAX, 5));
     }
 
-    /// A publisher chooses topics and messages, up to 64 MiB each; a view is not to hold them.
+    /// A publisher chooses topics and messages, which may have 64 MiB each. A view must not keep them.
     #[test]
     fn long_topics_and_messages_are_not_kept() {
         let (mut traffic, mut counts) = (Traffic::default(), Counts::default());

@@ -1,4 +1,4 @@
-//! Values of the mime types that all xMsg libraries can read, from text and to text and JSON.
+//! Values of xMsg's MIME types: from text, and to text and JSON.
 
 use std::fmt::{Debug, Write};
 use std::str::FromStr;
@@ -11,16 +11,16 @@ use serde_json::{Number, Value};
 use xmsg_core::Data;
 use xmsg_core::data::mime;
 
-/// Elements of an array that are shown.
+/// The largest number of elements of an array that are shown.
 const SHOWN_MAX: usize = 16;
 
-/// Whether text is turned into a value of this mime type when it is published.
+/// Returns whether text is encoded as a value of this MIME type when it is published.
 pub(crate) fn is_typed(mime_type: &str) -> bool {
     parser(mime_type).is_some()
 }
 
-/// The data frame of the value that is written in `text`; arrays are numbers between commas or spaces, or JSON.
-/// The mime type has to be a [typed](is_typed) one.
+/// Encodes the value that `text` describes as a data frame. Arrays are numbers separated by commas or spaces,
+/// or JSON. The MIME type must be a [typed](is_typed) one.
 pub(crate) fn encode(mime_type: &str, text: &[u8]) -> anyhow::Result<Bytes> {
     let text =
         str::from_utf8(text).with_context(|| format!("data for --mime {mime_type} is not UTF-8 text"))?;
@@ -30,7 +30,7 @@ pub(crate) fn encode(mime_type: &str, text: &[u8]) -> anyhow::Result<Bytes> {
 
 type Parser = fn(&str) -> anyhow::Result<Data>;
 
-/// The types of values that are written as text, and how it is read.
+/// The types whose values are written as text, and their parsers.
 const TYPED: [(&str, Parser); 14] = [
     (mime::STRING, |text| Ok(Data::String(text.to_owned()))),
     (mime::SINT32, |text| one(text).map(Data::Sint32)),
@@ -51,11 +51,11 @@ const TYPED: [(&str, Parser); 14] = [
     }),
 ];
 
-/// The other types that xMsg gives a meaning, and JSON: their data is sent as it is.
+/// The other MIME types of xMsg, and JSON: their data is sent unchanged.
 const UNTYPED: [&str; 7] =
     [mime::BYTES, mime::ARRAY_BYTES, mime::NATIVE, mime::JAVA, mime::CPP, mime::JSON, mime::PYTHON];
 
-/// The types that xMsg knows, and JSON.
+/// Returns the MIME types of xMsg, and that of JSON.
 pub(crate) fn known() -> impl Iterator<Item = &'static str> {
     TYPED.into_iter().map(|(mime_type, _)| mime_type).chain(UNTYPED)
 }
@@ -76,7 +76,7 @@ fn many<T: FromStr>(text: &str) -> anyhow::Result<Vec<T>> {
     words.map(one).collect()
 }
 
-/// A value as people read it: `1.5`, `some text`, `[1, 2, 3]`.
+/// Formats a value for people: `1.5`, `some text`, `[1, 2, 3]`.
 pub(crate) fn text(data: &Data) -> String {
     match data {
         Data::String(text) => text.clone(),
@@ -105,7 +105,8 @@ fn list<T: Debug>(array: &[T]) -> String {
     text
 }
 
-/// A value in JSON. Bytes are base64; what JSON has no number for is a text, such as `"NaN"`.
+/// Converts a value to JSON. Bytes are encoded in base64. A number that JSON cannot represent becomes a text,
+/// such as `"NaN"`.
 pub(crate) fn json(data: &Data) -> Value {
     fn all<T: Copy>(array: &[T], json: impl Fn(T) -> Value) -> Value {
         array.iter().map(|value| json(*value)).collect()
@@ -126,7 +127,7 @@ pub(crate) fn json(data: &Data) -> Value {
     }
 }
 
-/// The shortest decimals that are this `f32`: `0.1`, not `0.10000000149011612`.
+/// Converts an `f32` with its shortest decimal form: `0.1`, not `0.10000000149011612`.
 fn float(number: f32) -> Value {
     let shortest = number.to_string().parse().unwrap_or_else(|_| f64::from(number));
     double(if number.is_finite() { shortest } else { f64::from(number) })

@@ -1,4 +1,4 @@
-//! `xmsg completions` and `xmsg man`: what is made from the definitions of the command line.
+//! `xmsg completions` and `xmsg man`, which are generated from the definitions of the command line.
 
 use std::path::{Path, PathBuf};
 

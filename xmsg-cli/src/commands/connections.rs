@@ -1,4 +1,4 @@
-//! `xmsg connections`: who is connected to a proxy, and how to end one of them.
+//! `xmsg connections`: lists the connections of a proxy, or ends one of them.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ use crate::stats::{Connection, SourceOptions, Stats, Sum};
 use crate::table::{self, size, time};
 
 const COLUMNS: [&str; 8] = ["SIDE", "ID", "PEER", "CONNECTED", "MESSAGES", "QUEUE", "DROPPED", "HELD UP"];
-/// Entries that are asked for at a time: as many as there may be.
+/// The number of entries of one page, which is the largest that the server allows.
 const PAGE: usize = 10_000;
 
 const EXAMPLES: &str = "\
@@ -108,7 +108,7 @@ async fn end(admin: &Admin, id: u32, as_json: bool) -> anyhow::Result<Exit> {
     let answer = admin.ask(Method::POST, &format!("/connections/{id}/end")).await?;
     if answer.status == StatusCode::NOT_FOUND {
         let text = answer.text();
-        // Whoever does not know the path says nothing.
+        // A server that does not know the path answers with an empty text.
         let why = if text.is_empty() {
             "it has no such path: is it a registrar, or an older proxy?".to_owned()
         } else {
@@ -128,10 +128,10 @@ async fn end(admin: &Admin, id: u32, as_json: bool) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Those that the HTTP server lists: all.
+/// Returns the connections that the HTTP server lists, which are all.
 async fn all(admin: &Admin, sort: &str) -> anyhow::Result<Vec<Connection>> {
     let mut connections = Vec::new();
-    // Those who come and go between two pages may move one to the next.
+    // A connection may move from one page to the next, when others are made or end between two requests.
     let mut known = BTreeSet::new();
     for offset in (0..).step_by(PAGE) {
         let path = format!("/connz?sort={sort}&limit={PAGE}&offset={offset}");
@@ -158,7 +158,7 @@ async fn all(admin: &Admin, sort: &str) -> anyhow::Result<Vec<Connection>> {
     Ok(connections)
 }
 
-/// Those that the proxy itself tells: as many as find room in its answer.
+/// Returns the connections that the proxy itself reports, which are as many as its answer has room for.
 async fn foremost(options: &SourceOptions, sort: &str) -> anyhow::Result<Vec<Connection>> {
     let mut source = options.open().await?;
     let (Stats { mut connections, connections_left_out, .. }, _) = source.ask().await?;

@@ -1,4 +1,4 @@
-//! `xmsg context`: addresses and credentials under a name.
+//! `xmsg context`: named sets of addresses and credentials.
 
 use std::collections::BTreeMap;
 
@@ -190,7 +190,7 @@ fn add(arguments: &Add) -> anyhow::Result<Exit> {
         (&settings::ADMIN_TOKEN_FILE, &arguments.admin_token_file),
     ] {
         let Some(value) = value.as_ref().filter(|value| !value.is_empty()) else { continue };
-        // The folder that we are in now is not the one of a later command.
+        // Paths are made absolute, because a later command may run in another folder.
         let value = if setting.is_path {
             let path = std::path::absolute(value).with_context(|| format!("the path {value}"))?;
             path.to_str().with_context(|| Usage(format!("the path {value} is not UTF-8")))?.to_owned()
@@ -220,7 +220,7 @@ fn add(arguments: &Add) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Values that no command could use are told now.
+/// Checks the values, so that an error is reported now and not by a later command.
 fn check(values: &BTreeMap<&'static str, String>) -> anyhow::Result<()> {
     let found = |setting: &Setting| {
         let value = values.get(setting.key)?.clone();
@@ -232,7 +232,7 @@ fn check(values: &BTreeMap<&'static str, String>) -> anyhow::Result<()> {
     if let Some(found) = found(&settings::ADMIN_TOKEN_FILE) {
         admin::read_token(&found)?;
     }
-    // What the context leaves open may come from elsewhere, but has to do without that, too.
+    // Other sources may supply what is missing in the context, but its own values must also be valid alone.
     settings::security_of(found)?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `xmsg device`: what comes in at one socket goes out at another.
+//! `xmsg device`: forwards messages between two sockets.
 
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ pub(crate) struct Arguments {
     peers: PeerOptions,
 }
 
-/// Which sockets a device has.
+/// The kind of a device, which determines its sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Forwarder,
@@ -98,7 +98,7 @@ impl Kind {
         }
     }
 
-    /// The types of frontend and backend.
+    /// Returns the types of the frontend socket and the backend socket.
     fn sockets(self) -> [SocketType; 2] {
         match self {
             Self::Forwarder => [SocketType::Xsub, SocketType::Xpub],
@@ -118,20 +118,20 @@ impl ValueEnum for Kind {
     }
 }
 
-/// A socket at one end, as far as it is opened, watched and closed.
+/// A socket at one end of a device, with the operations to open, watch and close it.
 trait DeviceEnd: DeviceSocket {
     fn events(&self) -> SocketEvents;
     async fn bind(&self, endpoint: &Endpoint) -> xmsg_zmq::Result<Endpoint>;
     fn connect(&self, endpoint: Endpoint);
-    /// Messages that it has accepted and dropped again.
+    /// Returns the number of messages that it has accepted and dropped again.
     fn dropped(&self) -> u64;
-    /// Sends what it has accepted, and returns how many messages were not sent.
+    /// Sends what it has accepted, and returns the number of messages that were not sent.
     async fn close(&self, linger: Duration) -> usize;
-    /// Takes, once the socket is closed, the messages that it has received and nobody has taken. Returns how many there were.
+    /// Takes the received messages that nobody has taken, once the socket is closed. Returns their number.
     async fn unread(&self) -> u64;
 }
 
-/// How many come until there is none.
+/// Counts the items until there are no more.
 async fn count<T>(mut next: impl AsyncFnMut() -> Option<T>) -> u64 {
     let mut count = 0;
     while next().await.is_some() {
@@ -166,7 +166,7 @@ macro_rules! device_ends {
             }
 
             async fn unread(&self) -> u64 {
-                // One of those that only send has none.
+                // A socket that only sends has no received messages.
                 [0, $({ let $this = self; count(async || $recv).await })?].iter().sum()
             }
         }
@@ -175,12 +175,12 @@ macro_rules! device_ends {
 
 device_ends! {
     XSub: this, linger => Self::dropped(this), Self::close(this, linger).await, this.recv().await;
-    // What its subscribers wanted means nothing once they are gone.
+    // Subscriptions that were received mean nothing once the subscribers are gone.
     XPub: this, linger => Self::dropped(this), Self::close(this, linger).await;
     Push: this, linger => Self::dropped(this), Self::close(this, linger).await;
     Publisher: this, linger => Self::dropped(this), Self::close(this, linger).await;
     Dealer: this, linger => Self::dropped(this), Self::close(this, linger).await, this.recv().await;
-    // Those that send without dropping anything of what they have accepted, or send nothing.
+    // These sockets drop nothing that they have accepted, or send nothing.
     Router: _this, linger => 0, Self::close(_this, linger).await, _this.recv().await;
     Pull: _this, _linger => 0, { Self::close(_this).await; 0 }, _this.recv().await;
 }
@@ -203,7 +203,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     }
 }
 
-/// One end, before it has its socket.
+/// One end of a device, before it has its socket.
 #[derive(Debug)]
 struct Side {
     name: &'static str,
@@ -225,7 +225,7 @@ impl Side {
         Ok(Self { name, kind, targets, options })
     }
 
-    /// Has its socket bind and connect, and says so.
+    /// Binds and connects the socket, and reports the endpoints.
     async fn attach(&self, socket: &impl DeviceEnd) -> anyhow::Result<()> {
         let (name, kind) = (self.name, self.kind);
         for target in &self.targets {
@@ -251,7 +251,7 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Runs it between these sockets until it is told to end.
+    /// Runs the device between these sockets until it is interrupted.
     async fn run(self, front: impl DeviceEnd, back: impl DeviceEnd) -> anyhow::Result<Exit> {
         let mut interrupt = Interrupt::new()?;
         let watch = |side: &Side, other: &Side, events| {
@@ -262,7 +262,7 @@ impl Job<'_> {
             [watch(self.front, self.back, front.events()), watch(self.back, self.front, back.events())];
         let capture = match self.capture {
             Some(side) => {
-                // Whoever looks on is not to hold up the others.
+                // Captured messages are dropped if necessary: a slow observer must not delay the others.
                 let options = side.options.for_socket().overflow(Overflow::DropNewest);
                 let socket = Publisher::new(options);
                 side.attach(&socket).await?;
@@ -303,7 +303,8 @@ impl Job<'_> {
             ended = ending => ended,
             exit = interrupt.wait() => return Ok(exit),
         };
-        // What the far end has thrown away, after it was handed over, and what was still on its way.
+        // This adds messages that the other end dropped after they were forwarded, and those that were still
+        // on their way.
         statistics.forward.dropped += back.dropped() + left_forth;
         statistics.backward.dropped += front.dropped() + left_back;
         if left_forth + left_back > 0 {
@@ -316,7 +317,7 @@ impl Job<'_> {
         Ok(result?)
     }
 
-    /// Says what went through it.
+    /// Reports what was forwarded.
     fn tell(&self, statistics: DeviceStatistics) -> anyhow::Result<()> {
         if self.arguments.json {
             let mut output = Output::stdout()?;

@@ -1,4 +1,4 @@
-//! `xmsg registrar find` and `xmsg registrar list`: who publishes and who subscribes.
+//! `xmsg registrar find` and `xmsg registrar list`: find publishers and subscribers.
 
 use clap::Args;
 use serde_json::json;
@@ -137,7 +137,7 @@ pub(crate) async fn list(arguments: ListArguments) -> anyhow::Result<Exit> {
     show(found.iter().map(|(owner, registration)| (*owner, registration)), arguments.json)
 }
 
-/// Writes a table, or objects of JSON.
+/// Writes a table or JSON objects.
 fn show<'a>(
     found: impl Iterator<Item = (OwnerType, &'a Registration)>,
     as_json: bool,

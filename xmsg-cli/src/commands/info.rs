@@ -1,4 +1,4 @@
-//! `xmsg info`: what a proxy is, and how it is.
+//! `xmsg info`: shows version and state of a proxy.
 
 use clap::Args;
 

@@ -1,4 +1,4 @@
-//! `xmsg keygen` and `xmsg passwd`: what the security of a proxy is made of.
+//! `xmsg keygen` and `xmsg passwd`: keys and passwords for the security of a proxy.
 
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal, Read, Write};
@@ -94,7 +94,7 @@ pub(crate) fn keygen(arguments: &Keygen) -> anyhow::Result<Exit> {
     say_key(keys.public(), file, arguments.json)
 }
 
-/// The public key of the pair in this file.
+/// Writes the public key of the pair in this file.
 fn say_key(key: &PublicKey, file: &Path, as_json: bool) -> anyhow::Result<Exit> {
     if as_json {
         let document = json!({ "public_key": key.to_string(), "file": file.display().to_string() });
@@ -131,7 +131,8 @@ pub(crate) fn passwd(arguments: &Passwd) -> anyhow::Result<Exit> {
             text.push_str(part);
         }
     }
-    // Whoever reads the file finds the old one or the new one. A temporary file is its owner's alone.
+    // The file is replaced as a whole, so that readers see either the old or the new one. Only the owner may
+    // read a temporary file.
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut out = tempfile::NamedTempFile::new_in(folder).with_context(|| unwritable(file))?;
     out.write_all(text.as_bytes())
@@ -153,7 +154,7 @@ fn read_password() -> anyhow::Result<Password> {
         return ask_password();
     }
     let mut line = Zeroizing::new(String::new());
-    // More than a password can be is not read.
+    // No more bytes are read than a password may have.
     io::BufRead::read_line(&mut stdin.lock().take(4096), &mut line).context("cannot read the password")?;
     let password = line.trim_end_matches(['\r', '\n']);
     if password.is_empty() {
@@ -164,12 +165,12 @@ fn read_password() -> anyhow::Result<Password> {
     Ok(Password::new(password)?)
 }
 
-/// Asks whoever sits at the terminal, who does not see what is typed, and so types it twice.
+/// Asks the user at the terminal for a password. The input is not shown, so it is typed twice.
 fn ask_password() -> anyhow::Result<Password> {
     let _hidden = Hidden::new().context("cannot hide what is typed: pipe the password in")?;
     let ask = |prompt: &str| {
         let mut line = Zeroizing::new(String::new());
-        // With standard error closed, nobody is asked.
+        // If standard error is closed, the prompt is dropped.
         let _ = write!(io::stderr(), "{prompt}").and_then(|()| io::stderr().flush());
         io::BufRead::read_line(&mut io::stdin().lock().take(4096), &mut line)
             .context("cannot read the password from the terminal")?;
@@ -185,7 +186,7 @@ fn ask_password() -> anyhow::Result<Password> {
     Ok(Password::new(password.as_str())?)
 }
 
-/// A terminal that does not show what is typed, until this is dropped. What was typed before is thrown away.
+/// A terminal that does not show its input until this is dropped. Earlier input is discarded.
 struct Hidden(Termios);
 
 impl Hidden {
@@ -193,7 +194,7 @@ impl Hidden {
         let before = tcgetattr(io::stdin())?;
         let mut hidden = before.clone();
         hidden.local_modes.remove(LocalModes::ECHO);
-        // The end of the line is to be seen.
+        // The end of the line is shown.
         hidden.local_modes.insert(LocalModes::ECHONL);
         tcsetattr(io::stdin(), OptionalActions::Flush, &hidden)?;
         Ok(Self(before))
@@ -202,7 +203,7 @@ impl Hidden {
 
 impl Drop for Hidden {
     fn drop(&mut self) {
-        // A terminal that is gone shows nothing anyway.
+        // Errors are ignored: the terminal may be gone.
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
     }
 }

@@ -1,4 +1,4 @@
-//! One module for each command: its options, and what it does.
+//! One module for each command, with its options and its implementation.
 
 #[cfg(feature = "bench")]
 pub(crate) mod bench;

@@ -1,4 +1,4 @@
-//! `xmsg ping`: whether a proxy is there, and how fast it is.
+//! `xmsg ping`: checks whether a proxy answers, and how fast.
 
 use std::fmt;
 use std::io::Write as _;
@@ -16,7 +16,7 @@ use crate::pace::Pace;
 use crate::rights;
 use crate::signals::Interrupt;
 
-/// What the topics of its messages start with.
+/// The prefix of the topics of its messages.
 const PINGED: &str = "xmsg:ping:";
 
 const EXAMPLES: &str = "\
@@ -56,7 +56,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
     let mut pinger = Pinger {
         proxy: arguments.connect.proxy()?,
-        // To be answered is what this is about, whatever the environment says.
+        // The checks are what the command measures, so the environment must not disable them.
         options: arguments.connect.options()?.check_connection(true).check_subscription(true),
         timeout: arguments.connect.timeout(),
         output: Output::stdout()?,
@@ -80,7 +80,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
-/// That we may not subscribe to our own messages is no fault of the proxy.
+/// Explains a missing right to subscribe to our own messages, which is not a failure of the proxy.
 async fn explained(connect: &ConnectOptions, error: anyhow::Error) -> anyhow::Error {
     match error.downcast::<Error>() {
         Ok(error) => rights::explained(connect, &[Topic::wrap(PINGED)], error).await.into(),
@@ -111,7 +111,7 @@ impl Pinger {
             self.sent += 1;
             let proxy = &self.proxy;
             let out = self.output.buffer();
-            // To write to memory cannot fail.
+            // Writing to memory cannot fail.
             let _ = match pinged {
                 Ok((handshake, round_trip)) => {
                     self.handshake.add(handshake);
@@ -145,7 +145,7 @@ impl Pinger {
         Ok(())
     }
 
-    /// How long it took to connect, and a message to come back.
+    /// Returns how long it took to connect, and how long a message took to come back.
     async fn ping(&self) -> xmsg_core::Result<(Duration, Duration)> {
         let connection = Connection::with_options(self.proxy.clone(), self.options.clone())?;
         let started = Instant::now();
@@ -172,7 +172,7 @@ impl Pinger {
             }
         }
         subscription.close().await;
-        // What it published has come back.
+        // The message that it published has come back.
         let _ = connection.close(Duration::ZERO).await;
         Ok((handshake, round_trip))
     }
@@ -200,7 +200,7 @@ impl Pinger {
     }
 }
 
-/// The least, the mean and the greatest of some times.
+/// The minimum, the mean and the maximum of some times.
 #[derive(Debug, Default)]
 struct Times {
     min: Duration,
@@ -217,7 +217,7 @@ impl Times {
         self.count += 1;
     }
 
-    /// In milliseconds; nothing, if there was none.
+    /// Returns the times in milliseconds; `None` if there are none.
     fn json(&self) -> Option<Value> {
         (self.count > 0).then(|| {
             let mean = milliseconds(self.sum) / self.count as f64;

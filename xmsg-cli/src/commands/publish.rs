@@ -19,13 +19,13 @@ use crate::rights;
 use crate::signals::Interrupt;
 use crate::source::{Source, Split};
 
-/// Messages that are published before others get their turn, and signals are looked for.
+/// The number of messages that are published before other tasks get their turn and signals are checked.
 const TURN: u64 = 256;
-/// A run that takes no longer needs no progress bar.
+/// The time after which a run shows a progress bar.
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
-/// How often the proxy is asked whether it has what was published.
+/// How often the proxy is asked to confirm what was published.
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
-/// How long what is left may take to be sent without a word about it.
+/// How long sending the rest may take before a note about it is written.
 const UNSAID_LINGER: Duration = Duration::from_millis(500);
 
 const EXAMPLES: &str = "\
@@ -72,7 +72,7 @@ pub(crate) struct Arguments {
     keep_newline: bool,
 
     /// What -l does anyway
-    // Scripts may have it from when it was not so.
+    // The option is kept for scripts from the time when it was not the default.
     #[arg(long, requires = "lines", conflicts_with = "keep_newline", hide = true)]
     chomp: bool,
 
@@ -130,10 +130,11 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
             }
             job.publish(&connection).await
         };
-        // On the way, too, so that it is known of few messages only whether they arrived, should the connection break.
+        // Messages are confirmed regularly, so that only a few are in doubt if the connection breaks.
         let noting =
             async { tokio::join!(note_connection(events, proxy), confirm_now_and_then(&connection)).0 };
-        // While it publishes: a long run is to end soon, and a short one not to be held up.
+        // Rights are checked during publishing: a long run without rights ends soon, and a short one is not
+        // delayed.
         let allowed = rights::may_publish(&arguments.connect, topic);
         tokio::try_join!(or_noting(publishing, noting), allowed).map(|(done, ())| done)
     };
@@ -144,14 +145,14 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     job.progress.clear();
     let went_nowhere = job.reach.went_nowhere(&connection).await;
 
-    // What was accepted is sent, also after an error or an interrupt; a second interrupt ends that, too.
+    // Accepted messages are sent, also after an error or an interrupt. A second interrupt ends that, too.
     let is_interrupted = matches!(&result, Ok(exit) if exit.is_interrupted());
     let Some(left) = end(&connection, proxy, arguments.linger, is_interrupted, &mut interrupt).await else {
         return Ok(interrupt.exit());
     };
     let exit = result?;
     if let Some(words) = not_arrived(job.sent, &left, proxy, arguments.linger) {
-        // Whoever interrupts it wants it to end, and learns what that costs.
+        // A user who interrupts the command wants it to end, and is told what is missing.
         if !exit.is_interrupted() {
             bail!(words);
         }
@@ -175,8 +176,8 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     Ok(exit)
 }
 
-/// Sends what was accepted, and has it confirmed. `None`: there was an interrupt (another one, if that is why it ends), and
-/// what is left is not waited for.
+/// Sends accepted messages and has them confirmed. Returns `None` after an interrupt, or after a second one
+/// if the first one caused the end; the rest is then abandoned.
 pub(super) async fn end(
     connection: &Connection,
     proxy: &ProxyAddress,
@@ -206,7 +207,7 @@ pub(super) async fn end(
     }
 }
 
-/// What is not known to have arrived at the end, in words.
+/// Returns a text about messages that may not have arrived, if there are any.
 pub(super) fn not_arrived(
     sent: u64,
     left: &Unfinished,
@@ -230,16 +231,16 @@ pub(super) fn not_arrived(
     })
 }
 
-/// Has the proxy confirm what was published, once a second. It does not end.
+/// Has the proxy confirm published messages once a second. It never returns.
 pub(super) async fn confirm_now_and_then(connection: &Connection) {
     loop {
         tokio::time::sleep(CONFIRM_INTERVAL).await;
-        // What could not be confirmed stays counted, and is told at the end.
+        // Messages that were not confirmed stay counted, and are reported at the end.
         let _ = connection.flush(Duration::MAX).await;
     }
 }
 
-/// What is to be published, and how far that has come.
+/// What is to be published, and the progress so far.
 #[derive(Debug)]
 struct Job {
     source: Source,
@@ -249,10 +250,10 @@ struct Job {
     progress: Progress,
     sent: u64,
     bytes: u64,
-    /// Messages that are too large.
+    /// The number of messages that were too large.
     refused: u64,
     reach: Reach,
-    /// What a message is, and where it goes: for words about one that is refused.
+    /// The name of the unit of input, and the topic, for errors about a message.
     unit: &'static str,
     topic: Topic,
 }
@@ -331,12 +332,12 @@ impl Job {
         }
     }
 
-    /// The number of the next message, from 1.
+    /// Returns the number of the next message, starting at 1.
     fn number(&self) -> u64 {
         1 + self.refused + self.sent
     }
 
-    /// Says which message is too large, and has the others published all the same. Any other error ends the run.
+    /// Reports a message that is too large, and continues with the others. Any other error ends the run.
     fn refuse(&mut self, error: anyhow::Error) -> anyhow::Result<()> {
         let kind = error.downcast_ref::<xmsg_core::Error>().map(xmsg_core::Error::kind);
         if kind != Some(ErrorKind::TooLarge) {
@@ -349,12 +350,12 @@ impl Job {
     }
 }
 
-/// A progress bar on a terminal, once it turns out that the run is long.
+/// A progress bar on a terminal, which appears only in a long run.
 #[derive(Debug)]
 struct Progress {
     started: Instant,
     wanted: bool,
-    /// Look at the clock at each message; else only now and then.
+    /// Whether to read the clock for each message. Otherwise it is read only now and then.
     slow: bool,
     total: Option<u64>,
     bar: Option<ProgressBar>,
@@ -364,7 +365,7 @@ impl Progress {
     fn new(arguments: &Arguments) -> Self {
         Self {
             started: Instant::now(),
-            // Whoever types the messages has the terminal.
+            // Without a bar, the terminal is free for a user who types the messages.
             wanted: io::stderr().is_terminal()
                 && (arguments.input.data.is_some()
                     || arguments.input.file.is_some()
@@ -383,7 +384,7 @@ impl Progress {
             self.bar = Some(self.start());
         }
         if let Some(bar) = &self.bar {
-            // Of the whole run: the bar itself knows only what came after it was there.
+            // The rate is that of the whole run; the bar itself knows only the time since it appeared.
             let rate = grouped(per_second(sent, self.started.elapsed()));
             bar.set_message(format!("{rate} messages/s, {:.1} MB", bytes as f64 / 1e6));
             bar.set_position(sent);
@@ -398,7 +399,7 @@ impl Progress {
         } else {
             "{elapsed} {human_pos} messages, {msg}"
         };
-        // A template that is wrong is no reason not to publish.
+        // An invalid template must not prevent publishing.
         bar.with_style(
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
         )

@@ -1,5 +1,5 @@
-//! `xmsg record`: writes what arrives into a file, to be published again by `xmsg replay`; and tells what is in such a
-//! file.
+//! `xmsg record`: writes received messages to a file that `xmsg replay` publishes again. It also shows what
+//! such a file contains.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write as _};
@@ -30,11 +30,12 @@ use crate::render;
 use crate::signals::Interrupt;
 use crate::tap::Tap;
 
-/// How often progress is shown, once a run has taken so long.
+/// How often progress is shown. It appears after four times this interval.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
-/// The proxy tells of messages that it dropped at most so often: at the end, the last word of it may be on its way.
+/// How long to wait at the end for the last report of dropped messages. The proxy sends such reports only at
+/// intervals.
 const LAST_WORD: Duration = Duration::from_millis(150);
-/// Rows of `--info` for topics, those with the most messages.
+/// The largest number of topics that `--info` lists: those with the most messages.
 const TOPICS_SHOWN: usize = 1000;
 
 const EXAMPLES: &str = "\
@@ -165,7 +166,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     };
     let late = if arguments.count.is_some() { Exit::TimedOut } else { Exit::Done };
     let exit = tokio::select! {
-        // With COUNT messages, or because it cannot write.
+        // It ends when COUNT messages were recorded, or with an error of the thread that writes.
         result = &mut outcome => return told(result.context("the thread that writes has ended")??, &arguments, Exit::Done, losses).await,
         () = feed.run() => Exit::Done,
         exit = interrupt.wait() => exit,
@@ -186,14 +187,14 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         }
     };
     let exit = match arguments.count {
-        // The last one came together with the end of the time.
+        // The last message arrived together with the end of the time.
         Some(count) if written.total.messages == count && exit == Exit::TimedOut => Exit::Done,
         _ => exit,
     };
     told(written, &arguments, exit, losses).await
 }
 
-/// Says what was recorded, and what is missing.
+/// Reports what was recorded and what is missing.
 async fn told(
     recorded: Recorded,
     arguments: &Arguments,
@@ -223,7 +224,7 @@ async fn told(
     }
     losses.hear_the_last().await;
     if arguments.json {
-        // Fields are added, never renamed: docs/recording.md lists them.
+        // Fields may be added but are never renamed; docs/recording.md lists them.
         let document = json!({
             "messages": total.messages,
             "bytes": total.bytes,
@@ -246,7 +247,7 @@ async fn told(
     }
 }
 
-/// Takes what comes in, and hands it to the thread that writes.
+/// Receives messages and hands them to the thread that writes.
 #[derive(Debug)]
 struct Feed {
     tap: Tap,
@@ -255,17 +256,17 @@ struct Feed {
 }
 
 impl Feed {
-    /// Until the subscription or the thread has ended. Dropping the future loses nothing.
+    /// Runs until the subscription ends. Dropping the future loses nothing.
     async fn run(&mut self) {
         while self.recorder.hand_over().await {
             let Some(wire) = self.tap.next().await else { return };
             self.recorder.take(wire, self.clock.now_ns());
         }
-        // Why, the thread tells.
+        // The thread has ended, and its result says why.
         std::future::pending::<()>().await;
     }
 
-    /// Writes what has come in, and nothing that comes from now on.
+    /// Writes what was received before this call.
     async fn end(mut self, outcome: &mut Outcome) -> anyhow::Result<Recorded> {
         let until = self.clock.now_ns();
         while self.recorder.hand_over().await && self.clock.now_ns() < until.saturating_add(1_000_000_000) {
@@ -277,7 +278,7 @@ impl Feed {
     }
 }
 
-/// Times that never go back, however the clock of the system is set meanwhile.
+/// A clock that never goes back, even if the system clock is set in the meantime.
 #[derive(Clone, Copy, Debug)]
 struct Clock {
     start: Instant,
@@ -297,7 +298,7 @@ impl Clock {
     }
 }
 
-/// What is missing in a recording, as far as somebody has told.
+/// What is missing in a recording, as far as it is known.
 #[derive(Debug)]
 struct Losses {
     events: SocketEvents,
@@ -311,7 +312,7 @@ impl Losses {
         Self { events, slow: 0, large: 0, gaps: 0 }
     }
 
-    /// It does not end. Dropping the future loses nothing.
+    /// Counts losses. It never returns. Dropping the future loses nothing.
     async fn watch(&mut self) {
         while let Some(event) = self.events.next().await {
             self.take(&event);
@@ -331,7 +332,7 @@ impl Losses {
 
     fn take(&mut self, event: &SocketEvent) {
         match event {
-            // In all, as events may be missed.
+            // These counts are totals, because events may be missed.
             SocketEvent::DroppedByPeer { reason: DropReason::TooLarge, total, .. } => self.large = *total,
             SocketEvent::DroppedByPeer { total, .. } => self.slow = *total,
             SocketEvent::Disconnected { .. } => self.gaps += 1,
@@ -357,8 +358,8 @@ impl Losses {
     }
 }
 
-/// Shows on a terminal how far a run has come, once it turns out to be long. It does not end; dropping it clears the
-/// line.
+/// Shows progress on a terminal, once the run turns out to be long. It never returns; dropping the future
+/// clears the line.
 pub(super) async fn show_progress(text: impl Fn() -> String) {
     if !io::stderr().is_terminal() {
         return std::future::pending().await;
@@ -367,7 +368,7 @@ pub(super) async fn show_progress(text: impl Fn() -> String) {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8))
         .with_elapsed(PROGRESS_INTERVAL * 4)
         .with_style(
-            // A template that is wrong is no reason to end.
+            // An invalid template must not end the run.
             ProgressStyle::with_template("{elapsed} {msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_spinner()),
         )
@@ -385,13 +386,13 @@ pub(super) fn open(path: &Path) -> anyhow::Result<Reader<File>> {
     Reader::new(file).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// A time as people and programs read it: RFC 3339, in UTC.
+/// Formats a time as RFC 3339, in UTC.
 pub(super) fn time_text(ns: u64) -> String {
     let time = i128::from(ns);
     Timestamp::from_nanosecond(time).map_or_else(|_| format!("{ns} ns"), |time| format!("{time:.6}"))
 }
 
-/// What is wrong with a file that was read to its end, in words.
+/// Returns a text about the end of a file that was read, if the file is not complete.
 pub(super) fn end_words(end: Option<End>, len: u64) -> Option<String> {
     match end? {
         End::Whole => None,
@@ -406,18 +407,18 @@ pub(super) fn end_words(end: Option<End>, len: u64) -> Option<String> {
     }
 }
 
-/// Places that are damaged, in words.
+/// Returns a text about damaged ranges, if there are any.
 pub(super) fn gap_words(gaps: &[Gap], count: u64) -> Option<String> {
     let first = gaps.first()?;
     let places = counted(count, "damaged place");
     Some(format!("passed over {places}, the first one at byte {} ({})", first.at, counted(first.len, "byte")))
 }
 
-/// What `--info` tells.
+/// The result of `--info`.
 #[derive(Debug)]
 struct Info {
     index: Index,
-    /// `None`: it has its index, and nothing else was looked at.
+    /// How the file ends; `None` if only its index was read.
     end: Option<End>,
     gaps: Vec<Gap>,
     gap_count: u64,
@@ -453,7 +454,7 @@ fn info_text(path: &Path, reader: &Reader<File>, info: &Info) -> String {
     let header = reader.header();
     let index = &info.index;
     let mut row = |name: &str, value: String| {
-        // To write to memory cannot fail.
+        // Writing to memory cannot fail.
         let _ = writeln!(out, "{name:<9} {value}");
     };
     row("file", render::topic_text(&Topic::wrap(path.display().to_string())).into_owned());
@@ -531,7 +532,7 @@ fn json_text(path: &Path, reader: &Reader<File>, info: &Info) -> String {
         "damaged": gaps,
         "damaged_places": info.gap_count,
     });
-    // What a topic holds must do no harm to a terminal.
+    // Topics may contain characters that could harm a terminal, so they are escaped.
     format!("{}\n", xmsg_core::text::json_escaped(&value.to_string()))
 }
 

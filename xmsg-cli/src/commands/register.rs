@@ -1,4 +1,5 @@
-//! `xmsg registrar register` and `xmsg registrar deregister`: what actors do by themselves, by hand.
+//! `xmsg registrar register` and `xmsg registrar deregister`: make and remove registrations by hand, as
+//! actors do by themselves.
 
 use anyhow::bail;
 use clap::Args;
@@ -145,7 +146,7 @@ pub(crate) async fn deregister(arguments: RemovalArguments, verbose: bool) -> an
             (None, Some(topic), Some(name)) => {
                 registrar.deregister(&Registration::new(owner, name, &topic, &proxy)).await
             }
-            // The command line has a topic and a name, or a host.
+            // The command line guarantees a topic and a name, or a host.
             _ => Ok(()),
         };
         done.map_err(AtRegistrar)

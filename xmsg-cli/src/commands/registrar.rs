@@ -1,4 +1,4 @@
-//! `xmsg registrar`: what a registrar knows, and a registrar in this terminal.
+//! `xmsg registrar`: queries a registrar, or runs one in this terminal.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -90,7 +90,7 @@ pub(crate) struct RunArguments {
 async fn serve(arguments: RunArguments) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
     arguments.snapshot.as_deref().map(check_folder).transpose()?;
-    // Only the host is checked: port 0 is no address, but can be bound.
+    // Only the host is checked: port 0 is not valid in an address, but can be bound.
     let host = RegistrarAddress::new(&arguments.host, 1)?.host().to_owned();
     let host = if host.contains(':') { format!("[{host}]") } else { host };
     let config = Config {
@@ -99,7 +99,7 @@ async fn serve(arguments: RunArguments) -> anyhow::Result<Exit> {
         ..Config::default()
     };
     let registrar = Registrar::bind(format!("{host}:{}", arguments.port)).config(config).start().await;
-    // It is no registrar that was not found, but a place for ours.
+    // An unknown host here is not a missing registrar, but an invalid address to bind to.
     let registrar = registrar.map_err(|error| match error.kind() {
         ErrorKind::UnknownHost => anyhow!(Usage(format!("--host: {}", error.with_causes()))),
         _ => error.into(),

@@ -36,18 +36,18 @@ use crate::render::topic_text;
 use crate::rights;
 use crate::signals::Interrupt;
 
-/// Messages that are published before others get their turn.
+/// The number of messages that are published before other tasks get their turn.
 const TURN: u64 = 256;
-/// Records that are read ahead: so many lists …
+/// The number of lists of records that are read ahead.
 const LISTS: usize = 8;
-/// … of so many records, or so many bytes.
+/// The largest number of records of one list, and of their bytes.
 const LIST_RECORDS: usize = 256;
 const LIST_BYTES: u64 = 256 << 10;
-/// Who is further behind the schedule than this at some time is told.
+/// The delay behind the schedule above which a note is written.
 const LAG_TOLD: Duration = Duration::from_millis(100);
-/// Bytes of messages that are read ahead of all others to learn which topics there are.
+/// The bytes of messages that are read in advance to find their topics.
 const SCANNED_MAX: u64 = 64 << 20;
-/// How often the proxy is asked whether it has what a plain publisher sent.
+/// How often an unanswered request for a confirmation is repeated.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
@@ -134,7 +134,7 @@ pub(crate) struct Arguments {
     connect: ConnectOptions,
 }
 
-/// How fast time passes.
+/// The speed of a replay.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Speed {
     Factor(f64),
@@ -153,10 +153,10 @@ impl FromStr for Speed {
     }
 }
 
-/// A time in a recording.
+/// A position in a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// After its beginning.
+    /// A time since the beginning of the recording.
     After(Duration),
     At(Timestamp),
 }
@@ -180,13 +180,13 @@ impl Place {
     fn ns(self, start_ns: u64) -> u64 {
         match self {
             Self::After(time) => start_ns.saturating_add(time.as_nanos().try_into().unwrap_or(u64::MAX)),
-            // Before 1970 nothing was recorded.
+            // A time before 1970 means the beginning.
             Self::At(time) => time.as_nanosecond().try_into().unwrap_or(0),
         }
     }
 }
 
-/// Another beginning for topics that begin with this.
+/// A replacement for the beginning of topics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Rename {
     old: Bytes,
@@ -263,7 +263,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let (sent, bytes) = (counts.sent.load(Ordering::Relaxed), counts.bytes.load(Ordering::Relaxed));
     let refused = replay.refused + connection.dropped();
     if arguments.json {
-        // Fields are added, never renamed: docs/recording.md lists them.
+        // Fields may be added but are never renamed; docs/recording.md lists them.
         let document = json!({
             "messages": sent,
             "bytes": bytes,
@@ -282,7 +282,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         output.flush()?;
     }
     if let Some(words) = not_arrived(sent, &left, proxy, arguments.linger) {
-        // Whoever interrupts it wants it to end, and learns what that costs.
+        // A user who interrupts the command wants it to end, and is told what is missing.
         if !exit.is_interrupted() {
             bail!(words);
         }
@@ -312,7 +312,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     Ok(exit)
 }
 
-/// What is to be published of which files.
+/// The part of the files that is to be published.
 #[derive(Debug)]
 struct Selection {
     files: Vec<PathBuf>,
@@ -322,20 +322,20 @@ struct Selection {
     renames: Vec<Rename>,
 }
 
-/// What was found wrong with the files.
+/// What was wrong with the files.
 #[derive(Debug, Default)]
 struct Report {
     notes: Vec<String>,
-    /// Messages are missing in the middle of a file, or it could not be read to its end.
+    /// Whether messages are missing in a file, or it could not be read to its end.
     is_damaged: bool,
     control: u64,
 }
 
-/// What is read ahead.
+/// An item that was read ahead.
 #[derive(Debug)]
 enum List {
     Records(Vec<Record>),
-    /// The recording begins anew.
+    /// The recording starts again.
     Anew,
 }
 
@@ -346,7 +346,7 @@ impl Selection {
         let renames = renames.collect::<Result<_, _>>()?;
         let mut start_ns = None;
         for file in &arguments.files {
-            // All of them, so that one that is missing is not found out in the middle.
+            // All files are opened now, so that a missing one is reported before anything is published.
             let begun = open(file)?.header().start_ns;
             start_ns.get_or_insert(begun);
         }
@@ -360,7 +360,7 @@ impl Selection {
         Ok(Self { files: arguments.files.clone(), from_ns, to_ns, topics, renames })
     }
 
-    /// Reads so many times what is to be published. Ends also when nobody takes it any more.
+    /// Reads what is to be published, `passes` times. It also ends when the receiver is dropped.
     fn read(&self, passes: u64, out: &mpsc::Sender<List>) -> anyhow::Result<Report> {
         let mut report = Report::default();
         for pass in 0..passes {
@@ -384,7 +384,7 @@ impl Selection {
         Ok(report)
     }
 
-    /// Returns how many records were found; `None` when nobody takes them any more.
+    /// Returns the number of records that were found; `None` when the receiver was dropped.
     fn read_file(
         &self,
         path: &Path,
@@ -444,7 +444,7 @@ impl Selection {
         Ok(Some(found))
     }
 
-    /// The topics that will be published to, as far as they are known without much reading.
+    /// Returns the topics that will be published to, as far as they can be found without reading too much.
     fn topics(&self) -> anyhow::Result<BTreeSet<Bytes>> {
         let mut topics = BTreeSet::new();
         let mut take = |topic: &[u8]| {
@@ -467,7 +467,7 @@ impl Selection {
                     }
                     continue;
                 }
-                // Of a part, the index does not say which topics are in it.
+                // The index does not say which topics a part of the recording has.
                 reader.seek(&index, self.from_ns).with_context(cannot_read)?;
             }
             while scanned < SCANNED_MAX
@@ -492,25 +492,25 @@ impl Selection {
     }
 }
 
-/// How far it has come.
+/// The progress of a replay.
 #[derive(Debug, Default)]
 struct Counts {
     sent: AtomicU64,
     bytes: AtomicU64,
 }
 
-/// Publishes when it is time.
+/// Publishes messages at their times.
 #[derive(Debug)]
 struct Replay<'a> {
     arguments: &'a Arguments,
     verbose: bool,
     pace: Option<Pace>,
-    /// When the first message was published, and the time that it has in the recording.
+    /// When the first message was published, and its time in the recording.
     schedule: Option<(Instant, u64)>,
-    /// The longest time that a message was late.
+    /// The longest delay of a message.
     lag: Duration,
     counts: std::sync::Arc<Counts>,
-    /// Messages that are too large for this proxy.
+    /// The number of messages that were too large for this proxy.
     refused: u64,
     reach: Reach,
     plain: Option<PlainPublisher>,
@@ -561,7 +561,7 @@ impl<'a> Replay<'a> {
         reading.await.context("the thread that reads has ended")?
     }
 
-    /// Waits until it is time for a message that was recorded at this time.
+    /// Waits until a message that was recorded at this time is due.
     async fn wait(&mut self, time_ns: u64) {
         if let Some(rate) = self.arguments.rate {
             return self.pace.get_or_insert_with(|| Pace::new(rate)).wait().await;
@@ -610,8 +610,8 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// Publishes messages that have not three frames, as a plain ZeroMQ publisher does, and has them confirmed as a
-/// client of xMsg does.
+/// Publishes messages that do not have three frames, as a plain ZeroMQ publisher does, and has them confirmed
+/// as an xMsg client does.
 #[derive(Debug)]
 struct PlainPublisher {
     sockets: ControlSockets,
@@ -620,7 +620,7 @@ struct PlainPublisher {
 }
 
 impl PlainPublisher {
-    /// Connects. There is a proxy: another connection has been made to it.
+    /// Connects. The proxy is known to exist, because another connection to it was made before.
     async fn open(connect: &ConnectOptions) -> anyhow::Result<Self> {
         let proxy = &connect.proxy()?;
         let sockets = ControlSockets::connect(connect)?;
@@ -639,19 +639,20 @@ impl PlainPublisher {
         Ok(())
     }
 
-    /// Returns once the proxy has everything that was published.
+    /// Waits until the proxy has confirmed everything that was published.
     async fn confirm(&mut self) {
-        // Others may have seen the identity of an earlier request, and could ask in our place.
+        // Others may have seen the identity of an earlier request, and could send requests in our place.
         let request = Request::Publisher(self.sockets.take_secret_identity());
         let _ = self.sockets.connected().await;
         let is_answer = |answer: Multipart| request.is_answered_by(&answer).then_some(());
         let _ = self.sockets.ask(&request.message(), ASK_INTERVAL, is_answer).await;
     }
 
-    /// Sends what is left. Returns how many messages are not known to have arrived.
+    /// Sends the rest. Returns the number of messages that may not have arrived.
     async fn close(mut self, linger: Duration) -> u64 {
         let end = Deadline::after(linger);
-        // An answer that was asked for before would prove less: there is none, as each was waited for.
+        // An answer to an earlier request would confirm less, but there is none: each earlier answer was
+        // waited for.
         let is_confirmed = end.limit(self.confirm()).await.is_ok();
         let mut is_broken = false;
         while let std::task::Poll::Ready(Some(event)) = futures::poll!(std::pin::pin!(self.events.next())) {

@@ -28,13 +28,14 @@ use crate::rights;
 use crate::signals::Interrupt;
 use crate::source::Split;
 
-/// Messages that are taken before others get their turn, and signals are looked for.
+/// The number of messages that are taken before other tasks get their turn and signals are checked.
 const TURN: u64 = 256;
 /// How long replies are still sent at the end.
 const LINGER: Duration = Duration::from_secs(5);
-/// The same after an interrupt.
+/// How long replies are still sent after an interrupt.
 const HASTY_LINGER: Duration = Duration::from_secs(1);
-/// What a recipe is given for the topic of a reply, which only the request tells: one of the usual length.
+/// A topic of the usual length that a recipe gets instead of the reply topic, which becomes known only with
+/// the request.
 const PLACEHOLDER: &str = "ret:00000000:1000000";
 
 const EXAMPLES: &str = "\
@@ -106,7 +107,7 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
-    /// The topics, and the data if it is given as an argument.
+    /// Returns the topics, and the data if it is given as an argument.
     fn words(&self) -> anyhow::Result<(Vec<Topic>, Option<&OsStr>)> {
         let elsewhere = self.echo || self.command.is_some() || self.file.is_some();
         let (topics, data) = match &self.words[..] {
@@ -148,7 +149,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         let answer = if let Some(source) = &mut source {
             let data = source.next().await?.unwrap_or_default();
             let mut dish = recipe.prepare(data)?;
-            // What is wrong with it is found before anybody asks.
+            // Errors in the data are found before a request arrives.
             dish.message(&recipe, 1)?;
             Answer::Data(dish)
         } else if let Some(line) = arguments.command {
@@ -180,7 +181,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         result = serving => (result.map(|()| Exit::Done), LINGER),
         exit = interrupt.wait() => (Ok(exit), HASTY_LINGER),
     };
-    // Commands that are at work are killed before we end.
+    // Commands that are still running are killed.
     working.shutdown().await;
     let left = tokio::select! {
         left = connection.close(linger) => left,
@@ -220,20 +221,20 @@ enum Answer {
     Command(Arc<Command>),
 }
 
-/// Takes requests, and publishes replies.
+/// Takes requests and publishes replies.
 #[derive(Debug)]
 struct Service<'a> {
     connection: &'a Connection,
     subscription: Subscription,
     recipe: &'a Recipe,
     answer: Answer,
-    /// Commands at work, for requests.
+    /// Running commands, each with the request that it is for.
     working: &'a mut JoinSet<(Message, anyhow::Result<Bytes>)>,
     counts: &'a mut Counts,
 }
 
 impl Service<'_> {
-    /// Until so many requests have been handled.
+    /// Runs until `count` requests were handled.
     async fn run(&mut self, count: Option<u64>, concurrency: usize) -> anyhow::Result<()> {
         let mut turn = 0_u64;
         loop {
@@ -283,7 +284,7 @@ impl Service<'_> {
                 let command = command.clone();
                 self.working.spawn(async move {
                     let topic = message.topic().as_bytes();
-                    // No variable can have a NUL byte in it.
+                    // An environment variable cannot contain a NUL byte.
                     let text = if topic.contains(&0) { b"" } else { topic };
                     let (hex, mime) = (hex::encode(topic), message.mime_type().unwrap_or_default());
                     let variables = [
@@ -300,8 +301,8 @@ impl Service<'_> {
         self.finish(&message, reply).await
     }
 
-    /// Publishes the reply; if there is none, or it can't be sent, an error that says why. Fails when no more can be
-    /// published at all.
+    /// Publishes the reply. If there is none, or it cannot be sent, publishes an error reply that says why.
+    /// Fails when nothing more can be published.
     async fn finish(&mut self, request: &Message, reply: anyhow::Result<Message>) -> anyhow::Result<()> {
         let sent = match reply {
             Ok(reply) => self.publish(&reply).await?,
@@ -324,7 +325,8 @@ impl Service<'_> {
         Ok(())
     }
 
-    /// The outer error: no more can be published at all; the inner one: not this message.
+    /// Publishes a message. The outer error means that nothing more can be published, and the inner one that
+    /// this message cannot.
     async fn publish(&self, message: &Message) -> anyhow::Result<anyhow::Result<()>> {
         match self.connection.publish(message).await {
             Err(error) if error.kind() == ErrorKind::Closed => Err(error.into()),
@@ -333,24 +335,25 @@ impl Service<'_> {
     }
 }
 
-/// The message, as the reply to this request.
+/// Addresses a message as the reply to this request.
 fn addressed(reply: Message, request: &Message) -> anyhow::Result<Message> {
     let topic = request.reply_topic()?.context("no request")?;
     let [_, meta, data] = reply.into_frames();
     Ok(Message::from_frames(topic.into_bytes(), meta, data))
 }
 
-/// A command of the shell.
+/// A shell command.
 #[derive(Debug)]
 pub(crate) struct Command {
     pub(crate) line: OsString,
     pub(crate) timeout: Duration,
-    /// Bytes of output at most.
+    /// The largest number of bytes of its output.
     pub(crate) limit: usize,
 }
 
 impl Command {
-    /// Its output for this input, with these variables in its environment. Dropping the future kills it.
+    /// Runs the command with this input and these environment variables, and returns its output. Dropping the
+    /// future kills it.
     pub(crate) async fn run(&self, input: &[u8], variables: &[(&str, &OsStr)]) -> anyhow::Result<Bytes> {
         let mut child = tokio::process::Command::new("sh")
             .arg("-c")
@@ -382,7 +385,7 @@ impl Command {
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let (mut stdin, stdout) = (stdin.context("no input")?, stdout.context("no output")?);
         let feed = async {
-            // It need not read its input.
+            // The error is ignored, because a command need not read its input.
             let _ = stdin.write_all(input).await;
             drop(stdin);
             Ok(())
@@ -402,7 +405,7 @@ impl Command {
     }
 }
 
-/// Both results, or the first error.
+/// Returns both results, or the first error.
 async fn both<A, B>(
     one: impl Future<Output = anyhow::Result<A>>,
     other: impl Future<Output = anyhow::Result<B>>,
@@ -410,7 +413,7 @@ async fn both<A, B>(
     tokio::try_join!(one, other)
 }
 
-/// The processes of a command: those that the shell has started, too. Dropping it kills all of them.
+/// The processes of a command, including those that its shell has started. Dropping it kills all of them.
 #[derive(Debug)]
 struct Group(Option<u32>);
 
@@ -419,7 +422,7 @@ impl Group {
         Self(child.id())
     }
 
-    /// The shell has ended; what it left running in the background may go on.
+    /// Notes that the shell has ended. Processes that it left running in the background may continue.
     fn ended(&mut self) {
         self.0 = None;
     }
@@ -428,8 +431,9 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         let Some(id) = self.0 else { return };
-        // std and tokio signal single processes only. The shell, which is there anyway, has `kill` built in; it is done in
-        // a millisecond. Should it fail, tokio still kills the shell of the command.
+        // std and tokio send signals to single processes only. The shell, which is needed anyway, has a
+        // built-in `kill`, which takes a millisecond. If it fails, tokio still kills the shell of the
+        // command.
         let _ = std::process::Command::new("sh")
             .args(["-c", &format!("kill -s KILL -- -{id}")])
             .stdin(Stdio::null())

@@ -1,4 +1,4 @@
-//! `xmsg req`: asks, and writes the answer.
+//! `xmsg req`: sends requests and writes the replies.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::signals::Interrupt;
 use crate::source::{Source, Split};
 use crate::style::{Style, StyleOptions};
 
-/// What is left for the first reply at the least when a subscriber was waited for.
+/// The shortest time that is left for the first reply after waiting for a subscriber.
 const LEAST: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
@@ -91,14 +91,15 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     });
     let actor = Actor::builder("xmsg")
         .proxy(arguments.connect.proxy()?)
-        // It is not asked; what the environment says of it does not matter.
+        // The registrar is not used, so the environment must not matter.
         .registrar(RegistrarAddress::default())
         .options(options)
         .build()?;
 
     let waiter = if arguments.wait_sub { Some(arguments.connect.connection()?) } else { None };
 
-    // A task of its own: it may be blocked by whoever reads our output, and signals have to be heard meanwhile.
+    // The work has its own task, because a slow reader of our output may block it, and signals must be
+    // handled in the meantime.
     let asker = Asker {
         actor: actor.clone(),
         ready,
@@ -116,7 +117,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         let allowed = rights::may_publish(&arguments.connect, &topic);
         let work = async { tokio::spawn(asker.run()).await? };
         match tokio::try_join!(work, allowed).map(|(exit, ())| exit) {
-            // Replies come to topics of their own.
+            // The subscription is to the reply topics of the actor.
             Err(error) => match error.downcast() {
                 Ok(error) => {
                     let replies = [Topic::wrap(format!("ret:{}", actor.id()))];
@@ -132,18 +133,18 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         exit = interrupt.wait() => return Ok(exit),
         () = reader_gone() => return Ok(Exit::Done),
     };
-    // What is not sent by now is a request that nobody waits for any more.
+    // A request that is not sent by now would get no reply in time.
     let _ = actor.close(Duration::ZERO).await;
     result
 }
 
-/// Asks, and writes the replies.
+/// Sends requests and writes the replies.
 #[derive(Debug)]
 struct Asker {
     actor: Actor,
-    /// Since when replies arrive.
+    /// The time since which replies can arrive.
     ready: Arc<OnceLock<Instant>>,
-    /// What is told of subscriptions, if they are to be waited for.
+    /// The connection that reports subscriptions, if one is to be waited for.
     waiter: Option<Connection>,
     topic: Topic,
     source: Source,
@@ -156,9 +157,9 @@ struct Asker {
 }
 
 impl Asker {
-    /// Whether somebody has subscribed in time.
+    /// Returns whether somebody has subscribed in time.
     async fn wait_for_subscriber(&self, waiter: &Connection) -> anyhow::Result<bool> {
-        // That there is no proxy is another matter than that nobody subscribes.
+        // A missing proxy is a different error than a missing subscriber.
         waiter.connect().await?;
         let topic = topic_text(&self.topic);
         if self.verbose {
@@ -189,7 +190,8 @@ impl Asker {
             if !self.wait_for_subscriber(&waiter).await? {
                 return Ok(Exit::TimedOut);
             }
-            // An answer that comes at once is one, however late the subscriber came.
+            // A service that answers at once must get the chance to, even if its subscription took nearly all
+            // of the time.
             timeout = timeout.saturating_sub(started.elapsed()).max(LEAST);
         }
         let (mut unanswered, mut is_lost) = (0_u64, false);
@@ -198,7 +200,7 @@ impl Asker {
             let mut started = Instant::now();
             match self.actor.request(&message, std::mem::replace(&mut timeout, self.timeout)).await {
                 Ok(reply) => {
-                    // To connect is no part of the round trip.
+                    // The time to connect is not a part of the round trip.
                     started = self.ready.get().map_or(started, |ready| started.max(*ready));
                     let time = started.elapsed();
                     is_lost = false;
@@ -212,7 +214,7 @@ impl Asker {
                         ));
                     }
                 }
-                // Without the subscription, it is the proxy that did not answer.
+                // If the subscription was not confirmed, the proxy did not answer, not the service.
                 Err(error) if is_unanswered(&error) && self.ready.get().is_some() => {
                     unanswered += 1;
                     is_lost = is_without_proxy(error.kind());
@@ -225,7 +227,8 @@ impl Asker {
     }
 }
 
-/// How so many requests ended, of which so many got no reply; `is_lost`: the last one had no connection.
+/// Returns the exit code of `count` requests, of which `unanswered` got no reply. `is_lost` means that the
+/// last one had no connection.
 pub(crate) fn ended(count: u64, unanswered: u64, is_lost: bool) -> Exit {
     if unanswered == 0 {
         return Exit::Done;

@@ -1,4 +1,4 @@
-//! `xmsg topics`: what flows by topic.
+//! `xmsg topics`: lists topics with their rates.
 
 use std::time::Duration;
 
@@ -86,7 +86,7 @@ fn show(rates: &Rates, arguments: &Arguments) -> anyhow::Result<Exit> {
     table::write(["PER S", "BYTES", "TOPIC"], rows, "topic")
 }
 
-/// Bytes, of which there may be parts.
+/// Formats a number of bytes that may have decimals.
 fn size_of(bytes: f64) -> String {
     #[allow(clippy::cast_sign_loss, reason = "it is not negative")]
     size(bytes.round() as u64)

@@ -1,4 +1,4 @@
-//! Reads a recording, also one whose end is missing, or that is damaged.
+//! Reads recordings, including damaged ones and those whose end is missing.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
@@ -11,64 +11,64 @@ use super::block::{
 use super::compression::Decompressor;
 use super::index::Index;
 
-/// Bytes that are read at a time.
+/// The number of bytes of one read.
 const READ_LEN: usize = 256 << 10;
-/// How far the next good block is looked for behind one that is damaged: no block is longer, so there it is, unless
-/// it is damaged, too.
+/// How far the next good block is searched after a damaged one. No block is longer, so it lies within this
+/// range unless it is damaged, too.
 const SEARCH_MAX: u64 = (BLOCK_HEADER_LEN + BLOCK_MAX) as u64;
-/// Bytes whose checksum is calculated for that, in a whole file: whoever makes a file of false beginnings costs no
-/// more.
+/// The largest number of bytes of one file whose checksum is computed in such searches. It limits the cost of
+/// a file that was made of false block headers.
 const SEARCH_BUDGET: u64 = 1 << 30;
-/// Damaged places that are remembered one by one.
+/// The largest number of damaged ranges that are remembered.
 const GAPS_MAX: usize = 100;
 
-/// How the file ends.
+/// How a file ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// With its index.
     Whole,
-    /// With a whole block, and without an index: whoever wrote it did not come to its end, or is still at it.
+    /// After a whole block, without an index: the recorder was killed, or is still writing.
     WithoutIndex,
-    /// In the middle of a block, which begins here.
+    /// Within a block, which begins at this offset.
     Cut { at: u64 },
-    /// It goes on, but from here on nothing could be read.
+    /// With bytes after this offset of which none could be read.
     Unreadable { at: u64 },
 }
 
-/// Bytes that were passed over.
+/// A range of bytes that was skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Gap {
     pub(crate) at: u64,
     pub(crate) len: u64,
 }
 
-/// What was found at a place.
+/// What was found at an offset.
 #[derive(Debug)]
 enum Found {
     Record(Record),
     Records(Records),
     Index(Box<Index>),
-    /// The file ends here.
+    /// The end of the file.
     Nothing,
-    /// Not a good block. If its length may be right, where the next one begins.
+    /// Something that is not a good block, and the offset after it if its length may be right.
     Bad {
         next: Option<u64>,
     },
 }
 
-/// A recording from anything that can be read and sought in.
+/// A reader of a recording in any input that can be read and sought.
 #[derive(Debug)]
 pub(crate) struct Reader<R> {
     input: R,
     len: u64,
     header: Header,
     decompressor: Option<Decompressor>,
-    /// Bytes of the file, and where they begin in it.
+    /// A window of the file, and its offset.
     window: Vec<u8>,
     window_at: u64,
-    /// The next block.
+    /// The offset of the next block.
     at: u64,
-    /// What is left of the block before it.
+    /// The rest of the messages of the previous block.
     records: Records,
     end: Option<End>,
     gaps: Vec<Gap>,
@@ -77,7 +77,8 @@ pub(crate) struct Reader<R> {
 }
 
 impl<R: Read + Seek> Reader<R> {
-    /// Reads the header. An error of kind [`InvalidData`](io::ErrorKind::InvalidData) says why it is not a recording.
+    /// Reads the header. An error of kind [`InvalidData`](io::ErrorKind::InvalidData) says why this is not a
+    /// recording.
     pub(crate) fn new(mut input: R) -> io::Result<Self> {
         let len = input.seek(SeekFrom::End(0))?;
         input.seek(SeekFrom::Start(0))?;
@@ -104,22 +105,22 @@ impl<R: Read + Seek> Reader<R> {
         &self.header
     }
 
-    /// Bytes of the file.
+    /// Returns the length of the file in bytes.
     pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
-    /// How the file ends, once [`next`](Self::next) has returned `None`.
+    /// Returns how the file ends, after [`next`](Self::next) has returned `None`.
     pub(crate) fn end(&self) -> Option<End> {
         self.end
     }
 
-    /// What was passed over so far: the first places of it, and how many there are.
+    /// Returns what was skipped so far: the first ranges, and the number of all ranges.
     pub(crate) fn gaps(&self) -> (&[Gap], u64) {
         (&self.gaps, self.gap_count)
     }
 
-    /// The next message, in the order of the file. What is damaged is passed over.
+    /// Returns the next message, in the order of the file. Damaged blocks are skipped.
     pub(crate) fn next(&mut self) -> io::Result<Option<Record>> {
         loop {
             if let Some(record) = self.records.next() {
@@ -145,7 +146,7 @@ impl<R: Read + Seek> Reader<R> {
         }
     }
 
-    /// The index, if the file has one.
+    /// Reads the index, if the file has one.
     pub(crate) fn index(&mut self) -> io::Result<Option<Index>> {
         let Some(trailer_at) = self.len.checked_sub(TRAILER_LEN as u64) else { return Ok(None) };
         let salt = self.header.salt;
@@ -160,7 +161,7 @@ impl<R: Read + Seek> Reader<R> {
         })
     }
 
-    /// Goes to the last place that the index knows before this time.
+    /// Moves to the last point of the index before this time.
     pub(crate) fn seek(&mut self, index: &Index, time_ns: u64) -> io::Result<()> {
         if let Some(at) = index.place_of(time_ns)
             && at >= HEADER_LEN as u64
@@ -172,7 +173,7 @@ impl<R: Read + Seek> Reader<R> {
         Ok(())
     }
 
-    /// What begins here, and where it ends.
+    /// Reads the block at this offset, and returns it with the offset of its end.
     fn block(&mut self, at: u64) -> io::Result<(Found, u64)> {
         let bad = |next| Ok((Found::Bad { next }, at));
         let left = self.len.saturating_sub(at);
@@ -215,7 +216,7 @@ impl<R: Read + Seek> Reader<R> {
         Records::of(raw.into())
     }
 
-    /// Whether a block begins here whose checksum fits.
+    /// Returns whether a block begins at this offset, with a correct checksum.
     fn is_good(&mut self, at: u64) -> io::Result<bool> {
         let left = self.len.saturating_sub(at);
         let bytes = self.bytes(at, BLOCK_HEADER_LEN + BEGIN_LEN)?;
@@ -232,7 +233,8 @@ impl<R: Read + Seek> Reader<R> {
         Ok(body.len() == len && block::checksum(salt, &[&header[..4], body]) == expected)
     }
 
-    /// Goes on behind a block that is not good: where it says that it ends, or else where the next good one is found.
+    /// Continues after a bad block: at the end that its header gives, or else at the next good block that is
+    /// found.
     fn find_next(&mut self, next: Option<u64>) -> io::Result<()> {
         let bad = self.at;
         if let Some(next) = next
@@ -241,7 +243,7 @@ impl<R: Read + Seek> Reader<R> {
             let salt = self.header.salt;
             let trailer = self.bytes(next, TRAILER_LEN)?.first_chunk().copied();
             if trailer.and_then(|trailer| block::decode_trailer(trailer, salt)) == Some(bad) {
-                // It is the index that is damaged.
+                // Only the index is damaged.
                 self.end = Some(End::WithoutIndex);
                 return Ok(());
             }
@@ -260,7 +262,8 @@ impl<R: Read + Seek> Reader<R> {
             }
             from = at + 1;
         }
-        // Nothing more of the file is good; so if the block goes beyond its end, it is the last one.
+        // The rest of the file has no good block. If this block extends beyond the end of the file, it is the
+        // last one.
         let header = self.bytes(bad, BLOCK_HEADER_LEN)?.first_chunk().copied();
         let is_cut = match header.map(block::block_header) {
             None => true,
@@ -271,13 +274,14 @@ impl<R: Read + Seek> Reader<R> {
         Ok(())
     }
 
-    /// The first place in this range where a block may begin, by the two bytes of it that are nearly always the same.
+    /// Returns the first offset in this range where a block may begin. The check uses the two bytes that are
+    /// nearly the same in all blocks.
     fn candidate(&mut self, from: u64, to: u64) -> io::Result<Option<u64>> {
         let mut at = from;
         while at < to {
             let len = (to - at).min(READ_LEN as u64) as usize + BLOCK_HEADER_LEN;
             let bytes = self.bytes(at, len)?;
-            // The highest byte of the length, and the kind.
+            // These are the highest byte of the length, and the kind.
             let may_begin = |bytes: &[u8]| {
                 usize::from(bytes[3]) <= BLOCK_MAX >> 24
                     && (MESSAGE..=INDEX).contains(&bytes[BLOCK_HEADER_LEN])
@@ -303,7 +307,7 @@ impl<R: Read + Seek> Reader<R> {
         self.at = next;
     }
 
-    /// Bytes of the file; fewer, if it ends before.
+    /// Returns bytes of the file; fewer if the file ends before.
     fn bytes(&mut self, at: u64, len: usize) -> io::Result<&[u8]> {
         let len = (self.len.saturating_sub(at)).min(len as u64) as usize;
         let is_there = at >= self.window_at

@@ -1,19 +1,19 @@
-//! What a subscriber knows of each publisher: which messages came, which came late, and which came twice.
+//! Checks the messages of each publisher: which arrived, which arrived late, and which arrived twice.
 
 use std::collections::BTreeMap;
 
-/// Gaps that are remembered for each publisher. Of more, the oldest are given up: what fills them later counts as
-/// delivered twice, and what was missing there as lost.
+/// The largest number of gaps that are remembered for each publisher. Of more gaps, the oldest are forgotten:
+/// a message that fills one later counts as a duplicate, and messages missing there count as lost.
 const GAPS_MAX: usize = 4096;
 
-/// Counts of one subscriber, or of several together.
+/// The counts of one subscriber, or of several together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
-    /// Messages, each counted once.
+    /// The number of different messages.
     pub(super) delivered: u64,
-    /// Those among them that came after one that was published later.
+    /// The number of these messages that arrived after a message that was published later.
     pub(super) reordered: u64,
-    /// Messages that had come before.
+    /// The number of messages that had arrived before.
     pub(super) duplicates: u64,
 }
 
@@ -25,7 +25,7 @@ impl Counts {
     }
 }
 
-/// Checks the sequence numbers of several publishers, which each count from 0.
+/// Checks the sequence numbers of several publishers, which each start at 0.
 #[derive(Debug)]
 pub(super) struct Check {
     tracks: Vec<Track>,
@@ -35,7 +35,7 @@ pub(super) struct Check {
 #[derive(Clone, Debug, Default)]
 struct Track {
     next: u64,
-    /// What was passed over: the first number of each gap, and the one after its last.
+    /// The gaps: the first missing number of each, and the number after its last.
     gaps: BTreeMap<u64, u64>,
 }
 
@@ -44,7 +44,7 @@ impl Check {
         Self { tracks: vec![Track::default(); publishers], counts: Counts::default() }
     }
 
-    /// A message has come.
+    /// Checks a message that has arrived.
     pub(super) fn take(&mut self, publisher: usize, sequence: u64) {
         let Some(track) = self.tracks.get_mut(publisher) else { return };
         if sequence < track.next {
@@ -71,7 +71,7 @@ impl Check {
 }
 
 impl Track {
-    /// Takes a number out of its gap. Returns whether it was missing.
+    /// Removes a number from its gap. Returns whether it was missing.
     fn fill(&mut self, sequence: u64) -> bool {
         let Some((&start, &end)) = self.gaps.range(..=sequence).next_back() else { return false };
         if end <= sequence {

@@ -1,4 +1,4 @@
-//! The clients that a bench is made of. How messages are published and taken is here and nowhere else.
+//! The clients of a bench. This is the only module that publishes and receives messages.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -10,18 +10,19 @@ use anyhow::Context;
 use bytes::{Bytes, BytesMut};
 use xmsg_core::{Connection, ErrorKind, Message, Messages, Meta, Subscription, Topic};
 
-/// Bytes that each message starts with: [`Header`].
+/// The length of the [`Header`] at the beginning of each message.
 pub(super) const HEADER_LEN: usize = 16;
-/// Publishers that fit into a header.
+/// The largest number of publishers that the header can represent.
 pub(super) const PUBLISHERS_MAX: u32 = 1 << PUBLISHER_BITS;
 const PUBLISHER_BITS: u32 = 20;
 const SEQUENCE_BITS: u32 = 40;
 
-/// Memory for short messages is taken in pieces of this size.
+/// The size of the pieces in which memory for short messages is allocated.
 const ARENA_LEN: usize = 64 << 10;
-/// Longer messages are not copied: their buffers are used again once they are written.
+/// The largest size of messages that are copied. The buffers of longer messages are reused once they are
+/// written.
 const COPIED_MAX: usize = 4 << 10;
-/// So much memory may wait for that, or two messages.
+/// The largest size of the buffers that wait to be reused. It allows at least two messages.
 const BUFFERS_LEN: usize = 8 << 20;
 
 /// The time since a moment that all clients of this process share.
@@ -33,7 +34,7 @@ impl Clock {
         Self(Instant::now())
     }
 
-    /// The time now, in nanoseconds; never 0.
+    /// Returns the current time in nanoseconds. It is never 0.
     pub(super) fn now_ns(self) -> u64 {
         self.at_ns(Instant::now())
     }
@@ -43,15 +44,16 @@ impl Clock {
     }
 }
 
-/// What a message says of itself.
+/// The header of a message, at the beginning of its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
-    /// Of the bench, modulo 16: so that what is left of a phase is not counted in the next one.
+    /// The number of the phase, modulo 16, so that late messages of a phase are not counted in the next one.
     pub(super) phase: u8,
     pub(super) publisher: u32,
-    /// Counts from 0 for each publisher and phase.
+    /// The sequence number, which starts at 0 for each publisher and phase.
     pub(super) sequence: u64,
-    /// When it was published, or should have been: [`Clock`]. 0: not noted.
+    /// When the message was published, or should have been, as a time of [`Clock`]; 0 if that was not
+    /// recorded.
     pub(super) time_ns: u64,
 }
 
@@ -66,7 +68,7 @@ impl Header {
         bytes
     }
 
-    /// The header of a message of the bench; others are told by their length at most.
+    /// Decodes the header of a bench message. Of other messages, it can only reject those that are too short.
     pub(super) fn decode(data: &[u8]) -> Option<Self> {
         let (name, rest) = data.split_first_chunk()?;
         let (time_ns, _) = rest.split_first_chunk()?;
@@ -80,7 +82,7 @@ impl Header {
     }
 }
 
-/// The topics of one run: no other run has the same.
+/// The topics of one run. No other run uses the same topics.
 #[derive(Clone, Debug)]
 pub(super) struct Topics {
     prefix: String,
@@ -88,19 +90,19 @@ pub(super) struct Topics {
 }
 
 impl Topics {
-    /// What the topics of all runs with this prefix begin with.
+    /// Returns the prefix of the topics of all runs with this option `--topic`.
     pub(super) fn below(prefix: &Topic) -> Topic {
         Topic::wrap(format!("{prefix}:"))
     }
 
-    /// With the prefix `bench`, topics have 20 bytes.
+    /// Makes the topics of a run. With the prefix `bench`, each topic has 20 bytes.
     pub(super) fn new(prefix: &Topic, count: usize) -> Self {
         let prefix = format!("{}{:08x}:", Self::below(prefix), fastrand::u32(..));
         let frames = (0..count).map(|number| Bytes::from(format!("{prefix}{number:05}"))).collect();
         Self { prefix, frames }
     }
 
-    /// What to subscribe to for all of them.
+    /// Returns the topic to subscribe to for all of them.
     pub(super) fn all(&self) -> Topic {
         Topic::wrap(self.prefix.clone())
     }
@@ -110,7 +112,7 @@ impl Topics {
     }
 }
 
-/// Publishes messages with headers, of one size, to the topics in turn.
+/// Publishes messages of one size with headers, to the topics in turn.
 #[derive(Debug)]
 pub(super) struct Sender {
     connection: Connection,
@@ -121,14 +123,14 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    /// The connection should be open.
+    /// Makes a sender. The connection should be open.
     pub(super) fn new(connection: Connection, topics: Topics, size: usize) -> Self {
-        // As the two fields that every message has; nobody decodes it.
+        // The metadata has two fields, as usual. Nobody decodes it.
         let meta = Meta::new("binary/bytes").encode();
         Self { connection, topics, topic: 0, meta, payload: Payload::new(size) }
     }
 
-    /// The next message.
+    /// Makes the next message.
     pub(super) fn message(&mut self, header: Header) -> Message {
         let topic = self.topics.frames[self.topic].clone();
         self.topic += 1;
@@ -138,7 +140,7 @@ impl Sender {
         Message::from_frames(topic, self.meta.clone(), self.payload.next(header))
     }
 
-    /// Publishes, if there is room at once. Returns whether there was.
+    /// Publishes a message if there is room in the queue. Returns whether there was.
     pub(super) fn try_send(&self, message: &Message) -> xmsg_core::Result<bool> {
         match self.connection.try_publish(message) {
             Ok(()) => Ok(true),
@@ -147,12 +149,13 @@ impl Sender {
         }
     }
 
-    /// Publishes, and waits for room. To drop the future means: not published.
+    /// Publishes a message and waits for room in the queue. If the future is dropped, the message is not
+    /// published.
     pub(super) async fn send(&self, message: &Message) -> xmsg_core::Result<()> {
         self.connection.publish(message).await
     }
 
-    /// Messages that are not written yet.
+    /// Returns the number of messages that are not yet written.
     pub(super) fn queued(&self) -> u64 {
         self.connection.queued().messages
     }
@@ -162,13 +165,13 @@ impl Sender {
     }
 }
 
-/// The data of one message after another, without an allocation for each.
+/// Makes the data of one message after another, without an allocation for each.
 #[derive(Debug)]
 struct Payload {
-    /// What a message looks like; the header goes over its beginning.
+    /// The bytes of each message. The header overwrites their beginning.
     pattern: Bytes,
     arena: BytesMut,
-    /// Buffers of long messages, the oldest first.
+    /// The buffers of long messages, the oldest first.
     buffers: VecDeque<Bytes>,
     buffers_max: usize,
 }
@@ -176,7 +179,8 @@ struct Payload {
 impl Payload {
     fn new(size: usize) -> Self {
         let mut pattern = vec![0; size.max(HEADER_LEN)];
-        // Nothing on the way compresses; if something did, a filler of zeros would flatter it.
+        // Nothing on the way compresses the data. If something did, a filler of zeros would improve the
+        // results.
         fastrand::Rng::with_seed(size as u64).fill(&mut pattern);
         let buffers_max = (BUFFERS_LEN / pattern.len()).max(2);
         Self { pattern: pattern.into(), arena: BytesMut::new(), buffers: VecDeque::new(), buffers_max }
@@ -195,7 +199,8 @@ impl Payload {
         let oldest = self.buffers.pop_front().and_then(|buffer| match buffer.try_into_mut() {
             Ok(buffer) => Some(buffer),
             Err(buffer) => {
-                // Not written yet: it stays for later, unless there are enough.
+                // The message in this buffer is not yet written. The buffer is kept for later, unless there
+                // are enough.
                 if self.buffers.len() + 1 < self.buffers_max {
                     self.buffers.push_front(buffer);
                 }
@@ -210,7 +215,7 @@ impl Payload {
     }
 }
 
-/// Takes the messages of a subscription.
+/// Receives the messages of a subscription.
 #[derive(Debug)]
 pub(super) struct Receiver {
     subscription: Subscription,
@@ -221,7 +226,7 @@ impl Receiver {
         Self { subscription }
     }
 
-    /// The messages that are there already, if any.
+    /// Returns the messages that have already arrived, if any.
     pub(super) async fn try_next(&mut self) -> Option<anyhow::Result<Messages>> {
         match futures::poll!(pin!(self.subscription.next_batch())) {
             Poll::Ready(next) => Some(taken(next)),
@@ -229,7 +234,7 @@ impl Receiver {
         }
     }
 
-    /// The next messages, at least one. Dropping the future loses nothing.
+    /// Waits for the next messages, at least one. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> anyhow::Result<Messages> {
         taken(self.subscription.next_batch().await)
     }

@@ -59,7 +59,7 @@ pub(super) async fn run(
             Ok(connection)
         },
         async |connection| {
-            // Nothing was published through it.
+            // Nothing was published through this connection.
             let _ = connection.close(Duration::ZERO).await;
         },
     );

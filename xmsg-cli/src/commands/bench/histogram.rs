@@ -1,29 +1,30 @@
-//! Times in a histogram of high dynamic range, and their percentiles.
+//! Times in a histogram with a high dynamic range, and their percentiles.
 
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-/// Times, with a relative error that does not depend on how long they are.
+/// A histogram of times, whose relative error does not depend on their length.
 #[derive(Clone, Debug)]
 pub(super) struct Times {
     ns: Histogram<u64>,
 }
 
 impl Times {
-    /// To one part in a thousand.
+    /// Makes a histogram with a precision of one part in a thousand.
     pub(super) fn fine() -> Self {
         Self::with_digits(3)
     }
 
-    /// To one part in a hundred, in a tenth of the memory: for when there may be thousands of histograms.
+    /// Makes a histogram with a precision of one part in a hundred, which needs a tenth of the memory. It is
+    /// for thousands of histograms.
     pub(super) fn coarse() -> Self {
         Self::with_digits(2)
     }
 
     fn with_digits(digits: u8) -> Self {
-        // It grows with the values; the number of digits is one that the crate takes.
+        // The histogram grows with the values. The crate accepts this number of digits.
         Self { ns: Histogram::new(digits).expect("at most 5 digits") }
     }
 
@@ -32,7 +33,7 @@ impl Times {
     }
 
     pub(super) fn record_ns(&mut self, ns: u64) {
-        // A histogram that grows takes everything up to u64::MAX / 2: centuries.
+        // A histogram that grows accepts every value up to u64::MAX / 2 nanoseconds, which are centuries.
         let _ = self.ns.record(ns);
     }
 
@@ -44,9 +45,9 @@ impl Times {
         self.ns.len()
     }
 
-    /// The time that this part of all times, from 0 to 1, does not exceed.
+    /// Returns the time that this fraction of all times, from 0 to 1, does not exceed.
     pub(super) fn at_quantile(&self, quantile: f64) -> Duration {
-        // The upper end of a bucket may lie above everything that was recorded.
+        // The upper end of a bucket may lie above all recorded values.
         Duration::from_nanos(self.ns.value_at_quantile(quantile).min(self.ns.max()))
     }
 
@@ -58,7 +59,7 @@ impl Times {
         Duration::from_nanos(self.ns.max())
     }
 
-    /// Minimum, percentiles and maximum, with their headings.
+    /// Returns minimum, percentiles and maximum, with their headings.
     pub(super) fn columns(&self) -> [(&'static str, Duration); 7] {
         [
             ("min", self.min()),

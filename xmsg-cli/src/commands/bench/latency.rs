@@ -1,4 +1,4 @@
-//! `xmsg bench latency`: how long messages are under way at a fixed rate.
+//! `xmsg bench latency`: the latency of messages at fixed rates.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -20,9 +20,11 @@ use crate::exit::Usage;
 use crate::output::{counted, grouped};
 use crate::signals::Interrupt;
 
-/// What is missing of a rate that was kept all the same: the last message may be a moment late.
+/// The fraction by which a rate may be missed and still counts as kept, because the last message may be a
+/// moment late.
 const TOLERANCE: f64 = 0.01;
-/// Publishers have so much more time than the timetable; what is not sent by then is not sent.
+/// The time that publishers have after the end of the timetable. Messages that are not sent by then are not
+/// sent at all.
 const GRACE: Duration = Duration::from_millis(250);
 
 const EXAMPLES: &str = "\
@@ -155,7 +157,7 @@ fn into_clients(outcome: Outcome<Paced>) -> Clients {
     (paced.into_iter().map(|paced| paced.pacer).collect(), receivers)
 }
 
-/// What was found out at one rate.
+/// The results at one rate.
 #[derive(Debug)]
 struct Measured {
     rate: f64,
@@ -177,7 +179,7 @@ impl Measured {
         outcome.published.iter().for_each(|published| lateness.add(&published.publisher.lateness));
         let counts = outcome.counts();
         let published = outcome.messages_published();
-        // From the first message to the last one, and until the next one would be due.
+        // The time is that from the first message to the last one, and until the next one would be due.
         let time = outcome.published.iter().map(|published| published.publisher.time).max();
         let reached = published as f64 / (time.unwrap_or_default().as_secs_f64() + 1.0 / timetable.rate);
         let complete = published == timetable.messages() || outcome.interrupted;
@@ -240,7 +242,7 @@ fn report(arguments: &Arguments, results: &[Measured], interrupted: bool) -> any
     let mut text = table.text();
     let sum = |count: fn(&Measured) -> u64| results.iter().map(count).sum::<u64>();
     let (reordered, duplicates) = (sum(|result| result.reordered), sum(|result| result.duplicates));
-    // To write to a string cannot fail.
+    // Writing to a string cannot fail.
     let _ = writeln!(text, "reordered {}, duplicates {}", grouped(reordered), grouped(duplicates));
     for result in results.iter().filter(|result| !result.kept) {
         let _ = writeln!(

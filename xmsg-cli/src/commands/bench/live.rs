@@ -1,4 +1,4 @@
-//! A line on a terminal that says how it goes.
+//! A line on a terminal that shows the progress.
 
 use std::io::{self, IsTerminal};
 
@@ -8,7 +8,7 @@ use super::report::rate;
 use super::timeline::Timeline;
 use crate::output::grouped;
 
-/// Cleared when it is dropped.
+/// The progress line, which is cleared when it is dropped.
 #[derive(Debug)]
 pub(super) struct Live(Option<ProgressBar>);
 
@@ -16,14 +16,14 @@ impl Live {
     pub(super) fn new(name: &str) -> Self {
         Self(io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
-            // A template that is wrong is no reason not to measure.
+            // An invalid template must not prevent the measurement.
             let style = ProgressStyle::with_template("{prefix}, {elapsed}: {msg}");
             bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
                 .with_prefix(name.to_owned())
         }))
     }
 
-    /// The rates of the last moment.
+    /// Shows the rates of the last interval.
     pub(super) fn show(&self, timeline: &Timeline) {
         if let (Some(bar), Some(rates)) = (&self.0, timeline.rates().last()) {
             bar.set_message(format!(
@@ -34,7 +34,7 @@ impl Live {
         }
     }
 
-    /// How many of so many are done.
+    /// Shows how many of a total are done.
     pub(super) fn done(&self, count: u64, total: Option<u64>) {
         if let Some(bar) = &self.0 {
             bar.set_message(match total {

@@ -1,16 +1,16 @@
-//! `xmsg bench`: how fast a proxy is, and whether it loses anything.
+//! `xmsg bench`: measures how fast a proxy is, and whether it loses messages.
 //!
-//! | module | what is in it |
+//! | module | content |
 //! |---|---|
-//! | [`throughput`], [`latency`], [`connect`], [`subscribe`], [`sync`] | the modes: options, what is done, what is told |
-//! | [`options`], [`target`] | what all modes have: options, and the proxy that is measured |
-//! | [`client`] | publishers and subscribers: the only place that publishes and takes messages |
-//! | [`phase`] | publishers and subscribers at work together, until everything has arrived |
-//! | [`setup`] | something that is set up over and over, and the time that takes |
-//! | [`pacer`] | a publisher that keeps to a timetable |
-//! | [`check`] | sequence numbers: what is missing, late, or there twice |
+//! | [`throughput`], [`latency`], [`connect`], [`subscribe`], [`sync`] | the modes: options, measurement, report |
+//! | [`options`], [`target`] | shared by all modes: options, and the proxy that is measured |
+//! | [`client`] | publishers and subscribers: the only module that publishes and receives messages |
+//! | [`phase`] | runs publishers and subscribers together, until everything has arrived |
+//! | [`setup`] | sets something up repeatedly, and measures the time |
+//! | [`pacer`] | a publisher with a fixed timetable |
+//! | [`check`] | sequence numbers: missing, late and duplicate messages |
 //! | [`histogram`], [`timeline`] | times with their percentiles; rates over time |
-//! | [`report`], [`plot`], [`live`] | tables, SVG, and a line on a terminal |
+//! | [`report`], [`plot`], [`live`] | tables, SVG, and a progress line on a terminal |
 
 mod check;
 mod client;
@@ -55,10 +55,10 @@ use options::CommonOptions;
 use report::Report;
 use target::Target;
 
-/// How long publishers go on sending at the end; by then everything was sent, or given up.
+/// How long publishers may go on sending at the end. Usually everything was sent, or given up, before.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// What the topics of replies begin with.
+/// The prefix of the topics of replies.
 const REPLIES: &str = "ret:";
 
 const EXAMPLES: &str = "\
@@ -80,7 +80,7 @@ bench early: the results so far are written, and the exit code is 130.";
 /// standard output, as a table or, with --json, as one JSON document.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
-// A group has the name of its struct, and that of the mode within has the same.
+// A group has the name of its struct, and the flattened mode has a struct of the same name.
 #[group(skip)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -100,7 +100,7 @@ enum Mode {
 }
 
 impl Arguments {
-    /// How many threads the runtime should have, if that was said.
+    /// Returns the number of threads of the runtime, if it was given.
     pub(crate) fn threads(&self) -> Option<NonZeroUsize> {
         self.common().target.threads
     }
@@ -127,7 +127,8 @@ impl Arguments {
         }
     }
 
-    /// What it does with its topics, and with those that replies come to. What is not allowed would be lost without a word.
+    /// Returns the rights that the mode needs for its topics, and for the topics of replies. Without them,
+    /// messages would be lost silently.
     fn rights(&self) -> (&[Right], &[Right]) {
         const BOTH: &[Right] = &[Right::Publish, Right::Subscribe];
         match &self.mode {
@@ -139,7 +140,7 @@ impl Arguments {
         }
     }
 
-    /// Fails if it may not do what it is about to do.
+    /// Fails if the proxy does not grant a right that the mode needs.
     async fn check_rights(&self) -> anyhow::Result<()> {
         let common = self.common();
         let (rights, rights_of_replies) = self.rights();
@@ -168,7 +169,7 @@ impl Arguments {
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
     let options = &arguments.common().report;
-    // Before the work: a file that cannot be written is told at once.
+    // The file is created before the measurement, so that an error is reported at once.
     let plot_file = options.plot.as_deref().map(PlotFile::create).transpose()?;
     let target = Target::open(arguments.common()).await?;
     let allowed = unless_interrupted(&mut interrupt, arguments.check_rights()).await;
@@ -191,7 +192,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         let text = &report.text;
         writeln!(output.buffer(), "{mode}: {title}, through {embedded} at {address}\n\n{text}{stopped}")
     };
-    // To write to memory cannot fail.
+    // Writing to memory cannot fail.
     drop(written);
     if let (Some(file), Some(svg)) = (plot_file, &report.plot) {
         file.write(svg)?;
@@ -214,7 +215,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// What `--json` writes. Fields are added, never renamed: docs/operations.md lists them.
+/// Makes the document that `--json` writes. Fields may be added but are never renamed; docs/operations.md
+/// lists them.
 fn document(report: &Report, target: &Target) -> Value {
     json!({
         "mode": report.mode,
@@ -228,13 +230,13 @@ fn document(report: &Report, target: &Target) -> Value {
     })
 }
 
-/// Closes the clients of a bench that is over.
+/// Closes the clients of a bench at the end.
 async fn close(senders: Vec<Sender>, receivers: Vec<Receiver>) {
     futures::future::join_all(senders.into_iter().map(|sender| sender.close(LINGER))).await;
     futures::future::join_all(receivers.into_iter().map(Receiver::close)).await;
 }
 
-/// Ctrl-C while there was nothing to tell yet.
+/// Ctrl-C before there was anything to report.
 #[derive(Debug)]
 struct Interrupted;
 
@@ -246,7 +248,7 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// The result of what comes before measuring.
+/// Runs the preparation of a measurement, until it is interrupted.
 async fn unless_interrupted<T>(
     interrupt: &mut Interrupt,
     work: impl Future<Output = anyhow::Result<T>>,
@@ -257,7 +259,7 @@ async fn unless_interrupted<T>(
     }
 }
 
-/// A file that appears, or is replaced, when it is complete.
+/// A file that is created or replaced only when its content is complete.
 #[derive(Debug)]
 struct PlotFile {
     path: PathBuf,
@@ -272,7 +274,7 @@ impl PlotFile {
         };
         let what = || format!("cannot write {}", path.display());
         check_folder(path)?;
-        // What any new file gets, instead of nobody else's business.
+        // These are the permissions of any new file. Temporary files would be readable by the user alone.
         let permissions = Permissions::from_mode(0o666);
         let file = tempfile::Builder::new()
             .prefix(".xmsg-bench-")
@@ -294,7 +296,7 @@ impl PlotFile {
 mod tests {
     use super::*;
 
-    /// Arguments of a mode.
+    /// Parses the arguments of a mode.
     pub(super) fn parse<A: Args>(words: &[&str]) -> A {
         let command = A::augment_args(clap::Command::new("bench"));
         A::from_arg_matches(&command.get_matches_from(words)).unwrap()

@@ -1,4 +1,4 @@
-//! Options that several modes have, and how their values are read.
+//! Options that several modes share, and the parsing of their values.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use xmsg_proxy::Policy;
 use super::client::HEADER_LEN;
 use crate::args::{ConnectOptions, parse_duration, parse_number};
 
-/// What is measured, and how it is told: the same for all modes.
+/// The options of all modes: what is measured, and how it is reported.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CommonOptions {
     #[command(flatten)]
@@ -59,7 +59,7 @@ pub(super) struct TargetOptions {
     pub(super) topic: Topic,
 }
 
-/// How much is published.
+/// The options for the amount that is published.
 #[derive(Debug, clap::Args)]
 pub(super) struct LoadOptions {
     /// Bytes of data in each message, such as 100, 1KiB or 1MB; 16 at least
@@ -80,7 +80,7 @@ fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
         .map(|threads| NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN))
 }
 
-/// Bytes of a message, which begins with a header.
+/// Parses the size of a message, which begins with a header.
 fn parse_size(text: &str) -> Result<usize, String> {
     crate::args::parse_size(text, HEADER_LEN as u64).map(|size| size as usize)
 }

@@ -1,11 +1,12 @@
-//! A publisher that keeps to a timetable, whatever happens: an open loop.
+//! A publisher that follows a fixed timetable, whatever happens (an open loop).
 //!
-//! Message `n` is due at `start + n / rate`, and its delay counts from then: what is sent late, because whatever is measured
-//! stalled, has waited, and so have all that were due meanwhile (Gil Tene's "coordinated omission" is to forget them).
+//! Message `n` is due at `start + n / rate`, and its latency counts from then. If the measured system stalls,
+//! messages are sent late, and their waiting time is a part of the latency. To ignore it is what Gil Tene
+//! calls "coordinated omission".
 //!
-//! The timers of tokio have a resolution of a millisecond, far more than what is to be measured. So each publisher has a
-//! thread with a runtime of its own, which sleeps until the next message is due, and then writes it without waking another
-//! thread.
+//! The timers of tokio have a resolution of a millisecond, which is much longer than the latencies to be
+//! measured. Therefore each publisher has a thread with its own runtime. The thread sleeps until the next
+//! message is due, and then writes it without waking another thread.
 
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
@@ -21,30 +22,32 @@ use super::histogram::Times;
 use super::phase::{Part, Published, Signal, TURN};
 use super::report::whole;
 
-/// Further ahead, the runtime waits, and serves the connection meanwhile; its timers may be a millisecond late.
+/// If the next message is due later than this, the runtime waits and serves the connection. Its timers may be
+/// a millisecond late.
 const COARSE: Duration = Duration::from_millis(3);
-/// From the start of a phase to the first message: by then every publisher knows of it.
+/// The time from the start of a phase to the first message, which is long enough for all publishers to learn
+/// of the phase.
 const LEAD: Duration = Duration::from_millis(20);
-/// Kernels gather timers that are due within this time. The usual 50 µs would be half of what is measured.
+/// The timer slack for which the kernel may delay timers. The usual 50 µs would be half of what is measured.
 const TIMER_SLACK: NonZeroU64 = NonZeroU64::MIN;
 
-/// When messages are due.
+/// The timetable of the messages of a phase.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timetable {
-    /// Of all publishers together.
+    /// The rate of all publishers together, in messages per second.
     pub(super) rate: f64,
     pub(super) publishers: usize,
     pub(super) time: Duration,
 }
 
 impl Timetable {
-    /// How long after the start this message is due: the publishers take turns.
+    /// Returns how long after the start this message is due. The publishers take turns.
     fn due(&self, publisher: usize, sequence: u64) -> Duration {
         let number = sequence as f64 * self.publishers as f64 + publisher as f64;
         Duration::try_from_secs_f64(number / self.rate).unwrap_or(Duration::MAX)
     }
 
-    /// How many messages all publishers should send.
+    /// Returns how many messages all publishers together should send.
     pub(super) fn messages(&self) -> u64 {
         (0..self.publishers).map(|publisher| self.share(publisher)).sum()
     }
@@ -53,23 +56,24 @@ impl Timetable {
         let all = self.time.as_secs_f64() * self.rate;
         let about = (all - publisher as f64) / self.publishers as f64;
         let about = whole(about.ceil());
-        // Rounding must not decide: the last one is due before the end, and the next one is not.
+        // The exact number must not depend on rounding: the last message is due before the end, and the next
+        // one is not.
         let is_due = |sequence: &u64| self.due(publisher, *sequence) < self.time;
         (about.saturating_sub(1)..=about + 1).find(|sequence| !is_due(sequence)).unwrap_or(about)
     }
 }
 
-/// What a publisher has done, beside publishing.
+/// The result of a publisher.
 #[derive(Debug)]
 pub(super) struct Paced {
     pub(super) pacer: Pacer,
-    /// How late messages were handed over, compared to the timetable.
+    /// How late messages were published, compared with the timetable.
     pub(super) lateness: Times,
-    /// From when the first message was due until the last one was handed over.
+    /// The time from when the first message was due until the last one was published.
     pub(super) time: Duration,
 }
 
-/// A thread that publishes.
+/// A handle of a thread that publishes.
 #[derive(Debug)]
 pub(super) struct Pacer {
     orders: mpsc::Sender<Order>,
@@ -89,7 +93,7 @@ struct Done {
 }
 
 impl Pacer {
-    /// Starts the thread, and waits until it is connected. It ends when this is dropped.
+    /// Starts the thread and waits until it is connected. The thread ends when the handle is dropped.
     pub(super) async fn start(
         address: ProxyAddress,
         options: ConnectOptions,
@@ -104,7 +108,7 @@ impl Pacer {
             .context("cannot start: the system gives no more descriptors")?;
         let work = move || {
             #[cfg(target_os = "linux")]
-            // Where it is not allowed, messages are a little late, and that is told.
+            // If this is not permitted, messages are slightly late, and the report shows it.
             let _ = rustix::thread::set_current_timer_slack(Some(TIMER_SLACK));
             runtime.block_on(async {
                 let connected = async {
@@ -115,7 +119,7 @@ impl Pacer {
                     Ok(connection) => (Some(connection), Ok(())),
                     Err(error) => (None, Err(error)),
                 };
-                // Whoever waited may have gone.
+                // The receiver may be gone, because the caller gave up.
                 if ready.send(result).is_ok()
                     && let Some(connection) = connection
                 {
@@ -131,11 +135,11 @@ impl Pacer {
         Ok(Self { orders })
     }
 
-    /// Publishes by this timetable.
+    /// Publishes messages by this timetable.
     pub(super) async fn publish(self, part: Part, timetable: Timetable) -> anyhow::Result<Published<Paced>> {
         let number = part.number;
         let (answer, done) = oneshot::channel();
-        // A thread that has ended drops the answer, too.
+        // If the thread has ended, it has dropped the answer, too.
         let _ = self.orders.send(Order { timetable, part, answer }).await;
         let Done { messages, lateness, sending, time } = done.await.context("a publisher failed")??;
         let publisher = Paced { pacer: self, lateness, time: sending };
@@ -146,7 +150,7 @@ impl Pacer {
 async fn serve(mut sender: Sender, mut orders: mpsc::Receiver<Order>) {
     while let Some(Order { timetable, part, answer }) = orders.recv().await {
         let done = publish(&mut sender, part, timetable).await;
-        // Nobody listens after a failure elsewhere.
+        // After a failure elsewhere, nobody receives the answer.
         let _ = answer.send(done);
     }
     sender.close(LINGER).await;
@@ -187,7 +191,7 @@ async fn publish(sender: &mut Sender, part: Part, timetable: Timetable) -> anyho
     Ok(Done { messages: sequence, lateness, sending, time: started.elapsed() })
 }
 
-/// Waits until this time, or for a part of that. What was published is written first.
+/// Waits until this time, or for a part of it. Messages in the queue are written first.
 async fn wait(due: Instant, now: Instant, sender: &Sender, signal: &mut Signal) {
     if let Some(time) = (due - now).checked_sub(COARSE) {
         tokio::select! {
@@ -196,10 +200,10 @@ async fn wait(due: Instant, now: Instant, sender: &Sender, signal: &mut Signal) 
         }
         return;
     }
-    // The connection's own tasks run now.
+    // This lets the tasks of the connection run.
     tokio::task::yield_now().await;
     if sender.queued() == 0 {
-        // This blocks the thread, on which nobody else waits.
+        // Sleeping blocks the thread, but no other task needs it.
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
     }
 }

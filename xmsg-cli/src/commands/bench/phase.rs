@@ -1,4 +1,5 @@
-//! A phase of a bench: publishers publish, subscribers take everything, and the end is known by counts.
+//! A phase of a bench: publishers publish, subscribers receive everything, and counts show when it is
+//! complete.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,20 +19,20 @@ use super::live::Live;
 use super::timeline::Timeline;
 use crate::signals::Interrupt;
 
-/// Messages that a task handles before others get their turn.
+/// The number of messages that a task handles before other tasks get their turn.
 pub(super) const TURN: u64 = 64;
-/// How often the counters are looked at.
+/// The interval at which the counters are read.
 const TICK: Duration = Duration::from_millis(100);
-/// How often a publisher looks whether everything is written.
+/// How often a publisher checks whether everything is written.
 const FLUSH_CHECK: Duration = Duration::from_millis(1);
 
-/// How far a phase has come, as those who publish and take messages see it.
+/// The stage of a phase, as its clients see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
     Publishing,
-    /// No more is to be published; what is under way arrives.
+    /// Publishing has ended, and messages still arrive.
     Draining,
-    /// Nothing is waited for any more: a second interrupt.
+    /// A second interrupt has ended the wait for messages.
     Ended,
 }
 
@@ -42,14 +43,14 @@ pub(super) struct Signal {
 }
 
 impl Signal {
-    /// Whether to stop publishing.
+    /// Returns whether publishing must stop.
     pub(super) fn is_stopped(&self) -> bool {
         *self.stage.borrow() > Stage::Publishing
     }
 
-    /// Returns when publishing is to stop.
+    /// Waits until publishing must stop.
     pub(super) async fn stopped(&mut self) {
-        // The sender lives as long as the phase.
+        // The sender exists as long as the phase, so this cannot fail.
         let _ = self.stage.wait_for(|stage| *stage > Stage::Publishing).await;
     }
 
@@ -57,7 +58,7 @@ impl Signal {
         let _ = self.stage.wait_for(|stage| *stage == Stage::Ended).await;
     }
 
-    /// Waits until everything that was published is written, unless that takes too long.
+    /// Waits until everything that was published is written, for at most `patience`.
     pub(super) async fn flushed(&mut self, sender: &Sender, patience: Duration) {
         let flush = async {
             while sender.queued() > 0 {
@@ -71,7 +72,8 @@ impl Signal {
     }
 }
 
-/// How many messages one client has handled: written by it alone, for each message, and so on a cache line of its own.
+/// The number of messages that one client has handled. Only this client writes it, for each message, so it
+/// has its own cache line.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(super) struct Counter(AtomicU64);
@@ -90,34 +92,34 @@ fn counters(count: usize) -> Vec<Arc<Counter>> {
     (0..count).map(|_| Arc::default()).collect()
 }
 
-/// What one publisher has done.
+/// The result of one publisher.
 #[derive(Debug)]
 pub(super) struct Published<P> {
     pub(super) publisher: P,
     pub(super) number: usize,
     pub(super) messages: u64,
-    /// From the start of the phase until all was written.
+    /// The time from the start of the phase until everything was written.
     pub(super) time: Duration,
 }
 
-/// What one subscriber has done.
+/// The result of one subscriber.
 #[derive(Debug)]
 pub(super) struct Received {
     receiver: Receiver,
     number: usize,
     pub(super) counts: Counts,
-    /// From the start of the phase to the last message.
+    /// The time from the start of the phase to the last message.
     pub(super) time: Duration,
     delays: Times,
 }
 
-/// Both, of all.
+/// The results of all publishers and subscribers.
 #[derive(Debug)]
 pub(super) struct Outcome<P> {
-    /// By their numbers.
+    /// The publishers, by their numbers.
     pub(super) published: Vec<Published<P>>,
     pub(super) received: Vec<Received>,
-    /// Of the messages with a time.
+    /// The latencies of messages that carry a time.
     pub(super) delays: Times,
     pub(super) timeline: Timeline,
     pub(super) interrupted: bool,
@@ -128,7 +130,7 @@ impl<P> Outcome<P> {
         self.published.iter().map(|publisher| publisher.messages).sum()
     }
 
-    /// What all subscribers together should have got.
+    /// Returns how many messages all subscribers together should have received.
     pub(super) fn messages_expected(&self) -> u64 {
         self.messages_published() * self.received.len() as u64
     }
@@ -143,7 +145,7 @@ impl<P> Outcome<P> {
         self.messages_expected().saturating_sub(self.counts().delivered)
     }
 
-    /// What is told of a bench that was stopped before anything was measured.
+    /// Replaces the results of a bench that was stopped before the measurement began.
     pub(super) fn unmeasured(mut self) -> Self {
         for publisher in &mut self.published {
             (publisher.messages, publisher.time) = (0, Duration::ZERO);
@@ -154,31 +156,31 @@ impl<P> Outcome<P> {
         Self { delays: Times::fine(), timeline: Timeline::new(TICK), ..self }
     }
 
-    /// The clients, for another phase.
+    /// Returns the clients, for another phase.
     pub(super) fn into_clients(self) -> (Vec<P>, Vec<Receiver>) {
         let publishers = self.published.into_iter().map(|published| published.publisher).collect();
         (publishers, self.received.into_iter().map(|received| received.receiver).collect())
     }
 }
 
-/// What a phase is like.
+/// The description of a phase.
 #[derive(Debug)]
 pub(super) struct Phase<'a> {
     pub(super) name: &'a str,
-    /// Its number, modulo 16.
+    /// The number of the phase; messages carry it modulo 16.
     pub(super) number: u8,
-    /// After this, publishers are told to stop.
+    /// The time after which publishers are stopped.
     pub(super) limit: Option<Duration>,
     pub(super) patience: Duration,
     pub(super) clock: Clock,
-    /// How to make histograms of delays.
+    /// Makes the histograms of latencies.
     pub(super) times: fn() -> Times,
 }
 
 /// The part of one publisher in a phase.
 #[derive(Debug)]
 pub(super) struct Part {
-    /// Among the publishers.
+    /// The number of this publisher.
     pub(super) number: usize,
     pub(super) phase: u8,
     pub(super) clock: Clock,
@@ -189,8 +191,8 @@ pub(super) struct Part {
 }
 
 impl Phase<'_> {
-    /// Runs it: `publish` is what each publisher does. The first interrupt stops publishing, a second one the wait for what
-    /// is under way.
+    /// Runs the phase. `publish` is the work of each publisher. The first interrupt stops publishing; a
+    /// second one ends the wait for messages that have not arrived.
     pub(super) async fn run<I, P, F>(
         &self,
         publishers: Vec<I>,
@@ -299,7 +301,7 @@ fn advance(stage: &mut Stage, next: Stage) -> bool {
     later
 }
 
-/// A subscriber at work.
+/// A running subscriber.
 struct Intake {
     receiver: Receiver,
     number: usize,
@@ -315,7 +317,7 @@ struct Intake {
 }
 
 impl Intake {
-    /// Takes messages until all that were sent have come, or no more do.
+    /// Receives messages until all that were sent have arrived, or no more arrive.
     async fn run(mut self, mut sent: watch::Receiver<Option<u64>>) -> anyhow::Result<Received> {
         let mut total = None;
         let mut turn = 0;
@@ -329,7 +331,7 @@ impl Intake {
                 turn += self.take_all(&messages?)?;
                 continue;
             }
-            // All that was there has been taken: the last of it came about now.
+            // All available messages were taken, so the last of them arrived about now.
             self.note();
             if total.is_some_and(|total| self.check.counts().delivered >= total) {
                 break;
@@ -349,7 +351,7 @@ impl Intake {
         Ok(Received { receiver, number, counts: check.counts(), time, delays })
     }
 
-    /// Returns how many there were.
+    /// Takes all messages of a batch and returns their number.
     fn take_all(&mut self, messages: &Messages) -> anyhow::Result<u64> {
         let mut count = 0;
         for message in messages {
@@ -360,7 +362,7 @@ impl Intake {
     }
 
     fn take(&mut self, data: &[u8]) {
-        // What is left of the phase before does not count.
+        // Late messages of an earlier phase do not count.
         let Some(header) = Header::decode(data).filter(|header| header.phase == self.phase & 0xf) else {
             return;
         };
@@ -370,7 +372,7 @@ impl Intake {
         self.check.take(header.publisher as usize, header.sequence);
     }
 
-    /// Notes the time and the count, which need not be done for each message.
+    /// Records time and count. This is not needed for each message.
     fn note(&mut self) {
         let delivered = self.check.counts().delivered;
         if delivered > self.counter.load() {

@@ -1,4 +1,4 @@
-//! Results as pictures: SVG, drawn by `plotters`.
+//! Results as SVG charts, drawn by `plotters`.
 
 use std::ops::Range;
 
@@ -20,7 +20,7 @@ const TITLE_SIZE: u32 = 22;
 const LABEL_SIZE: u32 = 16;
 const INK: RGBColor = RGBColor(0x33, 0x33, 0x33);
 const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
-/// Colours that people who see few of them can tell apart (Okabe and Ito).
+/// Colours that people with colour vision deficiency can distinguish (Okabe and Ito).
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0x00, 0x72, 0xb2),
     RGBColor(0xd5, 0x5e, 0x00),
@@ -30,7 +30,7 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(0x56, 0xb4, 0xe9),
     RGBColor(0x00, 0x00, 0x00),
 ];
-/// Points of a curve for each factor of ten.
+/// The number of points of a curve for each factor of ten.
 const POINTS_PER_DECADE: f64 = 40.0;
 
 /// A histogram to be drawn.
@@ -40,14 +40,14 @@ pub(super) struct Curve<'a> {
     pub(super) times: &'a Times,
 }
 
-/// Points to be joined.
+/// Points that are joined by a line.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) name: String,
     pub(super) points: Vec<(f64, f64)>,
 }
 
-/// Percentiles: what part of all times (an axis that gives each further nine as much room) does not exceed which time.
+/// Draws the percentiles of times. The x axis gives each further nine of a percentile the same room.
 pub(super) fn percentiles(title: &str, what: &str, curves: &[Curve<'_>]) -> anyhow::Result<String> {
     let lines: Vec<Line> = curves.iter().map(percentile_line).collect();
     let most = curves.iter().map(|curve| curve.times.count()).max().unwrap_or(0) as f64;
@@ -72,7 +72,7 @@ pub(super) fn percentiles(title: &str, what: &str, curves: &[Curve<'_>]) -> anyh
     )
 }
 
-/// Rates over time.
+/// Draws rates over time.
 pub(super) fn over_time(title: &str, what: &str, lines: &[Line]) -> anyhow::Result<String> {
     let points = || lines.iter().flat_map(|line| &line.points);
     let seconds = points().map(|point| point.0).fold(0.0, f64::max);
@@ -94,7 +94,7 @@ pub(super) fn over_time(title: &str, what: &str, lines: &[Line]) -> anyhow::Resu
     )
 }
 
-/// How a time grows with a count.
+/// Draws how a time grows with a count.
 pub(super) fn times_by_count(title: &str, what: &str, lines: &[Line]) -> anyhow::Result<String> {
     let (x, y) = (log_range(lines, |point| point.0), log_range(lines, |point| point.1));
     let (x_ticks, y_ticks) = (log_ticks(&x), log_ticks(&y));
@@ -109,7 +109,7 @@ pub(super) fn times_by_count(title: &str, what: &str, lines: &[Line]) -> anyhow:
     )
 }
 
-/// The times at evenly spaced points of the axis, as far as there are enough of them.
+/// Returns the times at evenly spaced points of the axis, as far as there are enough times.
 fn percentile_line(curve: &Curve<'_>) -> Line {
     let times = curve.times;
     let last = (times.count() as f64).max(1.0);
@@ -124,14 +124,14 @@ fn percentile_line(curve: &Curve<'_>) -> Line {
     Line { name: curve.name.clone(), points }
 }
 
-/// `x` of the percentile axis, 1 / (1 - p), as a percentage.
+/// Formats `x` of the percentile axis, which is 1 / (1 - p), as a percentage.
 fn percentile(x: f64) -> String {
     let nines = whole(x.log10()) as usize;
     let digits = if x < 100.0 { 0 } else { nines - 2 };
     format!("{:.digits$} %", 100.0 * (1.0 - 1.0 / x))
 }
 
-/// `20 µs`, `1 ms`.
+/// Formats a time: `20 µs`, `1 ms`.
 fn tick(seconds: f64) -> String {
     let (value, unit) = match seconds {
         seconds if seconds < 0.999e-6 => (seconds * 1e9, "ns"),
@@ -142,7 +142,7 @@ fn tick(seconds: f64) -> String {
     format!("{} {unit}", (value * 100.0).round() / 100.0)
 }
 
-/// `1.5M`, `200k`, `7`.
+/// Formats a number: `1.5M`, `200k`, `7`.
 fn quantity(value: f64) -> String {
     let (value, unit) = match value {
         value if value >= 1e6 => (value / 1e6, "M"),
@@ -152,7 +152,7 @@ fn quantity(value: f64) -> String {
     format!("{}{unit}", (value * 100.0).round() / 100.0)
 }
 
-/// From what is below the least value to what is above the greatest, in steps of 1, 2 and 5.
+/// Returns a range that includes all values. Its ends are 1, 2 or 5 times a power of ten.
 fn log_range(lines: &[Line], value: fn(&(f64, f64)) -> f64) -> Range<f64> {
     let values = || lines.iter().flat_map(|line| &line.points).map(value);
     let (min, max) = (values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
@@ -164,13 +164,13 @@ fn log_range(lines: &[Line], value: fn(&(f64, f64)) -> f64) -> Range<f64> {
     if below < above { below..above } else { below / 2.0..above * 2.0 }
 }
 
-/// 1, 2, 5, 10, … around a value.
+/// Returns the values 1, 2, 5, 10, … around a value.
 fn steps(value: f64) -> impl DoubleEndedIterator<Item = f64> {
     let decade = value.log10().floor() as i32;
     (decade - 1..=decade + 1).flat_map(|decade| [1.0, 2.0, 5.0].map(|step| step * 10_f64.powi(decade)))
 }
 
-/// Where to put lines and labels; over many decades, at powers of ten only.
+/// Returns the positions of grid lines and labels. Over many decades, they are at powers of ten only.
 fn log_ticks(range: &Range<f64>) -> Vec<f64> {
     let [first, last] = [range.start, range.end].map(|end| end.log10().floor() as i32);
     let all: &[f64] = if last - first > 3 { &[1.0] } else { &[1.0, 2.0, 5.0] };
@@ -182,9 +182,9 @@ struct Chart<'a> {
     title: &'a str,
     x_name: &'a str,
     y_name: &'a str,
-    /// A dot at each point.
+    /// Whether each point is marked by a dot.
     markers: bool,
-    /// Where lines rarely are.
+    /// The position of the legend, where there are rarely lines.
     legend: SeriesLabelPosition,
 }
 

@@ -1,4 +1,4 @@
-//! How results are told: tables for people, one JSON document for programs.
+//! The form of results: tables for people, and one JSON document for programs.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::output::grouped;
 
-/// Columns of text: the first is set flush left, the others flush right.
+/// A table of text. The first column is aligned left, the others are aligned right.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     rows: Vec<Vec<String>>,
@@ -22,7 +22,7 @@ impl Table {
         self.rows.push(cells);
     }
 
-    /// The table, each row on a line.
+    /// Returns the table, with each row on a line.
     pub(super) fn text(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let widths: Vec<usize> = (0..columns)
@@ -49,7 +49,7 @@ impl Table {
     }
 }
 
-/// A time in the unit that suits it, with three digits or four.
+/// Formats a time in a suitable unit, with three or four digits.
 pub(super) fn time(time: Duration) -> String {
     let ns = time.as_nanos() as f64;
     let (value, unit) = match ns {
@@ -66,28 +66,28 @@ pub(super) fn time(time: Duration) -> String {
     format!("{value:.decimals$} {unit}")
 }
 
-/// A rate, with decimals if it is low.
+/// Formats a rate, with a decimal if it is low.
 pub(super) fn rate(per_second: f64) -> String {
     if per_second < 100.0 { format!("{per_second:.1}") } else { grouped(whole(per_second)) }
 }
 
-/// The nearest whole number; 0 for what is below.
+/// Rounds to a whole number; a negative value becomes 0.
 #[expect(clippy::cast_sign_loss, reason = "a cast of what is negative is 0, as documented")]
 pub(super) fn whole(value: f64) -> u64 {
     value.round() as u64
 }
 
-/// Data in a second, in units of 1000 × 1000 bytes.
+/// Returns the throughput of data in MB/s (1,000,000 bytes per second).
 pub(super) fn megabytes_per_second(messages_per_second: f64, size: usize) -> f64 {
     messages_per_second * size as f64 / 1e6
 }
 
-/// Events in a second; 0 if there was no time.
+/// Returns the number of events per second; 0 if the time is zero.
 pub(super) fn per_second(count: u64, time: Duration) -> f64 {
     if time.is_zero() { 0.0 } else { count as f64 / time.as_secs_f64() }
 }
 
-/// The least, the middle and the greatest.
+/// The minimum, the median and the maximum of some values.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Spread {
     pub(super) min: f64,
@@ -115,21 +115,21 @@ impl Spread {
     }
 }
 
-/// What a bench has found out, for every way of telling it.
+/// The result of a bench, in all its forms.
 #[derive(Debug)]
 pub(super) struct Report {
     pub(super) mode: &'static str,
-    /// Options that shape the load.
+    /// The options that determine the load.
     pub(super) settings: Value,
     pub(super) result: Value,
-    /// For people, without the line at the top.
+    /// The text for people, without its first line.
     pub(super) text: String,
-    /// An SVG; made only if it was asked for.
+    /// The SVG chart, if it was requested.
     pub(super) plot: Option<String>,
-    /// Stopped before its end.
+    /// Whether the bench was stopped early.
     pub(super) interrupted: bool,
     pub(super) lost: u64,
-    /// What could not be set up, or was not answered.
+    /// A message about what could not be set up or was not answered.
     pub(super) failed: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Something that is set up over and over, and the time that takes.
+//! Sets something up repeatedly, and measures the time.
 
 use std::time::{Duration, Instant};
 
@@ -12,20 +12,21 @@ use super::report::{Report, Table, per_second, rate, time};
 use crate::output::{counted, grouped};
 use crate::signals::Interrupt;
 
-/// What was set up.
+/// The results of the setups.
 #[derive(Debug)]
 pub(super) struct SetUp {
-    /// How long each took.
+    /// The time of each setup.
     times: Times,
-    /// For all of them.
+    /// The time of all of them together.
     time: Duration,
     interrupted: bool,
     failed: u64,
-    /// Why the last one failed that did.
+    /// The error of the last setup that failed.
     reason: Option<xmsg_core::Error>,
 }
 
-/// Sets up so many, so many at a time, and takes each down again. If the very first one fails, so does the bench.
+/// Sets up `count` things, `concurrency` of them at the same time, and takes each down again. If the very
+/// first one fails, the bench fails.
 pub(super) async fn set_up<T>(
     name: &str,
     count: u64,
@@ -78,7 +79,8 @@ impl SetUp {
         per_second(self.times.count(), self.time)
     }
 
-    /// The report of a mode that sets up these things; `plot` has its title and what the times are, if one is wanted.
+    /// Makes the report of a mode. `plot` has the title of the chart and the name of the times, if a chart
+    /// was requested.
     pub(super) fn report(
         &self,
         mode: &'static str,
@@ -102,7 +104,7 @@ impl SetUp {
         })
     }
 
-    /// For people; `name` is the plural.
+    /// Makes the text for people; `name` is the plural.
     fn text(&self, name: &str) -> String {
         let columns = self.times.columns();
         let mut headings = vec!["", "made", "per second"];
@@ -114,7 +116,7 @@ impl SetUp {
         format!("{}failed {}\n", table.text(), grouped(self.failed))
     }
 
-    /// For programs.
+    /// Makes the result for programs.
     fn json(&self, name: &str) -> Value {
         json!({
             name: self.times.count(),
@@ -125,7 +127,7 @@ impl SetUp {
         })
     }
 
-    /// What to end with if some failed.
+    /// Returns the error message if some setups failed.
     fn failure(&self, noun: &str) -> Option<String> {
         let reason = self.reason.as_ref()?;
         Some(format!("{} failed, the last one because: {reason}", counted(self.failed, noun)))

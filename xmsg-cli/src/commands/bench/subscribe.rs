@@ -1,4 +1,4 @@
-//! `xmsg bench subscribe`: how fast subscriptions are made, and confirmed.
+//! `xmsg bench subscribe`: how fast subscriptions are made and confirmed.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use crate::args::{parse_count_from_1, parse_duration, parse_number};
 use crate::output::{counted, grouped};
 use crate::signals::Interrupt;
 
-/// Pauses between two questions whether a subscription is there already: the first, and the longest.
+/// The first and the longest interval between two probes whether the subscriptions are complete.
 const PROBE_INTERVALS: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(16)];
 
 const EXAMPLES: &str = "\
@@ -57,7 +57,8 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
-    /// Whether it publishes, too, to see that all subscriptions of a connection are there.
+    /// Returns whether this mode also publishes, to find out when all subscriptions of a connection are
+    /// active.
     pub(super) fn publishes(&self) -> bool {
         !self.on_one_connection.is_empty()
     }
@@ -89,7 +90,7 @@ async fn each_its_connection(
     target: &Target,
     interrupt: &mut Interrupt,
 ) -> anyhow::Result<Report> {
-    // What confirmation needs is there before, and shared.
+    // The connection for confirmations is opened before, and is shared.
     let connection = target.connection()?;
     unless_interrupted(interrupt, async { Ok(connection.connect().await?) }).await?;
     let topics = Topics::new(&arguments.common.target.topic, 1);
@@ -97,7 +98,7 @@ async fn each_its_connection(
     let up = async |number| connection.subscribe(Topic::wrap(format!("{base}{number}"))).await;
     let down = async |subscription| Receiver::new(subscription).close().await;
     let made = set_up("subscriptions", arguments.count, arguments.concurrency, interrupt, up, down).await?;
-    // Nothing was published through it.
+    // Nothing was published through this connection.
     let _ = connection.close(Duration::ZERO).await;
     let title = format!("Subscribing: {}", arguments.title());
     let plot = arguments.common.report.plot.is_some().then_some([&*title, "time to confirmation"]);
@@ -127,13 +128,13 @@ async fn on_one_connection(
         }
     }
     drop(live);
-    // Its probes have done what they were for.
+    // Only probes were published through this connection.
     let _ = publisher.close(Duration::ZERO).await;
     report(arguments, &results, interrupted)
 }
 
-/// How long it takes until all are there. They arrive in order, so the last one tells; if each were confirmed by itself, it
-/// would be its round trip that is measured.
+/// Measures how long it takes until all subscriptions are active. They arrive in order, so a message to the
+/// last topic proves it. Confirming each of them would measure round trips instead.
 async fn confirm(
     target: &Target,
     publisher: &Connection,

@@ -1,4 +1,4 @@
-//! `xmsg bench sync`: synchronous publishing, round trip by round trip.
+//! `xmsg bench sync`: the round trips of synchronous publishing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -78,11 +78,11 @@ pub(super) async fn run(
         |name| Actor::builder(name).proxy(target.address().clone()).options(target.options().clone()).build();
     let starting = async {
         let (requester, replier) = (actor("bench-requester")?, actor("bench-replier")?);
-        // In order, with one handler: what it does takes no time.
+        // One handler answers in order, because its work takes no time.
         let service = replier
             .subscribe_with(&topic, 1, async |request: Message| request.reply_with(request.data().to_vec()));
         let service = service.await?;
-        // The first request opens what requests need.
+        // The first request opens the connections and subscriptions that requests need.
         requester.request(&Message::of(&topic, "first")?, target.timeout()).await?;
         anyhow::Ok((requester, replier, service))
     };
@@ -103,7 +103,7 @@ pub(super) async fn run(
         load.end = arguments.messages.map_or(End::Time(arguments.duration), End::Count);
         asked = load.run("synchronous publishing", arguments.in_flight, interrupt).await?;
     }
-    // What was asked and answered is counted already.
+    // Requests and replies are already counted.
     let _ = requester.close(LINGER).await;
     let _ = replier.close(LINGER).await;
     report(arguments, &asked)
@@ -115,7 +115,7 @@ enum End {
     Count(u64),
 }
 
-/// What is asked, and how long.
+/// The load: the requests, and how many of them or how long.
 #[derive(Clone, Debug)]
 struct Load {
     requester: Actor,
@@ -125,7 +125,7 @@ struct Load {
     end: End,
 }
 
-/// What came of it.
+/// The results of the requests.
 #[derive(Debug)]
 struct Asked {
     times: Times,
@@ -167,7 +167,7 @@ impl Load {
                 }
                 _ = ticks.tick() => live.done(asked.load(Ordering::Relaxed), total),
                 _ = interrupt.wait() => {
-                    // A second one does not wait for the last replies.
+                    // A second interrupt does not wait for the last replies.
                     if std::mem::replace(&mut result.interrupted, true) {
                         break;
                     }
@@ -179,7 +179,7 @@ impl Load {
         Ok(result)
     }
 
-    /// One request after another.
+    /// Sends one request after another.
     async fn ask(
         self,
         started: Instant,

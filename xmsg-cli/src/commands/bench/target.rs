@@ -13,18 +13,19 @@ use super::options::CommonOptions;
 use crate::args::SecurityOptions;
 use crate::exit::Usage;
 
-/// What a publisher's connection accepts before it has to wait. Small, so that what counts as published is on its way.
+/// The high-water mark of a publisher's connection. It is small, so that published messages are soon on their
+/// way.
 const SEND_MARK: usize = 4 << 20;
-/// The mark of an embedded proxy: what waits for one subscriber.
+/// The high-water mark of the queue for each subscriber in an embedded proxy.
 const PROXY_MARK: usize = 4 << 20;
-/// Connections that are made at the same time, where making them is not what is measured.
+/// The number of connections that are made at the same time, where making them is not measured.
 const CONNECTING: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct Target {
     address: ProxyAddress,
     options: ConnectOptions,
-    /// For subscriptions that are not to be confirmed one by one.
+    /// The options for subscriptions that are not confirmed one by one.
     unchecked: ConnectOptions,
     timeout: Duration,
     embedded: Option<Proxy>,
@@ -32,7 +33,7 @@ pub(super) struct Target {
 
 impl Target {
     pub(super) async fn open(options: &CommonOptions) -> anyhow::Result<Self> {
-        // What is confirmed is what this is about, whatever the environment says.
+        // The measurements need confirmations, so the environment must not disable them.
         let connecting = options.connect.options()?.check_connection(true).high_water_mark(SEND_MARK);
         let mut target = Self {
             address: options.connect.proxy()?,
@@ -71,22 +72,22 @@ impl Target {
         &self.options
     }
 
-    /// How long the proxy may take to answer.
+    /// Returns how long the proxy may take to answer.
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// A connection that is not opened yet.
+    /// Makes a connection without opening it.
     pub(super) fn connection(&self) -> xmsg_core::Result<Connection> {
         Connection::with_options(self.address.clone(), self.options.clone())
     }
 
-    /// One whose subscriptions are not confirmed.
+    /// Makes a connection whose subscriptions are not confirmed.
     pub(super) fn unchecked_connection(&self) -> xmsg_core::Result<Connection> {
         Connection::with_options(self.address.clone(), self.unchecked.clone())
     }
 
-    /// So many open connections.
+    /// Makes `count` open connections.
     pub(super) async fn connections(&self, count: usize) -> anyhow::Result<Vec<Connection>> {
         let connect = |_| async {
             let connection = self.connection()?;
@@ -96,15 +97,16 @@ impl Target {
         stream::iter(0..count).map(connect).buffer_unordered(CONNECTING).try_collect().await
     }
 
-    /// So many subscribers, each with a connection of its own, that are confirmed to get all topics.
+    /// Makes `count` subscribers, each with its own connection. Their subscriptions to all topics are
+    /// confirmed.
     pub(super) async fn receivers(&self, count: usize, topics: &Topics) -> anyhow::Result<Vec<Receiver>> {
-        // They share what confirmation needs.
+        // The subscribers share the connection for confirmations.
         let connection = self.connection()?;
         connection.connect().await?;
         let subscribe = |_| async { anyhow::Ok(Receiver::new(connection.subscribe(topics.all()).await?)) };
         let receivers =
             stream::iter(0..count).map(subscribe).buffer_unordered(CONNECTING).try_collect().await?;
-        // Nothing was published through it.
+        // Nothing was published through this connection.
         let _ = connection.close(Duration::ZERO).await;
         Ok(receivers)
     }

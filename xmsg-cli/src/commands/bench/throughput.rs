@@ -1,4 +1,4 @@
-//! `xmsg bench throughput`: how many messages get through when publishers go as fast as they can.
+//! `xmsg bench throughput`: how many messages get through when publishers send as fast as they can.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::args::{parse_count_from_1, parse_duration, parse_number};
 use crate::output::{counted, grouped};
 use crate::signals::Interrupt;
 
-/// One message in so many carries the time: clocks are too slow to ask for each.
+/// One of this many messages carries its time, because reading the clock for each message would be too slow.
 const TIMED: u64 = 64;
 
 const EXAMPLES: &str = "\
@@ -64,7 +64,7 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
-    /// How many messages this publisher sends, if there is a number.
+    /// Returns how many messages this publisher sends, if the number is limited.
     fn share(&self, publisher: usize) -> Option<u64> {
         let (publishers, publisher) = (u64::from(self.publishers), publisher as u64);
         self.messages.map(|messages| messages / publishers + u64::from(publisher < messages % publishers))
@@ -127,7 +127,7 @@ pub(super) async fn run(
     Ok(report)
 }
 
-/// Publishes until it is enough, or until told to stop.
+/// Publishes `count` messages, or without a count until it is stopped.
 async fn publish(mut sender: Sender, part: Part, count: Option<u64>) -> anyhow::Result<Published<Sender>> {
     let Part { number, phase, clock, started, patience, mut signal, counter } = part;
     let mut sequence = 0;

@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 
 use super::report::per_second;
 
-/// Points that are kept. Before there are more, every second one goes: a run of any length has its curve.
+/// The largest number of points. When there are more, every second point is removed, so that a run of any
+/// length has a curve.
 const POINTS_MAX: usize = 600;
 
-/// How much was published and delivered at points in time.
+/// The counts of published and delivered messages at points in time.
 #[derive(Clone, Debug)]
 pub(super) struct Timeline {
     points: Vec<Point>,
@@ -23,17 +24,17 @@ struct Point {
     delivered: u64,
 }
 
-/// What happened on average from one point to the next.
+/// The average rates between two points.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Rates {
-    /// The end of that time, from the start.
+    /// The time of the second point since the start, in seconds.
     pub(super) seconds: f64,
     pub(super) published_per_second: f64,
     pub(super) delivered_per_second: f64,
 }
 
 impl Timeline {
-    /// Points that come sooner than `interval` after the one before replace it.
+    /// Makes a timeline. A point that follows sooner than `interval` replaces the previous one.
     pub(super) fn new(interval: Duration) -> Self {
         Self { points: vec![Point::default()], interval }
     }
@@ -48,7 +49,7 @@ impl Timeline {
             self.interval *= 2;
         }
         let point = Point { time, published, delivered };
-        // Ticks come a little early or late.
+        // Ticks are a little early or late.
         match self.points[..] {
             [.., before, ref last] if last.time.saturating_sub(before.time) < self.interval * 3 / 4 => {
                 let last = self.points.len() - 1;
@@ -58,7 +59,8 @@ impl Timeline {
         }
     }
 
-    /// The last point. What is left over of an interval joins the one before: alone, its rate would say little.
+    /// Adds the last point. The remainder of an interval is added to the previous point, because its rate
+    /// alone would mean little.
     pub(super) fn finish(&mut self, time: Duration, published: u64, delivered: u64) {
         if let [_, .., last] = self.points[..]
             && time.saturating_sub(last.time) < self.interval / 2

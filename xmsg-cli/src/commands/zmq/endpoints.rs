@@ -1,4 +1,4 @@
-//! Where a socket binds or connects to, and how it is secured there: the options for it, and what they mean.
+//! Endpoints to bind and connect to, and their security: the options, and their implementation.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -22,14 +22,14 @@ use crate::exit::Usage;
 use crate::output::note;
 use crate::settings::{self, Found, Setting};
 
-/// Whether a socket binds or connects where nothing says it.
+/// Whether a socket binds or connects by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     Bind,
     Connect,
 }
 
-/// An endpoint, and what is done there.
+/// An endpoint, and whether to bind or connect to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) end: End,
@@ -42,7 +42,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// How a socket gets its peers.
+/// The options for the endpoints and the peers of a socket.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SocketArguments {
     /// Bind to the endpoints: peers connect to us. Port 0 is any free one, which is told on standard error
@@ -61,7 +61,7 @@ pub(crate) struct SocketArguments {
     peers: PeerOptions,
 }
 
-/// Who may connect to a socket, beside the options of security that all share, and what peers may send.
+/// The options for peers: who may connect, beside the shared options for security, and what peers may send.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PeerOptions {
     /// The largest message that is sent and that peers may send, with its frames and their headers, such as 100MB or
@@ -77,7 +77,7 @@ pub(crate) struct PeerOptions {
 }
 
 impl SocketArguments {
-    /// What these words ask for; `usual`, where neither they nor options say it.
+    /// Parses endpoints. `usual` holds where neither the word nor an option says whether to bind or connect.
     pub(super) fn targets<'a>(
         &self,
         words: impl IntoIterator<Item = &'a str>,
@@ -95,7 +95,7 @@ impl SocketArguments {
         Ok(targets)
     }
 
-    /// Whether options of a socket with connections were given, which RADIO and DISH have not; or how it is to be used.
+    /// Checks that the options are valid for RADIO or DISH, which have datagrams and no connections.
     pub(super) fn check_datagrams(&self, kind: &str, end: End) -> anyhow::Result<()> {
         let other = match end {
             End::Bind if self.connect => Some("binds: leave out --connect, and connect the RADIO"),
@@ -123,10 +123,10 @@ impl SocketArguments {
         Ok(())
     }
 
-    /// The options of a socket with these endpoints.
+    /// Returns the options of a socket with these endpoints.
     pub(super) fn options(&self, targets: &[Target]) -> anyhow::Result<SocketOptions<Identified>> {
         let identity = self.identity.clone().unwrap_or_default();
-        // The length of a frame that announces it has one byte.
+        // The ROUTING-ID property is limited to 255 bytes (RFC 37).
         if identity.len() > 255 || self.identity.as_deref() == Some("") {
             bail!(Usage("--identity: a name has 1 to 255 bytes".to_owned()));
         }
@@ -134,20 +134,21 @@ impl SocketArguments {
     }
 }
 
-/// Stands for a socket of any type, of which some have an identity.
+/// The type parameter of the options for sockets of any type, including those with an identity.
 #[derive(Debug)]
 pub(super) struct Identified;
 
 impl HasIdentity for Identified {}
 
-/// What the peers of all sockets of this process may take.
+/// Makes the memory budget for the peers of all sockets of this process.
 pub(crate) fn memory_of_process() -> MemoryBudget {
     MemoryBudget::new(xmsg_proxy::memory::default_limit())
 }
 
 impl PeerOptions {
-    /// The options of a socket with these endpoints: a client where it connects, a server where it binds. Peers may send any number
-    /// of messages up to their last byte; `memory` bounds what the peers of all sockets that share it take together.
+    /// Returns the options of a socket with these endpoints. For security, it is a client where it connects,
+    /// and a server where it binds. Peers may send any number of messages, each up to the size limit;
+    /// `memory` limits the memory that the peers of all sockets with this budget use together.
     pub(crate) fn options(&self, targets: &[Target], memory: MemoryBudget) -> anyhow::Result<SocketOptions> {
         let admission = Admission::with_memory(AdmissionLimits::default(), memory.clone());
         let limits = self.limits();
@@ -179,7 +180,7 @@ impl PeerOptions {
         Ok(SecurityOptions::socket_options_with(Security::Null).security(security))
     }
 
-    /// The part of a server, with the credentials that options, environment and context have.
+    /// Returns the security of a server, with the credentials of options, environment and context.
     fn security(&self) -> anyhow::Result<Security> {
         let found = |setting: &Setting| setting.current(settings::given(setting));
         if let Some(Found { source, .. }) = found(&settings::SERVER_KEY)? {
@@ -221,13 +222,13 @@ impl PeerOptions {
     }
 }
 
-/// The error about a value, with who gave it.
+/// Adds the source of a value to an error about it.
 fn named(found: &Found, error: &xmsg_zmq::Error) -> anyhow::Error {
     let error = error.clone();
     xmsg_zmq::Error::new(error.kind(), format!("{}: {error}", found.source)).into()
 }
 
-/// Lets in whoever knows our public key.
+/// Accepts every client that knows our public key.
 #[derive(Debug)]
 struct EveryKey;
 
@@ -237,7 +238,7 @@ impl Authenticator for EveryKey {
     }
 }
 
-/// Lets in one user.
+/// Accepts one user.
 #[derive(Debug)]
 struct OneUser {
     user: String,
@@ -248,7 +249,7 @@ impl Authenticator for OneUser {
     fn authenticate(&self, credentials: Credentials, _: Option<IpAddr>) -> BoxFuture<'_, Verdict> {
         let is_good = match &credentials {
             Credentials::Password { user, password } => {
-                // All bytes are looked at, so that the time tells nothing about where they differ.
+                // All bytes are compared, so that the time does not reveal where they differ.
                 let ours = self.password.expose().as_bytes();
                 let differs = ours.iter().zip(password.iter()).fold(0, |all, (a, b)| all | (a ^ b));
                 user == self.user.as_bytes() && ours.len() == password.len() && differs == 0
@@ -259,17 +260,18 @@ impl Authenticator for OneUser {
     }
 }
 
-/// Whether a word stands for endpoints, and for nothing else that has its place before them.
+/// Returns whether a word is an endpoint, and not another argument that may precede endpoints.
 pub(super) fn is_endpoint(word: &str) -> bool {
     word.contains("://")
 }
 
-/// Endpoints between commas. `@` in front binds, `>` connects, as CZMQ has it.
+/// Parses endpoints that are separated by commas. As in CZMQ, the prefix `@` means bind and `>` means
+/// connect.
 pub(crate) fn read(word: &str, usual: End) -> Result<Vec<Target>, Usage> {
     let mut pieces: Vec<String> = Vec::new();
     for piece in word.split(',') {
         match pieces.last_mut() {
-            // The path of a Unix socket may have commas.
+            // The path of a Unix socket may contain commas.
             Some(last) if !is_endpoint(piece) && last.contains("ipc://") => {
                 last.push(',');
                 last.push_str(piece);
@@ -301,7 +303,7 @@ fn target(word: &str, usual: End) -> Result<Target, Usage> {
     }
 }
 
-/// Endpoints for datagrams, between commas, where a RADIO connects and a DISH binds.
+/// Parses endpoints for datagrams, separated by commas. A RADIO connects to them and a DISH binds to them.
 pub(super) fn datagram_endpoints<'a>(
     words: impl IntoIterator<Item = &'a str>,
     end: End,
@@ -328,17 +330,17 @@ pub(super) fn datagram_endpoints<'a>(
     words.into_iter().flat_map(|word| word.split(',')).map(endpoint).collect()
 }
 
-/// Whether a peer has to be there already: the socket only connects.
+/// Returns whether the socket only connects, so that its peer should already be there.
 pub(super) fn only_connects(targets: &[Target]) -> bool {
     targets.iter().all(|target| target.end == End::Connect)
 }
 
-/// The endpoints in words.
+/// Returns a text with the endpoints.
 pub(crate) fn names(targets: &[Target]) -> String {
     targets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
 }
 
-/// Has a socket of a command bind and connect. Returns the endpoints with their actual ports.
+/// Binds and connects the socket of a command. Returns the endpoints with their actual ports.
 pub(super) async fn attach(socket: &Socket, mut targets: Vec<Target>) -> anyhow::Result<Vec<Target>> {
     for target in &mut targets {
         match target.end {
@@ -352,7 +354,7 @@ pub(super) async fn attach(socket: &Socket, mut targets: Vec<Target>) -> anyhow:
     Ok(targets)
 }
 
-/// What is said of an endpoint that can't be bound: nobody else is to blame.
+/// Converts the error of an endpoint that cannot be bound. It is not a connection error.
 pub(crate) fn bound(result: xmsg_zmq::Result<Endpoint>) -> anyhow::Result<Endpoint> {
     result.map_err(|error| match error.kind() {
         ErrorKind::UnknownHost | ErrorKind::InvalidAddress => anyhow!(Usage(error.with_causes().to_string())),
@@ -360,7 +362,7 @@ pub(crate) fn bound(result: xmsg_zmq::Result<Endpoint>) -> anyhow::Result<Endpoi
     })
 }
 
-/// A word that has to be UTF-8.
+/// Returns a word as text, if it is UTF-8.
 pub(super) fn text(word: &std::ffi::OsStr) -> anyhow::Result<&str> {
     word.to_str().with_context(|| Usage(format!("{} is not UTF-8", word.display())))
 }

@@ -1,4 +1,4 @@
-//! What is to be sent: frames from arguments, a file or standard input.
+//! The messages to be sent: frames from arguments, a file or standard input.
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
@@ -16,7 +16,7 @@ use crate::recipe::{Coding, decode};
 use crate::source::{Portion, Source, Split};
 use crate::template::Template;
 
-/// Where frames come from, and what they become.
+/// The options for the source of frames and their conversion.
 #[derive(Debug, clap::Args)]
 pub(super) struct FrameOptions {
     /// The last frame is what is in this file; `-` is standard input. DATA are the frames before it
@@ -36,14 +36,14 @@ pub(super) struct FrameOptions {
     pub(super) template: bool,
 }
 
-/// Frames as they are, or with places to fill in.
+/// A frame with fixed content, or with placeholders.
 #[derive(Debug)]
 enum Frame {
     Bytes(Bytes),
     Template(Template),
 }
 
-/// Messages, one after another: the same frames in front of each, and one of some input behind them.
+/// A sequence of messages. Each has the same first frames, and a last frame from some input.
 #[derive(Debug)]
 pub(super) struct Input {
     front: Vec<Frame>,
@@ -51,7 +51,7 @@ pub(super) struct Input {
     recipe: Recipe,
 }
 
-/// What becomes of data.
+/// The conversion of data to a frame.
 #[derive(Clone, Copy, Debug)]
 struct Recipe {
     coding: Option<Coding>,
@@ -59,7 +59,7 @@ struct Recipe {
     limits: MessageLimits,
 }
 
-/// A message, to be sent once or several times.
+/// A message to be sent once or several times.
 #[derive(Debug)]
 pub(super) struct Dish<'a> {
     front: &'a [Frame],
@@ -68,8 +68,8 @@ pub(super) struct Dish<'a> {
 }
 
 impl FrameOptions {
-    /// Messages of these words; of what is read instead of the last one, if there is none, if it is `-`, or if input is
-    /// split. None may be above these limits.
+    /// Makes the messages of these words. The last frame is read from a file or standard input if there are
+    /// no words, if the last word is `-`, or if the input is split. No message may exceed these limits.
     pub(super) fn input(&self, words: &[OsString], split: Split, limits: &Limits) -> anyhow::Result<Input> {
         let coding = match (self.hex, self.base64) {
             (true, _) => Some(Coding::Hex),
@@ -90,7 +90,7 @@ impl FrameOptions {
             [] => (words, None),
         };
         let bytes = |word: &OsString| Bytes::copy_from_slice(word.as_encoded_bytes());
-        // What is wrong with an argument is found before anything is sent.
+        // Errors in an argument are found before anything is sent.
         let frame = |word: &OsString| recipe.frame(bytes(word)).map_err(|error| Usage(format!("{error:#}")));
         let front = front.iter().map(frame).collect::<Result<Vec<_>, _>>()?;
         let source = match (last, self.file.as_deref().filter(|file| *file != Path::new("-"))) {
@@ -111,7 +111,7 @@ impl FrameOptions {
 }
 
 impl Recipe {
-    /// How much of the input can become one frame.
+    /// Returns how much of the input can become one frame.
     fn portion(self) -> Portion {
         let size = self.limits.size;
         let what =
@@ -133,13 +133,13 @@ impl Recipe {
 }
 
 impl Input {
-    /// The next message; `None` at the end of the input.
+    /// Returns the next message; `None` at the end of the input.
     pub(super) async fn next(&mut self) -> anyhow::Result<Option<Dish<'_>>> {
         let Some(data) = self.source.next().await? else { return Ok(None) };
         Ok(Some(Dish { front: &self.front, last: self.recipe.frame(data)?, limits: self.recipe.limits }))
     }
 
-    /// The only one.
+    /// Returns the only message.
     pub(super) async fn only(&mut self) -> anyhow::Result<Dish<'_>> {
         let next = self.next().await.context("the data")?;
         match next {
@@ -150,7 +150,8 @@ impl Input {
 }
 
 impl Dish<'_> {
-    /// Message number `count`. An error of kind [`TooLarge`](ErrorKind::TooLarge) says that it is above a limit.
+    /// Makes message number `count`. An error of kind [`TooLarge`](ErrorKind::TooLarge) means that it exceeds
+    /// a limit.
     pub(super) fn message(&self, count: u64) -> xmsg_zmq::Result<Multipart> {
         let frames = self.front.iter().chain([&self.last]).map(|frame| match frame {
             Frame::Bytes(bytes) => bytes.clone(),

@@ -1,4 +1,4 @@
-//! Types of ZeroMQ sockets, as words of the command line.
+//! Types of ZeroMQ sockets as words of the command line.
 
 use std::fmt;
 
@@ -8,11 +8,11 @@ use xmsg_zmtp::SocketType;
 /// A type of socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// One that has connections.
+    /// A type that has connections.
     Connected(SocketType),
-    /// It sends datagrams to groups.
+    /// A type that sends datagrams to groups.
     Radio,
-    /// It receives those of its groups.
+    /// A type that receives the datagrams of its groups.
     Dish,
 }
 
@@ -32,17 +32,17 @@ impl fmt::Display for Kind {
     }
 }
 
-/// All types that have connections, in the order of their numbers.
+/// Returns all types that have connections, in the order of their codes.
 fn all() -> impl Iterator<Item = SocketType> {
     (0..).map_while(SocketType::from_code)
 }
 
-/// The type of this name, in letters of any case.
+/// Returns the type with this name, in upper or lower case.
 pub(super) fn named(name: &str) -> Option<SocketType> {
     SocketType::from_name(name.to_ascii_uppercase().as_bytes())
 }
 
-/// The types that it talks to, in words.
+/// Returns a text with the types that this type can talk to.
 pub(super) fn peers(kind: SocketType) -> String {
     let names: Vec<_> = all().filter(|peer| kind.fits(*peer)).map(SocketType::name).collect();
     match names.split_last() {
@@ -51,15 +51,15 @@ pub(super) fn peers(kind: SocketType) -> String {
     }
 }
 
-/// The name of a type with its article: `an XPUB`, `a REP`. A peer may have any name.
+/// Adds the indefinite article to the name of a type: `an XPUB`, `a REP`. The name may come from a peer.
 pub(super) fn with_article(name: &str) -> String {
-    // An X is spoken as the letter.
+    // The name of the letter X begins with a vowel sound.
     let article = if name.starts_with(['A', 'E', 'I', 'O', 'X']) { "an" } else { "a" };
     format!("{article} {name}")
 }
 
-/// Reads a type. Those that fit the command are told in its help; why another one does not fit, the command says
-/// itself.
+/// Makes a parser for types. The help lists those that fit the command. Other types are also parsed, and the
+/// command explains why they do not fit.
 pub(super) fn parser(
     fitting: &[SocketType],
     without_connections: Kind,

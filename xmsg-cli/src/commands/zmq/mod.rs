@@ -28,7 +28,7 @@ Examples:
   xmsg zmq rep tcp://*:5555 --echo                   answers requests
   xmsg zmq req tcp://localhost:5555 hello            asks, and writes the reply";
 
-/// What the exit codes of these commands stand for.
+/// The exit codes of these commands.
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done
@@ -40,7 +40,7 @@ Exit codes:
   130  interrupted
   143  asked to end by SIGTERM";
 
-/// What stands at the end of the help of a command.
+/// Makes the end of the help of a command.
 fn after_help(examples: &str) -> String {
     format!("{examples}\n\n{EXIT_CODES}")
 }
@@ -78,8 +78,8 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     }
 }
 
-/// The endpoints and the data of a command whose socket can be of one type only: that may stand in front, as with other
-/// commands, and is never taken for an endpoint.
+/// Splits the words of a command whose socket has a fixed type into the endpoint and the data. As with other
+/// commands, the type may be the first word; it is never treated as an endpoint.
 fn words(words: &[OsString], kind: SocketType) -> anyhow::Result<(&str, &[OsString])> {
     let (first, rest) = match words {
         [first, rest @ ..] => (endpoints::text(first)?, rest),

@@ -107,7 +107,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     if let Some(socket) = &ended.source {
         socket.close(Duration::ZERO).await;
     }
-    // Whoever takes connections and says nothing is no peer.
+    // A peer that accepts connections but completes no handshake does not count.
     if ended.is_late && only_connects(&targets) && !watch.was_connected() {
         let what = format!("no connection to {} within {:?}", names(&targets), timeout.unwrap_or_default());
         return Err(without_connection(what, watch.failure().cloned().or(failure)).into());
@@ -123,7 +123,7 @@ impl Source for Socket {
     }
 }
 
-/// What is written.
+/// Writes received messages.
 #[derive(Debug)]
 struct Shown {
     output: Output,

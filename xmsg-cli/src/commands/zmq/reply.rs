@@ -22,7 +22,7 @@ use crate::source::Split;
 
 /// How long replies are still sent at the end.
 const LINGER: Duration = Duration::from_secs(5);
-/// The same after an interrupt.
+/// How long replies are still sent after an interrupt.
 const HASTY_LINGER: Duration = Duration::from_secs(1);
 
 const EXAMPLES: &str = "\
@@ -134,7 +134,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     Ok(exit)
 }
 
-/// Takes requests, one after another, and sends replies.
+/// Takes requests one after another and sends replies.
 #[derive(Debug)]
 struct Service<'a> {
     socket: &'a Replier,
@@ -144,7 +144,7 @@ struct Service<'a> {
 }
 
 impl Service<'_> {
-    /// Until so many requests have been handled.
+    /// Runs until `count` requests were handled.
     async fn run(&mut self, input: Option<&mut Input>, count: Option<u64>) -> anyhow::Result<()> {
         let dish = match input {
             Some(input) => Some(input.only().await?),
@@ -169,7 +169,7 @@ impl Service<'_> {
     }
 }
 
-/// What a command makes of a request.
+/// Runs a command for a request, and returns its output as the reply.
 async fn output(command: &Command, request: &Multipart) -> anyhow::Result<Multipart> {
     let count = request.frames().len().to_string();
     let input = request.frames().concat();

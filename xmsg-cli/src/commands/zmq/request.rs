@@ -1,4 +1,4 @@
-//! `xmsg zmq req`: asks, and writes the reply.
+//! `xmsg zmq req`: sends requests and writes the replies.
 
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use crate::output::{Output, counted, note, or_noting, reader_gone, warn};
 use crate::signals::Interrupt;
 use crate::source::Split;
 
-/// How long a peer may be waited for without a word about it.
+/// How long to wait for a peer before a note about it is written.
 const UNSAID_WAIT: Duration = Duration::from_secs(1);
 
 const EXAMPLES: &str = "\
@@ -88,7 +88,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         }
     }
     if requester.endpoints().is_empty() {
-        // The time for a reply counts from when somebody is there.
+        // The time limit for a reply starts only when there is a peer.
         let somebody = async { while requester.peers() == 0 && events.next().await.is_some() {} };
         let says = async {
             tokio::time::sleep(UNSAID_WAIT).await;
@@ -104,7 +104,8 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         }
     }
 
-    // A task of its own: it may be blocked by whoever reads our output, and signals have to be heard meanwhile.
+    // The work has its own task, because a slow reader of our output may block it, and signals must be
+    // handled in the meantime.
     let asker = Asker {
         requester: requester.clone(),
         targets,
@@ -124,7 +125,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     result
 }
 
-/// Asks, and writes the replies.
+/// Sends requests and writes the replies.
 #[derive(Debug)]
 struct Asker {
     requester: Requester,
@@ -165,7 +166,7 @@ impl Asker {
                     warn(error.with_causes());
                 }
                 Err(error) => {
-                    // What is wrong with a reply is in its words already.
+                    // The text of the error already says what is wrong with the reply.
                     return Err(match violation(&error).map(option_for) {
                         Some(option) => Error::new(error.kind(), format!("{error}{option}")).into(),
                         None => error.into(),

@@ -25,13 +25,13 @@ use crate::pace::Pace;
 use crate::signals::Interrupt;
 use crate::source::Split;
 
-/// Messages that are sent before others get their turn, and signals are looked for.
+/// The number of messages that are sent before other tasks get their turn and signals are checked.
 const TURN: u64 = 256;
-/// How long subscriptions may still be on the way, once what was published is sent.
+/// How long subscriptions may still be on the way after the messages were sent.
 const SUBSCRIPTIONS: Duration = Duration::from_millis(50);
-/// How long a peer may be waited for without a word about it.
+/// How long to wait for a peer before a note about it is written.
 const UNSAID_WAIT: Duration = Duration::from_secs(1);
-/// How long what is left may take to be sent without a word about it.
+/// How long sending the rest may take before a note about it is written.
 const UNSAID_LINGER: Duration = Duration::from_millis(500);
 
 const EXAMPLES: &str = "\
@@ -119,7 +119,7 @@ impl Arguments {
         }
     }
 
-    /// What a message is, in words about one that is refused.
+    /// Returns the name of the unit of input, for errors about a message.
     fn unit(&self) -> &'static str {
         if self.lines { "line" } else { "message" }
     }
@@ -173,7 +173,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     };
     let Job { sent, bytes, refused, unheard, .. } = job;
 
-    // What was accepted is sent, also after an error or an interrupt; a second interrupt ends that, too.
+    // Accepted messages are sent, also after an error or an interrupt. A second interrupt ends that, too.
     let is_interrupted = matches!(&result, Ok(exit) if exit.is_interrupted());
     let linger = arguments.linger;
     watch.ends();
@@ -199,7 +199,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let exit = result?;
     let lost = Lost { left, refused, dropped: socket.dropped() };
     if let Some(words) = lost.words(sent, &names(&targets), linger) {
-        // Whoever interrupts it wants it to end, and learns what that costs.
+        // A user who interrupts the command wants it to end, and is told what is missing.
         if !exit.is_interrupted() {
             bail!(words);
         }
@@ -219,7 +219,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     Ok(exit)
 }
 
-/// The error of a socket that has nobody to connect to.
+/// Makes the error of a socket that found no peer to connect to.
 fn nobody_there(job: &Job<'_>, watch: &Watch) -> AtPeer {
     let (targets, time) = (names(job.targets), job.limit().unwrap_or_default());
     let what = format!(
@@ -228,12 +228,13 @@ fn nobody_there(job: &Job<'_>, watch: &Watch) -> AtPeer {
     without_connection(what, watch.failure().cloned().or_else(|| job.socket.failure()))
 }
 
-/// What is known of messages when nobody has subscribed to them, as far as the socket was told.
+/// Returns a note about messages without subscribers, as far as the socket was told.
 fn nobody_subscribed(topic: &[u8], sent: u64, targets: &[Target]) -> String {
     let what = if sent == 1 { "message".to_owned() } else { counted(sent, "message") };
     let (topic, names) = (topic.escape_ascii(), names(targets));
     if targets.iter().any(|target| target.end == End::Connect) {
-        // Whoever we connect to has the messages, and drops what it does not want: a busy peer tells later what it wants.
+        // A peer that we connect to receives the messages and drops those that it does not want. If it is
+        // busy, its subscriptions become known late.
         return format!(
             "{names} has not told of a subscription to {topic} by now: without one it drops the {what} (--wait-sub waits for a \
              subscriber)"
@@ -244,19 +245,20 @@ fn nobody_subscribed(topic: &[u8], sent: u64, targets: &[Target]) -> String {
     )
 }
 
-/// Messages that were not delivered.
+/// The counts of messages that were not delivered.
 #[derive(Clone, Copy, Debug)]
 struct Lost {
-    /// They were still to be sent when the time was up.
+    /// Messages that were not sent when the time was up.
     left: u64,
-    /// They are too large.
+    /// Messages that were too large.
     refused: u64,
-    /// Their peer was too slow, or does not take them. Each peer counts.
+    /// Messages that were dropped because a peer is too slow or does not accept them. Each peer counts.
     dropped: u64,
 }
 
 impl Lost {
-    /// How many there are and why, if there are any, of so many that were sent to these endpoints.
+    /// Returns a text with numbers and reasons, if any of `sent` messages to these endpoints were not
+    /// delivered.
     fn words(self, sent: u64, names: &str, linger: Duration) -> Option<String> {
         let Self { left, refused, dropped } = self;
         let total = left + refused + dropped;
@@ -278,7 +280,7 @@ impl Lost {
     }
 }
 
-/// What is to be sent, and how far that has come.
+/// What is to be sent, and the progress so far.
 #[derive(Debug)]
 struct Job<'a> {
     input: Input,
@@ -289,29 +291,30 @@ struct Job<'a> {
     rate: Option<f64>,
     wait_sub: bool,
     timeout: Option<Duration>,
-    /// What a message is: for words about one that is refused.
+    /// The name of the unit of input, for errors about a message.
     unit: &'static str,
     verbose: bool,
     sent: u64,
     bytes: u64,
-    /// Messages that are too large.
+    /// The number of messages that were too large.
     refused: u64,
-    /// Somebody wanted one of the messages.
+    /// Whether somebody has subscribed to one of the messages.
     reached: bool,
-    /// What the last message was about, if nobody wanted any of them.
+    /// The topic of the last message, if nobody has subscribed to any of them.
     unheard: Option<Bytes>,
 }
 
 impl Job<'_> {
-    /// Sends everything. [`Exit::NoConnection`] and [`Exit::TimedOut`] say that nobody was there in time.
+    /// Sends everything. [`Exit::NoConnection`] and [`Exit::TimedOut`] mean that there was no peer or
+    /// subscriber in time.
     async fn run(&mut self) -> anyhow::Result<Exit> {
         let is_bound = !only_connects(self.targets);
-        // A PUB has no use for peers that want nothing.
+        // A bound publishing socket does not wait for peers: they may not subscribe to anything.
         if !(publishes(self.kind) && is_bound) {
             let limit = self.limit();
             let peers = kind::with_article(&kind::peers(self.kind));
             let what = format!("waiting for {peers} to connect to {}", names(self.targets));
-            // That a peer which we connect to is not there, is told soon.
+            // When we connect, the limit is short, so that no note about waiting is needed.
             let connected = saying(self.verbose, is_bound.then_some(what), self.socket.connected());
             if !in_time(limit, connected).await? {
                 if !is_bound {
@@ -329,7 +332,8 @@ impl Job<'_> {
         let mut topic = Bytes::new();
         let mut pace = self.rate.map(Pace::new);
         loop {
-            // Borrowed from the input, while messages are counted.
+            // The iterator borrows from the input, and not from `self`, because messages are counted during
+            // the loop.
             let number = 1 + self.refused + self.sent;
             let messages: Box<dyn Iterator<Item = xmsg_zmq::Result<Multipart>> + Send + '_> =
                 match self.input.next().await {
@@ -381,7 +385,7 @@ impl Job<'_> {
             }
         }
         if !self.reached && !is_bound {
-            // What we connect to gets the messages, whatever it has told by then.
+            // A peer that we connect to receives the messages, even if its subscriptions are not yet known.
             self.reached = in_time(Some(SUBSCRIPTIONS), self.socket.subscribed(&topic)).await?;
         }
         if !self.reached && self.sent > 0 {
@@ -390,12 +394,12 @@ impl Job<'_> {
         Ok(Exit::Done)
     }
 
-    /// How long a peer may take to be there.
+    /// Returns how long to wait for a peer.
     fn limit(&self) -> Option<Duration> {
         self.timeout.or_else(|| only_connects(self.targets).then_some(CHECK_TIMEOUT))
     }
 
-    /// Says which message is too large, and has the others sent all the same. Any other error ends the run.
+    /// Reports a message that is too large, and continues with the others. Any other error ends the run.
     fn refuse(refused: &mut u64, unit: &str, number: u64, error: anyhow::Error) -> anyhow::Result<()> {
         let kind = error.downcast_ref::<Error>().map(Error::kind);
         if kind != Some(ErrorKind::TooLarge) {
@@ -407,7 +411,7 @@ impl Job<'_> {
     }
 }
 
-/// The result of `work`. Whoever looks on is told what it waits for, if it takes long.
+/// Returns the result of `work`. If it takes long, a note says what it waits for.
 async fn saying<T>(verbose: bool, what: Option<String>, work: impl Future<Output = T>) -> T {
     let says = async {
         tokio::time::sleep(UNSAID_WAIT).await;
@@ -419,7 +423,7 @@ async fn saying<T>(verbose: bool, what: Option<String>, work: impl Future<Output
     or_noting(work, says).await
 }
 
-/// Whether it is done in time.
+/// Returns whether the work was done in time.
 async fn in_time(
     limit: Option<Duration>,
     work: impl Future<Output = xmsg_zmq::Result<()>>,

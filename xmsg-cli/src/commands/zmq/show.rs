@@ -9,7 +9,7 @@ use super::socket::Received;
 use crate::output::Output;
 use crate::render::{bytes_json, bytes_text};
 
-/// How to write messages.
+/// The options for writing messages.
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag on the command line")]
 pub(super) struct ShowOptions {
@@ -32,7 +32,7 @@ pub(super) struct ShowOptions {
 }
 
 impl ShowOptions {
-    /// Writes a message, or a subscription, that has just arrived.
+    /// Writes a message or a subscription that has just arrived.
     pub(super) fn write(self, output: &mut Output, received: &Received) -> anyhow::Result<()> {
         match received {
             Received::Message(message) => self.message(output, message),
@@ -41,7 +41,7 @@ impl ShowOptions {
         }
     }
 
-    /// The frames of a message: on a line with tabs in between, as JSON, or as they are.
+    /// Writes the frames of a message: on one line with tabs between them, as JSON, or unchanged.
     pub(super) fn message(self, output: &mut Output, message: &Multipart) -> anyhow::Result<()> {
         if self.json {
             return output.json(&object(message.frames(), Timestamp::now()));
@@ -54,7 +54,7 @@ impl ShowOptions {
         output.written()
     }
 
-    /// What an XPUB is told; as it is on the wire with --raw.
+    /// Writes a subscription that an XPUB has received. With `--raw`, it is written as on the wire.
     fn subscription(self, output: &mut Output, what: &str, byte: u8, prefix: &Bytes) -> anyhow::Result<()> {
         if self.json {
             let (text, encoding) = bytes_json(prefix);
@@ -80,7 +80,7 @@ impl ShowOptions {
     }
 }
 
-/// Frames with tabs in between, none of which has one, and a newline.
+/// Appends the frames, with tabs between them, and a newline. Tabs within frames are escaped.
 fn line(out: &mut Vec<u8>, frames: &[Bytes]) {
     for (number, frame) in frames.iter().enumerate() {
         if number > 0 {

@@ -1,4 +1,4 @@
-//! One socket of any type, as far as the commands need it.
+//! One socket of any type, with the operations that the commands need.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use xmsg_zmtp::SocketType;
 
 use crate::exit::Usage;
 
-/// A socket that sends, receives, or does both.
+/// A socket of one of the types that these commands support.
 #[derive(Debug)]
 pub(crate) enum Socket {
     Push(Push),
@@ -29,20 +29,20 @@ pub(crate) enum Socket {
 /// What a socket has received.
 #[derive(Debug)]
 pub(crate) enum Received {
-    /// A message; from a ROUTER, with the identity of its sender in front.
+    /// A message. From a ROUTER, it begins with the identity of its sender.
     Message(Multipart),
-    /// Somebody wants what begins so.
+    /// A subscription to this prefix.
     Subscribed(Bytes),
-    /// Nobody wants it any more.
+    /// The end of a subscription to this prefix.
     Unsubscribed(Bytes),
 }
 
-/// Whether messages go to those who subscribed to them, and to nobody else.
+/// Returns whether a socket of this type sends messages only to peers that have subscribed to them.
 pub(super) fn publishes(kind: SocketType) -> bool {
     kind.takes_subscriptions()
 }
 
-/// Does the same with whichever socket it is.
+/// Evaluates the same expression for whichever socket it is.
 macro_rules! with_socket {
     ($socket:expr, $it:ident => $does:expr) => {
         match $socket {
@@ -60,7 +60,7 @@ macro_rules! with_socket {
 }
 
 impl Socket {
-    /// Types that `xmsg zmq send` has.
+    /// The types that `xmsg zmq send` supports.
     pub(super) const SENDING: [SocketType; 6] = [
         SocketType::Push,
         SocketType::Pub,
@@ -70,7 +70,7 @@ impl Socket {
         SocketType::Dealer,
     ];
 
-    /// Types that `xmsg zmq recv` has.
+    /// The types that `xmsg zmq recv` supports.
     pub(super) const RECEIVING: [SocketType; 7] = [
         SocketType::Pull,
         SocketType::Sub,
@@ -81,7 +81,7 @@ impl Socket {
         SocketType::Router,
     ];
 
-    /// A socket of this type that sends.
+    /// Makes a socket of this type for sending.
     pub(super) fn to_send(kind: SocketType, options: &SocketOptions<Identified>) -> Result<Self, Usage> {
         check_identity(kind, options)?;
         Ok(match kind {
@@ -106,7 +106,8 @@ impl Socket {
         })
     }
 
-    /// A socket of this type that receives what begins so, if it subscribes at all.
+    /// Makes a socket of this type for receiving. If it is a type that subscribes, it subscribes to these
+    /// prefixes.
     pub(super) fn to_receive(
         kind: SocketType,
         topics: &[Bytes],
@@ -156,7 +157,7 @@ impl Socket {
         with_socket!(self, socket => socket.connect(endpoint));
     }
 
-    /// Why there is no connection to a peer that it connects to, if that is known.
+    /// Returns why there is no connection to a peer that it connects to, if that is known.
     pub(super) fn failure(&self) -> Option<Error> {
         with_socket!(self, socket => socket.failure())
     }
@@ -183,7 +184,8 @@ impl Socket {
         }
     }
 
-    /// What comes next; `None` once the socket is closed, or if it never receives. Dropping the future loses nothing.
+    /// Receives the next item; `None` once the socket is closed, or if it never receives. Dropping the future
+    /// loses nothing.
     pub(super) async fn recv(&mut self) -> Option<Received> {
         match self {
             Self::Push(_) | Self::Pub(_) => None,
@@ -206,7 +208,7 @@ impl Socket {
         }
     }
 
-    /// Takes what an XPUB is told, which would hold up its peers. It does not end.
+    /// Receives and discards what an XPUB receives, which would otherwise delay its peers. It never returns.
     pub(super) async fn drain(&self) {
         if let Self::XPub(socket) = self {
             while socket.recv().await.is_some() {}
@@ -214,7 +216,8 @@ impl Socket {
         std::future::pending::<()>().await;
     }
 
-    /// Waits until somebody wants messages of this topic. Only for those that publish.
+    /// Waits until somebody has subscribed to messages with this topic. Sockets that do not publish return at
+    /// once.
     pub(super) async fn subscribed(&self, topic: &[u8]) -> Result<()> {
         match self {
             Self::Pub(socket) => socket.wait_for_subscriber(topic).await,
@@ -223,7 +226,7 @@ impl Socket {
         }
     }
 
-    /// Whether somebody wants them.
+    /// Returns whether somebody has subscribed to messages with this topic.
     pub(super) fn has_subscriber(&self, topic: &[u8]) -> bool {
         match self {
             Self::Pub(socket) => socket.has_subscriber(topic),
@@ -232,7 +235,7 @@ impl Socket {
         }
     }
 
-    /// Messages that were accepted and dropped again.
+    /// Returns the number of messages that were accepted and dropped again.
     pub(super) fn dropped(&self) -> u64 {
         match self {
             Self::Push(socket) => socket.dropped(),
@@ -245,7 +248,7 @@ impl Socket {
         }
     }
 
-    /// Sends what was accepted, for at most so long. Returns how many messages were not sent.
+    /// Sends accepted messages for at most `linger`. Returns the number of messages that were not sent.
     pub(super) async fn close(&self, linger: Duration) -> usize {
         match self {
             Self::Push(socket) => socket.close(linger).await,
@@ -267,7 +270,7 @@ impl Socket {
     }
 }
 
-/// Whether a socket of this type has an identity, if it was given one.
+/// Checks that a socket of this type has an identity, if one was given.
 fn check_identity(kind: SocketType, options: &SocketOptions<Identified>) -> Result<(), Usage> {
     if options.settings().identity.is_empty() || kind.announces_identity() {
         return Ok(());

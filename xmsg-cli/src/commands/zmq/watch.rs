@@ -1,4 +1,4 @@
-//! What becomes of the connections of a socket, in words.
+//! Reports what happens to the connections of a socket.
 
 use std::collections::{BTreeSet, HashMap};
 use std::iter::successors;
@@ -14,56 +14,57 @@ use super::kind;
 use crate::exit::AtPeer;
 use crate::output::{counted, note, warn};
 
-/// That a connection is lost is told after so long: of a peer that ends together with us it is no news.
+/// How long to wait before a lost connection is reported. A peer that ends together with us is not worth a
+/// note.
 const LOSS_DELAY: Duration = Duration::from_millis(300);
-/// Messages that a peer loses are told again after so long.
+/// The shortest time between two reports of messages that a peer has lost.
 const LOSSES_INTERVAL: Duration = Duration::from_secs(1);
-/// Peers that are remembered, so that nothing is told of them twice …
+/// The largest number of reports that are remembered, so that nothing is reported twice.
 const TOLD_MAX: usize = 64;
-/// … at least for so long. Of more peers than that nothing is told.
+/// How long a report is remembered at least. When all are still remembered, nothing new is reported.
 const TOLD_FOR: Duration = Duration::from_secs(600);
 
-/// Tells of a socket's connections while it is at work.
+/// Reports what happens to the connections of a socket while it is used.
 #[derive(Debug)]
 pub(crate) struct Watch {
     events: SocketEvents,
     ours: Ours,
-    /// What it connects to.
+    /// The endpoints that it connects to.
     endpoints: Vec<String>,
-    /// The endpoint without which it will never have a peer, if there is just one.
+    /// The endpoint without which it can never have a peer, if there is only one.
     only: Option<String>,
-    /// Whether it is told that a connection does not come about, which goes on being tried.
+    /// Whether failed attempts to connect are reported. They are always retried.
     tells_failures: bool,
     verbose: bool,
     was_connected: bool,
     failure: Option<Error>,
-    /// Connections that were lost, why, and when that is to be told.
+    /// Lost connections: the peer, the reason, and when to report it.
     lost: Vec<(String, String, Instant)>,
-    /// Peers that were told to be away.
+    /// Peers whose absence was reported.
     away: BTreeSet<String>,
     told: Told,
 }
 
-/// Our socket, as far as it matters for what to do about a peer.
+/// Our socket, as far as it matters for advice about a peer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ours {
     pub(crate) kind: SocketType,
     pub(crate) place: Place,
 }
 
-/// What can be changed about a socket, besides its endpoints.
+/// What the user can change about a socket, besides its endpoints.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Place {
-    /// Its type.
+    /// The type can be changed.
     Chosen,
-    /// Nothing: its command has sockets of one type.
+    /// Nothing can be changed: the sockets of the command have a fixed type.
     Fixed,
-    /// It is one end of a device; a peer may belong to the other one, of this name and type.
+    /// The socket is one end of a device. A peer may belong to the other end, which has this name and type.
     End(&'static str, SocketType),
 }
 
 impl Ours {
-    /// What is to be done about a peer of this type, which does not fit and was not let in, besides what its type says.
+    /// Returns advice about a peer of this type, which was rejected because the types do not fit.
     fn advice_for_peer(self, theirs: &str) -> Option<String> {
         if let Place::End(other, kind) = self.place {
             let fits = SocketType::from_name(theirs.as_bytes()).is_some_and(|theirs| kind.fits(theirs));
@@ -73,7 +74,7 @@ impl Ours {
         Some(format!("; a device has its {this} here, and has to connect with its {other}"))
     }
 
-    /// The same about one that we have connected to.
+    /// Returns advice about a peer of this type that we have connected to.
     fn advice(self, theirs: &str) -> Option<String> {
         if let Place::End(other, kind) = self.place {
             let fits = SocketType::from_name(theirs.as_bytes()).is_some_and(|theirs| kind.fits(theirs));
@@ -86,7 +87,7 @@ impl Ours {
 }
 
 impl Watch {
-    /// `events` are those of this socket, from before it had any of its endpoints.
+    /// Makes a watch. `events` are those of the socket, from before it had any endpoints.
     pub(crate) fn new(events: SocketEvents, ours: Ours, targets: &[Target], verbose: bool) -> Self {
         let connects = targets.iter().filter(|target| target.end == End::Connect);
         let only = match targets {
@@ -108,12 +109,13 @@ impl Watch {
         }
     }
 
-    /// For whoever tells it himself when time is up.
+    /// Suppresses reports of failed attempts, for a caller that reports the failure itself when the time is
+    /// up.
     pub(super) fn without_failures(self) -> Self {
         Self { tells_failures: self.verbose, ..self }
     }
 
-    /// From now on, neither that a connection ends is news, nor that it comes again.
+    /// Suppresses reports of ended connections from now on.
     pub(crate) fn ends(&mut self) {
         self.endpoints.clear();
         self.lost.clear();
@@ -121,17 +123,17 @@ impl Watch {
         self.tells_failures = false;
     }
 
-    /// Whether there ever was a peer.
+    /// Returns whether there ever was a peer.
     pub(super) fn was_connected(&self) -> bool {
         self.was_connected
     }
 
-    /// Why there was no connection, as far as that is known.
+    /// Returns why there was no connection, as far as that is known.
     pub(super) fn failure(&self) -> Option<&Error> {
         self.failure.as_ref()
     }
 
-    /// Tells what happens. Ends with why there will never be a peer, if that is so.
+    /// Reports what happens. It returns only when there can never be a peer, with the reason.
     pub(crate) async fn run(&mut self) -> AtPeer {
         loop {
             let due = self.lost.first().map(|(_, _, due)| *due);
@@ -157,7 +159,7 @@ impl Watch {
         std::future::pending().await
     }
 
-    /// Tells of the connection that was lost first.
+    /// Reports the connection that was lost first.
     fn tell_loss(&mut self) {
         let (peer, reason, _) = self.lost.remove(0);
         note(format_args!("the connection to {peer} was lost ({reason}): trying to connect again"));
@@ -214,12 +216,12 @@ impl Watch {
         None
     }
 
-    /// A connection has ended.
+    /// Handles a connection that has ended.
     fn disconnected(&mut self, peer: String, error: &Error) {
         let reason = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
         let comes_again = self.endpoints.contains(&peer);
         if let Some(violation) = violation(error).filter(|it| it.blame() == Blame::PeerMisbehaved) {
-            // What it had sent is lost.
+            // The data that the peer was sending is lost.
             if self.told.is_news(format!("lost {}", host(&peer)), LOSSES_INTERVAL, Instant::now()) {
                 let again = if comes_again { "; trying to connect again" } else { "" };
                 let option = option_for(violation);
@@ -237,7 +239,7 @@ impl Watch {
         }
     }
 
-    /// Who has connected to us can't talk to us.
+    /// Reports a peer that has connected to us and was rejected.
     fn not_let_in(&mut self, peer: &str, error: &Error) {
         let why = match violation(error) {
             Some(Violation::SocketTypeMismatch { theirs, .. }) => {
@@ -253,12 +255,12 @@ impl Watch {
             Some(violation) if violation.is_refusal() && !matches!(violation, Violation::ClosedByPeer(_)) => {
                 format!("was not let in: {violation}")
             }
-            // There is no place for one more, or it does not want us.
+            // There is no room for another connection, or the peer rejects us.
             None if error.kind() == ErrorKind::Refused => {
                 let text = error.to_string();
                 text.strip_prefix(peer).unwrap_or(&text).trim_start().to_owned()
             }
-            // Whoever only looks whether somebody listens goes without a word.
+            // A program that only checks whether something listens disconnects without a handshake.
             _ if self.verbose => format!("was not let in: {}", error.with_causes()),
             _ => return,
         };
@@ -268,12 +270,12 @@ impl Watch {
     }
 }
 
-/// What was told of peers that come again and again.
+/// What was reported about peers that connect repeatedly.
 #[derive(Debug, Default)]
 struct Told(HashMap<String, Instant>);
 
 impl Told {
-    /// Whether this is to be told now: it was not, or so long ago.
+    /// Returns whether to report this now: it was not reported before, or at least `interval` ago.
     fn is_news(&mut self, what: String, interval: Duration, now: Instant) -> bool {
         let last = self.0.get(&what);
         if last.is_some_and(|last| now.duration_since(*last) < interval) {
@@ -290,18 +292,18 @@ impl Told {
     }
 }
 
-/// A peer without its port, which is another one each time that it connects.
+/// Returns a peer without its port, which differs for each connection.
 fn host(peer: &str) -> String {
     peer.parse().map_or_else(|_| peer.to_owned(), |address: SocketAddr| address.ip().to_string())
 }
 
-/// The rule that was broken, if that is what an error comes from.
+/// Returns the protocol violation that an error comes from, if there is one.
 pub(super) fn violation(error: &Error) -> Option<&Violation> {
     let first: &(dyn std::error::Error + 'static) = error;
     successors(Some(first), |error| error.source()).find_map(|error| error.downcast_ref())
 }
 
-/// The option that raises a limit, in words that follow it.
+/// Returns the option that raises a limit, as text to append.
 pub(super) fn option_for(violation: &Violation) -> &'static str {
     match violation {
         Violation::TooLarge { what: Limited::Message | Limited::Box, .. } => {
@@ -311,7 +313,7 @@ pub(super) fn option_for(violation: &Violation) -> &'static str {
     }
 }
 
-/// The error of a socket that had no peer in time, and why, as far as that is known.
+/// Makes the error of a socket that had no peer in time, with the reason as far as it is known.
 pub(super) fn without_connection(what: String, failure: Option<Error>) -> AtPeer {
     AtPeer(match failure {
         Some(failure) => Error::new(Error::kind_without_connection(&failure), what).with_source(failure),
@@ -319,12 +321,12 @@ pub(super) fn without_connection(what: String, failure: Option<Error>) -> AtPeer
     })
 }
 
-/// Whether it stays so, however often it is tried.
+/// Returns whether retrying cannot help.
 pub(super) fn is_hopeless(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::NotAllowed | ErrorKind::WrongPort)
 }
 
-/// Why there is no connection to a peer, in words for our socket.
+/// Explains why there is no connection to a peer, in terms of our socket.
 pub(super) fn explained(ours: Ours, endpoint: &str, error: Error) -> AtPeer {
     let Some(Violation::SocketTypeMismatch { theirs, .. }) = violation(&error) else { return AtPeer(error) };
     let give = match ours.place {
@@ -341,7 +343,8 @@ pub(super) fn explained(ours: Ours, endpoint: &str, error: Error) -> AtPeer {
     AtPeer(Error::new(ErrorKind::WrongPort, what))
 }
 
-/// The end of a device that a socket of this type may be, where it does not fit ours, and the end that would.
+/// Returns which end of a device a socket of this type may be, if it does not fit ours, and the end that
+/// would fit.
 fn device_ends(ours: SocketType, theirs: &str) -> Option<[&'static str; 2]> {
     use SocketType::{Pub, Pull, Push, Rep, Req, Sub, Xpub, Xsub};
     match (ours, theirs) {
@@ -366,7 +369,7 @@ mod tests {
         assert!(is_news("a", 0));
         assert!(!is_news("a", 59) && is_news("b", 59));
         assert!(is_news("a", 60) && !is_news("a", 61));
-        // However many there are.
+        // The number of reports is limited.
         let news = (0..1000).filter(|number| is_news(&number.to_string(), 61)).count();
         assert_eq!(news, TOLD_MAX - 2);
         assert!(is_news("c", 61 + TOLD_FOR.as_secs()));

@@ -1,4 +1,4 @@
-//! `xmsg zmq recv DISH`: the datagrams of groups.
+//! `xmsg zmq recv DISH`: receives the datagrams of groups.
 
 use anyhow::bail;
 use xmsg_zmq::{Dish, DishOptions, Multipart};
@@ -46,7 +46,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     Ok(ended.exit())
 }
 
-/// What a DISH receives, as messages of two frames.
+/// A DISH whose messages have two frames: the group and the body.
 #[derive(Debug)]
 struct Groups(Dish);
 

@@ -1,4 +1,4 @@
-//! `xmsg zmq send RADIO`: datagrams for a group.
+//! `xmsg zmq send RADIO`: sends datagrams to a group.
 
 use std::time::Duration;
 
@@ -14,11 +14,12 @@ use crate::output::{counted, grouped, note, warn};
 use crate::pace::Pace;
 use crate::signals::Interrupt;
 
-/// So many datagrams may wait to be handed to the system before the next one is taken from the input.
+/// The number of datagrams that may wait for the operating system before the next one is taken from the
+/// input.
 const AHEAD: usize = 256;
-/// How long the system gets to take some of them.
+/// How long to wait for the operating system to send some of them.
 const PAUSE: Duration = Duration::from_millis(1);
-/// How long it may take until the other host has said that nobody listens there.
+/// How long to wait at the end for replies of the other host that nothing listens there.
 const REFUSALS: Duration = Duration::from_millis(50);
 
 pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
@@ -45,7 +46,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         while radio.statistics().iter().any(|endpoint| endpoint.queued > 0) {
             tokio::time::sleep(PAUSE).await;
         }
-        // What was sent last may have gone nowhere, too.
+        // The last datagrams may also be refused.
         tokio::time::sleep(REFUSALS).await;
     };
     tokio::select! {
@@ -81,7 +82,7 @@ struct Sender<'a> {
     radio: &'a Radio,
     arguments: &'a Arguments,
     sent: u64,
-    /// Messages that no datagram holds.
+    /// The number of messages that are too large for a datagram.
     refused: u64,
     bytes: u64,
 }
@@ -118,7 +119,7 @@ impl Sender<'_> {
         Ok(())
     }
 
-    /// Sends a datagram. Returns whether it is one that can be sent: one that is too large is told, and passed over.
+    /// Sends a datagram. Returns `false` for one that is too large, which is reported and skipped.
     fn send(&mut self, group: &Bytes, body: &Bytes, number: u64) -> anyhow::Result<bool> {
         match self.radio.send(group, body) {
             Ok(_) => {
