@@ -43,8 +43,9 @@ pub(crate) struct DataOptions {
     #[arg(long)]
     base64: bool,
 
-    /// Fill in {{Count}}, {{Time}}, {{Unix}} (nanoseconds), {{ID}}, {{Random N}} and {{Random MIN MAX}} (letters and
-    /// digits), {{Int MIN MAX}}, {{Float MIN MAX}} and {{Sine PERIOD [MIN MAX]}}, anew for each message
+    /// Fill in {{Count}}, {{Time}}, {{Unix}} (nanoseconds), {{ID}}, {{Random N}} and {{Random MIN MAX}}
+    /// (letters and digits), {{Int MIN MAX}}, {{Float MIN MAX}} and {{Sine PERIOD [MIN MAX]}}, anew for each
+    /// message
     #[arg(long, conflicts_with_all = ["hex", "base64"])]
     template: bool,
 

@@ -11,13 +11,13 @@ use crate::render;
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag on the command line")]
 pub(crate) struct StyleOptions {
-    /// Write each message like this: %t topic, %m mime type, %p data, %v value as text, %l length, %x data as hex, %j
-    /// JSON, %T time of arrival, %%; \n \t \r \0 \\. No newline is added
+    /// Write each message like this: %t topic, %m mime type, %p data, %v value as text, %l length, %x data as
+    /// hex, %j JSON, %T time of arrival, %%; \n \t \r \0 \\. No newline is added
     #[arg(long, value_name = "FORMAT", group = "how")]
     format: Option<Format>,
 
-    /// Write each message as an object of JSON on one line: topic, mime, time, length, data, encoding (of data: utf-8 or
-    /// base64), value (of xMsg's own types), meta
+    /// Write each message as an object of JSON on one line: topic, mime, time, length, data, encoding (of
+    /// data: utf-8 or base64), value (of xMsg's own types), meta
     #[arg(long, group = "how")]
     json: bool,
 

@@ -1,4 +1,5 @@
-//! Command lines that can't work: each ends with its exit code, and says what is wrong, where, and what to do.
+//! Command lines that can't work: each ends with its exit code, and says what is wrong, where, and what to
+//! do.
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
@@ -9,8 +10,8 @@ use std::time::{Duration, Instant};
 use common::terminal::Terminal;
 use common::{Running, proxy, xmsg};
 
-/// Arguments, exit code, and words of the message. `{nowhere}` is an address where nobody listens, `{proxy}` and `{subscribers}` are
-/// ports of a proxy, `{folder}` is a folder, `{file}` a file.
+/// Arguments, exit code, and words of the message. `{nowhere}` is an address where nobody listens, `{proxy}`
+/// and `{subscribers}` are ports of a proxy, `{folder}` is a folder, `{file}` a file.
 const ROWS: &[(&str, i32, &[&str])] = &[
     // Commands.
     ("pubb a b", 2, &["unrecognized subcommand 'pubb'", "'pub'"]),
@@ -182,7 +183,8 @@ async fn each_says_what_is_wrong_and_what_to_do() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A registrar that is not there is told at once, in one sentence: a client would wait for it until its time is up.
+/// A registrar that is not there is told at once, in one sentence: a client would wait for it until its time
+/// is up.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registrar_that_is_not_there_is_told_at_once() {
     let started = Instant::now();

@@ -123,7 +123,8 @@ async fn what_could_not_be_sent_is_an_error() {
     publisher.end().await.failed(1, "2 of 3 messages could not be sent");
 }
 
-/// Whoever interrupts a publisher whose proxy is away learns what it waits for, and finds the exit code of an interrupt.
+/// Whoever interrupts a publisher whose proxy is away learns what it waits for, and finds the exit code of an
+/// interrupt.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_publisher_says_what_it_waits_for() {
     let (proxy, address) = proxy().await;

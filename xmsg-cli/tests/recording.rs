@@ -1,5 +1,5 @@
-//! What `xmsg record` writes is published again by `xmsg replay`, byte for byte and in time, whatever became of the
-//! file.
+//! What `xmsg record` writes is published again by `xmsg replay`, byte for byte and in time, whatever became
+//! of the file.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -62,7 +62,8 @@ fn read(path: &Path) -> Vec<Recorded> {
     }
 }
 
-/// Writes a file as the document describes it, without an index: with messages every 100 ms from the beginning on.
+/// Writes a file as the document describes it, without an index: with messages every 100 ms from the
+/// beginning on.
 fn write<'a>(path: &Path, messages: &[impl AsRef<[&'a str]>]) {
     const START_NS: u64 = 1_700_000_000_000_000_000;
     let mut bytes = b"\x89XMR\r\n\x1a\n\x01\0\0\0\0\0\0\0".to_vec();
@@ -628,8 +629,8 @@ async fn what_the_proxy_dropped_is_told() {
     assert!(info(&file).await["index"] == true);
 }
 
-/// What waits to be written has a bound: then nothing more is taken from the proxy, and everything that was taken is
-/// recorded.
+/// What waits to be written has a bound: then nothing more is taken from the proxy, and everything that was
+/// taken is recorded.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_is_too_slow_holds_the_recorder_up() {
     let config = xmsg_proxy::Config {
@@ -731,8 +732,8 @@ async fn what_cannot_be_done_is_told() {
     assert_eq!(read(Path::new(&path("new"))), []);
 }
 
-/// Where a client may not subscribe to everything, a recorder has its topics confirmed all the same, and both kinds
-/// of messages get through.
+/// Where a client may not subscribe to everything, a recorder has its topics confirmed all the same, and both
+/// kinds of messages get through.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_allowed_is_recorded_and_replayed_encrypted() {
     let (folder, path) = folder();
@@ -759,8 +760,8 @@ async fn what_is_allowed_is_recorded_and_replayed_encrypted() {
     assert!(!Path::new(&path("none")).exists());
 }
 
-/// A proxy with CURVE that knows one client, which has these rights. Their keys are in the folder, `proxy.key` and `client.key`. Returns the
-/// public key of the proxy, too.
+/// A proxy with CURVE that knows one client, which has these rights. Their keys are in the folder,
+/// `proxy.key` and `client.key`. Returns the public key of the proxy, too.
 async fn closed_proxy(
     folder: &Path,
     subscribe: Vec<String>,
@@ -782,8 +783,8 @@ async fn closed_proxy(
     (proxy, public)
 }
 
-/// Whoever may not publish all topics of a recording hears of it before the first message goes out, from its index or
-/// without one.
+/// Whoever may not publish all topics of a recording hears of it before the first message goes out, from its
+/// index or without one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_that_is_not_allowed_does_not_begin() {
     let (folder, path) = folder();

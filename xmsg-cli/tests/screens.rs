@@ -1,4 +1,5 @@
-//! Views on a terminal, through a real pseudo-terminal. What they showed is kept as text in `target/tmp/screens`.
+//! Views on a terminal, through a real pseudo-terminal. What they showed is kept as text in
+//! `target/tmp/screens`.
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 

@@ -798,8 +798,8 @@ async fn a_socket_in(folder: &Path) {
     }
 }
 
-/// Every example of the help, what is run beside it, and the first line that one of the two writes: `<` the example,
-/// `>` the other one.
+/// Every example of the help, what is run beside it, and the first line that one of the two writes: `<` the
+/// example, `>` the other one.
 const EXAMPLES: &[(&str, &str, &str)] = &[
     ("xmsg zmq recv PULL --bind tcp://*:5557", "xmsg zmq send PUSH tcp://*:5557 x --timeout 1m", "<x"),
     ("xmsg zmq send PUSH tcp://localhost:5557 'a task'", "xmsg zmq recv PULL --bind tcp://*:5557", ">a task"),
@@ -979,7 +979,8 @@ async fn every_example_does_what_it_says() {
     }
 }
 
-/// Messages up to their last byte, of any number of peers, take no more memory than the process may have: whoever takes most is ended.
+/// Messages up to their last byte, of any number of peers, take no more memory than the process may have:
+/// whoever takes most is ended.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
 async fn unfinished_messages_do_not_end_a_device() {

@@ -174,8 +174,8 @@ pub(crate) struct SecurityOptions {
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Context")]
 pub(crate) struct ContextOption {
-    /// The context that gives the values which neither an option nor the environment gives; '' means no context [default:
-    /// the one that `xmsg context select` chose]
+    /// The context that gives the values which neither an option nor the environment gives; '' means no
+    /// context [default: the one that `xmsg context select` chose]
     #[arg(id = "shared_context", long = "context", value_name = "NAME", global = true, hide = true)]
     context: Option<String>,
 }

@@ -47,9 +47,10 @@ Examples:
 
 /// Keep addresses and keys under a name, and choose among them
 ///
-/// A context may have: proxy, registrar, server key, key file, user, password file, address and token file of the HTTP server.
-/// What an option or the environment says goes over it. The file is the one that `XMSG_CONFIG` names, or else xmsg/contexts.toml in
-/// `XDG_CONFIG_HOME` or ~/.config; only its owner can read it.
+/// A context may have: proxy, registrar, server key, key file, user, password file, address and token file of
+/// the HTTP server. What an option or the environment says goes over it. The file is the one that
+/// `XMSG_CONFIG` names, or else xmsg/contexts.toml in `XDG_CONFIG_HOME` or ~/.config; only its owner can read
+/// it.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {

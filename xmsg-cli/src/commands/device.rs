@@ -44,12 +44,13 @@ Exit codes:
 
 /// Run a ZeroMQ device: what comes in at one end goes out at the other
 ///
-/// Both ends bind, and tell where on standard error. An endpoint that begins with `>` is connected to (quote it in a
-/// shell). Several stand between commas.
+/// Both ends bind, and tell where on standard error. An endpoint that begins with `>` is connected to (quote
+/// it in a shell). Several stand between commas.
 ///
-/// It runs until Ctrl-C or SIGTERM, and says then what went through it, from the frontend to the backend (forward) and
-/// back: messages that the other side has taken, their bytes on the wire, and messages that were dropped: too large, for
-/// a peer that is gone or does not read, or not passed on by the end. Subscriptions count as messages.
+/// It runs until Ctrl-C or SIGTERM, and says then what went through it, from the frontend to the backend
+/// (forward) and back: messages that the other side has taken, their bytes on the wire, and messages that
+/// were dropped: too large, for a peer that is gone or does not read, or not passed on by the end.
+/// Subscriptions count as messages.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {

@@ -31,7 +31,8 @@ Examples:
 
 /// Make a pair of CURVE keys
 ///
-/// The secret key goes into FILE, which only you can read; the public key is printed: give it to the other side.
+/// The secret key goes into FILE, which only you can read; the public key is printed: give it to the other
+/// side.
 #[derive(Debug, Args)]
 #[command(after_help = KEYGEN_EXAMPLES)]
 pub(crate) struct Keygen {
@@ -50,7 +51,8 @@ pub(crate) struct Keygen {
 
 /// Set the password of a PLAIN user
 ///
-/// Asks for the password, and does not show it; away from a terminal, it is the first line of standard input. FILE is made if need be, for you alone to read; it holds Argon2 hashes.
+/// Asks for the password, and does not show it; away from a terminal, it is the first line of standard input.
+/// FILE is made if need be, for you alone to read; it holds Argon2 hashes.
 #[derive(Debug, Args)]
 #[command(after_help = PASSWD_EXAMPLES)]
 pub(crate) struct Passwd {

@@ -27,11 +27,12 @@ Examples:
 
 /// Check a proxy: connect to it, and send a message through it
 ///
-/// Each ping makes a new connection. It shows how long the handshake took, until the proxy's control port answered, and how
-/// long a message took from being published until it arrived at a subscriber. The topics of these messages start with
-/// `xmsg:ping:`.
+/// Each ping makes a new connection. It shows how long the handshake took, until the proxy's control port
+/// answered, and how long a message took from being published until it arrived at a subscriber. The topics of
+/// these messages start with `xmsg:ping:`.
 ///
-/// Exit code 3: the proxy does not answer; the first ping that fails ends the command, later ones are counted as lost.
+/// Exit code 3: the proxy does not answer; the first ping that fails ends the command, later ones are counted
+/// as lost.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {

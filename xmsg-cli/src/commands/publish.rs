@@ -42,14 +42,15 @@ Examples:
 
 /// Publish messages
 ///
-/// Data is published byte for byte as it is given, as `binary/bytes`. A file, or all of standard input, is one message. With
-/// -l, each line is a message, without its newline; with -l --keep-newline, the newline is part of it, so that `xmsg sub
-/// --raw` writes exactly the same file again.
+/// Data is published byte for byte as it is given, as `binary/bytes`. A file, or all of standard input, is
+/// one message. With -l, each line is a message, without its newline; with -l --keep-newline, the newline is
+/// part of it, so that `xmsg sub --raw` writes exactly the same file again.
 ///
-/// With --mime and one of xMsg's own types of values (text/string, binary/sint32, binary/sint64, binary/sfixed32,
-/// binary/sfixed64, binary/float, binary/double, and binary/array-... of them), give the value as text: a number, a text,
-/// or numbers separated by commas; for binary/array-string a JSON array. It is encoded so that actors in all languages can
-/// read it. With any other mime type, and with --hex or --base64, the bytes are sent as they are.
+/// With --mime and one of xMsg's own types of values (text/string, binary/sint32, binary/sint64,
+/// binary/sfixed32, binary/sfixed64, binary/float, binary/double, and binary/array-... of them), give the
+/// value as text: a number, a text, or numbers separated by commas; for binary/array-string a JSON array. It
+/// is encoded so that actors in all languages can read it. With any other mime type, and with --hex or
+/// --base64, the bytes are sent as they are.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag on the command line")]
@@ -67,7 +68,8 @@ pub(crate) struct Arguments {
     #[arg(short, long)]
     lines: bool,
 
-    /// With -l: the newline at the end of each line is part of the message (but never part of a value of --mime)
+    /// With -l: the newline at the end of each line is part of the message (but never part of a value of
+    /// --mime)
     #[arg(long, requires = "lines")]
     keep_newline: bool,
 

@@ -58,12 +58,12 @@ Exit codes:
 
 /// Record messages into a file
 ///
-/// Messages are recorded as they are on the wire (topic, metadata, data), with the time at which they arrived. Topics work as
-/// for `xmsg sub`; without any, everything is recorded but control requests.
+/// Messages are recorded as they are on the wire (topic, metadata, data), with the time at which they
+/// arrived. Topics work as for `xmsg sub`; without any, everything is recorded but control requests.
 ///
-/// Messages are in the file 100 ms after they arrived: a recorder that is killed loses no more than that, and the file can
-/// be read up to there. If the disk is too slow, nothing more is taken from the proxy, and its policy for slow subscribers
-/// decides what happens; what it drops is reported at the end.
+/// Messages are in the file 100 ms after they arrived: a recorder that is killed loses no more than that, and
+/// the file can be read up to there. If the disk is too slow, nothing more is taken from the proxy, and its
+/// policy for slow subscribers decides what happens; what it drops is reported at the end.
 ///
 /// The format of the file is described in docs/recording.md.
 #[derive(Debug, Args)]
@@ -84,7 +84,8 @@ pub(crate) struct Arguments {
     #[arg(short = 'n', long, value_name = "COUNT", value_parser = parse_count_from_1)]
     count: Option<u64>,
 
-    /// End after this time in all, such as 500ms, 10s or 2m; exit code 27 if fewer than COUNT messages arrived
+    /// End after this time in all, such as 500ms, 10s or 2m; exit code 27 if fewer than COUNT messages
+    /// arrived
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     timeout: Option<Duration>,
 
@@ -92,7 +93,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     zstd: bool,
 
-    /// Begin a new file before one gets larger than this, such as 100MB or 1GiB. FILE gets a number: day.00001.xmr
+    /// Begin a new file before one gets larger than this, such as 100MB or 1GiB. FILE gets a number:
+    /// day.00001.xmr
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     max_size: Option<u64>,
 

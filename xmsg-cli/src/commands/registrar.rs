@@ -78,7 +78,8 @@ pub(crate) struct RunArguments {
     #[arg(long, default_value_t = xmsg_core::address::DEFAULT_REGISTRAR_PORT, value_parser = parse_number::<u16>(0..=65_535))]
     port: u16,
 
-    /// Keep registrations in this file, so that a restart loses none; FILE.journal and FILE.lock lie beside it
+    /// Keep registrations in this file, so that a restart loses none; FILE.journal and FILE.lock lie beside
+    /// it
     #[arg(long, value_name = "FILE")]
     snapshot: Option<PathBuf>,
 

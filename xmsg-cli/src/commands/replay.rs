@@ -63,15 +63,17 @@ Examples:
 
 /// Publish a recording
 ///
-/// Messages are published byte for byte as they were recorded, in the same order and with the same time between them. The
-/// time of each is counted from the first message, so that delays do not add up. Messages of plain ZeroMQ publishers, which
-/// have no metadata, are sent over a second connection, again without metadata.
+/// Messages are published byte for byte as they were recorded, in the same order and with the same time
+/// between them. The time of each is counted from the first message, so that delays do not add up. Messages
+/// of plain ZeroMQ publishers, which have no metadata, are sent over a second connection, again without
+/// metadata.
 ///
-/// If a topic may not be published, the command ends with exit code 4 before it publishes anything. It takes the topics from
-/// the index of the recording, or, without index or for a part of a recording, from its first 64 MiB.
+/// If a topic may not be published, the command ends with exit code 4 before it publishes anything. It takes
+/// the topics from the index of the recording, or, without index or for a part of a recording, from its first
+/// 64 MiB.
 ///
-/// Damaged parts of a file are skipped and reported, and the exit code is 1. A file that is cut off is published up to
-/// there.
+/// Damaged parts of a file are skipped and reported, and the exit code is 1. A file that is cut off is
+/// published up to there.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -98,8 +100,8 @@ pub(crate) struct Arguments {
     )]
     passes: Option<u64>,
 
-    /// Begin at this time: either the time since the recording began, such as 10s, or a date and time, such as
-    /// 2026-03-01T12:00:00Z
+    /// Begin at this time: either the time since the recording began, such as 10s, or a date and time, such
+    /// as 2026-03-01T12:00:00Z
     #[arg(long, value_name = "TIME")]
     from: Option<Place>,
 
@@ -114,7 +116,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     topic: TopicOptions,
 
-    /// Replace OLD at the start of topics by NEW. May be given several times; the first one that matches is used. With --topic-hex, both are hexadecimal digits
+    /// Replace OLD at the start of topics by NEW. May be given several times; the first one that matches is
+    /// used. With --topic-hex, both are hexadecimal digits
     #[arg(long = "rename", value_name = "OLD=NEW")]
     renames: Vec<String>,
 

@@ -49,17 +49,17 @@ Examples:
 
 /// Answer the requests to topics
 ///
-/// A request is a message that says where its sender expects the reply; `xmsg req` and the synchronous publish of actors
-/// send requests. Other messages to the topics are ignored; -v shows how many there were. As with `xmsg sub`, a topic stands
-/// for all topics that start with it.
+/// A request is a message that says where its sender expects the reply; `xmsg req` and the synchronous
+/// publish of actors send requests. Other messages to the topics are ignored; -v shows how many there were.
+/// As with `xmsg sub`, a topic stands for all topics that start with it.
 ///
 /// The last argument is the data of all replies, unless --echo, --command or --file says what to reply.
 ///
-/// A command is run by `sh -c` for each request, with the data of the request on its standard input, and `XMSG_TOPIC`,
-/// `XMSG_TOPIC_HEX` (the topic in hexadecimal digits) and `XMSG_MIME` in its environment. Its standard output is the data of
-/// the reply, byte for byte; with --mime and one of xMsg's own types, it is text that is turned into a value. If the command
-/// fails, takes too long, or writes something that can't be sent, the reply is an error with the reason, which is also
-/// written to standard error.
+/// A command is run by `sh -c` for each request, with the data of the request on its standard input, and
+/// `XMSG_TOPIC`, `XMSG_TOPIC_HEX` (the topic in hexadecimal digits) and `XMSG_MIME` in its environment. Its
+/// standard output is the data of the reply, byte for byte; with --mime and one of xMsg's own types, it is
+/// text that is turned into a value. If the command fails, takes too long, or writes something that can't be
+/// sent, the reply is an error with the reason, which is also written to standard error.
 #[derive(Debug, Args)]
 #[command(
     after_help = EXAMPLES,
@@ -67,8 +67,8 @@ Examples:
                       xmsg reply [OPTIONS] <TOPIC>... <--echo|--command <CMD>|--file <FILE>>"
 )]
 pub(crate) struct Arguments {
-    /// Topics to answer, and behind them the data of the replies; `-` is standard input. Write `--` before data that starts
-    /// with `-`
+    /// Topics to answer, and behind them the data of the replies; `-` is standard input. Write `--` before
+    /// data that starts with `-`
     #[arg(value_name = "TOPIC", required = true)]
     words: Vec<OsString>,
 

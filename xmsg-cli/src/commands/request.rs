@@ -32,11 +32,13 @@ Examples:
 
 /// Publish a request, and write the reply to standard output
 ///
-/// The data of the first reply is written on one line: as text, as the value if it has one of xMsg's own types, or, if it is
-/// binary, its length and first bytes. Give the data to send as for `xmsg pub`: byte for byte, or with --mime as a value.
+/// The data of the first reply is written on one line: as text, as the value if it has one of xMsg's own
+/// types, or, if it is binary, its length and first bytes. Give the data to send as for `xmsg pub`: byte for
+/// byte, or with --mime as a value.
 ///
-/// Exit code 1: the reply is an error, which is shown. Exit code 27: nobody replied in time (to at least one of several
-/// requests), or, with --wait-sub, nobody subscribed. Exit code 3: there was no proxy, or it was gone at the end.
+/// Exit code 1: the reply is an error, which is shown. Exit code 27: nobody replied in time (to at least one
+/// of several requests), or, with --wait-sub, nobody subscribed. Exit code 3: there was no proxy, or it was
+/// gone at the end.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -56,8 +58,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     timeout: Duration,
 
-    /// Send the request once somebody has subscribed to the topic. That and the first reply together take no longer than
-    /// --timeout
+    /// Send the request once somebody has subscribed to the topic. That and the first reply together take no
+    /// longer than --timeout
     #[arg(long)]
     wait_sub: bool,
 

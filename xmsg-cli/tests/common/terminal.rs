@@ -100,7 +100,8 @@ impl Terminal {
         let theirs =
             rustix::fs::open(path, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).unwrap();
         let end = || Stdio::from(theirs.try_clone().unwrap());
-        // It makes the terminal the controlling one, so that the kernel tells of a new size, and becomes the program.
+        // It makes the terminal the controlling one, so that the kernel tells of a new size, and becomes the
+        // program.
         let mut command = Command::new("setsid");
         command.arg("--ctty").arg(program).args(arguments);
         for name in ["NO_COLOR", "XMSG_PROXY", "XMSG_ADMIN", "RUST_LOG"] {

@@ -20,8 +20,8 @@ Examples:
 
 /// How long it takes to connect, with the check that the proxy answers
 ///
-/// Each connection is made from nothing: publishing port, control port, and the answer to a control request. It is closed
-/// at once.
+/// Each connection is made from nothing: publishing port, control port, and the answer to a control request.
+/// It is closed at once.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {

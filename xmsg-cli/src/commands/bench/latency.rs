@@ -35,9 +35,9 @@ Examples:
 
 /// At fixed rates: percentiles of the time from when a message should have been sent to its arrival
 ///
-/// Messages are published by a fixed timetable. If the proxy stalls, the latency of the messages that were due meanwhile
-/// counts from when they were due. A rate that could not be kept is reported. `sent late` is how late the publishers
-/// themselves were; it is part of the latency.
+/// Messages are published by a fixed timetable. If the proxy stalls, the latency of the messages that were
+/// due meanwhile counts from when they were due. A rate that could not be kept is reported. `sent late` is
+/// how late the publishers themselves were; it is part of the latency.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {

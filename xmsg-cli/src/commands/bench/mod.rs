@@ -76,8 +76,8 @@ bench early: the results so far are written, and the exit code is 130.";
 
 /// Measure a proxy: throughput, latency, how fast connections and subscriptions are made
 ///
-/// Without a mode, it measures throughput, and takes the options of that mode. Clients are tasks of this process. Results go to
-/// standard output, as a table or, with --json, as one JSON document.
+/// Without a mode, it measures throughput, and takes the options of that mode. Clients are tasks of this
+/// process. Results go to standard output, as a table or, with --json, as one JSON document.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
 // A group has the name of its struct, and the flattened mode has a struct of the same name.

@@ -46,7 +46,8 @@ pub(super) struct TargetOptions {
     #[arg(long)]
     pub(super) embedded: bool,
 
-    /// What the embedded proxy does when a subscriber is too slow: drop-newest, drop-oldest, conflate, block, disconnect
+    /// What the embedded proxy does when a subscriber is too slow: drop-newest, drop-oldest, conflate, block,
+    /// disconnect
     #[arg(long, value_name = "POLICY", default_value_t = Policy::BLOCK, requires = "embedded")]
     pub(super) slow_subscriber: Policy,
 

@@ -29,9 +29,10 @@ Examples:
 
 /// As fast as it goes: rates, and what was lost (the default mode)
 ///
-/// Each subscriber gets the messages of all publishers, so published × subscribers should be delivered. It checks the
-/// sequence numbers of each publisher. Subscriptions are confirmed before publishing begins, and the bench ends when
-/// everything has arrived. One message in 64 carries its time: the delay that is shown is that under full load, in full queues.
+/// Each subscriber gets the messages of all publishers, so published × subscribers should be delivered. It
+/// checks the sequence numbers of each publisher. Subscriptions are confirmed before publishing begins, and
+/// the bench ends when everything has arrived. One message in 64 carries its time: the delay that is shown is
+/// that under full load, in full queues.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {

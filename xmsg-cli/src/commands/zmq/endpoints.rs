@@ -64,13 +64,13 @@ pub(crate) struct SocketArguments {
 /// The options for peers: who may connect, beside the shared options for security, and what peers may send.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PeerOptions {
-    /// The largest message that is sent and that peers may send, with its frames and their headers, such as 100MB or
-    /// 1GiB. A peer that sends a larger one loses its connection [default: 64MiB]
+    /// The largest message that is sent and that peers may send, with its frames and their headers, such as
+    /// 100MB or 1GiB. A peer that sends a larger one loses its connection [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     max_message_size: Option<u64>,
 
-    /// When we bind with CURVE (--key-file has our keys): let in whoever has this public key, and nobody else; can be
-    /// given more than once
+    /// When we bind with CURVE (--key-file has our keys): let in whoever has this public key, and nobody
+    /// else; can be given more than once
     // A key may begin with a hyphen.
     #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
     client_key: Vec<PublicKey>,
@@ -126,7 +126,7 @@ impl SocketArguments {
     /// Returns the options of a socket with these endpoints.
     pub(super) fn options(&self, targets: &[Target]) -> anyhow::Result<SocketOptions<Identified>> {
         let identity = self.identity.clone().unwrap_or_default();
-        // The ROUTING-ID property is limited to 255 bytes (RFC 37).
+        // An identity is announced in a frame whose length field has one byte.
         if identity.len() > 255 || self.identity.as_deref() == Some("") {
             bail!(Usage("--identity: a name has 1 to 255 bytes".to_owned()));
         }

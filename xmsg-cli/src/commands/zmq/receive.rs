@@ -35,15 +35,17 @@ Examples:
 
 /// Receive messages from a ZeroMQ socket, and write them to standard output
 ///
-/// One message a line is written: its frames, with a tab between them. A frame is shown as text, with tabs and whatever
-/// ends a line escaped, or, of binary data, by its length and first bytes. --json and --raw have every byte.
+/// One message a line is written: its frames, with a tab between them. A frame is shown as text, with tabs
+/// and whatever ends a line escaped, or, of binary data, by its length and first bytes. --json and --raw have
+/// every byte.
 ///
-/// SUB and XSUB subscribe to everything, or to --topic. XPUB shows subscriptions: `<subscribe>`, a tab and the topic.
+/// SUB and XSUB subscribe to everything, or to --topic. XPUB shows subscriptions: `<subscribe>`, a tab and
+/// the topic.
 ///
 /// DISH binds to `udp://`, and receives datagrams of each --group: the group, a tab, and what was sent to it.
 ///
-/// It connects unless told otherwise, and goes on trying when nobody is there yet. It ends after COUNT messages, after
-/// DURATION, when nobody reads the output any more, or with Ctrl-C.
+/// It connects unless told otherwise, and goes on trying when nobody is there yet. It ends after COUNT
+/// messages, after DURATION, when nobody reads the output any more, or with Ctrl-C.
 #[derive(Debug, Args)]
 #[command(after_help = after_help(EXAMPLES))]
 pub(super) struct Arguments {
@@ -55,8 +57,8 @@ pub(super) struct Arguments {
     #[arg(value_name = "ENDPOINT", required = true)]
     endpoints: Vec<String>,
 
-    /// SUB and XSUB: what the first frame of messages starts with, byte by byte, without wildcards; can be given more than
-    /// once [default: everything]
+    /// SUB and XSUB: what the first frame of messages starts with, byte by byte, without wildcards; can be
+    /// given more than once [default: everything]
     #[arg(id = "prefixes", long = "topic", value_name = "TOPIC")]
     topics: Vec<OsString>,
 
@@ -68,8 +70,8 @@ pub(super) struct Arguments {
     #[arg(short = 'n', long, value_name = "COUNT", value_parser = parse_count_from_1)]
     count: Option<u64>,
 
-    /// End after this time in all, such as 500ms, 10s or 2m; exit code 27 when fewer than COUNT messages had arrived, 3
-    /// when there was nobody to connect to
+    /// End after this time in all, such as 500ms, 10s or 2m; exit code 27 when fewer than COUNT messages had
+    /// arrived, 3 when there was nobody to connect to
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     timeout: Option<Duration>,
 

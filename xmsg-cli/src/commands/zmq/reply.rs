@@ -34,13 +34,13 @@ Examples:
 
 /// Answer requests that come over a ZeroMQ socket
 ///
-/// It binds unless told otherwise. Each DATA is a frame of all replies, unless --echo, --command or --file says what to
-/// reply.
+/// It binds unless told otherwise. Each DATA is a frame of all replies, unless --echo, --command or --file
+/// says what to reply.
 ///
-/// A command is run by `sh -c` for each request, one after another, with the frames of the request on its standard
-/// input, nothing in between, and their number as `XMSG_FRAMES` in its environment. What it writes to its standard
-/// output is the reply, of one frame. When it fails or takes too long, that is said on standard error, and there is no
-/// reply: ZeroMQ has no errors to send.
+/// A command is run by `sh -c` for each request, one after another, with the frames of the request on its
+/// standard input, nothing in between, and their number as `XMSG_FRAMES` in its environment. What it writes
+/// to its standard output is the reply, of one frame. When it fails or takes too long, that is said on
+/// standard error, and there is no reply: ZeroMQ has no errors to send.
 #[derive(Debug, Args)]
 #[command(
     after_help = after_help(EXAMPLES),
@@ -48,8 +48,8 @@ Examples:
                       xmsg zmq rep [OPTIONS] [REP] <ENDPOINT> <--echo|--command <CMD>|--file <FILE>>"
 )]
 pub(super) struct Arguments {
-    /// What to bind, or where to connect to, several with commas between them; behind it the frames of replies, `-` as
-    /// the last one: standard input. Write `--` before data that starts with `-`
+    /// What to bind, or where to connect to, several with commas between them; behind it the frames of
+    /// replies, `-` as the last one: standard input. Write `--` before data that starts with `-`
     #[arg(value_name = "ENDPOINT", required = true)]
     words: Vec<OsString>,
 

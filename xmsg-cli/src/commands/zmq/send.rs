@@ -47,18 +47,20 @@ Examples:
 
 /// Send messages over a ZeroMQ socket
 ///
-/// Each DATA is a frame of one message. Without any, standard input is its only frame; with -l each line of it is a
-/// message, without its newline, and DATA are the frames before it.
+/// Each DATA is a frame of one message. Without any, standard input is its only frame; with -l each line of
+/// it is a message, without its newline, and DATA are the frames before it.
 ///
-/// It connects unless told otherwise, and waits until a peer is there: for a second, or, when it is bound, for ever.
-/// PUSH and DEALER give each message to one peer after another, PUB and XPUB to those who subscribed to its first
-/// frame, XSUB to all. A bound PUB sends at once, and says so if nobody subscribed; --wait-sub waits. One that connects
-/// sends whatever the other side has told of subscriptions, which drops what it does not want.
+/// It connects unless told otherwise, and waits until a peer is there: for a second, or, when it is bound,
+/// for ever. PUSH and DEALER give each message to one peer after another, PUB and XPUB to those who
+/// subscribed to its first frame, XSUB to all. A bound PUB sends at once, and says so if nobody subscribed;
+/// --wait-sub waits. One that connects sends whatever the other side has told of subscriptions, which drops
+/// what it does not want.
 ///
-/// RADIO sends datagrams over `udp://`, each of two frames: a group, and what is for it. Nobody has to be there.
+/// RADIO sends datagrams over `udp://`, each of two frames: a group, and what is for it. Nobody has to be
+/// there.
 ///
-/// Exit code 3: there is nobody to connect to, or a socket whose type does not fit. Exit code 27: nobody has connected,
-/// or subscribed, in time. Exit code 1: not everything could be sent.
+/// Exit code 3: there is nobody to connect to, or a socket whose type does not fit. Exit code 27: nobody has
+/// connected, or subscribed, in time. Exit code 1: not everything could be sent.
 #[derive(Debug, Args)]
 #[command(after_help = after_help(EXAMPLES))]
 pub(super) struct Arguments {
@@ -70,7 +72,8 @@ pub(super) struct Arguments {
     #[arg(value_name = "ENDPOINT")]
     endpoint: String,
 
-    /// The frames of the message; `-` as the last one: standard input. Write `--` before data that starts with `-`
+    /// The frames of the message; `-` as the last one: standard input. Write `--` before data that starts
+    /// with `-`
     #[arg(value_name = "DATA")]
     data: Vec<OsString>,
 
@@ -97,8 +100,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     wait_sub: bool,
 
-    /// How long to wait for a peer, or a subscriber, such as 500ms or 10s [default: 1s when connecting, for ever when
-    /// bound or with --wait-sub]
+    /// How long to wait for a peer, or a subscriber, such as 500ms or 10s [default: 1s when connecting, for
+    /// ever when bound or with --wait-sub]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     timeout: Option<Duration>,
 

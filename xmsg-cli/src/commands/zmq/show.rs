@@ -13,8 +13,8 @@ use crate::render::{bytes_json, bytes_text};
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag on the command line")]
 pub(super) struct ShowOptions {
-    /// Write each message as an object of JSON on one line: time, length, frames, encodings (of each frame: utf-8 or
-    /// base64)
+    /// Write each message as an object of JSON on one line: time, length, frames, encodings (of each frame:
+    /// utf-8 or base64)
     #[arg(long, conflicts_with = "raw")]
     pub(super) json: bool,
 
