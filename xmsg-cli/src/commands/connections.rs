@@ -1,4 +1,4 @@
-//! `xmsg connections`: lists the connections of a proxy, or ends one of them.
+//! `xmsg connections`: who is connected to a proxy, and how to end one of them.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ use crate::stats::{Connection, SourceOptions, Stats, Sum};
 use crate::table::{self, size, time};
 
 const COLUMNS: [&str; 8] = ["SIDE", "ID", "PEER", "CONNECTED", "MESSAGES", "QUEUE", "DROPPED", "HELD UP"];
-/// The number of entries of one page, which is the largest that the server allows.
+/// Entries that are asked for at a time: as many as there may be.
 const PAGE: usize = 10_000;
 
 const EXAMPLES: &str = "\
@@ -34,12 +34,11 @@ Examples:
 
 /// List the connections of a running proxy, or end one of them
 ///
-/// For a subscriber, the list has the messages and bytes in its queue, the messages that were dropped for it,
-/// and how long publishers have waited for it. For a publisher, it says whether the publisher has already
-/// closed its connection while a slow subscriber blocks what it sent.
+/// For a subscriber, the list has the messages and bytes in its queue, the messages that were dropped for it, and how
+/// long publishers have waited for it. For a publisher, it says whether the publisher has already closed its connection
+/// while a slow subscriber blocks what it sent.
 ///
-/// The proxy itself lists the 1,000 most important connections; its HTTP server (--admin) lists all. Only the
-/// HTTP server can end one.
+/// The proxy itself lists the 1,000 most important connections; its HTTP server (--admin) lists all. Only the HTTP server can end one.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -64,8 +63,8 @@ pub(crate) struct Arguments {
 enum Action {
     /// End the connection of a publisher or subscriber; needs the token (--admin-token-file)
     ///
-    /// No other connection is ended, and publishers that waited for this one go on. What was queued for it is
-    /// lost. A client that reconnects by itself comes back; to keep it out, take away its rights.
+    /// No other connection is ended, and publishers that waited for this one go on. What was queued for it is lost. A client that
+    /// reconnects by itself comes back; to keep it out, take away its rights.
     #[command(after_help = END_EXAMPLES)]
     End {
         /// Its number, as `xmsg connections` shows it
@@ -109,7 +108,7 @@ async fn end(admin: &Admin, id: u32, as_json: bool) -> anyhow::Result<Exit> {
     let answer = admin.ask(Method::POST, &format!("/connections/{id}/end")).await?;
     if answer.status == StatusCode::NOT_FOUND {
         let text = answer.text();
-        // A server that does not know the path answers with an empty text.
+        // Whoever does not know the path says nothing.
         let why = if text.is_empty() {
             "it has no such path: is it a registrar, or an older proxy?".to_owned()
         } else {
@@ -129,10 +128,10 @@ async fn end(admin: &Admin, id: u32, as_json: bool) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Returns the connections that the HTTP server lists, which are all.
+/// Those that the HTTP server lists: all.
 async fn all(admin: &Admin, sort: &str) -> anyhow::Result<Vec<Connection>> {
     let mut connections = Vec::new();
-    // A connection may move from one page to the next, when others are made or end between two requests.
+    // Those who come and go between two pages may move one to the next.
     let mut known = BTreeSet::new();
     for offset in (0..).step_by(PAGE) {
         let path = format!("/connz?sort={sort}&limit={PAGE}&offset={offset}");
@@ -159,7 +158,7 @@ async fn all(admin: &Admin, sort: &str) -> anyhow::Result<Vec<Connection>> {
     Ok(connections)
 }
 
-/// Returns the connections that the proxy itself reports, which are as many as its answer has room for.
+/// Those that the proxy itself tells: as many as find room in its answer.
 async fn foremost(options: &SourceOptions, sort: &str) -> anyhow::Result<Vec<Connection>> {
     let mut source = options.open().await?;
     let (Stats { mut connections, connections_left_out, .. }, _) = source.ask().await?;
