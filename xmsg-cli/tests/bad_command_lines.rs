@@ -1,5 +1,5 @@
-//! Command lines that can't work: each ends with its exit code, and says what is wrong, where, and what to
-//! do.
+//! Command lines that cannot work. Each ends with its exit code, and the error says what is wrong, where, and
+//! what to do.
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use common::terminal::Terminal;
 use common::{Running, proxy, xmsg};
 
-/// Arguments, exit code, and words of the message. `{nowhere}` is an address where nobody listens, `{proxy}`
-/// and `{subscribers}` are ports of a proxy, `{folder}` is a folder, `{file}` a file.
+/// Arguments, exit code, and words of the error. `{nowhere}` is an address where nothing listens, `{proxy}`
+/// and `{subscribers}` are ports of a proxy, `{folder}` is a folder, `{file}` is a file.
 const ROWS: &[(&str, i32, &[&str])] = &[
     // Commands.
     ("pubb a b", 2, &["unrecognized subcommand 'pubb'", "'pub'"]),
@@ -19,7 +19,7 @@ const ROWS: &[(&str, i32, &[&str])] = &[
     ("registrar lst", 2, &["'lst'", "list"]),
     ("completions tcsh", 2, &["'tcsh'", "bash, elvish, fish"]),
     ("context", 2, &["Usage: xmsg context"]),
-    // What is missing, or too much.
+    // Missing or superfluous arguments.
     ("pub", 2, &["<TOPIC>", "Usage: xmsg pub"]),
     ("sub", 2, &["<TOPIC>"]),
     ("reply a", 2, &["what to reply?", "--echo"]),
@@ -45,7 +45,7 @@ const ROWS: &[(&str, i32, &[&str])] = &[
     ("connect add {folder}/none.toml", 1, &["cannot open {folder}/none.toml"]),
     ("connect list --proxy a", 2, &["'--proxy'"]),
     ("connect list --admin {nowhere}", 3, &["nobody serves HTTP", "xmsg-proxy --admin"]),
-    // Options that mean nothing there.
+    // Options that the command does not use.
     ("keygen --proxy a", 2, &["'--proxy'"]),
     ("keygen --server-key a", 2, &["'--server-key'"]),
     ("--server-key a keygen", 2, &["'--server-key' means nothing to `xmsg keygen`"]),
@@ -69,7 +69,7 @@ const ROWS: &[(&str, i32, &[&str])] = &[
     ("pub a b --rate 1/s", 2, &["not a rate"]),
     ("registrar run --port 99999", 2, &["give 0 to 65535"]),
     ("find a --filter --port 0", 2, &["give 1 to 65535"]),
-    // Lengths of time.
+    // Durations.
     ("pub a b --linger soon", 2, &["the unit `soon`", "ms, s, m"]),
     ("sub a --timeout 10parsecs", 2, &["'10parsecs' for '--timeout <DURATION>'", "the unit `parsecs`"]),
     ("sub a --timeout -1", 2, &["'-1' for '--timeout", "not a time"]),
@@ -94,7 +94,7 @@ const ROWS: &[(&str, i32, &[&str])] = &[
     ("registrar list --registrar a:0", 2, &["for --registrar: ", "can't be 0"]),
     ("connections --admin a:70000", 2, &["for --admin: ", "HOST:PORT"]),
     ("connections --admin https://a", 2, &["for --admin: ", "no TLS"]),
-    // Nobody there.
+    // Nothing listens at the address.
     (
         "ping -n 1 --proxy {nowhere}",
         3,
@@ -175,7 +175,7 @@ async fn each_says_what_is_wrong_and_what_to_do() {
                 ended.code, ended.stderr
             ));
         }
-        // Nobody has to know how a number is stored.
+        // Errors must not expose how a value is stored or parsed.
         for word in ["digit found", "target type", "os error 2) at path"] {
             assert!(!ended.stderr.contains(word), "xmsg {line}: {}", ended.stderr);
         }
@@ -183,8 +183,8 @@ async fn each_says_what_is_wrong_and_what_to_do() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A registrar that is not there is told at once, in one sentence: a client would wait for it until its time
-/// is up.
+/// A missing registrar is reported at once, in one sentence. The client itself would wait for it until its
+/// time limit.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registrar_that_is_not_there_is_told_at_once() {
     let started = Instant::now();
@@ -194,7 +194,7 @@ async fn a_registrar_that_is_not_there_is_told_at_once() {
     ended.failed(3, "Start one with `xmsg registrar run`");
 }
 
-/// Counts may be written as people write them.
+/// Counts may be written in short forms.
 #[tokio::test(flavor = "multi_thread")]
 async fn large_counts_can_be_written_in_short() {
     let (_proxy, address) = proxy().await;
@@ -204,7 +204,7 @@ async fn large_counts_can_be_written_in_short() {
     assert_eq!(subscriber.end().await.done().len(), 1000);
 }
 
-/// On a terminal, a password is typed twice and never seen.
+/// On a terminal, a password is typed twice and never shown.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_is_not_shown_on_a_terminal() {
     let folder = tempfile::tempdir().unwrap();

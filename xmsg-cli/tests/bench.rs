@@ -1,4 +1,4 @@
-//! `xmsg bench`: what it measures, and what it says.
+//! `xmsg bench`: what it measures and what it reports.
 
 mod common;
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 use xmsg_proxy::{Policy, Proxy};
 use xmsg_zmq::HighWaterMark;
 
-/// On a loaded machine, the proxy may take a while to answer.
+/// A time limit for the proxy that is long enough on a loaded machine.
 const PATIENT: [&str; 2] = ["--connect-timeout", "60s"];
 
 /// Runs a bench with `--json`.
@@ -30,18 +30,18 @@ fn real(value: &Value) -> f64 {
     value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
 }
 
-/// Checks that these are percentiles of so many times.
+/// Checks that these are percentiles of `count` times.
 fn assert_percentiles(times: &Value, count: u64) {
     assert_eq!(number(&times["count"]), count, "{times}");
     let names = ["min_us", "p50_us", "p90_us", "p99_us", "p99_9_us", "p99_99_us", "max_us"];
     let values = names.map(|name| real(&times[name]));
     assert!(values[0] > 0.0 && values.is_sorted(), "{times}");
     let mean = real(&times["mean_us"]);
-    // Values are kept to one part in a hundred or better.
+    // The histogram has a precision of one part in a hundred or better.
     assert!(mean >= values[0] * 0.98 && mean <= values[6] * 1.02, "{times}");
 }
 
-/// Checks that a file is an SVG with these texts in it: tags are closed in order, and references are known.
+/// Checks that a file is an SVG with these texts: tags are closed in order, and references are known.
 fn assert_svg(path: &Path, texts: &[&str]) {
     let svg = std::fs::read_to_string(path).expect("the plot is there");
     let mut open = Vec::new();
@@ -133,7 +133,8 @@ async fn without_a_mode_it_measures_throughput_for_a_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_proxy_drops_is_counted() {
-    // Room for one message or two: a publisher that is faster than the subscriber loses most.
+    // The queue has room for one or two messages, so a publisher that is faster than the subscriber loses
+    // most messages.
     let proxy =
         Proxy::bind("127.0.0.1:0").high_water_mark(HighWaterMark::bytes(100_000)).start().await.unwrap();
     let address = proxy.address().to_string();
@@ -179,7 +180,7 @@ async fn latency_counts_from_when_a_message_was_due() {
         assert!((real(&rates["rate_per_second"]) - rate).abs() < 1e-9);
         let published = number(&rates["published_messages"]);
         assert!(published <= messages, "{rates}");
-        // On a machine that is busy the rate may not be kept; then that is told.
+        // On a busy machine the rate may not be kept, and then the report says so.
         assert!(published == messages || rates["rate_kept"] == false, "{rates}");
         assert_eq!(rates["delivered_messages"], 2 * published, "{rates}");
         assert_eq!(rates["lost_messages"], 0);
@@ -300,7 +301,7 @@ async fn an_interrupt_tells_what_was_measured() {
         (&["subscribe", "--count", "1000000000"], "/subscriptions"),
         (&["sync", "--duration", "1h", "--warmup", "0"], "/replies"),
     ] {
-        // Connections and subscriptions are checked with requests.
+        // Connections and subscriptions are checked with control requests.
         let seen = || proxy.totals().received.messages + proxy.totals().requests;
         let before = seen();
         let more = ["--json", "--proxy", &address];

@@ -1,4 +1,4 @@
-//! `xmsg connect`: outgoing connections and channels of a proxy, through its HTTP server.
+//! `xmsg connect`: manages the outgoing connections and channels of a proxy through its HTTP server.
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
@@ -17,7 +17,7 @@ use xmsg_zmq::{Pull, SocketOptions};
 
 const TOKEN: &str = "token-0123456789abcdef";
 
-/// A proxy with a registry beside it, served over HTTP, and a folder for files.
+/// A proxy with a registry, an HTTP server, and a folder for files.
 struct Site {
     _proxy: Proxy,
     registry: Registry,
@@ -54,13 +54,13 @@ impl Site {
         self.start(arguments).end().await
     }
 
-    /// What it writes as JSON, one object a line.
+    /// Runs a command and returns its JSON output, one object per line.
     async fn json(&self, arguments: &[&str]) -> Vec<Value> {
         let text = self.ask(&[arguments, &["--json"]].concat()).await.text();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// What it says when all is well.
+    /// Runs a command that must succeed and say this.
     async fn said(&self, arguments: &[&str], says: &str) {
         let ended = self.ask(arguments).await;
         assert!(ended.stderr.contains(says), "{arguments:?}: {}", ended.stderr);
@@ -118,7 +118,7 @@ async fn entries_are_added_shown_changed_and_deleted() {
     let text = site.ask(&["list", "--sort", "channel"]).await.text();
     assert!(text.starts_with("channel\tfeed\t") && text.lines().count() == 1, "{text}");
 
-    // The name alone does not say which.
+    // The name alone is ambiguous.
     site.ask(&["show", "feed"]).await.failed(2, "choose one with --sort: outgoing, channel");
     let text = site.ask(&["show", "feed", "--sort", "outgoing"]).await.text();
     assert!(text.contains("definition.address") && text.contains(&address), "{text}");
@@ -166,7 +166,7 @@ async fn definitions_go_out_and_come_in_again() {
     site.said(&["import", &site.file(&other)], "imported: 0 connections, 1 outgoing connection, 0 channels")
         .await;
     assert_eq!(site.json(&["list"]).await[0]["name"], "b");
-    // From a pipe.
+    // The definitions may come from a pipe.
     let mut importing = site.start(&["import", "-", "--json"]);
     importing.stdin.take().unwrap().write_all(exported.as_bytes()).await.unwrap();
     assert_eq!(importing.end().await.text(), "{\"channels\":0,\"connections\":0,\"outgoing\":1}\n");
@@ -177,7 +177,7 @@ async fn definitions_go_out_and_come_in_again() {
 async fn errors_say_what_where_and_what_to_do() {
     let site = Site::new().await;
     let (_pull, address) = pull().await;
-    // What could be added before is said.
+    // The error says what was added before it.
     let two = push_to("a", &address) + &push_to("b", "udp://x");
     site.ask(&["add", &site.file(&two)]).await.failed(1, "there are outgoing \"a\" now");
     site.ask(&["add", &site.file(&push_to("b", "udp://x"))]).await.failed(1, "nor is anything else");
@@ -191,7 +191,7 @@ async fn errors_say_what_where_and_what_to_do() {
     site.ask(&["show", "none"]).await.failed(1, "`xmsg connect list`");
     site.ask(&["send", "none", "x"]).await.failed(1, "there is no outgoing \"none\"");
     site.ask(&["send", "a", "x", "--routing-key", "k"]).await.failed(1, "no exchange, routing key");
-    // Nobody answers there: it is bound, and nothing accepts.
+    // The port is bound, but nothing accepts connections.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let nobody = format!("tcp://{}", silent.local_addr().unwrap());
     site.ask(&["add", &site.file(&push_to("stuck", &nobody))]).await.done();
@@ -204,7 +204,7 @@ async fn errors_say_what_where_and_what_to_do() {
     site.ask(&["add", &site.file(&bound)]).await.done();
     site.ask(&["ping", "bound"]).await.failed(3, "it is ");
 
-    // Who may not.
+    // Requests without a valid token fail.
     let wrong = site.file("another-0123456789abcdef");
     std::fs::set_permissions(&wrong, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     for arguments in [&["list"][..], &["rm", "a", "--purge"], &["send", "a", "x"], &["export"]] {
@@ -214,7 +214,7 @@ async fn errors_say_what_where_and_what_to_do() {
         ask(&[]).await.failed(4, "--admin-token-file");
         ask(&["--admin-token-file", &wrong]).await.failed(4, "does not take the token");
     }
-    // A proxy that has none of it.
+    // The HTTP server of this proxy has no registry.
     let (proxy, _) = proxy().await;
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let sources = Sources { proxy: Some(proxy.monitor()), ..Sources::default() };
@@ -223,7 +223,8 @@ async fn errors_say_what_where_and_what_to_do() {
     xmsg(&["connect", "list", "--admin", &without]).await.failed(1, "enable them in the settings");
 }
 
-/// Answers one request after another with these, and returns what was asked.
+/// Starts a server that answers one request after another with these answers. Returns its address and the
+/// requests.
 async fn scripted(answers: Vec<String>) -> (String, tokio::task::JoinHandle<Vec<String>>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -292,7 +293,7 @@ async fn dead_letters_are_listed_sent_again_and_deleted() {
     }
 }
 
-/// Whatever answers there: it neither moves the terminal nor hangs the command.
+/// An answer can neither send control sequences to the terminal nor block the command.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_others_answer_does_no_harm() {
     let entry =

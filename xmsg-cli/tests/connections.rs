@@ -1,4 +1,4 @@
-//! `xmsg connections`: the list, and the end of one connection.
+//! `xmsg connections`: lists the connections of a proxy, and ends one of them.
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
@@ -12,7 +12,7 @@ use xmsg_proxy::admin::{Admin, Sources, Token};
 
 const TOKEN: &str = "token-0123456789abcdef";
 
-/// Serves HTTP for this proxy, and tells where.
+/// Serves HTTP for this proxy, and returns the address.
 fn serve(proxy: &Proxy, token: Option<&str>) -> (Admin, String) {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let sources = Sources { proxy: Some(proxy.monitor()), ..Sources::default() };
@@ -47,7 +47,7 @@ async fn a_connection_is_found_in_the_list_and_ended() {
     let rows: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let subscribers: Vec<_> = rows.iter().filter(|row| row["side"] == "subscriber").collect();
     assert_eq!(subscribers.len(), 2, "{listed}");
-    // The first of them has been here longest.
+    // The first subscriber has been connected longest.
     let (first, id) = (subscribers[0], subscribers[0]["id"].to_string());
     assert!(first["peer"].as_str().unwrap().starts_with("127.0.0.1:"), "{listed}");
     assert!(first["connected_s"].as_f64() > Some(0.0) && first["messages"].is_u64(), "{listed}");
@@ -63,7 +63,7 @@ async fn a_connection_is_found_in_the_list_and_ended() {
         ended.stderr
     );
     assert_eq!(ended.done(), b"");
-    // It comes back by itself, as another connection; whoever was not meant has stayed.
+    // The client reconnects, as another connection. All other connections stay.
     subscriber.said("connected to").await;
     ask(&["end", &id]).await.failed(1, "no publisher or subscriber has this ID");
     publish(&address, &["a", "y"], b"").await;
@@ -90,7 +90,7 @@ async fn errors_say_what_to_do() {
         ask(&["--admin-token-file", &path(&bad)]).await.failed(2, "visible ASCII");
         ask(&["--admin-token-file", "/does/not/exist"]).await.failed(1, "/does/not/exist");
     }
-    // Without a token, anybody on this machine may look, and nobody may end anything.
+    // Without a token, everybody on this machine may list connections, and nobody may end one.
     let (open, address) = serve(&proxy, None);
     assert_eq!(xmsg(&["connections", "--admin", &format!("http://{address}/")]).await.done(), b"");
     let good = file(TOKEN);
@@ -104,7 +104,7 @@ async fn errors_say_what_to_do() {
     xmsg(&["connections", "--sort", "peer", "end", "1"]).await.failed(2, "--sort");
 }
 
-/// Whatever answers there: it neither moves the terminal nor hangs the command.
+/// An answer can neither send control sequences to the terminal nor block the command.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_others_answer_does_no_harm() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -140,7 +140,7 @@ async fn what_others_answer_does_no_harm() {
     server.await.unwrap();
 }
 
-/// Where the proxy itself would not answer, its HTTP server tells the same.
+/// If the control requests of the proxy cannot be used, its HTTP server returns the same information.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_is_looked_at_over_http() {
     let (proxy, address) = proxy().await;

@@ -1,4 +1,4 @@
-//! Contexts: addresses and credentials in a file of the user, and what goes over them.
+//! Contexts: addresses and credentials in a file of the user, and which other sources take precedence.
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
@@ -48,15 +48,15 @@ async fn a_context_says_where_the_proxy_is() {
     user.run(&["context", "add", "away", "--proxy", "127.0.0.1:1", "--select"]).await.done();
     assert_eq!(std::fs::metadata(&user.file).unwrap().permissions().mode() & 0o777, 0o600);
     let ping = ["ping", "-n", "1"];
-    // The selected one, and the error says so.
+    // The selected context is used, and the error names it.
     let failed = user.run(&ping).await;
     let place = format!("This address is `proxy` of the context away ({}, line ", user.file);
     failed.failed(3, &place);
-    // One for this command, by option and by variable; the option goes over the variable.
+    // An option or a variable chooses the context for one command. The option takes precedence.
     user.run(&[&["--context", "lab"], &ping[..]].concat()).await.done();
     user.run_with(&[("XMSG_CONTEXT", "lab")], &ping).await.done();
     user.run_with(&[("XMSG_CONTEXT", "away")], &[&ping[..], &["--context", "lab"]].concat()).await.done();
-    // The environment goes over a context, an option over both.
+    // The environment takes precedence over a context, and an option over both.
     user.run_with(&[("XMSG_PROXY", &address)], &ping).await.done();
     let wrong =
         user.run_with(&[("XMSG_PROXY", "127.0.0.1:1")], &[&ping[..], &["--context", "lab"]].concat()).await;
@@ -85,7 +85,7 @@ async fn contexts_are_listed_shown_and_removed() {
     assert_eq!((&listed[1]["name"], &listed[1]["selected"]), (&"lab".into(), &false.into()));
     assert_eq!(listed[1]["values"]["registrar"], "10.0.0.8");
 
-    // Each value with where it comes from.
+    // Each value is shown with its source.
     let shown = user.run_with(&[("XMSG_ADMIN", "localhost:1")], &["context", "show", "lab"]).await.text();
     for line in [
         format!("proxy\t10.0.0.7\t`proxy` of the context lab ({}, line ", user.file),
@@ -112,7 +112,7 @@ async fn contexts_are_listed_shown_and_removed() {
     }
 }
 
-/// Commands at the same time do not undo each other's changes, and comments stay.
+/// Concurrent commands do not undo each other's changes, and comments are kept.
 #[tokio::test(flavor = "multi_thread")]
 async fn contexts_that_are_added_at_the_same_time_are_all_there() {
     const COUNT: usize = 24;
@@ -129,7 +129,7 @@ async fn contexts_that_are_added_at_the_same_time_are_all_there() {
         assert!(text.contains(comment), "{text}");
     }
     assert_eq!(std::fs::metadata(&user.file).unwrap().permissions().mode() & 0o777, 0o600);
-    // What is no file is not replaced by one.
+    // Something that is not an ordinary file is not replaced.
     let device = [("XMSG_CONFIG", "/dev/null")];
     let ended = user.run_with(&device, &["context", "add", "lab", "--proxy", "a"]).await;
     ended.failed(1, "cannot write the contexts to /dev/null: it is no ordinary file");
@@ -164,7 +164,7 @@ async fn a_context_has_no_value_that_nobody_could_use() {
     assert!(!std::path::Path::new(&user.file).exists());
 }
 
-/// A key in a context lets in, and an error about it says where it stands.
+/// The key of a context is accepted, and an error about it names its position.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_context_has_keys() {
     let user = User::new();
@@ -189,13 +189,13 @@ async fn a_context_has_keys() {
     let ping = [&["ping", "-n", "1"], &timeout[..]].concat();
     user.run(&ping).await.done();
 
-    // Without the key file, other keys are made up: the proxy lets nobody in that it does not know.
+    // Without the key file, new keys are generated, which the proxy does not know and rejects.
     user.run(&[&add[..], &["--force", "--select"]].concat()).await.done();
     let refused = user.run(&ping).await;
     refused.failed(4, "Taken from: `server-key` of the context lab (");
-    // An option can take away what the context says.
+    // An option can disable a value of the context.
     user.run(&[&ping[..], &["--server-key", ""]].concat()).await.failed(4, "CURVE");
-    // Two mechanisms at a time are told with both places.
+    // An error about two mechanisms names both sources.
     let both = user.run(&["ping", "--user", "me"]).await;
     both.failed(2, "line 7) means CURVE and --user means PLAIN");
     within("the end", proxy.stop(std::time::Duration::from_secs(5))).await;
@@ -220,12 +220,12 @@ async fn a_damaged_file_is_told_with_its_line_to_those_who_need_it() {
         for arguments in [&["keygen"][..], &["completions", "bash"], &["--help"], &["help", "connection"]] {
             user.run(arguments).await.done();
         }
-        // Whoever wants no context needs no file.
+        // A command without a context does not read the file.
         let nobody = ["--context", "", "ping", "--proxy", "127.0.0.1:1"];
         user.run(&nobody).await.failed(3, "127.0.0.1:1");
         assert_eq!(std::fs::read_to_string(&user.file).unwrap(), text);
     }
-    // A value that can't be used is told with its place, too.
+    // The error about an invalid value names its position, too.
     user.write("[contexts.lab]\nproxy = \"a:70000\"\n");
     let place = format!("for `proxy` of the context lab ({}, line 2): ", user.file);
     user.run(&["ping", "--context", "lab"]).await.failed(2, &place);
@@ -233,7 +233,7 @@ async fn a_damaged_file_is_told_with_its_line_to_those_who_need_it() {
     variable.failed(2, "invalid value 'a b' for XMSG_REGISTRAR in the environment: ");
 }
 
-/// Without `XMSG_CONFIG`, the file is where a user's settings are.
+/// Without `XMSG_CONFIG`, the file is in the configuration folder of the user.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_file_is_in_the_folder_for_configuration() {
     let home = tempfile::tempdir().unwrap();

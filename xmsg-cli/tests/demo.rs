@@ -1,4 +1,4 @@
-//! `xmsg demo`: nothing is lost.
+//! `xmsg demo` loses no message.
 
 mod common;
 
@@ -27,7 +27,7 @@ async fn nothing_is_lost() {
     }
 }
 
-/// A script reads the same totals as people do.
+/// A script reads the same totals that are shown to people.
 #[tokio::test(flavor = "multi_thread")]
 async fn totals_can_be_had_as_json() {
     let ended = xmsg(&["demo", "--for", "300ms", "--json", "--subscribers", "3", "--rate", "500"]).await;
@@ -45,7 +45,7 @@ async fn totals_can_be_had_as_json() {
     endless.signal("INT");
     let ended = endless.end().await;
     assert_eq!(ended.code, Some(130), "{}", ended.stderr);
-    // An interrupt before anything was at work leaves nothing to tell.
+    // An interrupt before the demo has started leaves nothing to report.
     if !ended.stdout.is_empty() {
         let totals: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
         assert_eq!(totals["interrupted"], true);

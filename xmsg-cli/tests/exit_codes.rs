@@ -1,4 +1,4 @@
-//! How `xmsg` ends, and what it says then.
+//! The exit codes of `xmsg`, and its last messages.
 
 mod common;
 
@@ -74,7 +74,7 @@ async fn the_time_runs_out() {
     assert_eq!(ended.stdout, b"a x\n");
     ended.failed(27, "timed out: 1 of 2 messages arrived");
 
-    // Without a count, time is all that was asked for.
+    // Without a count, only the time was requested.
     assert_eq!(xmsg(&["sub", "a", "--timeout", "50ms", "--proxy", &address]).await.done(), b"");
 }
 
@@ -91,7 +91,7 @@ async fn an_interrupt_writes_what_there_is() {
         assert_eq!(ended.code, Some(code), "{}", ended.stderr);
         assert!(ended.stderr.contains("received"), "{}", ended.stderr);
     }
-    // A subscriber that is blocked by whoever should read it.
+    // The subscriber is blocked, because nobody reads its output.
     let (mut blocked, stdout) = Running::start_unread(&["-v", "sub", "a", "--raw", "--proxy", &address]);
     blocked.said("subscribed").await;
     publish(&address, &["a", "{{Random 1000000}}", "--template", "--count", "4"], b"").await;
@@ -123,8 +123,8 @@ async fn what_could_not_be_sent_is_an_error() {
     publisher.end().await.failed(1, "2 of 3 messages could not be sent");
 }
 
-/// Whoever interrupts a publisher whose proxy is away learns what it waits for, and finds the exit code of an
-/// interrupt.
+/// A publisher whose proxy is away and that is interrupted says what it waits for, and has the exit code of
+/// an interrupt.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_publisher_says_what_it_waits_for() {
     let (proxy, address) = proxy().await;
@@ -146,7 +146,7 @@ async fn an_interrupted_publisher_says_what_it_waits_for() {
     assert!(said.contains(&address) && said.contains("interrupt again to end at once"), "{said}");
     patient.signal("INT");
     patient.end().await.failed(130, " not sent");
-    // Its input stays open: at its end, it would wait in any case.
+    // The input stays open, because the publisher would wait at its end in any case.
     let input = hasty.stdin.take();
     hasty.signal("TERM");
     hasty.end().await.failed(143, "1 of 2 messages could not be sent");
@@ -170,7 +170,7 @@ async fn a_publisher_at_the_end_of_its_input_says_what_it_waits_for() {
     publisher.end().await.failed(130, "1 message not sent");
 }
 
-/// With a time limit, a reader that has stalled keeps no subscriber from ending.
+/// With a time limit, a reader that has stalled does not keep a subscriber from ending.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_time_limit_holds_while_nobody_reads_the_output() {
     let (_proxy, address) = proxy().await;
@@ -186,7 +186,7 @@ async fn a_time_limit_holds_while_nobody_reads_the_output() {
     }
 }
 
-/// Errors about security call things what their user did.
+/// Errors about security name the option or variable that the user gave.
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_name_the_option_or_the_variable_that_was_given() {
     let key = "a".repeat(40);
@@ -215,7 +215,7 @@ async fn no_arguments_show_the_help() {
     assert!(xmsg(&["--version"]).await.text().starts_with("xmsg "));
 }
 
-/// A subscriber whose output nobody reads is too slow, and says what the proxy had to drop for it.
+/// A subscriber whose output nobody reads is too slow, and reports what the proxy had to drop for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscriber_that_is_too_slow_says_so() {
     let config = xmsg_proxy::Config {
@@ -231,7 +231,7 @@ async fn a_subscriber_that_is_too_slow_says_so() {
     while !dropped() {
         publish(&address, &["a", "{{Random 1000000}}", "--template", "--count", "40"], b"").await;
     }
-    // It hears of it when it reads on.
+    // The subscriber learns of the dropped messages when it reads on.
     let reading = tokio::spawn(async move { tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await });
     let note = slow.said("dropped by the proxy: this subscriber is too slow").await;
     assert!(note.starts_with("xmsg: ") && note.contains(" message"), "{note}");

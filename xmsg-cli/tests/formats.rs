@@ -1,4 +1,4 @@
-//! How messages are written, and what `xmsg pub` puts into them.
+//! How messages are written, and the content that `xmsg pub` gives them.
 
 mod common;
 
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use common::{Running, proxy, publish, xmsg};
 use serde_json::{Value, json};
 
-/// What a subscriber of `t` writes of the messages that are published so.
+/// Returns what a subscriber of `t` writes of messages that are published with these arguments.
 async fn written(sub: &[&str], messages: &[&[&str]]) -> String {
     let (_proxy, address) = proxy().await;
     let count = messages.len().to_string();
@@ -74,7 +74,7 @@ async fn a_dump_is_one_file_a_message() {
     assert_eq!(std::fs::read(dumps.join("00000001")).unwrap(), b"a\n");
     assert_eq!(std::fs::read(dumps.join("00000002")).unwrap(), b"");
 
-    // Nothing is overwritten.
+    // No file is overwritten.
     let subscriber = Running::subscribe(&address, &["t", "--dump", dumps.to_str().unwrap()]).await;
     publish(&address, &["t", "x"], b"").await;
     subscriber.end().await.failed(1, "give --dump an empty directory");
@@ -96,7 +96,7 @@ async fn a_report_counts_each_topic() {
     let lines: Vec<Vec<_>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
     let all = lines.iter().rposition(|line| line[3] == "all,").unwrap();
     assert_eq!(lines[all][2], "33", "{text}");
-    // 20 topics, and what is said of the rest.
+    // There are 20 topics and a line about the rest.
     assert_eq!(lines[all + 1..].len(), 21, "{text}");
     assert_eq!(lines.last().unwrap()[3..], ["10", "more", "topics"], "{text}");
 

@@ -1,4 +1,4 @@
-//! Help, completions and manual pages: all from the same definitions.
+//! Help, completions and manual pages, which are generated from the same definitions.
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
@@ -47,7 +47,7 @@ async fn shells_complete_what_is_there_and_nothing_else() {
         assert!(!script.contains("deregister\")"), "{shell}");
         assert!(script.contains("exit-codes"), "{shell}");
     }
-    // Under bash itself, after `xmsg keygen --`.
+    // The script runs in bash itself, after `xmsg keygen --`.
     let script = xmsg(&["completions", "bash"]).await.text();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&file, script).unwrap();
@@ -68,7 +68,7 @@ async fn shells_complete_what_is_there_and_nothing_else() {
     assert!(publish.contains("--server-key") && publish.contains("--proxy"), "{publish}");
     assert_eq!(complete("xmsg fin").trim(), "");
     assert_eq!(complete("xmsg registrar fin").trim(), "find");
-    // What there is help about: commands, those of commands, and pages.
+    // `xmsg help` completes commands, their subcommands, and pages.
     for (line, word) in [
         ("xmsg help con", "connections connect context connection"),
         ("xmsg help exit", "exit-codes"),
@@ -105,7 +105,7 @@ async fn every_command_has_its_manual_page() {
     xmsg(&["man", file.to_str().unwrap()]).await.failed(1, "cannot write manual pages to");
 }
 
-/// What `--quiet` leaves out are notes; errors and losses stay.
+/// `--quiet` suppresses notes, but neither errors nor losses.
 #[tokio::test(flavor = "multi_thread")]
 async fn quiet_says_nothing_but_errors() {
     let folder = tempfile::tempdir().unwrap();
@@ -140,7 +140,7 @@ async fn results_can_be_had_as_json() {
     assert_eq!(json(&xmsg(&["keygen", "--json", "--show", &path]).await.text()), made);
 }
 
-/// Old names and old forms go on working.
+/// Old names and old forms still work.
 #[tokio::test(flavor = "multi_thread")]
 async fn options_have_one_name_and_their_old_ones() {
     let mut registrar = Running::start(&["registrar", "--port", "0"]);

@@ -70,14 +70,14 @@ async fn what_a_script_reads_goes_on_after_a_restart() {
         loop {
             match xmsg_proxy::Proxy::bind(&address).start().await {
                 Ok(proxy) => return proxy,
-                // Somebody else may have the port for a moment.
+                // Another process may have the port for a moment.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
     })
     .await;
     assert_eq!(again.address().publish_port(), port);
-    // Whoever asks is a connection, too.
+    // The command that asks has a connection, too.
     within("a question", async {
         while again.publishers().iter().all(|one| one.received.messages == 0 && again.totals().requests < 4) {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,5 +1,5 @@
-//! What `xmsg record` writes is published again by `xmsg replay`, byte for byte and in time, whatever became
-//! of the file.
+//! `xmsg replay` publishes what `xmsg record` has written again, byte for byte and with the same times, even
+//! from a damaged file.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -16,10 +16,10 @@ use xmsg_core::{Connection, Message, Meta, Topic};
 use xmsg_proxy::security::settings::{Client, MechanismName, Settings};
 use xmsg_zmq::{Endpoint, HighWaterMark, Publisher, SocketOptions};
 
-/// A message of a file: its time, and its frames.
+/// A message of a file: its time and its frames.
 type Recorded = (u64, Vec<Vec<u8>>);
 
-/// Reads a whole file as docs/recording.md describes it, with nothing of the product.
+/// Reads a whole file as docs/recording.md describes it, with none of the product's code.
 fn read(path: &Path) -> Vec<Recorded> {
     fn number(bytes: &[u8]) -> usize {
         bytes.iter().rev().fold(0, |number, byte| number << 8 | usize::from(*byte))
@@ -62,8 +62,8 @@ fn read(path: &Path) -> Vec<Recorded> {
     }
 }
 
-/// Writes a file as the document describes it, without an index: with messages every 100 ms from the
-/// beginning on.
+/// Writes a file as docs/recording.md describes it, without an index. Its messages follow every 100 ms from
+/// the beginning.
 fn write<'a>(path: &Path, messages: &[impl AsRef<[&'a str]>]) {
     const START_NS: u64 = 1_700_000_000_000_000_000;
     let mut bytes = b"\x89XMR\r\n\x1a\n\x01\0\0\0\0\0\0\0".to_vec();
@@ -104,7 +104,7 @@ async fn info(path: &str) -> Value {
     serde_json::from_slice(&xmsg(&["record", "--info", path, "--json"]).await.done()).unwrap()
 }
 
-/// Waits until the file has so many messages.
+/// Waits until the file has this number of messages.
 async fn has(path: &str, messages: u64) {
     let there = async {
         while info(path).await["messages"] != messages {
@@ -120,7 +120,8 @@ fn folder() -> (tempfile::TempDir, impl Fn(&str) -> String) {
     (folder, move |name: &str| path.join(name).to_str().unwrap().to_owned())
 }
 
-/// What a subscriber to everything shows of a replay with these arguments that publishes `count` messages.
+/// Returns what a subscriber to everything writes of a replay with these arguments, which publishes `count`
+/// messages.
 async fn replayed(count: usize, arguments: &[&str]) -> String {
     let (_proxy, address) = proxy().await;
     let subscriber = Running::subscribe(&address, &["", "-n", &count.to_string()]).await;
@@ -128,7 +129,7 @@ async fn replayed(count: usize, arguments: &[&str]) -> String {
     subscriber.end().await.text()
 }
 
-/// Differences between the times of messages that follow one another, in milliseconds.
+/// Returns the differences between the times of successive messages, in milliseconds.
 fn spacing(messages: &[Recorded]) -> Vec<f64> {
     messages.windows(2).map(|pair| (pair[1].0 as f64 - pair[0].0 as f64) / 1e6).collect()
 }
@@ -176,7 +177,7 @@ async fn what_was_recorded_is_replayed_byte_for_byte_and_in_time() {
     assert!(ended.stderr.contains("recorded 60 messages"), "{}", ended.stderr);
     ended.done();
 
-    // On a machine that has much else to do, timers are late now and then; but not each time.
+    // On a busy machine timers are sometimes late, but not in every attempt.
     let mut off = f64::INFINITY;
     for _ in 0..5 {
         let arguments = [&path("second"), "-n", &COUNT.to_string(), "--zstd", "--force"];
@@ -257,7 +258,7 @@ async fn info_tells_what_is_in_a_file() {
     assert_eq!(serde_json::from_slice::<Value>(&checked).unwrap(), json);
 }
 
-/// A recorder that is killed loses what came in the last moment, and nothing that was in the file.
+/// A recorder that is killed loses what arrived in the last moment, but nothing that was in the file.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recorder_that_is_killed_leaves_a_file_that_loads() {
     let (_proxy, address) = proxy().await;
@@ -339,7 +340,7 @@ async fn files_are_rotated_by_size() {
     for (n, (_, frames)) in all.iter().enumerate() {
         assert!(frames[2].starts_with(format!("{} ", n + 1).as_bytes()), "in order");
     }
-    // The index comes on top.
+    // The index is added to the size.
     assert!(parts.iter().all(|part| part.metadata().unwrap().len() < (20 << 10) + 500));
     assert_eq!(info(parts[1].to_str().unwrap()).await["part"], 2);
 
@@ -347,7 +348,7 @@ async fn files_are_rotated_by_size() {
     replay.extend(parts.iter().map(|part| part.to_str().unwrap()));
     assert_eq!(replayed(100, &replay).await.lines().count(), 100);
 
-    // None of them is overwritten, unless told to; then none of the old ones is left.
+    // No file is overwritten without `--force`. With it, none of the old files is left.
     let again = [&["record", "--proxy", &address][..], &arguments].concat();
     xmsg(&again).await.failed(2, "day.00001.xmr is there already");
     let running = record(&address, &[&arguments[..4], &["-n", "1", "--force"]].concat()).await;
@@ -414,7 +415,7 @@ async fn a_part_of_a_recording_is_replayed() {
         let arguments = [&[file.as_str(), "--speed", "max"], arguments].concat();
         assert_eq!(replayed(count, &arguments).await, expected, "{arguments:?}");
     }
-    // Several files, one after another.
+    // Several files are published one after another.
     assert_eq!(replayed(10, &[&file, &file, "--speed", "max"]).await.lines().nth(5), Some("a:1 0"));
 }
 
@@ -434,7 +435,8 @@ async fn a_replay_has_its_speed() {
         let taken = started.elapsed();
         running.end().await.done();
         assert!(taken >= Duration::from_secs_f64(40.0 * interval_ms / 1e3), "{taken:?} for {arguments:?}");
-        // From the first to the last. No message is early; a late one makes the next ones no later.
+        // The time is that from the first message to the last. No message is early, and a late one does not
+        // delay the next ones.
         let span: f64 = spacing(&read(Path::new(&again))).into_iter().sum();
         let off = span - 40.0 * interval_ms;
         assert!((-100.0..2000.0).contains(&off), "off by {off} ms for {arguments:?}");
@@ -453,7 +455,7 @@ async fn a_loop_goes_on_until_it_is_interrupted() {
     assert_eq!(text.lines().filter(|line| *line == "a:1 0").count(), 5);
     replay.signal("INT");
     assert_eq!(replay.end().await.code, Some(130));
-    // Nothing to publish is no reason to go round in circles.
+    // A loop without anything to publish ends.
     xmsg(&["replay", &file, "--loop", "--topic", "none", "--proxy", &address]).await.done();
 }
 
@@ -501,7 +503,7 @@ async fn topics_of_any_bytes_are_recorded_and_replayed() {
     }
 }
 
-/// Totals for scripts: the same numbers that people read.
+/// The totals for scripts are the numbers that are shown to people.
 #[tokio::test(flavor = "multi_thread")]
 async fn totals_can_be_had_as_json() {
     let (_proxy, address) = proxy().await;
@@ -532,7 +534,7 @@ async fn totals_can_be_had_as_json() {
     }
     assert_eq!(replayed["damaged"], false);
 
-    // What failed has its totals, too.
+    // A run that failed has totals, too.
     let arguments = ["record", &path("late"), "t", "--json", "-n", "2", "--timeout", "50ms"];
     let late = xmsg(&[&arguments[..], &["--proxy", &address]].concat()).await;
     let totals: Value = serde_json::from_slice(&late.stdout).unwrap();
@@ -545,7 +547,7 @@ async fn totals_can_be_had_as_json() {
     assert_eq!((stopped.code, &totals["interrupted"]), (Some(130), &true.into()));
 }
 
-/// Requests to the proxy that were recorded would be requests again.
+/// If recorded control requests were published again, the proxy would handle them as requests.
 #[tokio::test(flavor = "multi_thread")]
 async fn control_requests_are_recorded_if_asked_for_and_never_replayed() {
     let (_proxy, address) = proxy().await;
@@ -569,7 +571,7 @@ async fn a_disk_that_is_full_is_told_and_what_was_written_can_be_read() {
     let (_folder, path) = folder();
     for (name, option) in [("plain", None), ("zstd", Some("--zstd"))] {
         let file = path(name);
-        // No file of this process may have more than 512 KiB.
+        // Files of this process may have at most 512 KiB.
         let script = "trap '' XFSZ; ulimit -f 512; exec \"$@\"";
         let mut command = tokio::process::Command::new("bash");
         command.args(["-c", script, "bash", env!("CARGO_BIN_EXE_xmsg"), "record", &file, "t"]);
@@ -604,7 +606,8 @@ async fn a_disk_that_is_full_is_told_and_what_was_written_can_be_read() {
     ended.failed(1, "cannot write /dev/full");
 }
 
-/// A recorder that was stopped while much came reads on, and says what the proxy could not keep for it.
+/// A recorder that was stopped while many messages arrived continues, and reports what the proxy had to drop
+/// for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_proxy_dropped_is_told() {
     let config = xmsg_proxy::Config {
@@ -629,8 +632,8 @@ async fn what_the_proxy_dropped_is_told() {
     assert!(info(&file).await["index"] == true);
 }
 
-/// What waits to be written has a bound: then nothing more is taken from the proxy, and everything that was
-/// taken is recorded.
+/// The memory for what waits to be written is limited. At the limit, nothing more is read from the proxy, and
+/// everything that was read is recorded.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_is_too_slow_holds_the_recorder_up() {
     let config = xmsg_proxy::Config {
@@ -658,7 +661,8 @@ async fn a_disk_that_is_too_slow_holds_the_recorder_up() {
         connection.publish(&message).await.unwrap();
         connection.flush(Duration::from_secs(60)).await.unwrap();
         published += 1;
-        // 64 MiB that wait, 16 MiB that were received, and what is between them and in buffers of the system.
+        // The total is 64 MiB that wait, 16 MiB that were received, and what is in between and in buffers of
+        // the operating system.
         assert!(published < 2000, "it takes whatever comes");
     }
     go.send(()).unwrap();
@@ -690,7 +694,7 @@ trait FailedLate {
 }
 
 impl FailedLate for Ended {
-    /// As `failed`, of a process that has said other things before.
+    /// Checks a failure as `failed` does, for a process that has written other lines before.
     fn failed_late(self, code: i32, says: &str) {
         assert_eq!(self.code, Some(code), "{}", self.stderr);
         assert!(self.stderr.contains(says), "expected {says:?} in: {}", self.stderr);
@@ -732,8 +736,8 @@ async fn what_cannot_be_done_is_told() {
     assert_eq!(read(Path::new(&path("new"))), []);
 }
 
-/// Where a client may not subscribe to everything, a recorder has its topics confirmed all the same, and both
-/// kinds of messages get through.
+/// If a client may not subscribe to everything, its topics are still confirmed, and both kinds of messages
+/// get through.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_allowed_is_recorded_and_replayed_encrypted() {
     let (folder, path) = folder();
@@ -760,8 +764,8 @@ async fn what_is_allowed_is_recorded_and_replayed_encrypted() {
     assert!(!Path::new(&path("none")).exists());
 }
 
-/// A proxy with CURVE that knows one client, which has these rights. Their keys are in the folder,
-/// `proxy.key` and `client.key`. Returns the public key of the proxy, too.
+/// Starts a proxy with CURVE that knows one client with these rights. The keys are in the folder, as
+/// `proxy.key` and `client.key`. Returns also the public key of the proxy.
 async fn closed_proxy(
     folder: &Path,
     subscribe: Vec<String>,
@@ -783,8 +787,8 @@ async fn closed_proxy(
     (proxy, public)
 }
 
-/// Whoever may not publish all topics of a recording hears of it before the first message goes out, from its
-/// index or without one.
+/// If a topic of a recording may not be published, the command fails before the first message, with or
+/// without an index.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_that_is_not_allowed_does_not_begin() {
     let (folder, path) = folder();
@@ -807,7 +811,7 @@ async fn a_replay_that_is_not_allowed_does_not_begin() {
     let witness = Running::subscribe(&address, &[&["a", "b", "c", "-n", "5"], &security[..]].concat()).await;
     for file in [&without_index, &with_index] {
         let again = |arguments: &[&'static str]| [&[file.as_str()], arguments, &security[..]].concat();
-        // It would take minutes.
+        // At this speed, the replay would take minutes.
         let refused = replay(&address, &again(&["--speed", "0.001"])).await;
         refused.failed(
             4,
@@ -816,7 +820,7 @@ async fn a_replay_that_is_not_allowed_does_not_begin() {
         let refused = replay(&address, &again(&["--rename", "a:=x:"])).await;
         refused.failed(4, "not allowed to publish to c:3");
     }
-    // What is left out, or gets another topic, matters to nobody.
+    // Rights for topics that are left out or renamed are not needed.
     let max = [&[with_index.as_str(), "--speed", "max"], &security[..]].concat();
     replay(&address, &[&max[..], &["--topic", "a:"]].concat()).await.done();
     replay(&address, &[&max[..], &["--topic", "c:", "--rename", "c:=a:"]].concat()).await.done();
@@ -825,7 +829,7 @@ async fn a_replay_that_is_not_allowed_does_not_begin() {
     assert_eq!(witness.end().await.text(), "a:1 x\na:2 x\na:3 x\nb:1 x\nb:2 x\n");
 }
 
-/// The commands at the beginning of docs/recording.md, as they stand there.
+/// Runs the commands at the beginning of docs/recording.md as they are.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_of_the_document_work() {
     let document = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/recording.md");
@@ -866,7 +870,7 @@ async fn the_commands_of_the_document_work() {
     }
 }
 
-/// No figure of time is asserted; see docs/recording.md for what was measured with a release build.
+/// No time is checked; docs/recording.md has the measurements with a release build.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_messages_are_recorded_without_a_loss() {
     const COUNT: u64 = 100_000;

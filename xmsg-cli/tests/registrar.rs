@@ -1,4 +1,4 @@
-//! `xmsg registrar`, and the commands that ask one: `register`, `deregister`, `find`, `list`.
+//! `xmsg registrar`, and the commands that use one: `register`, `deregister`, `find`, `list`.
 
 mod common;
 
@@ -7,7 +7,8 @@ use std::time::Duration;
 use common::{Running, within, xmsg};
 use serde_json::json;
 
-/// Starts `xmsg registrar` at a free port and waits until it is ready. Returns its address and what it said.
+/// Starts `xmsg registrar` at a free port and waits until it is ready. Returns its address and its first
+/// line.
 async fn registrar(arguments: &[&str]) -> (Running, String, String) {
     let mut running = Running::start(&[&["registrar", "--port", "0"], arguments].concat());
     let line = running.said("Ctrl-C ends it").await;
@@ -15,12 +16,12 @@ async fn registrar(arguments: &[&str]) -> (Running, String, String) {
     (running, address, line)
 }
 
-/// What a command that asks the registrar at this address has printed; it has done what it should.
+/// Returns the output of a command that uses the registrar at this address. The command must succeed.
 async fn ask(address: &str, arguments: &[&str]) -> String {
     xmsg(&[arguments, &["--registrar", address, "--registrar-timeout", "30s"]].concat()).await.text()
 }
 
-/// The lines of that, sorted.
+/// Returns the lines of this output, sorted.
 async fn lines(address: &str, arguments: &[&str]) -> Vec<String> {
     let mut lines: Vec<_> = ask(address, arguments).await.lines().map(str::to_owned).collect();
     lines.sort();
@@ -32,7 +33,7 @@ async fn register(address: &str, topic: &str, name: &str, owner: &str, proxy: &s
     assert_eq!(ask(address, &arguments).await, "", "standard output is for data");
 }
 
-/// Ends it as a user does.
+/// Interrupts a registrar, as a user does.
 async fn interrupt(running: Running) -> String {
     running.signal("INT");
     let ended = running.end().await;
@@ -105,7 +106,7 @@ async fn json_has_one_object_on_each_line() {
     let mut all = objects(&["list", "--json"]).await;
     all.sort_by_key(|object| object["role"].to_string());
     assert_eq!(all, [bass, fan]);
-    // A tab in a description is none between columns.
+    // A tab in a description does not separate columns.
     assert_eq!(ask(&address, &["find", "rock"]).await.matches('\t').count(), 4);
 }
 
@@ -118,11 +119,11 @@ async fn registrations_are_taken_back() {
     }
     let count = async |arguments: &[&str]| lines(&address, arguments).await.len();
     assert_eq!(count(&["list"]).await, 8);
-    // The port does not matter, the host does.
+    // The port does not matter, but the host does.
     let removal = ["deregister", "x:y", "--name", "a", "--publisher", "--proxy", "10.0.0.7:9000"];
     assert_eq!(ask(&address, &removal).await, "");
     assert_eq!((count(&["list", "-p"]).await, count(&["list", "-s"]).await), (3, 4));
-    // What is not there can be taken back, too.
+    // Removing a registration that does not exist succeeds.
     ask(&address, &removal).await;
     assert_eq!(count(&["list"]).await, 7);
     ask(&address, &["deregister", "--all-of", "10.0.0.8"]).await;
@@ -153,7 +154,7 @@ async fn a_registrar_that_was_killed_knows_everything_again() {
     let before = lines(&address, &["list"]).await;
     assert_eq!(before.len(), 2);
 
-    // Two can't keep the same file.
+    // Two registrars cannot use the same file.
     let second = xmsg(&[&["registrar", "--port", "0"], &snapshot[..]].concat()).await;
     second.failed(1, "another registrar");
 
@@ -163,7 +164,7 @@ async fn a_registrar_that_was_killed_knows_everything_again() {
     assert!(line.contains("with 2 registrations"), "{line}");
     assert_eq!(lines(&address, &["list"]).await, before);
 
-    // And once more after an end in good order.
+    // The registrations also survive a graceful shutdown.
     interrupt(running).await;
     let (_running, _, line) = registrar(&snapshot).await;
     assert!(line.contains("with 2 registrations"), "{line}");
@@ -238,7 +239,7 @@ async fn usage_errors_say_what_is_wrong() {
     }
 }
 
-/// Whoever can register chooses what others see in a terminal.
+/// A client that registers chooses text that others see on a terminal.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_others_registered_does_no_harm_to_a_terminal() {
     let (running, address, _) = registrar(&[]).await;
@@ -255,7 +256,7 @@ async fn what_others_registered_does_no_harm_to_a_terminal() {
     assert_eq!((&read["name"], &read["description"]), (&bad.into(), &bad.into()));
     interrupt(running).await;
 
-    // A registrar chooses what it says, too.
+    // A registrar also chooses the text of its replies.
     let replier = xmsg_zmq::Replier::new(xmsg_zmq::SocketOptions::default());
     let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = endpoint.to_string().strip_prefix("tcp://").unwrap().to_owned();

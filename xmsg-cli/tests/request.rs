@@ -14,7 +14,7 @@ async fn reply(address: &str, arguments: &[&str]) -> Running {
     running
 }
 
-/// What a request with these arguments and this input has printed; it has been answered.
+/// Returns the output of a request with these arguments and this input. The request must succeed.
 async fn ask(address: &str, arguments: &[&str], input: &[u8]) -> String {
     let mut running = Running::start(&[&["req", "--proxy", address, "--timeout", "30s"], arguments].concat());
     if !input.is_empty() {
@@ -109,7 +109,7 @@ async fn a_command_makes_the_reply() {
     assert_eq!(ask(&address, &["upper", "hello"], b"").await, "HELLO\n");
     upper.end().await.done();
 
-    // It need not read its input.
+    // The command need not read its input.
     let command = r#"printf '%s is %s' "$XMSG_TOPIC" "$XMSG_MIME""#;
     let about = reply(&address, &["about", "--command", command, "--mime", "text/string", "-n", "1"]).await;
     let long = vec![b'x'; 1 << 20];
@@ -166,7 +166,7 @@ async fn a_request_knows_that_its_proxy_has_gone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_are_killed_with_all_that_they_started() {
     let (_proxy, address) = proxy().await;
-    // Whoever is left has our standard error open, and then its end does not come.
+    // A process that survived would keep our standard error open, so that its end would never be reached.
     let command = "echo at work >&2; sleep 600 | cat; true";
     let mut late = reply(&address, &["a", "--command", command, "--command-timeout", "0.3", "-n", "1"]).await;
     let asker = Running::start(&["req", "a", "x", "--proxy", &address, "--timeout", "60s"]);
@@ -189,7 +189,7 @@ async fn commands_run_side_by_side_if_they_may() {
     let dir = tempfile::tempdir().unwrap();
     let fifo = dir.path().join("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    // Each of them waits until the other one is there.
+    // Each command waits until the other one is running.
     let fifo = fifo.to_str().unwrap();
     let command = format!("if [ $XMSG_TOPIC = meet:a ]; then cat '{fifo}'; else echo met | tee '{fifo}'; fi");
     let arguments = ["meet", "--command", &command, "--concurrency", "2", "-n", "2"];
@@ -203,7 +203,7 @@ async fn commands_run_side_by_side_if_they_may() {
 async fn messages_that_await_no_reply_are_ignored_and_counted() {
     let (_proxy, address) = proxy().await;
     let replier = reply(&address, &["a", "yes", "-n", "1"]).await;
-    // What it has got, the replier has got, too.
+    // When this subscriber has received the messages, the replier has, too.
     let witness = Running::subscribe(&address, &["a", "-n", "2"]).await;
     publish(&address, &["a", "x", "--count", "2"], b"").await;
     witness.end().await.done();
@@ -222,7 +222,7 @@ async fn a_request_waits_for_a_subscriber() {
     let other = Running::subscribe(&address, &["other"]).await;
     let echo = reply(&address, &["a", "--echo", "-n", "2"]).await;
     assert_eq!(asker.end().await.text(), "x\n");
-    // Who is there already is not waited for.
+    // A subscriber that already exists is not waited for.
     assert_eq!(ask(&address, &["a", "y", "--wait-sub"], b"").await, "y\n");
     echo.end().await.done();
 

@@ -1,4 +1,4 @@
-//! Views on a terminal, through a real pseudo-terminal. What they showed is kept as text in
+//! Views on a terminal, tested with a real pseudo-terminal. What they showed is kept as text in
 //! `target/tmp/screens`.
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
@@ -11,7 +11,7 @@ use common::terminal::{Terminal, keep};
 use common::{Running, proxy, within};
 use xmsg_proxy::Proxy;
 
-/// What the demo shows once it is at work: the slow subscriber has lost something.
+/// Returns whether the demo is running: the slow subscriber has lost messages.
 fn is_at_work(text: &str) -> bool {
     let dropped =
         text.lines().find(|line| line.starts_with("archive")).and_then(|line| line.split_whitespace().last());
@@ -19,9 +19,9 @@ fn is_at_work(text: &str) -> bool {
         && dropped.is_some_and(|dropped| dropped != "0" && dropped.starts_with(|c: char| c.is_ascii_digit()))
 }
 
-/// The addresses and commands that the demo tells.
+/// Returns the words of a command that the demo shows.
 fn told(text: &str, command: &str) -> Vec<String> {
-    // A command that doesn't fit goes on in the next line, as a shell understands it.
+    // A command that does not fit continues in the next line, as a shell accepts it.
     let text = text.replace("\\\n", "");
     let line =
         text.lines().find(|line| line.contains(command)).unwrap_or_else(|| panic!("no {command:?}: {text}"));
@@ -30,7 +30,7 @@ fn told(text: &str, command: &str) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_is_a_picture_that_others_take_part_in() {
-    // The commands that it tells can be pasted, also where the program's path is longer than a line.
+    // The commands that are shown can be pasted, even if the path of the program is longer than a line.
     let directory = tempfile::tempdir().unwrap();
     let program_of = |length: usize| {
         let missing = length.saturating_sub(directory.path().as_os_str().len() + "//xmsg".len());
@@ -55,7 +55,7 @@ async fn the_demo_is_a_picture_that_others_take_part_in() {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
-        // Commands that need another line take it from the last topics, and the screen says so.
+        // Commands that need another line take it from the list of topics, and the screen says so.
         assert!(text.contains(" K") || rows == 24 && text.contains(" more"), "{text}");
         assert!(!text.contains("xmsg:control"), "{text}");
         assert!(demo.written().contains("\x1b[1"), "there are colours or bold letters");
@@ -77,7 +77,8 @@ async fn the_demo_is_a_picture_that_others_take_part_in() {
     }
 }
 
-/// The picture of the README is this one, after a minute: `XMSG_TEST_PICTURE=FILE` has it written there.
+/// Writes the picture of the README, which shows the demo after a minute, to a file:
+/// `XMSG_TEST_PICTURE=FILE`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_screen_can_be_drawn_as_a_picture() {
     let file = std::env::var_os("XMSG_TEST_PICTURE");
@@ -89,7 +90,7 @@ async fn a_screen_can_be_drawn_as_a_picture() {
     let svg = demo.svg();
     assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"), "{svg}");
     assert!(svg.contains(">beam:current ") && svg.contains("fill=\"#e3b341\""), "{svg}");
-    // What is open is closed, and nothing stands between tags that is none.
+    // All tags are closed, and no text between them looks like a tag.
     assert_eq!(svg.matches("<text ").count(), svg.matches("</text>").count());
     if let Some(file) = file {
         std::fs::write(file, &svg).unwrap();
@@ -115,7 +116,7 @@ async fn the_demo_follows_the_size_of_its_terminal_and_asks_for_no_colours_where
                 && !written.contains(&format!("[38;5;{}m", colour - 30))
         );
     }
-    // Ctrl-C, which is a key now.
+    // In raw mode, Ctrl-C is a key.
     demo.press("\x03");
     assert_eq!(demo.end().await, Some(130));
     assert!(demo.written().contains("\x1b[?1049l"), "the terminal is as it was");
@@ -141,7 +142,7 @@ async fn without_a_terminal_or_with_a_time_the_demo_writes_lines() {
     assert_eq!(within("the end", dumb.end()).await, Some(130));
 }
 
-/// Publishes once to each of so many topics, again and again, and to number 7 a hundred times as often.
+/// Publishes repeatedly: once to each of `count` topics, and a hundred times as often to number 7.
 fn publish_to_many(address: &str, count: u32) -> tokio::task::JoinHandle<()> {
     let connection = xmsg_core::Connection::new(address).unwrap();
     tokio::spawn(async move {
@@ -233,7 +234,7 @@ async fn top_names_who_is_slow_and_outlives_a_restart_of_the_proxy() {
             if let Ok(proxy) = Proxy::bind(&address).start().await {
                 return proxy;
             }
-            // Somebody else may have the port for a moment.
+            // Another process may have the port for a moment.
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })
@@ -293,7 +294,8 @@ async fn publishing_to_nobody_is_told_on_a_terminal() {
     assert_eq!(on_terminal(&["pub", "t:x", "hello"]).await, said("t:x", "message"));
     assert_eq!(on_terminal(&["pub", "t", "hello", "-n", "3"]).await, said("t", "3 messages"));
     assert_eq!(on_terminal(&["-q", "pub", "t:x", "hello"]).await, "");
-    // Who reads standard error later could not do anything about it any more.
+    // A program that captures standard error gets no such note, because it comes too late for its user to
+    // react.
     let ended = common::xmsg(&["pub", "t:x", "hello", "--proxy", &address]).await;
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
 
@@ -301,7 +303,8 @@ async fn publishing_to_nobody_is_told_on_a_terminal() {
     assert_eq!(on_terminal(&["pub", "t:x", "hello"]).await, "");
     assert_eq!(on_terminal(&["pub", "t:x", "hello", "--wait-sub"]).await, "");
     assert_eq!(subscriber.end().await.text(), "t:x hello\nt:x hello\n");
-    // Behind all that the proxy subscribes to itself, and gone as soon as it has its message.
+    // The topics lie before and after those that the proxy itself subscribes to. The subscriber leaves as
+    // soon as it has its message.
     for topic in ["a", "zz"] {
         let subscriber = Running::subscribe(&address, &[topic, "-n", "1"]).await;
         assert_eq!(on_terminal(&["pub", topic, "hello"]).await, "");
@@ -346,13 +349,14 @@ async fn a_replay_to_nobody_is_told_on_a_terminal_and_in_its_totals() {
     assert_eq!(on_terminal(&["--topic", "t:2"]).await, said("t:2", "message"));
     assert_eq!(on_terminal(&["-q"]).await, "");
     assert_eq!(on_terminal(&["--topic", "none"]).await, "");
-    // Who reads standard error later could not do anything about it any more.
+    // A program that captures standard error gets no such note, because it comes too late for its user to
+    // react.
     assert_eq!(totals(&[]).await, (String::new(), String::new()));
     let (_, noted) = totals(&["-v"]).await;
     assert!(noted.ends_with(" bytes); nobody subscribed to them\n"), "{noted}");
     assert!(totals(&["--json"]).await.0.contains("\"nobody_subscribed\":true"));
 
-    // One subscriber of one topic is enough, and may go as soon as it has its message.
+    // One subscriber of one topic is enough, and it may leave as soon as it has its message.
     let subscriber = Running::subscribe(&address, &["t:5", "-n", "3"]).await;
     assert_eq!(on_terminal(&[]).await, "");
     let (_, noted) = totals(&["-v"]).await;

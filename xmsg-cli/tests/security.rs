@@ -1,4 +1,4 @@
-//! Keys and passwords: made by `xmsg`, used by `xmsg`.
+//! Keys and passwords that `xmsg` makes and uses.
 
 mod common;
 
@@ -9,7 +9,7 @@ use xmsg_core::security::read_key_file;
 use xmsg_proxy::Proxy;
 use xmsg_proxy::security::settings::{Client, MechanismName, Settings};
 
-/// A proxy with this section in its configuration.
+/// Starts a proxy with this section in its configuration.
 async fn proxy(folder: &std::path::Path, settings: &Settings) -> (Proxy, String) {
     let (mechanism, rules) = settings.load(folder).expect("good settings");
     let proxy = Proxy::bind("127.0.0.1:0").security(mechanism, rules).start().await.expect("free ports");
@@ -92,7 +92,7 @@ async fn passwords_are_set_and_let_in() {
     xmsg(&[&publish[..], &["--user", "alice"]].concat()).await.failed(2, "--password-file");
 }
 
-/// What we may not do is said on both sides: to whoever publishes, too, whose messages a proxy drops.
+/// Missing rights are reported to subscribers and also to publishers, whose messages a proxy drops.
 #[tokio::test(flavor = "multi_thread")]
 async fn forbidden_topics_are_told_to_whoever_publishes_and_subscribes() {
     let folder = tempfile::tempdir().unwrap();
@@ -117,7 +117,7 @@ async fn forbidden_topics_are_told_to_whoever_publishes_and_subscribes() {
         let running = Running::start(&[arguments, &connect[..]].concat());
         running.end().await
     };
-    // Published messages are refused while they are published, not only at the end.
+    // The missing right is reported during publishing, not only at the end.
     for arguments in [
         &["pub", "bad:a", "1"][..],
         &["pub", "bad:a", "1", "-n", "1e12", "--rate", "10"],
@@ -137,7 +137,7 @@ async fn forbidden_topics_are_told_to_whoever_publishes_and_subscribes() {
     ] {
         run(arguments, "3s").await.failed(4, &format!("not allowed to subscribe to {topic}"));
     }
-    // A bench needs to do both, and says so before it measures that everything is lost.
+    // A bench needs both rights. It reports a missing one before it measures, and not as lost messages.
     let bench = async |arguments: &[&str], verb: &str, topic: &str| {
         let ended = run(&[&["bench"], arguments].concat(), "50s").await;
         assert!(ended.stdout.is_empty(), "{arguments:?}");
@@ -158,7 +158,7 @@ async fn forbidden_topics_are_told_to_whoever_publishes_and_subscribes() {
     run(&["sub", "ok:a", "--timeout", "50ms"], "50s").await.done();
 }
 
-/// The mechanism that a proxy wants becomes the options to give.
+/// The error names the options for the mechanism that the proxy requires.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_proxy_wants_is_told_as_options() {
     let folder = tempfile::tempdir().unwrap();
@@ -200,7 +200,7 @@ async fn what_a_proxy_wants_is_told_as_options() {
             ended.failed(4, &format!("the proxy at {address} does not let us in: {wants}"));
         }
     }
-    // A variable that is in the way is named.
+    // The error names a variable that selects the wrong mechanism.
     let variable = [("XMSG_SERVER_KEY", server.trim())];
     let ended = Running::start_with(&variable, &["ping", "-n", "1", "--proxy", &open]).end().await;
     ended.failed(4, "Taken from: XMSG_SERVER_KEY in the environment.");

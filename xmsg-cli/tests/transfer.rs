@@ -1,4 +1,4 @@
-//! What is published arrives, byte for byte, however it is cut into messages.
+//! Published data arrives byte for byte, however it is split into messages.
 
 mod common;
 
@@ -10,12 +10,12 @@ use tokio::io::AsyncReadExt;
 use xmsg_core::{Connection, Topic};
 use xmsg_zmq::{Endpoint, Publisher, SocketOptions};
 
-/// How many messages, published with which arguments, from which input; and what arrives.
+/// The number of messages, the arguments and the input for publishing, and the data that arrives.
 type Case<'a> = (usize, &'a [&'a str], &'a [u8], &'a [u8]);
 
 const ALL: [&str; 3] = ["t", "--raw", "-n"];
 
-/// What a subscriber writes of `count` messages that are published so.
+/// Returns what a subscriber writes of `count` messages that are published with these arguments.
 async fn transferred(count: usize, arguments: &[&str], input: &[u8]) -> Vec<u8> {
     let (_proxy, address) = proxy().await;
     let subscriber = Running::subscribe(&address, &[&ALL, &[count.to_string().as_str()][..]].concat()).await;
@@ -23,7 +23,7 @@ async fn transferred(count: usize, arguments: &[&str], input: &[u8]) -> Vec<u8> 
     subscriber.end().await.done()
 }
 
-/// Lines of all lengths with all bytes but newline, and no newline at the end.
+/// Makes lines of all lengths with all bytes except newline, without a newline at the end.
 fn lines(len: usize) -> Vec<u8> {
     let mut random = 1_u64;
     let mut data = Vec::with_capacity(len);
@@ -49,7 +49,8 @@ async fn a_file_of_lines_arrives_byte_for_byte() {
     assert!(arrived == data, "{} bytes of {}", arrived.len(), data.len());
 }
 
-/// Has a shell run the command in README.md that starts so, in this directory. The shell becomes the command.
+/// Runs, in a shell in this directory, the command in README.md that begins with `start`. The shell is
+/// replaced by the command.
 fn from_readme(start: &str, dir: &Path, address: &str) -> tokio::process::Child {
     let mut commands = include_str!("../../README.md").lines().filter_map(|line| line.strip_prefix("$ "));
     let command = commands.find(|command| command.starts_with(start));
@@ -90,7 +91,7 @@ async fn the_commands_of_the_readme_copy_a_file_byte_for_byte() {
         assert!(std::process::Command::new("kill").args(["-s", "INT", &id]).status().unwrap().success());
         assert_eq!(within("the end", subscriber.wait()).await.unwrap().code(), Some(130));
         assert!(std::fs::read(&copy).unwrap() == data);
-        // The next subscription is to be the next subscriber's.
+        // The next subscription must be that of the next subscriber.
         let gone = async {
             while connection.has_subscriber(&log) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -119,7 +120,7 @@ async fn small_inputs_arrive_as_they_are() {
         (1, &["--", "-5"], b"", b"-5"),
         (4, &["-l"], b"a\r\n\n\0\nb", b"a\r\0b"),
         (4, &["-l", "--keep-newline"], b"a\r\n\n\0\nb", b"a\r\n\n\0\nb"),
-        // From when -l alone kept newlines.
+        // This is the form from before -l alone removed newlines.
         (4, &["-l", "--chomp"], b"a\r\n\n\0\nb", b"a\r\0b"),
         (3, &["-0"], b"a\n\0\0b", b"a\nb"),
         (1, &["--hex", "00 0a FF"], b"", b"\0\n\xff"),
@@ -165,14 +166,14 @@ async fn what_is_longer_than_a_message_can_be_is_refused() {
     for arguments in [&["-l"][..], &[]] {
         let mut publisher = Running::start(&[&["pub", "t", "--proxy", &address], arguments].concat());
         let mut stdin = publisher.stdin.take().unwrap();
-        // It may end before it has read all.
+        // The publisher may end before it has read all input.
         let _ = within("input", tokio::io::AsyncWriteExt::write_all(&mut stdin, &data)).await;
         drop(stdin);
         publisher.end().await.failed(1, "is longer than");
     }
 }
 
-/// What is said of a line that is too large, and which of the others arrive.
+/// Returns which lines arrive if one of them is too large, and the errors.
 async fn with_a_large_line(proxy: xmsg_proxy::Builder, large: usize, unit: &[&str]) -> (Vec<u8>, String) {
     let proxy = proxy.start().await.expect("the ports are free");
     let address = proxy.address().to_string();
@@ -206,7 +207,7 @@ async fn one_line_that_is_too_large_is_named_and_the_others_arrive() {
     let (arrived, said) = with_a_large_line(proxy(), 2 << 20, &["-0"]).await;
     assert_eq!(arrived, b"onetwofour");
     assert!(said.contains("message 3 was not published to t: "), "{said}");
-    // Longer than any message can be: not even all of it is read into memory.
+    // The line is longer than any message may be. It is not even read into memory as a whole.
     let (arrived, said) = with_a_large_line(xmsg_proxy::Proxy::bind("127.0.0.1:0"), 70 << 20, &["-l"]).await;
     assert_eq!(arrived, b"onetwofour");
     assert!(said.contains("line 3 was not published to t: ") && said.contains("is longer than"), "{said}");
@@ -217,13 +218,13 @@ async fn a_closed_pipe_ends_quietly() {
     let (_proxy, address) = proxy().await;
     let (mut idle, stdout) = Running::start_unread(&["-v", "sub", "t", "--proxy", &address]);
     idle.said("subscribed").await;
-    // Where a closed pipe cannot be seen, the next messages tell.
+    // Where a closed pipe cannot be detected, writing the next messages fails.
     let mut busy =
         Running::start(&["pub", "t", "x", "--count", "1000000000", "--rate", "100", "--proxy", &address]);
     drop(stdout);
     let ended = idle.end().await;
     assert_eq!(ended.code, Some(0));
-    // What -v says, and nothing else.
+    // Only the notes of -v are written.
     let expected =
         |line: &str| ["xmsg: subscribed", "xmsg: received"].iter().any(|start| line.starts_with(start));
     assert!(ended.stderr.lines().all(expected), "{}", ended.stderr);
@@ -255,7 +256,7 @@ async fn messages_of_plain_publishers_are_shown_and_confirmations_are_not() {
     let (proxy, address) = proxy().await;
     let everything = Running::subscribe(&address, &["", "-n", "3"]).await;
     let json = Running::subscribe(&address, &["t", "-n", "1", "--json"]).await;
-    // It asks the proxy after `t`, which is for nobody else.
+    // This subscriber checks its subscription to `t`, and nobody else may see the answer.
     let raw = Running::subscribe(&address, &["t", "-n", "3", "--raw", "-l"]).await;
     let publisher = Publisher::new(SocketOptions::default());
     publisher.connect(Endpoint::tcp("127.0.0.1", proxy.address().publish_port()));

@@ -1,4 +1,4 @@
-//! Plain ZeroMQ sockets and devices: against each other, and against libzmq.
+//! Plain ZeroMQ sockets and devices, tested with each other and with libzmq.
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
@@ -16,14 +16,14 @@ use tokio::process::{Child, ChildStdout, Command};
 
 const ANYWHERE: &str = "tcp://127.0.0.1:0";
 
-/// Starts `xmsg zmq` with these arguments, which bind, and returns its endpoint.
+/// Starts `xmsg zmq` with these arguments, which bind a socket, and returns the endpoint.
 async fn bound(arguments: &[&str]) -> (Running, String) {
     let mut running = Running::start(&[&["zmq"], arguments].concat());
     let endpoint = endpoint(&mut running, "bound to ").await;
     (running, endpoint)
 }
 
-/// The endpoint behind these words on standard error.
+/// Returns the endpoint that follows these words on standard error.
 async fn endpoint(running: &mut Running, words: &str) -> String {
     let line = running.said(words).await;
     let (_, rest) = line.split_once(words).unwrap_or_else(|| panic!("{words:?} in {line:?}"));
@@ -34,7 +34,7 @@ async fn zmq(arguments: &[&str]) -> Ended {
     xmsg(&[&["zmq"], arguments].concat()).await
 }
 
-/// A socket of libzmq, `tests/peers/zmq_socket.py`. It is killed when dropped.
+/// A socket of libzmq, run by `tests/peers/zmq_socket.py`. It is killed when dropped.
 struct Peer {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -61,7 +61,7 @@ impl Peer {
         peer
     }
 
-    /// Waits for the line that begins so, and returns the rest of it.
+    /// Waits for a line that begins with this word, and returns the rest of the line.
     async fn says(&mut self, word: &str) -> String {
         let line = within(word, self.lines.next_line()).await.unwrap().expect("it goes on");
         line.strip_prefix(word).unwrap_or_else(|| panic!("{word:?} in {line:?}")).trim().to_owned()
@@ -72,7 +72,7 @@ impl Peer {
     }
 }
 
-/// The messages that `zmq_socket.py` sends and receives, as lines.
+/// Returns the messages that `zmq_socket.py` sends and receives, as lines.
 fn numbered(count: usize) -> String {
     (0..count).flat_map(|number| [number.to_string(), "\tdata\n".to_owned()]).collect()
 }
@@ -84,7 +84,7 @@ async fn frames_go_from_one_socket_to_another() {
         assert_eq!(zmq(&["send", sender, &endpoint, "a", "", "two\twords\n", "-n", "2"]).await.text(), "");
         assert_eq!(receiving.end().await.text(), "a\t\ttwo\\twords\na\t\ttwo\\twords\n");
     }
-    // The other end binds.
+    // Here the sender binds.
     let (sending, endpoint) = bound(&["send", "PUSH", "--bind", ANYWHERE, "x"]).await;
     assert_eq!(zmq(&["recv", "PULL", &endpoint, "-n", "1"]).await.text(), "x\n");
     sending.end().await.done();
@@ -106,7 +106,7 @@ async fn input_becomes_messages() {
         let count = output.lines().count().to_string();
         let (receiving, endpoint) = bound(&["recv", "PULL", "--bind", ANYWHERE, "-n", &count]).await;
         let mut sending = Running::start(&[&["zmq", "send", "PUSH", &endpoint], *arguments].concat());
-        // Whoever needs no input may have ended.
+        // A command that needs no input may have ended before.
         let _ = sending.stdin.as_mut().unwrap().write_all(input).await;
         sending.end().await.done();
         assert_eq!(receiving.end().await.text(), *output, "{arguments:?}");
@@ -139,7 +139,7 @@ async fn messages_are_written_as_asked_for() {
     let expected =
         json!({"time": null, "length": 2, "frames": ["a", "/w=="], "encodings": ["utf-8", "base64"]});
     assert_eq!(value, expected);
-    // A ROUTER has the name of the peer in front.
+    // A ROUTER adds the identity of the peer as the first frame.
     let (receiving, endpoint) = bound(&["recv", "ROUTER", "--bind", ANYWHERE, "-n", "1"]).await;
     zmq(&["send", "DEALER", &endpoint, "--identity", "me", "", "hello"]).await.done();
     assert_eq!(receiving.end().await.text(), "me\t\thello\n");
@@ -184,7 +184,7 @@ async fn publishers_wait_for_subscribers_or_say_that_there_are_none() {
     let ended = zmq(&["send", "PUB", "--bind", ANYWHERE, "a", "--wait-sub", "--timeout", "50ms"]).await;
     ended.failed_after_notes(27, "nobody subscribed to a within 50ms");
 
-    // The subscriber binds, and the publisher connects.
+    // Here the subscriber binds and the publisher connects.
     let (subscriber, endpoint) = bound(&["recv", "SUB", "--bind", ANYWHERE, "-n", "1"]).await;
     let ended = zmq(&["send", "XPUB", &endpoint, "a", "b", "--wait-sub"]).await;
     assert!(!ended.stderr.contains("nobody") && ended.code == Some(0), "{}", ended.stderr);
@@ -192,7 +192,7 @@ async fn publishers_wait_for_subscribers_or_say_that_there_are_none() {
 }
 
 impl Ended {
-    /// As [`failed`](Self::failed), behind what was told before.
+    /// Checks a failure as [`failed`](Self::failed) does, for a process that has written notes before.
     #[track_caller]
     fn failed_after_notes(self, code: i32, says: &str) {
         assert_eq!(self.code, Some(code), "{}", self.stderr);
@@ -213,7 +213,7 @@ async fn an_xpub_shows_subscriptions() {
             bound(&[&["recv", "XPUB", "--bind", ANYWHERE, "-n", "2"], arguments].concat()).await;
         let mut subscriber = Running::start(&["-v", "zmq", "recv", "SUB", &endpoint, "--topic", "a\tb"]);
         subscriber.said("connected to").await;
-        // It is subscribed once it is connected; that is undone when it goes.
+        // The subscription exists as soon as it is connected, and ends when the subscriber disconnects.
         subscriber.signal("INT");
         assert_eq!(subscriber.end().await.code, Some(130));
         assert_eq!(watching.end().await.text().lines().collect::<Vec<_>>(), lines);
@@ -270,7 +270,7 @@ async fn who_is_not_there_is_told() {
         assert!(!ended.stderr.contains("xmsg-proxy"), "{}", ended.stderr);
         ended.failed_after_notes(*code, says);
     }
-    // Whoever comes later is found.
+    // A peer that starts later is found.
     let folder = tempfile::tempdir().unwrap();
     let endpoint = format!("ipc://{}/a,b", folder.path().display());
     let mut receiving = Running::start(&["zmq", "recv", "PULL", &endpoint, "-n", "1"]);
@@ -287,12 +287,12 @@ async fn a_type_that_does_not_fit_the_peer_is_told() {
         |other: &str, ours: &str| format!("is a PULL, and a {ours} talks to {other}: give another type");
     zmq(&["send", "PUB", &endpoint, "x"]).await.failed(3, &says("SUB or XSUB", "PUB"));
     zmq(&["recv", "SUB", &endpoint]).await.failed(3, &says("PUB or XPUB", "SUB"));
-    // A request has no other type.
+    // The type of a request socket is fixed.
     let says = "is a PULL, and a REQ talks to REP or ROUTER: give another endpoint";
     zmq(&["req", &endpoint, "x"]).await.failed(3, says);
 }
 
-/// At the side that is bound.
+/// The same mismatch is reported by the bound socket.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bound_socket_tells_once_of_a_peer_that_does_not_fit() {
     let (mut receiving, endpoint) = bound(&["recv", "PULL", "--bind", ANYWHERE]).await;
@@ -300,7 +300,7 @@ async fn a_bound_socket_tells_once_of_a_peer_that_does_not_fit() {
     zmq(&["send", "XPUB", &endpoint, "x"]).await.failed(3, "is a PULL, and an XPUB talks to SUB or XSUB");
     receiving.said(says).await;
     zmq(&["send", "XPUB", &endpoint, "x"]).await.failed(3, "is a PULL");
-    // libzmq goes before it has told its own type.
+    // libzmq disconnects before it has announced its own type.
     let _peer = Peer::start(&["PUB", "connect", &endpoint, "send", "1"]).await;
     receiving
         .said("closed the connection when it was told that this socket is of type PULL: does its own")
@@ -311,7 +311,7 @@ async fn a_bound_socket_tells_once_of_a_peer_that_does_not_fit() {
     let ended = receiving.end().await;
     assert_eq!(ended.stderr.matches(says).count(), 1, "{}", ended.stderr);
 
-    // The wrong end of a device.
+    // Here the socket connects to the wrong end of a device.
     let (mut device, [front, back, _]) = device("queue", &[]).await;
     let says = "this is its frontend, and a REP connects to its backend";
     zmq(&["rep", "--connect", &front, "--echo"]).await.failed_after_notes(3, says);
@@ -333,7 +333,7 @@ async fn a_bound_socket_tells_once_of_a_peer_that_does_not_fit() {
     replying.said("a device has its frontend here, and has to connect with its backend").await;
 }
 
-/// Messages of the script have nine bytes.
+/// The messages of the script have nine bytes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_above_the_limit_is_told_with_the_option_that_raises_it() {
     let small = ["--max-message-size", "5"];
@@ -350,7 +350,7 @@ async fn a_message_above_the_limit_is_told_with_the_option_that_raises_it() {
     let peer = Peer::start(&["PUSH", "bind", "tcp://127.0.0.1:*", "send", "1"]).await;
     let receiving = ["recv", "PULL", &peer.endpoint, "-n", "1", "--max-message-size", "9"];
     assert_eq!(zmq(&receiving).await.text(), numbered(1));
-    // The reply comes back with the request, which has its own empty frame besides.
+    // The peer sends the request back as its reply; a request has an additional empty frame.
     let peer = Peer::start(&["REP", "bind", "tcp://127.0.0.1:*", "echo"]).await;
     let asked = zmq(&["req", &peer.endpoint, "12345678", "--max-message-size", "10"]).await;
     assert!(asked.code == Some(1) && asked.stderr.contains("above the limit"), "{}", asked.stderr);
@@ -372,7 +372,7 @@ async fn what_is_above_the_limit_is_not_sent() {
     ended.failed_after_notes(1, says);
 }
 
-/// libzmq tells of its subscriptions when the program uses the socket.
+/// libzmq sends its subscriptions only when the program uses the socket.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscriber_that_is_busy_gets_what_was_sent_to_it() {
     let mut peer = Peer::start(&["SUB", "bind", "tcp://127.0.0.1:*", "receive", "1", "--late"]).await;
@@ -430,7 +430,7 @@ async fn what_a_bound_socket_waits_for_is_told_once() {
     sending.said(&says).await;
     assert_eq!(zmq(&["recv", "PULL", &endpoint, "-n", "1"]).await.text(), "x\n");
     assert_eq!(sending.end().await.stderr.matches(&says).count(), 1);
-    // Nobody looks on.
+    // Without a terminal, no note about waiting is written.
     let ended = zmq(&["send", "PUSH", "--bind", ANYWHERE, "x", "--timeout", "1500ms"]).await;
     assert!(!ended.stderr.contains("waiting"), "{}", ended.stderr);
     let sending = ["zmq", "send", "PUB", "--bind", ANYWHERE, "x", "--wait-sub"];
@@ -450,7 +450,7 @@ async fn a_topic_with_a_wildcard_is_told_to_be_none() {
     ended.failed_after_notes(0, says);
 }
 
-/// A peer that ends together with us is no news.
+/// A peer that ends together with the command is not reported.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_ends_with_the_command_is_not_told() {
     for _ in 0..3 {
@@ -460,7 +460,7 @@ async fn a_connection_that_ends_with_the_command_is_not_told() {
         assert_eq!(ended.text(), "a\n");
         sending.end().await.done();
     }
-    // Of one that goes on without its peer it is.
+    // A peer that ends while the command continues is reported.
     let (sending, endpoint) = bound(&["send", "PUSH", "--bind", ANYWHERE, "a"]).await;
     let mut receiving = Running::start(&["zmq", "recv", "PULL", &endpoint]);
     sending.end().await.done();
@@ -493,7 +493,7 @@ async fn several_endpoints_are_one_word() {
     sending.type_in(&b"a\n".repeat(10)).await;
     let ended = sending.end().await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-    // Turn about.
+    // Messages are distributed round robin.
     assert_eq!(one.end().await.text() + &other.end().await.text(), "a\n".repeat(10));
     let ended = zmq(&["send", "PUSH", &first, &second, "--timeout", "1ms"]).await;
     assert!(ended.stderr.contains("is sent as data: several endpoints are one word"), "{}", ended.stderr);
@@ -588,7 +588,7 @@ async fn keys_and_passwords_are_checked() {
     echo.end().await.done();
 }
 
-/// Ours sends what the script receives, and the other way round.
+/// Our sockets send what the script receives, and receive what it sends.
 #[tokio::test(flavor = "multi_thread")]
 async fn libzmq_understands_all_of_it() {
     for (ours, theirs) in [("PUSH", "PULL"), ("PAIR", "PAIR"), ("DEALER", "DEALER")] {
@@ -632,7 +632,7 @@ async fn libzmq_understands_all_of_it() {
     echo.end().await.done();
 }
 
-/// Starts a device, and returns its frontend, its backend, and where its messages are copied to.
+/// Starts a device, and returns its frontend, its backend, and the endpoint for copies of its messages.
 async fn device(kind: &str, more: &[&str]) -> (Running, [String; 3]) {
     let ends = ["--frontend", ANYWHERE, "--backend", ANYWHERE, "--capture", ANYWHERE];
     let mut running = Running::start(&[&["device", kind], &ends[..], more].concat());
@@ -644,7 +644,7 @@ async fn device(kind: &str, more: &[&str]) -> (Running, [String; 3]) {
     (running, [front, back, capture])
 }
 
-/// What the device has counted, once it is told to end.
+/// Interrupts a device and returns its counts.
 async fn counts(running: Running, signal: &str, code: i32) -> Value {
     running.signal(signal);
     let ended = running.end().await;
@@ -664,7 +664,7 @@ async fn a_forwarder_passes_publications_and_subscriptions_on() {
     assert_eq!(counts["forward"], json!({"messages": 3, "bytes": 48, "dropped": 0}));
     assert!(counts["backward"]["messages"].as_u64() >= Some(1), "{counts}");
 
-    // libzmq at both ends.
+    // Here both peers are sockets of libzmq.
     let (_running, [front, back, _]) = device("forwarder", &[]).await;
     let mut subscriber = Peer::start(&["SUB", "connect", &back, "receive", "5"]).await;
     let _publisher = Peer::start(&["XPUB", "connect", &front, "send", "5"]).await;
@@ -705,7 +705,7 @@ async fn a_queue_passes_requests_and_replies_on() {
     Peer::start(&["REQ", "connect", &front, "ask", "5"]).await.says("done").await;
 }
 
-/// A copy of everything goes to whoever looks on.
+/// An observer gets a copy of every message.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_through_a_device_can_be_watched() {
     let (running, [front, back, capture]) = device("streamer", &["--json"]).await;
@@ -720,18 +720,18 @@ async fn what_goes_through_a_device_can_be_watched() {
     assert!(counts["forward"]["messages"].as_u64() >= Some(2), "{counts}");
 }
 
-/// Of those in front of it, too, when there is nobody behind it.
+/// Messages that the device has received count as dropped at its end, if there is no peer to send them to.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_in_a_device_at_its_end_counts_as_dropped() {
     let (mut running, [front, ..]) = device("streamer", &["--json", "-v", "--linger", "100ms"]).await;
     zmq(&["send", "PUSH", &front, "task", "-n", "10"]).await.done();
-    // All of it has been read.
+    // The device has read all messages.
     running.said("has gone").await;
     let counts = counts(running, "INT", 130).await;
     assert_eq!(counts["forward"], json!({"messages": 0, "bytes": 0, "dropped": 10}));
 }
 
-/// A device may connect at either end.
+/// Each end of a device may connect instead of binding.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_connects_where_it_is_told_to() {
     let (worker, there) = bound(&["recv", "PULL", "--bind", ANYWHERE, "-n", "1"]).await;
@@ -746,14 +746,15 @@ async fn a_device_connects_where_it_is_told_to() {
     xmsg(&taken).await.failed_after_notes(2, "192.0.2.1");
 }
 
-/// A command of an example, in a shell. Dropping it ends all of its processes.
+/// A command of an example, run by a shell. Dropping it kills all of its processes.
 struct Shell {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Shell {
-    /// What it names is in this folder: sockets, too, instead of ports that others may have.
+    /// Starts the command. Its files are in this folder, and its ports are replaced by Unix sockets there,
+    /// because other processes may use the ports.
     fn start(line: &str, folder: &Path) -> Self {
         let mut line = line.to_owned();
         for host in ["*", "localhost", "a", "far"] {
@@ -786,7 +787,7 @@ impl Drop for Shell {
     }
 }
 
-/// Waits until somebody has bound a socket in this folder.
+/// Waits until a socket is bound in this folder.
 async fn a_socket_in(folder: &Path) {
     loop {
         let entries = std::fs::read_dir(folder).unwrap();
@@ -798,8 +799,8 @@ async fn a_socket_in(folder: &Path) {
     }
 }
 
-/// Every example of the help, what is run beside it, and the first line that one of the two writes: `<` the
-/// example, `>` the other one.
+/// All examples of the help: the example, the command that is run beside it, and the first line that one of
+/// them writes. `<` means the example, and `>` the other command.
 const EXAMPLES: &[(&str, &str, &str)] = &[
     ("xmsg zmq recv PULL --bind tcp://*:5557", "xmsg zmq send PUSH tcp://*:5557 x --timeout 1m", "<x"),
     ("xmsg zmq send PUSH tcp://localhost:5557 'a task'", "xmsg zmq recv PULL --bind tcp://*:5557", ">a task"),
@@ -945,7 +946,7 @@ async fn every_example_does_what_it_says() {
         for file in ["tasks", "app.log", "question"] {
             std::fs::write(folder.path().join(file), "one\n").unwrap();
         }
-        // In place of the program: it shows its argument, and then its input.
+        // This script replaces `jq`: it writes its argument and then its input.
         let jq = folder.path().join("jq");
         std::fs::write(&jq, "#!/bin/sh\necho \"$1\"\nexec cat\n").unwrap();
         std::fs::set_permissions(&jq, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
@@ -957,11 +958,11 @@ async fn every_example_does_what_it_says() {
         });
         let has_datagrams = example.contains("udp://");
         if has_datagrams && example.contains("RADIO") {
-            // Nobody waits for the other side.
+            // A RADIO does not wait for a DISH, so it is repeated.
             example = format!("while :; do {example}; sleep 0.02; done");
         }
         let mut other = Shell::start(&beside, folder.path());
-        // Those that give up soon find their peer there.
+        // Examples that soon give up must find their peer ready.
         if (example.starts_with("xmsg zmq send") || example.starts_with("xmsg zmq req"))
             && !example.contains("--bind")
             && !has_datagrams
@@ -979,13 +980,13 @@ async fn every_example_does_what_it_says() {
     }
 }
 
-/// Messages up to their last byte, of any number of peers, take no more memory than the process may have:
-/// whoever takes most is ended.
+/// Unfinished messages of any number of peers never use more memory than the process may have: the peer that
+/// uses the most is disconnected.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
 async fn unfinished_messages_do_not_end_a_device() {
     const MIB: usize = 1 << 20;
-    // 800 MiB of addresses, half of which peers may take.
+    // The address space is limited to 800 MiB, and peers may use half of it.
     let limited = r#"ulimit -v 819200; exec "$0" "$@""#;
     let ends = ["--frontend", ANYWHERE, "--backend", ANYWHERE];
     let mut command = Command::new("sh");
@@ -1016,7 +1017,7 @@ async fn unfinished_messages_do_not_end_a_device() {
             }
             std::io::Result::Ok(())
         };
-        // It may be one of those that are ended.
+        // This peer may be one of those that are disconnected.
         let _ = within("the message", sending).await;
         peers.push(peer);
     }

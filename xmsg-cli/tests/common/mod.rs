@@ -1,4 +1,4 @@
-//! The `xmsg` process as tests see it: started, waited for, and killed when it takes too long.
+//! Runs `xmsg` processes in tests: starts them, waits for them, and kills them when they take too long.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "a helper of tests is a test")]
@@ -15,15 +15,15 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use xmsg_proxy::Proxy;
 
-/// No step of a test may take longer.
+/// The time limit for each step of a test.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// The result of `step`, unless it takes too long.
+/// Returns the result of `step`, unless it takes too long.
 pub async fn within<T>(what: &str, step: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, step).await.unwrap_or_else(|_| panic!("{what}: not within {LIMIT:?}"))
 }
 
-/// A proxy with its defaults, and the address to give to `--proxy`.
+/// Starts a proxy with default settings. Returns it with the address for `--proxy`.
 pub async fn proxy() -> (Proxy, String) {
     let proxy = Proxy::bind("127.0.0.1:0").start().await.unwrap();
     let address = proxy.address().to_string();
@@ -39,7 +39,7 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// The output of a process that has done what it should.
+    /// Returns the output of a process that must have succeeded.
     #[track_caller]
     pub fn done(self) -> Vec<u8> {
         assert_eq!(self.code, Some(0), "{}", self.stderr);
@@ -51,7 +51,7 @@ impl Ended {
         String::from_utf8(self.done()).unwrap()
     }
 
-    /// Checks exit code and message of a process that has failed.
+    /// Checks exit code and error of a process that must have failed.
     #[track_caller]
     pub fn failed(self, code: i32, says: &str) {
         assert_eq!(self.code, Some(code), "{}", self.stderr);
@@ -61,7 +61,7 @@ impl Ended {
     }
 }
 
-/// A process at work. Dropping it kills it.
+/// A running process. Dropping it kills it.
 pub struct Running {
     child: Child,
     name: String,
@@ -72,12 +72,12 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts `xmsg` with these arguments; what it writes is read at once.
+    /// Starts `xmsg` with these arguments. Its output is read continuously.
     pub fn start(arguments: &[&str]) -> Self {
         Self::start_with(&[], arguments)
     }
 
-    /// The same with these variables in its environment.
+    /// Starts `xmsg` with these arguments and environment variables.
     pub fn start_with(variables: &[(&str, &str)], arguments: &[&str]) -> Self {
         let (mut running, mut stdout) = Self::spawn(variables, arguments);
         running.stdout = Some(tokio::spawn(async move {
@@ -88,7 +88,7 @@ impl Running {
         running
     }
 
-    /// The same, but nobody reads its standard output.
+    /// Starts `xmsg` without reading its standard output.
     pub fn start_unread(arguments: &[&str]) -> (Self, ChildStdout) {
         Self::spawn(&[], arguments)
     }
@@ -100,7 +100,7 @@ impl Running {
                 command.env_remove(name);
             }
         }
-        // What is configured for whoever runs the tests is none of their business.
+        // The configuration of the user who runs the tests must not matter.
         command.env("XMSG_CONFIG", "/dev/null");
         command.envs(variables.iter().copied());
         command.env_remove("RUST_LOG").args(arguments).kill_on_drop(true);
@@ -126,7 +126,7 @@ impl Running {
         running
     }
 
-    /// Waits until it has said this on standard error. Returns the line.
+    /// Waits until the process has written this text to standard error. Returns the line.
     pub async fn said(&mut self, text: &str) -> String {
         let name = self.name.clone();
         let said = async {
@@ -143,7 +143,7 @@ impl Running {
         within(&format!("{name}: {text}"), said).await
     }
 
-    /// The same for a line that comes after those that were waited for.
+    /// Waits for a line that follows those that were waited for before.
     pub async fn said_next(&mut self, text: &str) -> String {
         let before = std::mem::take(&mut self.stderr);
         let line = self.said(text).await;
@@ -158,14 +158,14 @@ impl Running {
         stdin.flush().await.unwrap();
     }
 
-    /// Sends a signal by name.
+    /// Sends a signal with this name.
     pub fn signal(&self, signal: &str) {
         let id = self.child.id().unwrap().to_string();
         let status = std::process::Command::new("kill").args(["-s", signal, &id]).status().unwrap();
         assert!(status.success());
     }
 
-    /// Ends its input and waits for its end.
+    /// Closes its input and waits for its end.
     pub async fn end(mut self) -> Ended {
         drop(self.stdin.take());
         let name = self.name.clone();
@@ -192,7 +192,7 @@ pub async fn xmsg(arguments: &[&str]) -> Ended {
 /// Publishes with these arguments and this input.
 pub async fn publish(address: &str, arguments: &[&str], input: &[u8]) {
     let mut running = Running::start(&[&["pub", "--proxy", address], arguments].concat());
-    // Whoever does not read its input may have ended before.
+    // A process that does not read its input may have ended before.
     let _ = within("input", running.stdin.as_mut().unwrap().write_all(input)).await;
     let stdout = running.end().await.done();
     assert!(stdout.is_empty(), "standard output is for data");

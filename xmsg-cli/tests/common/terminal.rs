@@ -1,4 +1,4 @@
-//! A program on a terminal of its own: a pseudo-terminal, and what it shows.
+//! Runs a program on a pseudo-terminal, and captures what it shows.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -23,33 +23,33 @@ pub struct Terminal {
     child: Child,
     ours: File,
     screen: Arc<Screen>,
-    /// Reads what is written, to its end.
+    /// The thread that reads the output to its end.
     reader: Option<std::thread::JoinHandle<()>>,
 }
 
 struct Screen {
     parser: Mutex<Parser>,
-    /// What somebody who looks sees: like a real terminal, nothing of an update that has begun and not ended.
+    /// What a user sees. As on a real terminal, an unfinished synchronized update is not visible.
     visible: Mutex<vt100::Screen>,
-    /// All that was written, with its control sequences.
+    /// All output, including control sequences.
     written: Mutex<Vec<u8>>,
     changed: Notify,
 }
 
-/// The beginning and the end of an update that is to be seen as a whole.
+/// The beginning and the end of a synchronized update.
 const BEGIN_UPDATE: &[u8] = b"\x1b[?2026h";
 const END_UPDATE: &[u8] = b"\x1b[?2026l";
 
 impl Screen {
-    /// Shows what a program writes, until its end.
+    /// Shows the output of a program until its end.
     fn show(&self, mut output: impl Read) {
         let (mut buffer, mut parsed, mut is_updating) = ([0; 4096], 0, false);
-        // When the program has ended, reading is an error.
+        // When the program has ended, reading fails.
         while let Ok(len @ 1..) = output.read(&mut buffer) {
             let mut written = self.written.lock().unwrap();
             written.extend_from_slice(&buffer[..len]);
             let mut parser = self.parser.lock().unwrap();
-            // A marker that has come in part waits for the rest of it.
+            // An incomplete marker waits for the rest of it.
             loop {
                 let rest = &written[parsed..];
                 let marker = if is_updating { END_UPDATE } else { BEGIN_UPDATE };
@@ -79,12 +79,12 @@ impl Screen {
 }
 
 impl Terminal {
-    /// Starts `xmsg` with these arguments on a terminal of so many columns and rows.
+    /// Starts `xmsg` with these arguments on a terminal with this number of columns and rows.
     pub fn start(columns: u16, rows: u16, environment: &[(&str, &str)], arguments: &[&str]) -> Self {
         Self::start_at(Path::new(env!("CARGO_BIN_EXE_xmsg")), columns, rows, environment, arguments)
     }
 
-    /// Like `start`, with a path of the program that the test chose.
+    /// Starts a program at this path, as `start` does.
     pub fn start_at(
         program: &Path,
         columns: u16,
@@ -100,8 +100,8 @@ impl Terminal {
         let theirs =
             rustix::fs::open(path, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).unwrap();
         let end = || Stdio::from(theirs.try_clone().unwrap());
-        // It makes the terminal the controlling one, so that the kernel tells of a new size, and becomes the
-        // program.
+        // `setsid` makes the terminal the controlling one, so that the kernel signals a new size. It is then
+        // replaced by the program.
         let mut command = Command::new("setsid");
         command.arg("--ctty").arg(program).args(arguments);
         for name in ["NO_COLOR", "XMSG_PROXY", "XMSG_ADMIN", "RUST_LOG"] {
@@ -122,17 +122,17 @@ impl Terminal {
         Self { child, ours, screen, reader: Some(reader) }
     }
 
-    /// What is on the screen now.
+    /// Returns the text on the screen.
     pub fn text(&self) -> String {
         self.screen.visible.lock().unwrap().contents()
     }
 
-    /// All that was written, with its control sequences.
+    /// Returns all output, including control sequences.
     pub fn written(&self) -> String {
         String::from_utf8_lossy(&self.screen.written.lock().unwrap()).into_owned()
     }
 
-    /// Waits until the screen is as wanted, and returns what is on it then.
+    /// Waits until the screen is as wanted, and returns its text.
     pub async fn shows(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         let shown = async {
             loop {
@@ -157,7 +157,7 @@ impl Terminal {
         set_size(&self.ours, columns, rows);
     }
 
-    /// Sends a signal by name.
+    /// Sends a signal with this name.
     pub fn signal(&self, signal: &str) {
         let id = self.child.id().unwrap().to_string();
         assert!(std::process::Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
@@ -183,20 +183,20 @@ fn set_size(terminal: impl std::os::fd::AsFd, columns: u16, rows: u16) {
     tcsetwinsize(terminal, size).unwrap();
 }
 
-/// Keeps what a screen showed beside the results of the tests, in `target/tmp/screens`.
+/// Keeps the text of a screen beside the results of the tests, in `target/tmp/screens`.
 pub fn keep(name: &str, text: &str) {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("screens");
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join(format!("{name}.txt")), text).unwrap();
 }
 
-/// Width of a character in pictures, and height of a line, in pixels.
+/// The width of a character and the height of a line in pictures, in pixels.
 const CHARACTER: [f32; 2] = [8.4, 18.0];
-/// What is left free around the text.
+/// The margin around the text, in pixels.
 const MARGIN: f32 = 12.0;
 
 impl Terminal {
-    /// What is on the screen now, as a picture in SVG.
+    /// Returns the screen as an SVG picture.
     pub fn svg(&self) -> String {
         let screen = self.screen.visible.lock().unwrap().clone();
         let (rows, columns) = screen.size();
@@ -210,7 +210,7 @@ impl Terminal {
             size[0], size[1]
         );
         for row in 0..rows {
-            // Characters of the same look together.
+            // Adjacent characters with the same style are drawn together.
             let mut column = 0;
             while column < columns {
                 let look = |column| screen.cell(row, column).map(|cell| (colour(cell), cell.bold()));
@@ -222,7 +222,7 @@ impl Terminal {
                     column += 1;
                 }
                 let Some((colour, is_bold)) = first.filter(|_| !text.trim().is_empty()) else { continue };
-                // Where the program is means nothing to whoever looks at the picture.
+                // The path of the program would mean nothing to a reader of the picture.
                 let text = text.replace(env!("CARGO_BIN_EXE_xmsg"), "xmsg");
                 let length = width * text.chars().count() as f32;
                 let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
@@ -239,7 +239,7 @@ impl Terminal {
     }
 }
 
-/// The colours that a dark terminal has.
+/// Returns the colour of a cell on a dark terminal.
 fn colour(cell: &vt100::Cell) -> &'static str {
     match cell.fgcolor() {
         vt100::Color::Idx(1) => "#ff6b6b",
