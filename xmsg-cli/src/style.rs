@@ -7,7 +7,7 @@ use crate::format::Format;
 use crate::output::Output;
 use crate::render;
 
-/// How to write messages. Other ways that a command has belong to the group `how`, too.
+/// The options for writing messages. Other styles that a command has belong to the group `how`, too.
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag on the command line")]
 pub(crate) struct StyleOptions {

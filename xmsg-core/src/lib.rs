@@ -36,15 +36,15 @@
 //! # Ok::<(), xmsg_core::Error>(())
 //! ```
 //!
-//! | to | there is |
+//! | to | use |
 //! |---|---|
-//! | publish, subscribe, serve, ask | [`Actor`], [`ActorBuilder`]; [`Subscription`], [`SubscriptionHandle`] |
-//! | write and read messages | [`Message`], [`Topic`], [`Meta`]; values: [`IntoData`], [`FromData`], [`Data`]; many at a time: [`Messages`] |
-//! | know what is left, and what went wrong | [`Unfinished`], [`Error`], [`ErrorKind`], [`SocketEvents`] |
-//! | choose how connections are made | [`ConnectOptions`], [`Security`] |
-//! | have a connection of one's own | [`Connection`], [`Pool`] |
-//! | find others | [`Registrar`], [`Query`], [`Registration`] |
-//! | write a program without an async runtime | `blocking`, with the feature of that name |
+//! | publish, subscribe, serve requests, send requests | [`Actor`], [`ActorBuilder`]; [`Subscription`], [`SubscriptionHandle`] |
+//! | make and read messages | [`Message`], [`Topic`], [`Meta`]; values: [`IntoData`], [`FromData`], [`Data`]; batches: [`Messages`] |
+//! | handle errors, events and unfinished work | [`Error`], [`ErrorKind`], [`SocketEvents`], [`Unfinished`] |
+//! | configure connections | [`ConnectOptions`], [`Security`] |
+//! | use a connection without an actor | [`Connection`], [`Pool`] |
+//! | find publishers and subscribers | [`Registrar`], [`Query`], [`Registration`] |
+//! | write a program without an async runtime | the module `blocking`, with the feature of that name |
 //! | use ZeroMQ sockets without xMsg | the package [`xmsg_zmq`]: [`Publisher`](xmsg_zmq::Publisher), [`Subscriber`](xmsg_zmq::Subscriber), [`Requester`](xmsg_zmq::Requester), … |
 //! | speak ZMTP without I/O | the package [`xmsg_zmtp`] |
 //!

@@ -67,9 +67,9 @@ pub struct Meta {
     pub composition: Option<String>,
     /// 11: how long the work took; the application defines the unit.
     pub execution_time: Option<i64>,
-    /// 12: what the receiver shall do.
+    /// 12: what the receiver is to do with the data.
     pub action: Option<Action>,
-    /// 13: how the receiver shall treat the message.
+    /// 13: how the receiver is to treat the message.
     pub control: Option<Control>,
     /// 14, required: the MIME type of the data, such as those in [`data::mime`](crate::data::mime).
     pub data_type: String,
@@ -97,7 +97,7 @@ pub enum Status {
     Unknown(i32),
 }
 
-/// What the receiver shall do.
+/// What the receiver is to do with the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// 0: process the data.
@@ -108,7 +108,7 @@ pub enum Action {
     Unknown(i32),
 }
 
-/// How the receiver shall treat the message.
+/// How the receiver is to treat the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Control {
     /// 0: skip the message.
