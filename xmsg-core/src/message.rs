@@ -42,10 +42,6 @@ impl Message {
     /// Makes a message with this value as data. `topic` is a [`Topic`] or text, and the type of the value
     /// determines the MIME type.
     ///
-    /// # Errors
-    /// [`ErrorKind::InvalidTopic`] when the topic is not valid, and [`ErrorKind::InvalidMessage`] when the
-    /// value cannot be encoded.
-    ///
     /// ```
     /// use xmsg_core::{Message, Topic};
     ///
@@ -56,6 +52,10 @@ impl Message {
     /// }
     /// # Ok::<(), xmsg_core::Error>(())
     /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidTopic`] when the topic is not valid, and [`ErrorKind::InvalidMessage`] when the
+    /// value cannot be encoded.
     pub fn of(topic: impl IntoTopic, value: impl IntoData) -> Result<Self> {
         let (mime_type, data) = value.into_data()?;
         Ok(Self::with_mime(topic.into_topic()?, mime_type, data))

@@ -171,6 +171,9 @@ impl Actor {
 
     /// Takes a connection to this proxy from the pool of the actor, for the caller alone. The connection
     /// returns to the pool when it is dropped. `address` is a [`ProxyAddress`], or text such as `"10.0.0.7"`.
+    ///
+    /// # Errors
+    /// [`InvalidAddress`](ErrorKind::InvalidAddress), and the errors of [`Pool::take`].
     pub async fn connection<A: TryInto<ProxyAddress, Error: fmt::Display>>(
         &self,
         address: A,
@@ -190,17 +193,27 @@ impl Actor {
     /// It returns when the message is accepted; messages are accepted in the order of the calls. It waits
     /// while the connection is at its high-water mark and never drops a message. A reply topic is removed
     /// from the message: [`request`](Self::request) is the call that sets one.
+    ///
+    /// # Errors
+    /// The errors of [`Connection::publish`]; [`InvalidMessage`](ErrorKind::InvalidMessage) when the metadata
+    /// cannot be decoded.
     pub async fn publish(&self, message: &Message) -> Result<()> {
         self.closed_here(self.inner.connection.publish(&*message.without_reply_to()?).await)
     }
 
     /// Publishes a message through another proxy, as [`publish`](Self::publish) does through the default one.
+    ///
+    /// # Errors
+    /// The errors of [`publish`](Self::publish).
     pub async fn publish_to(&self, address: &ProxyAddress, message: &Message) -> Result<()> {
         self.closed_here(self.connection_to(address)?.publish(&*message.without_reply_to()?).await)
     }
 
     /// Publishes a message through the default proxy without waiting for room in the queue, as
     /// [`Connection::try_publish`] does. A reply topic is removed from the message.
+    ///
+    /// # Errors
+    /// The errors of [`Connection::try_publish`].
     pub fn try_publish(&self, message: &Message) -> Result<()> {
         self.closed_here(self.inner.connection.try_publish(&*message.without_reply_to()?))
     }
@@ -208,6 +221,9 @@ impl Actor {
     /// Waits until the proxies have confirmed everything that was published before the call, as
     /// [`Connection::flush`] does for one proxy. `timeout` applies to each connection; all of them are
     /// flushed at the same time.
+    ///
+    /// # Errors
+    /// The errors of [`Connection::flush`], of the first proxy that fails.
     pub async fn flush(&self, timeout: Duration) -> Result<()> {
         let connections = self.connections();
         let flushing = connections.iter().map(|connection| connection.flush(timeout));
@@ -258,6 +274,9 @@ impl Actor {
 
     /// Publishes a request through another proxy and waits for the reply, as [`request`](Self::request) does
     /// through the default one.
+    ///
+    /// # Errors
+    /// The errors of [`request`](Self::request).
     pub async fn request_to(
         &self,
         address: &ProxyAddress,
@@ -279,11 +298,17 @@ impl Actor {
     ///
     /// The same topics may be subscribed to more than once. Every subscription receives all of their messages
     /// over its own connection, so that a slow subscription delays no other.
+    ///
+    /// # Errors
+    /// The errors of [`Connection::subscribe`].
     pub async fn subscribe(&self, topics: impl IntoTopics) -> Result<Subscription> {
         self.subscribe_through(&self.inner.connection, topics).await
     }
 
     /// Subscribes through another proxy, as [`subscribe`](Self::subscribe) does through the default one.
+    ///
+    /// # Errors
+    /// The errors of [`Connection::subscribe`].
     pub async fn subscribe_to(
         &self,
         address: &ProxyAddress,
@@ -300,6 +325,9 @@ impl Actor {
     /// logged with the topic and sent to the requester, and the next message is handled. The subscription
     /// continues when the handle is dropped; [`SubscriptionHandle::close`], [`SubscriptionHandle::drain`],
     /// [`close`](Self::close), [`drain`](Self::drain) and dropping the actor end it.
+    ///
+    /// # Errors
+    /// The errors of [`Connection::subscribe`].
     pub async fn subscribe_with<H, F>(
         &self,
         topics: impl IntoTopics,
@@ -315,6 +343,9 @@ impl Actor {
 
     /// Subscribes with a handler through another proxy, as [`subscribe_with`](Self::subscribe_with) does
     /// through the default one.
+    ///
+    /// # Errors
+    /// The errors of [`Connection::subscribe`].
     pub async fn subscribe_with_to<H, F>(
         &self,
         address: &ProxyAddress,
@@ -332,6 +363,9 @@ impl Actor {
     /// Registers the actor at the default registrar as a publisher of this topic, or a subscriber to it,
     /// through its default proxy. The registration is renewed until [`deregister`](Self::deregister) is
     /// called or the actor ends.
+    ///
+    /// # Errors
+    /// Those of [`Registrar`], and [`Closed`](ErrorKind::Closed) when the actor is closed.
     pub async fn register(&self, owner: OwnerType, topic: impl IntoTopic, description: &str) -> Result<()> {
         self.check_open()?;
         self.inner
@@ -341,6 +375,9 @@ impl Actor {
     }
 
     /// Removes a registration of the actor from the default registrar.
+    ///
+    /// # Errors
+    /// Those of [`Registrar`], and [`Closed`](ErrorKind::Closed) when the actor is closed.
     pub async fn deregister(&self, owner: OwnerType, topic: impl IntoTopic) -> Result<()> {
         self.check_open()?;
         self.inner.registrations.deregister(&self.registration(owner, &topic.into_topic()?)).await
@@ -351,6 +388,9 @@ impl Actor {
     /// hear. A query for subscribers finds those whose topic is a prefix of it: the subscribers that would
     /// hear a message with the topic. To compare the parts of a topic, use
     /// [`discover_filtered`](Self::discover_filtered).
+    ///
+    /// # Errors
+    /// Those of [`Registrar`], and [`Closed`](ErrorKind::Closed) when the actor is closed.
     pub async fn discover(&self, query: &Query) -> Result<Vec<Registration>> {
         self.check_open()?;
         self.inner.registrations.find(query).await
@@ -373,18 +413,27 @@ impl Actor {
     /// let everybody = actor.discover_all(OwnerType::Publisher).await?;
     /// # Ok(()) }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [`Registrar`], and [`Closed`](ErrorKind::Closed) when the actor is closed.
     pub async fn discover_filtered(&self, query: &Query) -> Result<Vec<Registration>> {
         self.check_open()?;
         self.inner.registrations.filter(query).await
     }
 
     /// Asks the default registrar for registrations whose topic equals that of the query.
+    ///
+    /// # Errors
+    /// Those of [`Registrar`], and [`Closed`](ErrorKind::Closed) when the actor is closed.
     pub async fn discover_exact(&self, query: &Query) -> Result<Vec<Registration>> {
         self.check_open()?;
         self.inner.registrations.exact(query).await
     }
 
     /// Asks the default registrar for all publishers, or for all subscribers.
+    ///
+    /// # Errors
+    /// Those of [`Registrar`], and [`Closed`](ErrorKind::Closed) when the actor is closed.
     pub async fn discover_all(&self, owner: OwnerType) -> Result<Vec<Registration>> {
         self.check_open()?;
         self.inner.registrations.all(owner).await

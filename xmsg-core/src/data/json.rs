@@ -64,10 +64,6 @@ impl Message {
     /// Makes a message whose data is this value as JSON, with the MIME type `application/json`. It needs the
     /// feature `serde`.
     ///
-    /// # Errors
-    /// [`ErrorKind::InvalidTopic`] when the topic is not valid. [`ErrorKind::InvalidMessage`], with the
-    /// reason as its source, when the value has no form in JSON, such as a map whose keys are not texts.
-    ///
     /// ```
     /// use xmsg_core::Message;
     ///
@@ -76,16 +72,16 @@ impl Message {
     /// assert_eq!(message.json::<Vec<String>>()?, ["rope", "anchor"]);
     /// # Ok::<(), xmsg_core::Error>(())
     /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidTopic`] when the topic is not valid. [`ErrorKind::InvalidMessage`], with the
+    /// reason as its source, when the value has no form in JSON, such as a map whose keys are not texts.
     pub fn of_json<T: Serialize + ?Sized>(topic: impl IntoTopic, value: &T) -> Result<Self> {
         Self::of(topic, Json(value))
     }
 
     /// Decodes the data, which is JSON, as a Rust value. Texts in it may be borrowed. It needs the feature
     /// `serde`.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidMessage`] when the MIME type is not that of JSON. The error is the same, with the
-    /// reason and the position as its source, when the data is not JSON, or is another value.
     ///
     /// ```
     /// use std::collections::HashMap;
@@ -99,6 +95,10 @@ impl Message {
     /// assert!(error.source().expect("a reason").to_string().contains("line 1 column 0"));
     /// # Ok::<(), xmsg_core::Error>(())
     /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the MIME type is not that of JSON. The error is the same, with the
+    /// reason and the position as its source, when the data is not JSON, or is another value.
     pub fn json<'a, T: Deserialize<'a>>(&'a self) -> Result<T> {
         read(self.mime_type()?, self.data())
     }

@@ -165,9 +165,6 @@ pub trait ReadArrayElement: Sized {
 
 /// Checks that the MIME type of a message is one of those expected.
 ///
-/// # Errors
-/// [`ErrorKind::InvalidMessage`] when it is not. The error names them all.
-///
 /// ```
 /// use xmsg_core::data::expect_mime_type;
 ///
@@ -175,6 +172,9 @@ pub trait ReadArrayElement: Sized {
 /// assert!(expect_mime_type("text/string", &["image/png"]).is_err());
 /// # Ok::<(), xmsg_core::Error>(())
 /// ```
+///
+/// # Errors
+/// [`ErrorKind::InvalidMessage`] when it is not. The error names them all.
 pub fn expect_mime_type(found: &str, expected: &[&str]) -> Result<()> {
     if expected.contains(&found) { Ok(()) } else { Err(unexpected(found, expected)) }
 }

@@ -63,10 +63,6 @@ impl Headers {
 
     /// Sets a header and returns its previous value.
     ///
-    /// # Errors
-    /// [`ErrorKind::InvalidMessage`] when the key is empty or a limit would be exceeded. The headers are then
-    /// unchanged.
-    ///
     /// ```
     /// use xmsg_core::meta::Headers;
     ///
@@ -76,6 +72,10 @@ impl Headers {
     /// assert!(headers.insert("", "3").is_err());
     /// # Ok::<(), xmsg_core::Error>(())
     /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the key is empty or a limit would be exceeded. The headers are then
+    /// unchanged.
     pub fn insert(&mut self, key: impl Into<String>, value: impl Into<String>) -> Result<Option<String>> {
         let (key, value) = (key.into(), value.into());
         let replaced = self.map.get(&key).map(|value| key.len() + value.len());
