@@ -365,7 +365,7 @@ impl Actor {
     /// called or the actor ends.
     ///
     /// # Errors
-    /// Those of [`Registrar`], and [`Closed`](ErrorKind::Closed) when the actor is closed.
+    /// The errors of [`Registrar`], and [`Closed`](ErrorKind::Closed) when the actor is closed.
     pub async fn register(&self, owner: OwnerType, topic: impl IntoTopic, description: &str) -> Result<()> {
         self.check_open()?;
         self.inner
@@ -377,7 +377,7 @@ impl Actor {
     /// Removes a registration of the actor from the default registrar.
     ///
     /// # Errors
-    /// Those of [`Registrar`], and [`Closed`](ErrorKind::Closed) when the actor is closed.
+    /// The errors of [`Registrar`], and [`Closed`](ErrorKind::Closed) when the actor is closed.
     pub async fn deregister(&self, owner: OwnerType, topic: impl IntoTopic) -> Result<()> {
         self.check_open()?;
         self.inner.registrations.deregister(&self.registration(owner, &topic.into_topic()?)).await
@@ -390,7 +390,7 @@ impl Actor {
     /// [`discover_filtered`](Self::discover_filtered).
     ///
     /// # Errors
-    /// Those of [`Registrar`], and [`Closed`](ErrorKind::Closed) when the actor is closed.
+    /// The errors of [`Registrar`], and [`Closed`](ErrorKind::Closed) when the actor is closed.
     pub async fn discover(&self, query: &Query) -> Result<Vec<Registration>> {
         self.check_open()?;
         self.inner.registrations.find(query).await
@@ -415,7 +415,7 @@ impl Actor {
     /// ```
     ///
     /// # Errors
-    /// Those of [`Registrar`], and [`Closed`](ErrorKind::Closed) when the actor is closed.
+    /// The errors of [`Registrar`], and [`Closed`](ErrorKind::Closed) when the actor is closed.
     pub async fn discover_filtered(&self, query: &Query) -> Result<Vec<Registration>> {
         self.check_open()?;
         self.inner.registrations.filter(query).await
@@ -424,7 +424,7 @@ impl Actor {
     /// Asks the default registrar for registrations whose topic equals that of the query.
     ///
     /// # Errors
-    /// Those of [`Registrar`], and [`Closed`](ErrorKind::Closed) when the actor is closed.
+    /// The errors of [`Registrar`], and [`Closed`](ErrorKind::Closed) when the actor is closed.
     pub async fn discover_exact(&self, query: &Query) -> Result<Vec<Registration>> {
         self.check_open()?;
         self.inner.registrations.exact(query).await
@@ -433,7 +433,7 @@ impl Actor {
     /// Asks the default registrar for all publishers, or for all subscribers.
     ///
     /// # Errors
-    /// Those of [`Registrar`], and [`Closed`](ErrorKind::Closed) when the actor is closed.
+    /// The errors of [`Registrar`], and [`Closed`](ErrorKind::Closed) when the actor is closed.
     pub async fn discover_all(&self, owner: OwnerType) -> Result<Vec<Registration>> {
         self.check_open()?;
         self.inner.registrations.all(owner).await
