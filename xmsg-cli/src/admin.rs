@@ -34,11 +34,11 @@ const SHOWN: usize = 300;
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "HTTP server")]
 pub(crate) struct AdminOptions {
-    /// Where the proxy serves HTTP: what it was told with its own --admin, or http://HOST:PORT
+    /// Where the proxy serves HTTP: the address of its own option --admin, or http://HOST:PORT
     #[arg(long, value_name = "HOST:PORT|URL", global = true, hide = true)]
     admin: Option<String>,
 
-    /// The file with its token, in the first line
+    /// The file with the token of the HTTP server, in its first line
     #[arg(long, value_name = "FILE", global = true, hide = true)]
     admin_token_file: Option<String>,
 }

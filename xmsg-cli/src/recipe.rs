@@ -44,7 +44,7 @@ pub(crate) struct DataOptions {
     base64: bool,
 
     /// Fill in {{Count}}, {{Time}}, {{Unix}} (nanoseconds), {{ID}}, {{Random N}} and {{Random MIN MAX}}
-    /// (letters and digits), {{Int MIN MAX}}, {{Float MIN MAX}} and {{Sine PERIOD [MIN MAX]}}, anew for each
+    /// (letters and digits), {{Int MIN MAX}}, {{Float MIN MAX}} and {{Sine PERIOD [MIN MAX]}}, again for each
     /// message
     #[arg(long, conflicts_with_all = ["hex", "base64"])]
     template: bool,

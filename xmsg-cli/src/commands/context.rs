@@ -48,7 +48,7 @@ Examples:
 /// Keep addresses and keys under a name, and choose among them
 ///
 /// A context may have: proxy, registrar, server key, key file, user, password file, address and token file of
-/// the HTTP server. What an option or the environment says goes over it. The file is the one that
+/// the HTTP server. Options and the environment take precedence over it. The file is the one that
 /// `XMSG_CONFIG` names, or else xmsg/contexts.toml in `XDG_CONFIG_HOME` or ~/.config; only its owner can read
 /// it.
 #[derive(Debug, Args)]
@@ -70,11 +70,11 @@ enum Action {
         #[arg(required_unless_present = "none", conflicts_with = "none")]
         name: Option<String>,
 
-        /// Choose none
+        /// Choose no context
         #[arg(long)]
         none: bool,
     },
-    /// Show each value that holds with a context, and where it comes from
+    /// Show each value that applies with a context, and where it comes from
     #[command(after_help = SHOW_EXAMPLES)]
     Show {
         /// The context [default: the one of `XMSG_CONTEXT`, or else the selected one]
@@ -136,7 +136,7 @@ struct Add {
     #[arg(id = "context_admin_token_file", long = "admin-token-file", value_name = "FILE")]
     admin_token_file: Option<String>,
 
-    /// Choose it, too
+    /// Choose the new context, too
     #[arg(long)]
     select: bool,
 

@@ -44,25 +44,25 @@ Exit codes:
 
 /// Run a ZeroMQ device: what comes in at one end goes out at the other
 ///
-/// Both ends bind, and tell where on standard error. An endpoint that begins with `>` is connected to (quote
-/// it in a shell). Several stand between commas.
+/// Both ends bind, and show their addresses on standard error. An endpoint that begins with `>` is connected
+/// to (quote it in a shell). Separate several endpoints with commas.
 ///
-/// It runs until Ctrl-C or SIGTERM, and says then what went through it, from the frontend to the backend
+/// It runs until Ctrl-C or SIGTERM. At the end it shows what it forwarded, from the frontend to the backend
 /// (forward) and back: messages that the other side has taken, their bytes on the wire, and messages that
-/// were dropped: too large, for a peer that is gone or does not read, or not passed on by the end.
+/// were dropped: too large, for a peer that is gone or does not read, or not forwarded by the end.
 /// Subscriptions count as messages.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// What it is
+    /// The type of the device
     #[arg(value_name = "DEVICE", ignore_case = true)]
     kind: Kind,
 
-    /// Where those are who send, or ask
+    /// The end for peers that send messages or requests
     #[arg(id = "device_frontend", long = "frontend", value_name = "ENDPOINT", required = true)]
     frontend: String,
 
-    /// Where those are who receive, or answer
+    /// The end for peers that receive messages or reply
     #[arg(long, value_name = "ENDPOINT", required = true)]
     backend: String,
 
@@ -70,11 +70,11 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "ENDPOINT")]
     capture: Option<String>,
 
-    /// How long to go on at the end with what was taken, while the other side is slow
+    /// How long to keep sending accepted messages at the end, if the other side is slow
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
     linger: Duration,
 
-    /// Write what went through it as an object of JSON to standard output
+    /// Write the totals as an object of JSON to standard output
     #[arg(long)]
     json: bool,
 

@@ -37,19 +37,19 @@ pub(crate) struct FindArguments {
     #[arg(short, long)]
     subscribers: bool,
 
-    /// Only those of exactly this topic
+    /// Only publishers or subscribers of exactly this topic
     #[arg(long, conflicts_with = "filter")]
     exact: bool,
 
-    /// Those whose topic has the same parts, as far as they are given
+    /// Only those whose topic has the same parts, as far as parts are given
     #[arg(long)]
     filter: bool,
 
-    /// With --filter: only those of this host
+    /// With --filter: only those on this host
     #[arg(long, requires = "filter")]
     host: Option<String>,
 
-    /// With --filter: only those of this port
+    /// With --filter: only those on this port
     #[arg(long, requires = "filter", value_parser = parse_number::<u16>(1..=65_535))]
     port: Option<u16>,
 

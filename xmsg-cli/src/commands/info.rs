@@ -17,7 +17,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Write everything that the proxy tells as one object of JSON, including connections and topics
+    /// Write everything that the proxy reports as one object of JSON, including connections and topics
     #[arg(long)]
     json: bool,
 

@@ -51,8 +51,8 @@ pub(crate) struct Keygen {
 
 /// Set the password of a PLAIN user
 ///
-/// Asks for the password, and does not show it; away from a terminal, it is the first line of standard input.
-/// FILE is made if need be, for you alone to read; it holds Argon2 hashes.
+/// Asks for the password, and does not show it; without a terminal, it is the first line of standard input.
+/// FILE is created if necessary, and only you can read it; it holds Argon2 hashes.
 #[derive(Debug, Args)]
 #[command(after_help = PASSWD_EXAMPLES)]
 pub(crate) struct Passwd {
@@ -62,7 +62,7 @@ pub(crate) struct Passwd {
     /// The user's name: 1 to 255 bytes, without `:`
     user: String,
 
-    /// Take the user out of the file
+    /// Remove the user from the file
     #[arg(long)]
     delete: bool,
 }

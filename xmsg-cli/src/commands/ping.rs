@@ -45,7 +45,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     interval: Duration,
 
-    /// Write one object of JSON a line: for each ping, and at the end for all
+    /// Write one object of JSON on each line: one for each ping, and at the end one for all
     #[arg(long)]
     json: bool,
 

@@ -62,7 +62,7 @@ Exit codes:
 /// arrived. Topics work as for `xmsg sub`; without any, everything is recorded but control requests.
 ///
 /// Messages are in the file 100 ms after they arrived: a recorder that is killed loses no more than that, and
-/// the file can be read up to there. If the disk is too slow, nothing more is taken from the proxy, and its
+/// the file can be read up to there. If the disk is too slow, nothing more is read from the proxy, and its
 /// policy for slow subscribers decides what happens; what it drops is reported at the end.
 ///
 /// The format of the file is described in docs/recording.md.
@@ -73,7 +73,7 @@ pub(crate) struct Arguments {
     /// The file to write. A file that exists is overwritten only with --force
     file: PathBuf,
 
-    /// What topics of messages start with [default: everything]
+    /// What the topics of messages start with [default: everything]
     #[arg(value_name = "TOPIC")]
     topics: Vec<String>,
 

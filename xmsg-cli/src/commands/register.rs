@@ -26,11 +26,11 @@ Examples:
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct Owner {
-    /// It publishes
+    /// The actor publishes to the topic
     #[arg(long)]
     publisher: bool,
 
-    /// It subscribes
+    /// The actor subscribes to the topic
     #[arg(long)]
     subscriber: bool,
 }
@@ -63,7 +63,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "HOST[:PORT]")]
     proxy: Option<String>,
 
-    /// Stay, register it again from time to time, and take it back on Ctrl-C
+    /// Keep running, renew the registration regularly, and remove it on Ctrl-C
     #[arg(long)]
     keep: bool,
 
@@ -71,7 +71,7 @@ pub(crate) struct Arguments {
     registrar: RegistrarOptions,
 }
 
-/// Take back the registration of an actor, or all of a host
+/// Remove the registration of an actor, or all registrations of a host
 #[derive(Debug, Args)]
 #[command(after_help = REMOVAL_EXAMPLES)]
 pub(crate) struct RemovalArguments {
@@ -83,11 +83,11 @@ pub(crate) struct RemovalArguments {
     #[arg(long, requires = "topic")]
     name: Option<String>,
 
-    /// It publishes
+    /// The actor publishes to the topic
     #[arg(long, conflicts_with_all = ["subscriber", "all_of"])]
     publisher: bool,
 
-    /// It subscribes
+    /// The actor subscribes to the topic
     #[arg(long, conflicts_with = "all_of")]
     subscriber: bool,
 
@@ -95,7 +95,7 @@ pub(crate) struct RemovalArguments {
     #[arg(long, value_name = "HOST[:PORT]")]
     proxy: Option<String>,
 
-    /// Take back everything that was registered with this host
+    /// Remove all registrations of this host
     #[arg(long, value_name = "HOST")]
     all_of: Option<String>,
 

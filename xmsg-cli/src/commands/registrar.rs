@@ -66,7 +66,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
 
 /// Run a registrar: it keeps who publishes and who subscribes, and where
 ///
-/// It runs until Ctrl-C. The daemon `xmsg-registrar` does the same with the manners of a daemon.
+/// It runs until Ctrl-C. The program `xmsg-registrar` does the same as a daemon.
 #[derive(Debug, Args)]
 #[command(after_help = RUN_EXAMPLES)]
 pub(crate) struct RunArguments {
@@ -74,16 +74,16 @@ pub(crate) struct RunArguments {
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
 
-    /// Port; 0: any free one
+    /// The port; 0: any free one
     #[arg(long, default_value_t = xmsg_core::address::DEFAULT_REGISTRAR_PORT, value_parser = parse_number::<u16>(0..=65_535))]
     port: u16,
 
-    /// Keep registrations in this file, so that a restart loses none; FILE.journal and FILE.lock lie beside
-    /// it
+    /// Keep registrations in this file, so that a restart loses none; FILE.journal and FILE.lock are created
+    /// beside it
     #[arg(long, value_name = "FILE")]
     snapshot: Option<PathBuf>,
 
-    /// Forget what was not registered again for so long, such as 60s; 0: never [default: 0]
+    /// Remove registrations that were not renewed for this time, such as 60s; 0: never [default: 0]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     ttl: Option<Duration>,
 }

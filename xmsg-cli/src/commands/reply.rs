@@ -67,7 +67,7 @@ Examples:
                       xmsg reply [OPTIONS] <TOPIC>... <--echo|--command <CMD>|--file <FILE>>"
 )]
 pub(crate) struct Arguments {
-    /// Topics to answer, and behind them the data of the replies; `-` is standard input. Write `--` before
+    /// Topics to answer, and after them the data of the replies; `-` is standard input. Write `--` before
     /// data that starts with `-`
     #[arg(value_name = "TOPIC", required = true)]
     words: Vec<OsString>,

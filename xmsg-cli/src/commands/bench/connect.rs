@@ -18,18 +18,18 @@ Examples:
   xmsg bench connect
   xmsg bench connect --count 10000 --concurrency 64 --connect-timeout 10s";
 
-/// How long it takes to connect, with the check that the proxy answers
+/// How long it takes to connect, including the check that the proxy answers
 ///
-/// Each connection is made from nothing: publishing port, control port, and the answer to a control request.
-/// It is closed at once.
+/// Each connection is new: it opens the publishing port and the control port, and waits for the answer to a
+/// control request. It is closed at once.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// How many connections
+    /// How many connections to make
     #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1000, value_parser = parse_count_from_1)]
     count: u64,
 
-    /// How many are made at the same time
+    /// How many connections to make at the same time
     #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = parse_number::<u16>(1..=10_000))]
     concurrency: u16,
 

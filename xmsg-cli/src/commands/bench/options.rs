@@ -55,7 +55,7 @@ pub(super) struct TargetOptions {
     #[arg(long, value_name = "COUNT", value_parser = parse_threads)]
     pub(super) threads: Option<NonZeroUsize>,
 
-    /// The first part of all topics; behind it, each run has a branch of its own
+    /// The first part of all topics; each run appends a part of its own to it
     #[arg(long, value_name = "TOPIC", default_value = "bench")]
     pub(super) topic: Topic,
 }

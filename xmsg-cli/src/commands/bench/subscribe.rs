@@ -29,9 +29,8 @@ Examples:
 
 /// How long it takes to subscribe, until the proxy has confirmed it
 ///
-/// Each subscription has a connection of its own, made from nothing, and is ended at once. With
-/// --on-one-connection, one connection subscribes to many topics; the time is that until a message to the
-/// last of them arrives.
+/// Each subscription has a new connection of its own, and is ended at once. With --on-one-connection, one
+/// connection subscribes to many topics; the time ends when a message to the last of them arrives.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {

@@ -34,9 +34,9 @@ Examples:
 
 /// Synchronous publishing: the time from a request to its reply
 ///
-/// One actor asks, another one replies with the same data, both in this process; a round trip goes through
-/// the proxy twice. The next request is sent when a reply has come, so a proxy that stalls is asked less: for
-/// times at a fixed rate see `xmsg bench latency`.
+/// One actor sends requests, and another one replies with the same data, both in this process; a round trip
+/// goes through the proxy twice. The next request is sent when a reply has arrived, so a proxy that stalls
+/// gets fewer requests: for times at a fixed rate see `xmsg bench latency`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {

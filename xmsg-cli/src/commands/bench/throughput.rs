@@ -32,7 +32,7 @@ Examples:
 /// Each subscriber gets the messages of all publishers, so published × subscribers should be delivered. It
 /// checks the sequence numbers of each publisher. Subscriptions are confirmed before publishing begins, and
 /// the bench ends when everything has arrived. One message in 64 carries its time: the delay that is shown is
-/// that under full load, in full queues.
+/// the delay under full load, with full queues.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {

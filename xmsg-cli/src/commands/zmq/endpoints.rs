@@ -45,7 +45,7 @@ impl fmt::Display for Target {
 /// The options for the endpoints and the peers of a socket.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SocketArguments {
-    /// Bind to the endpoints: peers connect to us. Port 0 is any free one, which is told on standard error
+    /// Bind to the endpoints: peers connect to us. Port 0 is any free one, which is shown on standard error
     #[arg(id = "zmq_bind", long = "bind", conflicts_with = "zmq_connect")]
     bind: bool,
 
@@ -53,7 +53,7 @@ pub(crate) struct SocketArguments {
     #[arg(id = "zmq_connect", long = "connect")]
     connect: bool,
 
-    /// What the socket calls itself: a ROUTER knows it by this name
+    /// The identity of the socket, by which a ROUTER addresses it
     #[arg(long, value_name = "NAME")]
     identity: Option<String>,
 
@@ -69,8 +69,8 @@ pub(crate) struct PeerOptions {
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     max_message_size: Option<u64>,
 
-    /// When we bind with CURVE (--key-file has our keys): let in whoever has this public key, and nobody
-    /// else; can be given more than once
+    /// When we bind with CURVE (--key-file has our keys): accept only clients with this public key; can be
+    /// given more than once
     // A key may begin with a hyphen.
     #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
     client_key: Vec<PublicKey>,

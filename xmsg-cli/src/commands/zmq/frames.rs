@@ -19,7 +19,7 @@ use crate::template::Template;
 /// The options for the source of frames and their conversion.
 #[derive(Debug, clap::Args)]
 pub(super) struct FrameOptions {
-    /// The last frame is what is in this file; `-` is standard input. DATA are the frames before it
+    /// The last frame is the content of this file; `-` is standard input. DATA are the frames before it
     #[arg(short, long, value_name = "FILE")]
     pub(super) file: Option<PathBuf>,
 
@@ -31,7 +31,7 @@ pub(super) struct FrameOptions {
     #[arg(long)]
     pub(super) base64: bool,
 
-    /// Fill in {{Count}}, {{Time}} and the others of `xmsg pub --template`, anew for each message
+    /// Fill in {{Count}}, {{Time}} and the others of `xmsg pub --template`, again for each message
     #[arg(long, conflicts_with_all = ["hex", "base64"])]
     pub(super) template: bool,
 }

@@ -47,13 +47,14 @@ fn after_help(examples: &str) -> String {
 
 /// Talk to ZeroMQ sockets of any program: libzmq, JeroMQ, pyzmq and others
 ///
-/// These are sockets as ZeroMQ has them, without a proxy and without what xMsg adds to messages. Endpoints
-/// are `tcp://HOST:PORT` and `ipc://PATH`; several stand between commas. Each may begin with `@` to be bound,
-/// or with `>` to be connected to (quote that one in a shell); --bind and --connect say it for all.
+/// These are plain ZeroMQ sockets, without a proxy and without what xMsg adds to messages. Endpoints are
+/// `tcp://HOST:PORT` and `ipc://PATH`; separate several with commas. An endpoint that begins with `@` is
+/// bound, and one that begins with `>` is connected to (quote that one in a shell); --bind and --connect
+/// apply to all endpoints.
 ///
-/// Security is that of other commands: --server-key, --key-file, --user, --password-file. A socket that binds
-/// is the server: with --key-file it takes CURVE, for every client or for those of --client-key, and with
-/// --user and --password-file it takes PLAIN, for this user.
+/// Security has the options of other commands: --server-key, --key-file, --user, --password-file. A socket
+/// that binds is the server: with --key-file it requires CURVE, and accepts every client or only those of
+/// --client-key; with --user and --password-file it requires PLAIN, and accepts this user.
 #[derive(Debug, Args)]
 #[command(after_help = after_help(EXAMPLES))]
 pub(crate) struct Arguments {

@@ -35,30 +35,30 @@ Examples:
 
 /// Receive messages from a ZeroMQ socket, and write them to standard output
 ///
-/// One message a line is written: its frames, with a tab between them. A frame is shown as text, with tabs
-/// and whatever ends a line escaped, or, of binary data, by its length and first bytes. --json and --raw have
-/// every byte.
+/// One message is written on each line: its frames, with a tab between them. A frame of text is shown with
+/// tabs and line ends escaped. A frame of binary data is shown as its length and first bytes. --json and
+/// --raw write every byte.
 ///
 /// SUB and XSUB subscribe to everything, or to --topic. XPUB shows subscriptions: `<subscribe>`, a tab and
 /// the topic.
 ///
-/// DISH binds to `udp://`, and receives datagrams of each --group: the group, a tab, and what was sent to it.
+/// DISH binds to `udp://`, and receives datagrams of each --group: the group, a tab, and the data.
 ///
-/// It connects unless told otherwise, and goes on trying when nobody is there yet. It ends after COUNT
-/// messages, after DURATION, when nobody reads the output any more, or with Ctrl-C.
+/// It connects by default, and retries while no peer is there. It ends after COUNT messages, after DURATION,
+/// when nobody reads the output any more, or with Ctrl-C.
 #[derive(Debug, Args)]
 #[command(after_help = after_help(EXAMPLES))]
 pub(super) struct Arguments {
-    /// Type of the socket, in letters of any case
+    /// Type of the socket, in upper or lower case
     #[arg(value_name = "TYPE", ignore_case = true, value_parser = kind::parser(&Socket::RECEIVING, Kind::Dish))]
     kind: Kind,
 
-    /// Where to connect to, or what to bind
+    /// Endpoints to connect to, or to bind
     #[arg(value_name = "ENDPOINT", required = true)]
     endpoints: Vec<String>,
 
-    /// SUB and XSUB: what the first frame of messages starts with, byte by byte, without wildcards; can be
-    /// given more than once [default: everything]
+    /// SUB and XSUB: the prefix of the first frame of messages, byte by byte, without wildcards; can be given
+    /// more than once [default: everything]
     #[arg(id = "prefixes", long = "topic", value_name = "TOPIC")]
     topics: Vec<OsString>,
 
@@ -66,12 +66,12 @@ pub(super) struct Arguments {
     #[arg(id = "group", long = "group", value_name = "GROUP")]
     groups: Vec<OsString>,
 
-    /// End after so many messages
+    /// End after this many messages
     #[arg(short = 'n', long, value_name = "COUNT", value_parser = parse_count_from_1)]
     count: Option<u64>,
 
-    /// End after this time in all, such as 500ms, 10s or 2m; exit code 27 when fewer than COUNT messages had
-    /// arrived, 3 when there was nobody to connect to
+    /// End after this time in all, such as 500ms, 10s or 2m; exit code 27 if fewer than COUNT messages
+    /// arrived, 3 if there was no peer to connect to
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     timeout: Option<Duration>,
 

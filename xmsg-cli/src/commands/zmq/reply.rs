@@ -34,13 +34,13 @@ Examples:
 
 /// Answer requests that come over a ZeroMQ socket
 ///
-/// It binds unless told otherwise. Each DATA is a frame of all replies, unless --echo, --command or --file
-/// says what to reply.
+/// It binds by default. Each DATA is a frame of all replies, unless --echo, --command or --file says what to
+/// reply.
 ///
-/// A command is run by `sh -c` for each request, one after another, with the frames of the request on its
-/// standard input, nothing in between, and their number as `XMSG_FRAMES` in its environment. What it writes
-/// to its standard output is the reply, of one frame. When it fails or takes too long, that is said on
-/// standard error, and there is no reply: ZeroMQ has no errors to send.
+/// A command is run by `sh -c` for each request, one after another. Its standard input has the frames of the
+/// request without anything between them, and `XMSG_FRAMES` in its environment is their number. What it
+/// writes to its standard output is the reply, of one frame. If it fails or takes too long, an error is
+/// written to standard error, and there is no reply: ZeroMQ has no errors to send.
 #[derive(Debug, Args)]
 #[command(
     after_help = after_help(EXAMPLES),
@@ -48,27 +48,27 @@ Examples:
                       xmsg zmq rep [OPTIONS] [REP] <ENDPOINT> <--echo|--command <CMD>|--file <FILE>>"
 )]
 pub(super) struct Arguments {
-    /// What to bind, or where to connect to, several with commas between them; behind it the frames of
-    /// replies, `-` as the last one: standard input. Write `--` before data that starts with `-`
+    /// Endpoints to bind, or to connect to, separated by commas; after them the frames of replies, `-` as the
+    /// last one: standard input. Write `--` before data that starts with `-`
     #[arg(value_name = "ENDPOINT", required = true)]
     words: Vec<OsString>,
 
     #[command(flatten)]
     frames: FrameOptions,
 
-    /// Reply the frames of the request
+    /// Reply with the frames of the request
     #[arg(long, conflicts_with_all = ["command", "file", "hex", "base64", "template"])]
     echo: bool,
 
-    /// Reply what this command of the shell writes to its standard output
+    /// Reply with what this shell command writes to its standard output
     #[arg(long, value_name = "CMD", conflicts_with_all = ["file", "hex", "base64", "template"])]
     command: Option<OsString>,
 
-    /// How long a command may take; then it is killed, and there is no reply
+    /// How long a command may take; after that it is killed, and there is no reply
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration, requires = "command")]
     command_timeout: Duration,
 
-    /// End after so many requests, also those that failed; exit code 1 if there were any
+    /// End after this many requests, including those that failed; exit code 1 if any failed
     #[arg(short = 'n', long, value_name = "COUNT", value_parser = parse_count_from_1)]
     count: Option<u64>,
 

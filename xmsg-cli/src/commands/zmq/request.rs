@@ -35,17 +35,16 @@ Examples:
 /// Send a request over a ZeroMQ socket, and write the reply to standard output
 ///
 /// Each DATA is a frame of the request; without any, standard input is its only one. The frames of the reply
-/// are written on a line, with a tab between them. Of several endpoints each request goes to one, and to
-/// another one where nobody is there. A socket that only binds waits for a peer.
+/// are written on a line, with a tab between them. With several endpoints each request goes to one of them,
+/// and to another one if no peer is there. A socket that only binds waits for a peer.
 ///
-/// Exit code 27: nobody replied in time; of several requests: to at least one of them. Exit code 3: nobody is
-/// there, or a socket whose type does not fit.
+/// Exit code 27: nobody replied in time (to at least one of several requests). Exit code 3: there is no peer,
+/// or only a socket whose type does not fit.
 #[derive(Debug, Args)]
 #[command(after_help = after_help(EXAMPLES), override_usage = "xmsg zmq req [OPTIONS] [REQ] <ENDPOINT> [DATA]...")]
 pub(super) struct Arguments {
-    /// Where to connect to, or to bind with `@` in front, several with commas between them; behind it the
-    /// frames of the request, `-` as the last one: standard input. Write `--` before data that starts with
-    /// `-`
+    /// Endpoints to connect to, or to bind with `@` in front, separated by commas; after them the frames of
+    /// the request, `-` as the last one: standard input. Write `--` before data that starts with `-`
     #[arg(value_name = "ENDPOINT", required = true)]
     words: Vec<OsString>,
 
@@ -56,7 +55,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     timeout: Duration,
 
-    /// Ask so many times, one after the other
+    /// Send this many requests, one after the other
     #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1, hide_default_value = true,
           value_parser = parse_count_from_1)]
     count: u64,

@@ -50,25 +50,24 @@ Examples:
 /// Each DATA is a frame of one message. Without any, standard input is its only frame; with -l each line of
 /// it is a message, without its newline, and DATA are the frames before it.
 ///
-/// It connects unless told otherwise, and waits until a peer is there: for a second, or, when it is bound,
-/// for ever. PUSH and DEALER give each message to one peer after another, PUB and XPUB to those who
-/// subscribed to its first frame, XSUB to all. A bound PUB sends at once, and says so if nobody subscribed;
-/// --wait-sub waits. One that connects sends whatever the other side has told of subscriptions, which drops
-/// what it does not want.
+/// It connects by default, and waits until a peer is there: for a second, or, if it is bound, without limit.
+/// PUSH and DEALER give each message to one peer after another, PUB and XPUB to those who subscribed to its
+/// first frame, XSUB to all. A bound PUB sends at once, and reports it if nobody subscribed; --wait-sub
+/// waits. A PUB that connects does not wait for the subscriptions of its peer: it sends, and the peer drops
+/// messages to which it has not subscribed.
 ///
-/// RADIO sends datagrams over `udp://`, each of two frames: a group, and what is for it. Nobody has to be
-/// there.
+/// RADIO sends datagrams over `udp://`, each of two frames: a group and the data. It needs no receiver.
 ///
-/// Exit code 3: there is nobody to connect to, or a socket whose type does not fit. Exit code 27: nobody has
-/// connected, or subscribed, in time. Exit code 1: not everything could be sent.
+/// Exit code 3: there is no peer to connect to, or only a socket whose type does not fit. Exit code 27:
+/// nobody has connected, or subscribed, in time. Exit code 1: not everything could be sent.
 #[derive(Debug, Args)]
 #[command(after_help = after_help(EXAMPLES))]
 pub(super) struct Arguments {
-    /// Type of the socket, in letters of any case
+    /// Type of the socket, in upper or lower case
     #[arg(value_name = "TYPE", ignore_case = true, value_parser = kind::parser(&Socket::SENDING, Kind::Radio))]
     kind: Kind,
 
-    /// Where to connect to, or what to bind; several with commas between them
+    /// Endpoints to connect to, or to bind; separate several with commas
     #[arg(value_name = "ENDPOINT")]
     endpoint: String,
 
@@ -88,7 +87,7 @@ pub(super) struct Arguments {
     #[arg(short = '0', long, conflicts_with = "lines")]
     null: bool,
 
-    /// Send the message so many times
+    /// Send the message this many times
     #[arg(short = 'n', long, value_name = "COUNT", conflicts_with_all = ["lines", "null"], value_parser = parse_count_from_1)]
     count: Option<u64>,
 
@@ -100,12 +99,12 @@ pub(super) struct Arguments {
     #[arg(long)]
     wait_sub: bool,
 
-    /// How long to wait for a peer, or a subscriber, such as 500ms or 10s [default: 1s when connecting, for
-    /// ever when bound or with --wait-sub]
+    /// How long to wait for a peer, or a subscriber, such as 500ms or 10s [default: 1s when connecting, no
+    /// limit when bound or with --wait-sub]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     timeout: Option<Duration>,
 
-    /// How long to go on sending at the end, while the peer is slow or away
+    /// How long to keep sending at the end, if the peer is slow or away
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     linger: Duration,
 
