@@ -11,7 +11,7 @@ use crate::render::topics_text;
 /// How long the proxy may take to receive the published messages before the note that nobody subscribes is
 /// written.
 const ARRIVAL: Duration = Duration::from_millis(500);
-/// How long news of subscriptions from the proxy may then still be on the way.
+/// How long subscriptions that the proxy passes on may then still be on the way.
 const SUBSCRIPTIONS: Duration = Duration::from_millis(50);
 /// The largest number of topics that are remembered. After messages to more topics, no note is written, even
 /// if the first ones reached nobody.

@@ -10,7 +10,7 @@ use crate::args::parse_duration;
 /// The largest length of a random text, so that a mistyped number does not exhaust the memory.
 const RANDOM_MAX: usize = 1 << 20;
 
-/// Data with placeholders, which are filled in anew for each message.
+/// Data with placeholders, which are filled in again for each message.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Template(Vec<Part>);
 

@@ -211,7 +211,7 @@ impl<'a> MessageRef<'a> {
         self.data
     }
 
-    /// Decodes the metadata; each call decodes it anew.
+    /// Decodes the metadata; each call decodes it again.
     ///
     /// # Errors
     /// [`InvalidMessage`](ErrorKind::InvalidMessage) when the metadata cannot be decoded.

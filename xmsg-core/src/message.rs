@@ -141,7 +141,7 @@ impl Message {
         &self.data
     }
 
-    /// Decodes the metadata; each call decodes it anew.
+    /// Decodes the metadata; each call decodes it again.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidMessage`] when the metadata cannot be decoded. This holds for all calls that read

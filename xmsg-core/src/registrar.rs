@@ -29,11 +29,20 @@ pub const RENEWAL_INTERVAL: Duration = Duration::from_secs(20);
 /// that are not renewed keeps them, and a registrar that was restarted receives them again.
 /// [`deregister`](Self::deregister) ends the renewal.
 ///
-/// After a call that failed, the request is neither in progress nor carried out later. The exception is the
-/// kind [`Unconfirmed`](ErrorKind::Unconfirmed): the registrar received the request and did not answer in
-/// time, so it is not known whether it carries it out. [`Remote`](ErrorKind::Remote) means that the registrar
-/// refused the request. If there is no registrar, the error has the kind of the cause, such as
-/// [`Refused`](ErrorKind::Refused).
+/// Changes ([`register`](Self::register), [`deregister`](Self::deregister) and
+/// [`remove_all`](Self::remove_all)) and queries fail with these kinds of errors:
+/// - [`Remote`](ErrorKind::Remote): the registrar refused the request.
+/// - [`Unconfirmed`](ErrorKind::Unconfirmed), of changes only: the request was sent, and no valid answer
+///   arrived in time or before the client was closed. It is not known whether the registrar carries out the
+///   request. After every other error, it is neither in progress nor carried out later.
+/// - [`Timeout`](ErrorKind::Timeout): the registrar did not answer a query, or there was no connection in
+///   time.
+/// - [`InvalidMessage`](ErrorKind::InvalidMessage) or [`Protocol`](ErrorKind::Protocol), of queries only: the
+///   answer is not valid.
+/// - [`TooLarge`](ErrorKind::TooLarge): the request is larger than the registrar allows, or the answer to a
+///   query is larger than the limits of the client allow.
+/// - [`Closed`](ErrorKind::Closed): the client is closed.
+/// - If there is no registrar, the kind of the cause, such as [`Refused`](ErrorKind::Refused).
 ///
 /// ```no_run
 /// # async fn run() -> xmsg_core::Result<()> {
@@ -196,6 +205,10 @@ impl Registrar {
     /// no further effect.
     ///
     /// After an error, the registration is not made later. Earlier registrations stay registered.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidTopic`] when the topic has no domain, and the errors of changes that
+    /// [`Registrar`] lists.
     pub async fn register(&self, registration: &Registration) -> Result<()> {
         self.inner.register(registration).await?;
         self.inner.clone().renew(registration);
@@ -204,6 +217,10 @@ impl Registrar {
 
     /// Removes every registration with the topic, name and host of this one. It succeeds even if there is
     /// none.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidTopic`] when the topic has no domain, and the errors of changes that
+    /// [`Registrar`] lists.
     pub async fn deregister(&self, registration: &Registration) -> Result<()> {
         let topic = registration.topic()?;
         self.inner.renewals().registrations.retain(|other| {
@@ -216,30 +233,45 @@ impl Registrar {
     }
 
     /// Removes every registration of a host, of publishers and of subscribers, whoever made it.
+    ///
+    /// # Errors
+    /// The errors of changes that [`Registrar`] lists.
     pub async fn remove_all(&self, host: &str) -> Result<()> {
         self.inner.renewals().registrations.retain(|other| other.host != host);
         self.inner.change(&Request::remove_all(self.inner.sender.clone(), host)).await
     }
 
-    /// Returns publishers whose topic starts with that of the query: those that a subscriber of the topic
-    /// would hear. For subscribers, returns those whose topic is a prefix of it: those that would hear a
-    /// message with the topic.
+    /// Returns publishers whose topic starts with that of the query: those whose messages a
+    /// subscriber of the topic would receive. For subscribers, returns those whose topic is a prefix of it:
+    /// those that would receive a message with the topic.
+    ///
+    /// # Errors
+    /// The errors of queries that [`Registrar`] lists.
     pub async fn find(&self, query: &Query) -> Result<Vec<Registration>> {
         self.discover(Action::Find, query).await
     }
 
     /// Returns registrations whose topic has the parts of the query, and whose host and port are those of the
     /// query.
+    ///
+    /// # Errors
+    /// The errors of queries that [`Registrar`] lists.
     pub async fn filter(&self, query: &Query) -> Result<Vec<Registration>> {
         self.discover(Action::Filter, query).await
     }
 
     /// Returns registrations whose topic equals that of the query.
+    ///
+    /// # Errors
+    /// The errors of queries that [`Registrar`] lists.
     pub async fn exact(&self, query: &Query) -> Result<Vec<Registration>> {
         self.discover(Action::Exact, query).await
     }
 
     /// Returns all publishers, or all subscribers.
+    ///
+    /// # Errors
+    /// The errors of queries that [`Registrar`] lists.
     pub async fn all(&self, owner: OwnerType) -> Result<Vec<Registration>> {
         self.discover(Action::All, &Query::any(owner)).await
     }

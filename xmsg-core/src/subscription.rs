@@ -143,7 +143,7 @@ impl Subscription {
     /// proxy had sent for it by then. [`next`](Self::next) returns those messages, and then `None`. This call
     /// itself returns at once.
     ///
-    /// A marker that travels behind the last message shows that it has arrived, so this works through every
+    /// A marker that is sent after the last message shows that it has arrived, so this works through every
     /// proxy. Without a connection nothing more can arrive, and only the messages that were received are
     /// returned.
     ///

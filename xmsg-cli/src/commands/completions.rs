@@ -31,8 +31,8 @@ pub(crate) struct Completions {
 
 /// Write the manual pages
 ///
-/// One page for each command, xmsg-pub.1 and so on, goes into DIR, which is made if need be. Without DIR, the
-/// page of xmsg itself goes to standard output.
+/// One page for each command, xmsg-pub.1 and so on, goes into DIR, which is created if necessary. Without
+/// DIR, the page of xmsg itself goes to standard output.
 #[derive(Debug, Args)]
 #[command(after_help = MAN_EXAMPLES)]
 pub(crate) struct Man {

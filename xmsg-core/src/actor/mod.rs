@@ -384,9 +384,9 @@ impl Actor {
     }
 
     /// Asks the default registrar for the publishers or subscribers that match the query's topic. A query for
-    /// publishers finds those whose topic starts with it: the publishers that a subscriber of the topic would
-    /// hear. A query for subscribers finds those whose topic is a prefix of it: the subscribers that would
-    /// hear a message with the topic. To compare the parts of a topic, use
+    /// publishers finds those whose topic starts with it: the publishers whose messages a subscriber of the
+    /// topic would receive. A query for subscribers finds those whose topic is a prefix of it: the
+    /// subscribers that would receive a message with the topic. To compare the parts of a topic, use
     /// [`discover_filtered`](Self::discover_filtered).
     ///
     /// # Errors

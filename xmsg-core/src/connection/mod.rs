@@ -232,7 +232,7 @@ impl Connection {
     /// accepted may still be on its way; a message that was flushed has arrived at the proxy and was
     /// forwarded to its subscribers.
     ///
-    /// The confirmation is the answer to a control request that travels behind the messages; proxies of other
+    /// The confirmation is the answer to a control request that is sent after the messages; proxies of other
     /// implementations give it, too.
     ///
     /// # Errors
@@ -638,7 +638,7 @@ impl Marker {
         inner.target.confirmations.ask(publisher, &request).await.is_ok()
     }
 
-    /// Publishes a message to this topic, behind everything that was published before. Returns `false` if
+    /// Publishes a message to this topic, after everything that was published before. Returns `false` if
     /// there is no connection left.
     pub(crate) async fn send(&self, topic: &Topic) -> bool {
         let Some(inner) = self.0.upgrade() else { return false };

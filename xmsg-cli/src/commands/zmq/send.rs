@@ -230,7 +230,7 @@ fn nobody_there(job: &Job<'_>, watch: &Watch) -> AtPeer {
     without_connection(what, watch.failure().cloned().or_else(|| job.socket.failure()))
 }
 
-/// Returns a note about messages without subscribers, as far as the socket was told.
+/// Returns a note about messages without subscribers, as far as the socket has received subscriptions.
 fn nobody_subscribed(topic: &[u8], sent: u64, targets: &[Target]) -> String {
     let what = if sent == 1 { "message".to_owned() } else { counted(sent, "message") };
     let (topic, names) = (topic.escape_ascii(), names(targets));

@@ -45,7 +45,7 @@ pub(super) async fn side_by_side<H, F>(
 /// A task that handles messages side by side with other workers.
 struct Worker<H> {
     work: Arc<Work<H>>,
-    /// The batch of its last message, and its serial number. The batch is shared anew only when the number
+    /// The batch of its last message, and its serial number. The batch is shared again only when the number
     /// changes.
     wire: Bytes,
     batch: u64,
