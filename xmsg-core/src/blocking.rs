@@ -8,6 +8,11 @@
 //! A blocking call within an async runtime would block its tasks, so it fails with [`ErrorKind::WouldBlock`]:
 //! use the async types there. For this reason [`Actor::close`] and [`Actor::drain`] also return a `Result`.
 //!
+//! # Errors
+//! A call returns the errors of the async call that its documentation names. If it waits, it also returns
+//! [`ErrorKind::WouldBlock`]. Calls that make an actor or a connection start a thread, and fail when the
+//! system cannot start it.
+//!
 //! ```no_run
 //! # fn main() -> xmsg_core::Result<()> {
 //! use std::time::Duration;

@@ -144,8 +144,7 @@ impl Message {
     /// Decodes the metadata; each call decodes it again.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidMessage`] when the metadata cannot be decoded. This holds for all calls that read
-    /// or change it.
+    /// [`ErrorKind::InvalidMessage`] when the metadata cannot be decoded.
     pub fn meta(&self) -> Result<Meta> {
         Meta::decode(&self.meta)
     }
@@ -167,6 +166,9 @@ impl Message {
     /// assert_eq!(message.meta()?.author.as_deref(), Some("reporter"));
     /// # Ok::<(), xmsg_core::Error>(())
     /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the metadata cannot be decoded.
     pub fn edit_meta(&mut self, edit: impl FnOnce(&mut Meta)) -> Result<()> {
         let mut meta = self.meta()?;
         edit(&mut meta);
@@ -185,6 +187,9 @@ impl Message {
     /// assert_eq!(message.header("tenant")?, None);
     /// # Ok::<(), xmsg_core::Error>(())
     /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the metadata cannot be decoded.
     pub fn header(&self, key: &str) -> Result<Option<&str>> {
         meta::header(&self.meta, key)
     }
@@ -200,8 +205,8 @@ impl Message {
     /// languages ignore it, and keep it in the messages that they forward.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidMessage`](crate::ErrorKind) when the key is empty, or the limits of
-    /// [`Headers`](crate::meta::Headers) would be exceeded.
+    /// [`ErrorKind::InvalidMessage`] when the key is empty, the limits of
+    /// [`Headers`](crate::meta::Headers) would be exceeded, or the metadata cannot be decoded.
     pub fn with_header(mut self, key: &str, value: &str) -> Result<Self> {
         self.set_header(key, value)?;
         Ok(self)
@@ -209,18 +214,27 @@ impl Message {
 
     /// Sets a header in place, as [`with_header`](Self::with_header) does. The rest of the metadata stays as
     /// it is.
+    ///
+    /// # Errors
+    /// The errors of [`with_header`](Self::with_header).
     pub fn set_header(&mut self, key: &str, value: &str) -> Result<()> {
         self.meta = meta::with_header(&self.meta, key, Some(value))?;
         Ok(())
     }
 
     /// Removes a header, if it is there. The rest of the metadata stays as it is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the metadata cannot be decoded.
     pub fn remove_header(&mut self, key: &str) -> Result<()> {
         self.meta = meta::with_header(&self.meta, key, None)?;
         Ok(())
     }
 
     /// Returns the MIME type of the data, without decoding the rest of the metadata.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the metadata cannot be decoded.
     pub fn mime_type(&self) -> Result<&str> {
         meta::data_type(&self.meta)
     }
@@ -228,14 +242,17 @@ impl Message {
     /// Decodes the data as a Rust value.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidMessage`] when the data is not of this type. The error names the MIME type of the
-    /// data and those that were expected.
+    /// [`ErrorKind::InvalidMessage`] when the data is not of this type, or the metadata cannot be decoded. If
+    /// the type is wrong, the error names the MIME type of the data and those that were expected.
     pub fn value<T: FromData>(&self) -> Result<T> {
         T::from_data(self.mime_type()?, &self.data)
     }
 
     /// Returns the topic on which the sender awaits a reply; `None` unless the message is a synchronous
     /// request.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the metadata cannot be decoded.
     pub fn reply_to(&self) -> Result<Option<Topic>> {
         Ok(meta::reply_to(&self.meta)?.map(Topic::wrap))
     }
@@ -244,9 +261,9 @@ impl Message {
     /// request.
     ///
     /// # Errors
-    /// [`InvalidMessage`](ErrorKind::InvalidMessage) when it is one of the topics that connections and
-    /// proxies use among themselves. Any other topic is allowed here; the rights of whoever replies may
-    /// forbid it.
+    /// [`ErrorKind::InvalidMessage`] when it is one of the topics that connections and proxies use among
+    /// themselves, or the metadata cannot be decoded. Any other topic is allowed here; the rights of the
+    /// client that replies may forbid it.
     pub fn reply_topic(&self) -> Result<Option<Topic>> {
         let topic = self.reply_to()?;
         match topic {
@@ -262,12 +279,18 @@ impl Message {
 
     /// Makes the message a request whose reply is awaited on this topic. The rest of the metadata stays as it
     /// is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the metadata cannot be decoded.
     pub fn set_reply_to(&mut self, topic: &Topic) -> Result<()> {
         self.meta = meta::with_reply_to(&self.meta, Some(topic.as_bytes()))?;
         Ok(())
     }
 
     /// Removes the reply topic. The rest of the metadata stays as it is. Nothing is copied if there is none.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the metadata cannot be decoded.
     pub fn clear_reply_to(&mut self) -> Result<()> {
         if meta::reply_to(&self.meta)?.is_some() {
             self.meta = meta::with_reply_to(&self.meta, None)?;
@@ -287,6 +310,10 @@ impl Message {
 
     /// Makes a reply to this request with the same data, and the same metadata without the reply topic;
     /// `None` when the message is not a request.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the metadata cannot be decoded, or the reply topic is one of those
+    /// that [`reply_topic`](Self::reply_topic) refuses.
     pub fn reply(&self) -> Result<Option<Self>> {
         let Some(topic) = self.reply_topic()? else { return Ok(None) };
         let meta = meta::with_reply_to(&self.meta, None)?;
@@ -308,6 +335,10 @@ impl Message {
     /// assert_eq!(reply.reply_to()?, None);
     /// # Ok::<(), xmsg_core::Error>(())
     /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the metadata cannot be decoded, the value cannot be encoded, or the
+    /// reply topic is one of those that [`reply_topic`](Self::reply_topic) refuses.
     pub fn reply_with(&self, value: impl IntoData) -> Result<Option<Self>> {
         self.reply_topic()?.map(|topic| Self::of(topic, value)).transpose()
     }
@@ -329,6 +360,10 @@ impl Message {
     /// assert_eq!(reply.error_text()?.as_deref(), Some("the number is negative"));
     /// # Ok::<(), xmsg_core::Error>(())
     /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the metadata cannot be decoded, or the reply topic is one of those
+    /// that [`reply_topic`](Self::reply_topic) refuses.
     pub fn error_reply(&self, text: impl fmt::Display) -> Result<Option<Self>> {
         let Some(topic) = self.reply_topic()? else { return Ok(None) };
         let text = text.to_string();
@@ -348,6 +383,9 @@ impl Message {
     /// assert_eq!(Message::of("math:root", "not an error")?.error_text()?, None);
     /// # Ok::<(), xmsg_core::Error>(())
     /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMessage`] when the metadata cannot be decoded.
     pub fn error_text(&self) -> Result<Option<String>> {
         if meta::status(&self.meta)? != Some(Status::Error) {
             return Ok(None);

@@ -48,19 +48,26 @@ const SEPARATOR: char = ':';
 pub struct Topic(Bytes);
 
 impl Topic {
-    /// Makes the topic of all subjects of a domain. [`ErrorKind::InvalidTopic`] if the domain is not allowed.
+    /// Makes the topic of all subjects of a domain.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidTopic`] when the domain is not allowed.
     pub fn of_domain(domain: impl AsRef<str>) -> Result<Self> {
         Self::with_types(domain, ANY, ANY)
     }
 
     /// Makes the topic of a domain and a subject; a subject `*` means any subject.
-    /// [`ErrorKind::InvalidTopic`] if a part is not allowed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidTopic`] when a part is not allowed.
     pub fn new(domain: impl AsRef<str>, subject: impl AsRef<str>) -> Result<Self> {
         Self::with_types(domain, subject, ANY)
     }
 
     /// Makes the topic of a domain, a subject and types, which may be several parts separated by `:`.
-    /// [`ErrorKind::InvalidTopic`] if the domain or the subject is not allowed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidTopic`] when the domain or the subject is not allowed.
     pub fn with_types(
         domain: impl AsRef<str>,
         subject: impl AsRef<str>,

@@ -268,6 +268,9 @@ impl Actor {
     }
 
     /// Does the same as [`request`](Self::request). This is the name of the call in xMsg for other languages.
+    ///
+    /// # Errors
+    /// The errors of [`request`](Self::request).
     pub async fn sync_publish(&self, message: &Message, timeout: Duration) -> Result<Message> {
         self.request(message, timeout).await
     }
