@@ -13,11 +13,11 @@ mod compaction;
 mod later;
 mod slow;
 mod turns;
+mod writing;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::JoinHandle;
@@ -37,6 +37,7 @@ use self::compaction::{Compaction, SnapshotFeed};
 use self::later::Pending;
 use self::slow::Slow;
 use self::turns::Turns;
+use self::writing::{Trouble, Written, committed};
 use super::journal::Journal;
 use super::store::{Refused, Reserved, Search, Store};
 use crate::security::{Authority, Rights};
@@ -65,8 +66,6 @@ const RECOUNT: usize = 16 << 20;
 const TURN: u32 = 64;
 /// Topics and registrations that are looked at in one slice. This takes some tenths of a millisecond.
 const SLICE: usize = 512;
-/// The limits of the pause after a failed attempt to write, which is ten times as long as the attempt.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// The counters behind [`Counts`](super::Counts).
 #[derive(Debug, Default)]
@@ -100,23 +99,6 @@ struct Batch {
     changes: VecDeque<(ReturnPath, Action, Change)>,
     /// The position of the journal before the changes of this batch.
     position: u64,
-}
-
-/// The state in which the disk does not accept changes.
-#[derive(Debug)]
-struct Trouble {
-    status: String,
-    retry: Deadline,
-}
-
-/// The result of an attempt to write.
-#[derive(Debug)]
-struct Written {
-    journal: Journal,
-    /// The encoded entries of the batch.
-    entries: Vec<u8>,
-    result: Result<()>,
-    took: Duration,
 }
 
 #[derive(Debug)]
@@ -513,91 +495,6 @@ impl Service {
         }
     }
 
-    /// Writes the batch, unless another one is being written. Without a batch, it may probe the disk.
-    fn write(&mut self) {
-        if !self.applying.changes.is_empty() || self.waits_for_compaction() {
-            return;
-        }
-        let Some(mut journal) = self.journal.take() else { return };
-        let (has_changes, in_trouble) = (!self.gathering.changes.is_empty(), self.trouble.is_some());
-        // A broken journal is replaced with the first change.
-        let next = if has_changes || in_trouble || self.compaction.is_some() {
-            self.next_files(&journal)
-        } else {
-            None
-        };
-        let is_idle = next.is_none() && (journal.is_broken() || !(has_changes || in_trouble));
-        if is_idle {
-            self.journal = Some(journal);
-            return;
-        }
-        let mut batch = std::mem::take(&mut self.gathering);
-        batch.position = journal.position();
-        let mut entries = std::mem::take(&mut batch.entries);
-        let commit = tokio::task::spawn_blocking(move || {
-            let started = Instant::now();
-            let result = match next {
-                Some(files) => journal.switch(files, &mut entries),
-                None if entries.is_empty() => journal.probe(),
-                None => journal.append(&mut entries),
-            };
-            Written { journal, entries, result, took: started.elapsed() }
-        });
-        self.writing = Some((commit, batch));
-        self.make_room();
-    }
-
-    /// Applies the changes of a batch that is on the disk, or refuses those of one that failed.
-    fn written(&mut self, done: Result<Written, tokio::task::JoinError>) {
-        let Some((_, mut batch)) = self.writing.take() else { return };
-        let (result, took) = match done {
-            Ok(Written { journal, entries, result, took }) => {
-                self.journal = Some(journal);
-                batch.entries = entries;
-                (result, took)
-            }
-            Err(error) => {
-                let lost = Error::new(ErrorKind::Io, "the journal was lost").with_source(error);
-                (Err(lost), Duration::ZERO)
-            }
-        };
-        match result {
-            Ok(()) => {
-                if self.trouble.take().is_some() {
-                    // The state is set before it is logged, so that readers of the log see the new state.
-                    self.counters.is_unwritable.store(false, Ordering::Relaxed);
-                    tracing::info!("changes are stored again");
-                }
-                self.applying = Batch { entries: Vec::new(), ..batch };
-            }
-            Err(error) => {
-                if let Some(batch) = self.requeue(batch) {
-                    let status = self.failed(&error, took);
-                    self.refuse_batch(batch, &status);
-                }
-            }
-        }
-        self.end_failed_compaction();
-        if self.journal.is_none() {
-            // Nothing can be stored any more.
-            self.stop.cancel();
-            tracing::error!("the registrar ends: its journal can't be used any more");
-            return;
-        }
-        self.carry_out_some();
-        self.make_room();
-    }
-
-    /// Refuses the changes of a failed batch, and those that collected meanwhile, which would fail, too.
-    fn refuse_batch(&mut self, batch: Batch, status: &str) {
-        let gathered = std::mem::take(&mut self.gathering).changes;
-        for (path, action, change) in batch.changes.into_iter().chain(gathered) {
-            change.give_up(&mut self.store);
-            self.answer(&path, self.reply(action, Err(status.to_owned())));
-            self.change_is_done(path.peer());
-        }
-    }
-
     /// Applies some of the changes on the disk: first slow ones, then others. Then writes the next batch.
     fn carry_out_some(&mut self) {
         let (now, mut work) = (self.started.elapsed(), SLICE / 2);
@@ -646,25 +543,6 @@ impl Service {
         }
     }
 
-    /// Records that changes can't be written. Returns the status for the clients that sent them.
-    fn failed(&mut self, error: &Error, took: Duration) -> String {
-        self.counters.write_failures.fetch_add(1, Ordering::Relaxed);
-        self.counters.is_unwritable.store(true, Ordering::Relaxed);
-        let reason = error.with_causes().to_string();
-        let pause = (took * 10).clamp(RETRY.0, RETRY.1);
-        if let Some(unlogged) = self.write_log.pass("changes that could not be stored") {
-            tracing::error!(
-                reason,
-                retry_s = pause.as_secs_f64(),
-                unlogged,
-                "changes can't be stored, and are refused"
-            );
-        }
-        let status = format!("not stored: {reason}; it is tried again, ask again later");
-        self.trouble = Some(Trouble { status: status.clone(), retry: Deadline::after(pause) });
-        status
-    }
-
     fn count(&self) {
         for (counter, owner) in [
             (&self.counters.publishers, OwnerType::Publisher),
@@ -711,16 +589,6 @@ pub(super) async fn compact(mut journal: Journal, store: &Store) -> Result<Journ
     let work = tokio::task::spawn_blocking(move || journal.compact(&records, &mut []).map(|()| journal));
     work.await
         .map_err(|error| Error::new(ErrorKind::Io, "the snapshot was not written").with_source(error))?
-}
-
-/// Waits for the end of the current commit, or for ever if there is none.
-async fn committed(
-    writing: Option<&mut (JoinHandle<Written>, Batch)>,
-) -> Result<Written, tokio::task::JoinError> {
-    match writing {
-        Some((commit, _)) => commit.await,
-        None => std::future::pending().await,
-    }
 }
 
 async fn at(time: Option<Deadline>) {

@@ -4,7 +4,9 @@
 //! are the peers of each address. If one peer sends much, the others wait for one of its messages (or
 //! batches) at a time, and not for all of them.
 
-use std::collections::{HashMap, VecDeque};
+mod numbered;
+
+use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -12,6 +14,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::coop;
 
+use self::numbered::Numbered;
 use crate::Multipart;
 use crate::link::buffer::Slab;
 use crate::link::source::Source;
@@ -79,43 +82,6 @@ struct Group {
     turns: VecDeque<usize>,
     /// The number of all its peers.
     peers: usize,
-}
-
-/// Things by number, and their numbers by name. The numbers of removed things are reused.
-#[derive(Debug)]
-struct Numbered<N, T> {
-    numbers: HashMap<N, usize>,
-    things: Vec<Option<T>>,
-    free: Vec<usize>,
-}
-
-impl<N, T> Default for Numbered<N, T> {
-    fn default() -> Self {
-        Self { numbers: HashMap::new(), things: Vec::new(), free: Vec::new() }
-    }
-}
-
-impl<N: std::hash::Hash + Eq, T> Numbered<N, T> {
-    fn add(&mut self, name: N, thing: T) -> usize {
-        let number = self.free.pop().unwrap_or_else(|| {
-            self.things.push(None);
-            self.things.len() - 1
-        });
-        self.things[number] = Some(thing);
-        self.numbers.insert(name, number);
-        number
-    }
-
-    fn get_mut(&mut self, number: usize) -> Option<&mut T> {
-        self.things.get_mut(number).and_then(Option::as_mut)
-    }
-
-    fn remove(&mut self, name: &N) {
-        if let Some(number) = self.numbers.remove(name) {
-            self.things[number] = None;
-            self.free.push(number);
-        }
-    }
 }
 
 #[derive(Debug, Default)]
@@ -520,6 +486,8 @@ impl Inbox {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
     use xmsg_zmtp::encode_message;
 
