@@ -37,6 +37,7 @@
 #![warn(missing_docs)]
 
 mod amqp;
+mod background;
 mod channel;
 pub mod definition;
 mod error;

@@ -266,3 +266,42 @@ async fn a_channel_acknowledges_what_its_target_has() {
     peer.consumer(2).await;
     site.registry.close().await.unwrap();
 }
+
+/// The payload of a content header whose table has lists within each other, as many as fit into a frame.
+fn header_with_nested_lists(body: u64) -> (Vec<u8>, usize) {
+    let levels = 26_000;
+    let mut fields = Vec::new();
+    for level in (0..levels).rev() {
+        fields.push(b'A');
+        fields.extend((level * 5_u32).to_be_bytes());
+    }
+    let mut header = vec![0, 60, 0, 0];
+    header.extend(body.to_be_bytes());
+    header.extend([0x20, 0]);
+    header.extend((fields.len() as u32 + 2).to_be_bytes());
+    header.extend(b"\x01a");
+    header.extend(fields);
+    (header, levels as usize)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_with_tables_nested_as_deeply_as_a_frame_allows_arrives_and_ends_nothing() {
+    let peer = Peer::start(Script::confirming()).await;
+    let site = site(&peer).await;
+    let mut received = site.actor.subscribe("in").await.unwrap();
+    let channel = ChannelDefinition::amqp("in", "broker", "q", Target::Topic("in".parse().unwrap()));
+    site.registry.create(channel).await.unwrap();
+    let consumer = peer.consumer(1).await;
+    let (header, _) = header_with_nested_lists(5);
+    for tag in 1..=3 {
+        for action in consumer.deliver_raw(tag, &header, b"hello") {
+            peer.act(action).await;
+        }
+    }
+    for _ in 0..3 {
+        assert_eq!(next(&mut received).await.data(), &b"hello"[..]);
+    }
+    let link = site.registry.channel("in").unwrap().link;
+    assert_eq!((link.counts.connections, link.counts.dead), (1, 0), "{link:#?}");
+    site.registry.close().await.unwrap();
+}

@@ -17,6 +17,7 @@ pub(super) enum Step {
     Method(u16, AMQPClass),
     Content(u16, AMQPClass, Box<BasicProperties>, Vec<u8>),
     Header,
+    Bytes(Vec<u8>),
     DropConnection,
     Silence,
     StopReading,
@@ -99,6 +100,12 @@ impl Action {
     #[must_use]
     pub fn header() -> Self {
         Self::new(Step::Header)
+    }
+
+    /// Sends these bytes as they are, such as frames that no library makes.
+    #[must_use]
+    pub fn bytes(bytes: Vec<u8>) -> Self {
+        Self::new(Step::Bytes(bytes))
     }
 
     pub(super) fn new(step: Step) -> Self {
@@ -185,6 +192,28 @@ impl Consumer {
         let properties = Box::new(delivery.properties);
         let step = Step::Content(self.channel, AMQPClass::Basic(deliver), properties, delivery.body);
         Action::new(step).on(self.connection)
+    }
+
+    /// Gives it a message with a content header of any bytes: `header` is the payload of that frame, and says itself how long the body is. The body
+    /// has to fit into one frame.
+    #[must_use]
+    pub fn deliver_raw(&self, tag: u64, header: &[u8], body: &[u8]) -> Vec<Action> {
+        let deliver = basic::AMQPMethod::Deliver(basic::Deliver {
+            consumer_tag: self.tag.as_str().into(),
+            delivery_tag: tag,
+            redelivered: false,
+            exchange: "".into(),
+            routing_key: "raw".into(),
+        });
+        let mut bytes = Vec::new();
+        for (kind, payload) in [(2, header), (3, body)] {
+            bytes.push(kind);
+            bytes.extend(self.channel.to_be_bytes());
+            bytes.extend((payload.len() as u32).to_be_bytes());
+            bytes.extend(payload);
+            bytes.push(0xCE);
+        }
+        vec![Action::basic(self.connection, self.channel, deliver), Action::bytes(bytes).on(self.connection)]
     }
 
     /// Cancels the consumer, as a broker does when its queue is deleted.

@@ -270,6 +270,7 @@ impl Link {
                 self.write(&AMQPFrame::ProtocolHeader(ProtocolVersion::amqp_0_9_1())).await?;
                 return Ok(Flow::Break(()));
             }
+            Step::Bytes(bytes) => self.stream.write_all(&bytes).await?,
             Step::DropConnection => return Ok(Flow::Break(())),
             Step::Silence => self.is_silent = true,
             Step::StopReading => self.is_reading = false,

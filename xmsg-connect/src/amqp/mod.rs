@@ -1,17 +1,18 @@
 //! AMQP 0-9-1: connections to a broker, and messages as it has them.
 
 pub(crate) mod headers;
+mod nesting;
+mod socket;
 
-use std::path::Path;
 use std::time::Duration;
 
-use lapin::tcp::OwnedTLSConfig;
 use lapin::types::ShortString;
 use lapin::uri::{AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Channel, Connection, ConnectionProperties};
 use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::security::read_secret;
 
+use self::socket::End;
 use crate::definition::ConnectionDefinition;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -27,6 +28,8 @@ pub(crate) struct Link {
     pub(crate) uri: String,
     /// The longest frame that both sides take, in bytes.
     pub(crate) frame_max: usize,
+    /// What the client holds ends with this, whatever the broker does.
+    _end: End,
 }
 
 impl Link {
@@ -35,29 +38,32 @@ impl Link {
     pub(crate) async fn open(broker: &ConnectionDefinition, name: &str, turn: usize) -> Result<Self> {
         let uri = &broker.uris[turn % broker.uris.len()];
         let parsed = full_uri(broker, uri)?;
-        let tls = OwnedTLSConfig { identity: None, cert_chain: certificates(broker.ca_file.as_deref())? };
         let properties = ConnectionProperties::default()
             .with_connection_name(name.into())
             .with_client_property("product".into(), "xmsg-connect".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-        let open = async {
-            let runtime = lapin::runtime::default_runtime()?;
-            let connection = Connection::connect_uri_with_config(parsed, properties, tls, runtime).await?;
-            let channel = connection.create_channel().await?;
-            Ok::<_, lapin::Error>((connection, channel))
-        };
         let failed = format!("the broker {uri} can't be reached");
-        let opened = Deadline::after(broker.connect_timeout.get()).limit(open).await;
-        let Ok(opened) = opened else {
-            let what = format!("{failed}: no answer within {}", broker.connect_timeout);
-            return Err(Error::new(ErrorKind::Unreachable, what));
+        let open = async {
+            let (socket, end) = socket::connect(&parsed, broker.ca_file.as_deref(), broker.frame_max).await?;
+            let logged_in = async {
+                let connection = socket::begin(parsed, socket, properties).await?;
+                let channel = connection.create_channel().await?;
+                Ok::<_, lapin::Error>((connection, channel))
+            };
+            let (connection, channel) = logged_in.await.map_err(|error| explain(error, broker, &failed))?;
+            Ok::<_, Error>((connection, channel, end))
         };
-        let (connection, channel) = opened.map_err(|error| explain(error, broker, &failed))?;
+        let late = |_| {
+            let what = format!("{failed}: no answer within {}", broker.connect_timeout);
+            Error::new(ErrorKind::Unreachable, what)
+        };
+        let opened = Deadline::after(broker.connect_timeout.get()).limit(open).await;
+        let (connection, channel, end) = opened.map_err(late)??;
         let frame_max = match connection.configuration().frame_max() {
             0 => broker.frame_max as usize,
             frame_max => frame_max as usize,
         };
-        Ok(Self { connection, channel, uri: uri.clone(), frame_max })
+        Ok(Self { connection, channel, uri: uri.clone(), frame_max, _end: end })
     }
 
     /// What is asked of the broker, for at most so long: it may answer heartbeats and nothing else.
@@ -104,15 +110,6 @@ fn full_uri(broker: &ConnectionDefinition, uri: &str) -> Result<AMQPUri> {
     parsed.query.frame_max = Some(broker.frame_max);
     parsed.query.connection_timeout = Some(broker.connect_timeout.get().as_millis() as u64);
     Ok(parsed)
-}
-
-fn certificates(file: Option<&Path>) -> Result<Option<String>> {
-    let Some(file) = file else { return Ok(None) };
-    let read = std::fs::read_to_string(file);
-    read.map(Some).map_err(|error| {
-        let what = format!("the certificates in {} can't be read (ca_file)", file.display());
-        Error::new(ErrorKind::Storage, what).with_source(error)
-    })
 }
 
 /// What a broker said when it ended a channel or a connection: the code, its text, and whether only the channel is concerned.

@@ -9,8 +9,9 @@ use futures::future::join_all;
 use tokio::sync::mpsc;
 use xmsg_core::Actor;
 
-use super::state::{in_background, remove_folder, replace_file};
+use super::state::{remove_folder, replace_file};
 use super::{Change, Make, Shared};
+use crate::background::in_background;
 use crate::channel::{Channel, ChannelPlan};
 use crate::definition::{Definitions, Fsync, OnFull, OutgoingDefinition, SpoolDefinition};
 use crate::error::{Error, ErrorKind, Result};

@@ -12,14 +12,6 @@ pub(super) const STATE_FILE: &str = "connect.toml";
 /// The file that whoever uses the state directory has locked.
 const LOCK_FILE: &str = "lock";
 
-/// Runs what waits for the disk, where it holds up nobody.
-pub(super) async fn in_background<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let ended = tokio::task::spawn_blocking(work).await;
-    ended.map_err(|error| Error::new(ErrorKind::Closed, "the runtime has ended").with_source(error))?
-}
-
 /// An error of the file system.
 fn failed(what: &str, path: &Path, error: std::io::Error) -> Error {
     Error::new(ErrorKind::Storage, format!("{} can't be {what}", path.display())).with_source(error)

@@ -1,0 +1,539 @@
+//! Keeps tables that are nested deeply from the AMQP client, whose parser calls itself for each level: some ten thousand of them, which fit into one
+//! frame, would overflow its stack and end the process.
+//!
+//! A table or list below [`DEPTH_MAX`] is given to the client as an array of bytes. Both have a type, a length and so many bytes, so that one letter is
+//! changed where it stands, and the message keeps its length and all else. Nobody has to be refused: the message arrives, with bytes in the place of
+//! what is too deep.
+//!
+//! The format: AMQP 0-9-1, sections 2.3 and 4.2, with the types of fields as RabbitMQ has them (<https://www.rabbitmq.com/amqp-0-9-1-errata>).
+
+use std::io;
+
+/// Tables and lists within each other that the client gets.
+pub(super) const DEPTH_MAX: usize = 32;
+
+/// What begins and ends a frame: type, channel, length; the end.
+const FRAME_OVERHEAD: u32 = 8;
+const FRAME_END: u8 = 0xCE;
+const METHOD: u8 = 1;
+const HEADER: u8 = 2;
+const BODY: u8 = 3;
+const HEARTBEAT: u8 = 8;
+/// Class and method of `connection.start`, the only one with a table that a broker sends.
+const START: u32 = 10 << 16 | 10;
+/// Those with tables that only clients send: a peer that sends them is no broker.
+const OF_CLIENTS: [u32; 8] = [
+    10 << 16 | 11,
+    40 << 16 | 10,
+    40 << 16 | 30,
+    40 << 16 | 40,
+    50 << 16 | 10,
+    50 << 16 | 20,
+    50 << 16 | 50,
+    60 << 16 | 20,
+];
+
+/// What comes next in the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// The type of a frame.
+    Frame,
+    /// The rest of the eight bytes with which a peer says that it speaks another version.
+    Version,
+    /// The channel of a frame of this type, and its length.
+    Length(u8),
+    /// The class and the method of a method frame.
+    Method,
+    /// The versions before the table of `connection.start`.
+    Versions,
+    /// What a content header begins with, to the flags that say which properties it has.
+    Flags,
+    /// The length of a short text; so many more follow before the table.
+    Texts(u8),
+    /// The length of the table that nothing is around.
+    Table,
+    /// The name of a field, or the type of one in a list, or the end of what is open.
+    Field,
+    /// The type of a field.
+    Type,
+    /// The length of a field of this type.
+    FieldLength(u8),
+    /// The byte at the end of a frame.
+    End,
+}
+
+/// Something with fields that has begun and not ended.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    is_table: bool,
+    /// Bytes that are left of it.
+    left: u32,
+}
+
+/// Reads along with a stream from a broker, in pieces of any size.
+#[derive(Debug)]
+pub(super) struct Nesting {
+    frame_max: u32,
+    next: Next,
+    /// A number that is being read: its value so far, and the bytes that are missing.
+    number: u64,
+    missing: u32,
+    /// Bytes to pass over before what is next.
+    skip: u32,
+    /// Bytes that are left of the frame.
+    left: u32,
+    open: Vec<Open>,
+    /// Tables and lists that were changed into bytes.
+    flattened: u64,
+}
+
+impl Nesting {
+    /// For a connection with frames of at most this many bytes.
+    pub(super) fn new(frame_max: u32) -> Self {
+        Self {
+            frame_max,
+            next: Next::Frame,
+            number: 0,
+            missing: 0,
+            skip: 0,
+            left: 0,
+            open: Vec::new(),
+            flattened: 0,
+        }
+    }
+
+    /// How many tables and lists were changed into bytes.
+    pub(super) fn flattened(&self) -> u64 {
+        self.flattened
+    }
+
+    /// Reads what has come, and changes it where it is nested too deeply. An error is what no broker sends: the connection can't go on after it.
+    pub(super) fn read(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        let mut at = 0;
+        while at < bytes.len() {
+            let here = bytes.len() - at;
+            if self.skip > 0 {
+                let count = here.min(self.skip as usize);
+                self.skip -= count as u32;
+                at += count;
+                continue;
+            }
+            let byte = bytes[at];
+            if self.missing == 0 {
+                let wanted = self.wanted();
+                if wanted == 0 {
+                    self.take(0)?;
+                    continue;
+                }
+                (self.number, self.missing) = (0, wanted);
+            }
+            if self.next == Next::Type && self.is_too_deep(byte) {
+                bytes[at] = b'x';
+                self.flattened += 1;
+            }
+            self.number = self.number << 8 | u64::from(bytes[at]);
+            self.missing -= 1;
+            at += 1;
+            if self.missing == 0 {
+                let number = self.number;
+                self.take(number)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes of the number that comes next; 0 where nothing is to be read.
+    fn wanted(&self) -> u32 {
+        match self.next {
+            Next::Frame | Next::Texts(_) | Next::Type | Next::End => 1,
+            Next::Version => 7,
+            Next::Length(_) => 6,
+            Next::Method | Next::Table | Next::FieldLength(_) => 4,
+            Next::Versions | Next::Flags => 2,
+            Next::Field => match self.open.last() {
+                Some(Open { left: 1.., is_table: true }) => 1,
+                _ => 0,
+            },
+        }
+    }
+
+    fn is_too_deep(&self, kind: u8) -> bool {
+        matches!(kind, b'F' | b'A') && self.open.len() >= DEPTH_MAX
+    }
+
+    /// Acts on a number that has been read.
+    fn take(&mut self, number: u64) -> io::Result<()> {
+        // Every number below has at most four bytes, but for that with the channel, which is cut off there.
+        let short = number as u32;
+        match self.next {
+            Next::Frame => match short as u8 {
+                kind @ (METHOD | HEADER | BODY | HEARTBEAT) => self.next = Next::Length(kind),
+                b'A' => self.next = Next::Version,
+                kind => return Err(wrong(format!("a frame of the type {kind}, which AMQP does not have"))),
+            },
+            Next::Version => self.next = Next::Frame,
+            Next::Length(kind) => {
+                if short > self.frame_max.saturating_sub(FRAME_OVERHEAD) {
+                    let what =
+                        format!("a frame of {short} bytes, and allowed are {} (frame_max)", self.frame_max);
+                    return Err(wrong(what));
+                }
+                self.left = short;
+                match kind {
+                    METHOD => self.expect(4, Next::Method)?,
+                    HEADER => {
+                        self.spend(12)?;
+                        self.skip = 12;
+                        self.expect(2, Next::Flags)?;
+                    }
+                    _ => self.rest(),
+                }
+            }
+            Next::Method => match short {
+                START => self.expect(2, Next::Versions)?,
+                method if OF_CLIENTS.contains(&method) => {
+                    return Err(wrong(format!(
+                        "the method {}.{}, which only clients send",
+                        method >> 16,
+                        method & 0xFFFF
+                    )));
+                }
+                _ => self.rest(),
+            },
+            Next::Versions => self.expect(4, Next::Table)?,
+            Next::Flags => {
+                // From the highest bit on: the type of the content, its encoding, the headers.
+                let texts = (short >> 15 & 1) + (short >> 14 & 1);
+                let has_headers = short >> 13 & 1 == 1;
+                if has_headers { self.texts(texts as u8)? } else { self.rest() }
+            }
+            Next::Texts(more) => {
+                self.spend(short)?;
+                self.skip = short;
+                self.texts(more)?;
+            }
+            Next::Table => self.begin(true, short)?,
+            Next::Field => match self.open.last().copied() {
+                None => self.rest(),
+                Some(Open { left: 0, .. }) => drop(self.open.pop()),
+                Some(Open { is_table: true, .. }) => {
+                    // The length of the name has been read; the name and the type follow.
+                    self.spend_field(1)?;
+                    self.spend_field(short)?;
+                    self.skip = short;
+                    self.next = Next::Type;
+                }
+                Some(_) => self.next = Next::Type,
+            },
+            Next::Type => {
+                self.spend_field(1)?;
+                match short as u8 {
+                    kind @ (b'S' | b'x' | b'F' | b'A') => {
+                        self.spend_field(4)?;
+                        self.next = Next::FieldLength(kind);
+                    }
+                    kind => {
+                        self.skip = match kind {
+                            b't' | b'b' | b'B' => 1,
+                            b's' | b'U' | b'u' => 2,
+                            b'I' | b'i' | b'f' => 4,
+                            b'L' | b'l' | b'd' | b'T' => 8,
+                            b'D' => 5,
+                            b'V' => 0,
+                            _ => {
+                                return Err(wrong(format!(
+                                    "a field of the type {kind}, which AMQP does not have"
+                                )));
+                            }
+                        };
+                        self.spend_field(self.skip)?;
+                        self.next = Next::Field;
+                    }
+                }
+            }
+            Next::FieldLength(kind) => {
+                self.spend_field(short)?;
+                if matches!(kind, b'F' | b'A') {
+                    self.open.push(Open { is_table: kind == b'F', left: short });
+                } else {
+                    self.skip = short;
+                }
+                self.next = Next::Field;
+            }
+            Next::End => {
+                if short as u8 != FRAME_END {
+                    return Err(wrong("a frame without its end".to_owned()));
+                }
+                self.next = Next::Frame;
+            }
+        }
+        Ok(())
+    }
+
+    /// Short texts, of which so many are left, and then the table.
+    fn texts(&mut self, count: u8) -> io::Result<()> {
+        match count.checked_sub(1) {
+            Some(more) => self.expect(1, Next::Texts(more)),
+            None => self.expect(4, Next::Table),
+        }
+    }
+
+    fn begin(&mut self, is_table: bool, len: u32) -> io::Result<()> {
+        self.spend(len)?;
+        self.open.push(Open { is_table, left: len });
+        self.next = Next::Field;
+        Ok(())
+    }
+
+    /// A number of so many bytes comes next.
+    fn expect(&mut self, bytes: u32, next: Next) -> io::Result<()> {
+        self.spend(bytes)?;
+        self.next = next;
+        Ok(())
+    }
+
+    /// Nothing more of this frame is looked at.
+    fn rest(&mut self) {
+        self.open.clear();
+        self.skip = std::mem::take(&mut self.left);
+        self.next = Next::End;
+    }
+
+    /// Takes bytes off the frame.
+    fn spend(&mut self, bytes: u32) -> io::Result<()> {
+        let left = self.left.checked_sub(bytes);
+        self.left = left.ok_or_else(|| wrong("something that is longer than its frame".to_owned()))?;
+        Ok(())
+    }
+
+    /// Takes bytes off the table or list that is open.
+    fn spend_field(&mut self, bytes: u32) -> io::Result<()> {
+        let Some(open) = self.open.last_mut() else { return Ok(()) };
+        let left = open.left.checked_sub(bytes);
+        open.left = left.ok_or_else(|| wrong("a field that is longer than its table".to_owned()))?;
+        Ok(())
+    }
+}
+
+fn wrong(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the peer has sent {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use amq_protocol::frame::{AMQPContentHeader, AMQPFrame, WriteContext, gen_frame, parse_frame};
+    use amq_protocol::protocol::{AMQPClass, BasicProperties, basic, connection};
+    use amq_protocol::types::{AMQPValue, FieldArray, FieldTable};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FRAME_MAX: u32 = 131_072;
+
+    fn bytes_of(frame: &AMQPFrame) -> Vec<u8> {
+        gen_frame(frame)(WriteContext::from(Vec::new())).unwrap().into_inner().0
+    }
+
+    fn header(headers: FieldTable) -> AMQPFrame {
+        let properties = BasicProperties::default()
+            .with_content_type("text/plain".into())
+            .with_content_encoding("gzip".into())
+            .with_headers(headers)
+            .with_app_id("after it".into());
+        AMQPFrame::Header(1, AMQPContentHeader { class_id: 60, body_size: 3, properties })
+    }
+
+    /// A content header with so many lists within each other, each of five bytes, in a table with one field `a`.
+    fn nested(kind: u8, levels: usize) -> Vec<u8> {
+        let (mut fields, mut len) = (Vec::new(), 0_usize);
+        // From within: what is around is written before it.
+        for level in 0..levels {
+            let name: &[u8] = if kind == b'F' && level + 1 < levels { b"\x01n" } else { b"" };
+            let mut around = name.to_vec();
+            around.push(kind);
+            around.extend((len as u32).to_be_bytes());
+            len += around.len();
+            fields.push(around);
+        }
+        let fields: Vec<u8> = fields.into_iter().rev().flatten().collect();
+        let mut payload = vec![0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x20, 0];
+        payload.extend((fields.len() as u32 + 2).to_be_bytes());
+        payload.extend(b"\x01a");
+        payload.extend(fields);
+        let mut frame = vec![HEADER, 0, 1];
+        frame.extend((payload.len() as u32).to_be_bytes());
+        frame.extend(payload);
+        frame.push(FRAME_END);
+        frame
+    }
+
+    fn depth(value: &AMQPValue) -> (usize, &AMQPValue) {
+        let (mut depth, mut value) = (0, value);
+        loop {
+            value = match value {
+                AMQPValue::FieldArray(list) if !list.as_slice().is_empty() => &list.as_slice()[0],
+                AMQPValue::FieldTable(table) if !table.inner().is_empty() => {
+                    table.inner().values().next().unwrap()
+                }
+                _ => return (depth, value),
+            };
+            depth += 1;
+        }
+    }
+
+    #[test]
+    fn what_is_nested_too_deeply_becomes_bytes_and_the_frames_around_it_stay() {
+        for (kind, bytes_of_a_level) in [(b'A', 5), (b'F', 7)] {
+            // As many as fit into a frame: the client would overflow its stack.
+            let levels = (FRAME_MAX as usize - 64) / bytes_of_a_level;
+            let before = bytes_of(&header(FieldTable::default()));
+            let after = bytes_of(&AMQPFrame::Heartbeat);
+            let mut stream = [before.clone(), nested(kind, levels), after.clone()].concat();
+            let len = stream.len();
+            let mut nesting = Nesting::new(FRAME_MAX);
+            nesting.read(&mut stream).unwrap();
+            assert_eq!((nesting.flattened(), stream.len()), (1, len));
+            let (rest, first) = parse_frame(&stream[..]).unwrap();
+            assert_eq!(bytes_of(&first), before);
+            let (rest, frame) = parse_frame(rest).unwrap();
+            assert_eq!(rest, &after[..]);
+            let AMQPFrame::Header(_, AMQPContentHeader { properties, .. }) = frame else {
+                panic!("{frame:?}")
+            };
+            let headers = properties.headers().clone().unwrap();
+            let (depth, last) = depth(&headers.inner()["a"]);
+            let AMQPValue::ByteArray(bytes) = last else { panic!("{last:?}") };
+            // The table of the headers is the first level.
+            assert_eq!(depth, DEPTH_MAX - 1);
+            assert!(bytes.as_slice().len() > (levels - DEPTH_MAX - 1) * bytes_of_a_level - 8);
+        }
+    }
+
+    #[test]
+    fn what_is_as_deep_as_it_may_be_stays() {
+        let frame = nested(b'A', DEPTH_MAX - 1);
+        let mut read = frame.clone();
+        let mut nesting = Nesting::new(FRAME_MAX);
+        nesting.read(&mut read).unwrap();
+        assert_eq!((nesting.flattened(), &read), (0, &frame));
+        let mut deeper = nested(b'A', DEPTH_MAX);
+        nesting.read(&mut deeper).unwrap();
+        assert_eq!(nesting.flattened(), 1);
+    }
+
+    #[test]
+    fn the_table_of_the_handshake_is_looked_at_too() {
+        let mut list = AMQPValue::FieldArray(FieldArray::default());
+        for _ in 0..DEPTH_MAX {
+            list = AMQPValue::FieldArray(vec![list].into());
+        }
+        let mut server_properties = FieldTable::default();
+        server_properties.insert("deep".into(), list);
+        let start = connection::AMQPMethod::Start(connection::Start {
+            version_major: 0,
+            version_minor: 9,
+            server_properties,
+            mechanisms: "PLAIN".into(),
+            locales: "en_US".into(),
+        });
+        let mut bytes = bytes_of(&AMQPFrame::Method(0, AMQPClass::Connection(start)));
+        let mut nesting = Nesting::new(FRAME_MAX);
+        nesting.read(&mut bytes).unwrap();
+        assert_eq!(nesting.flattened(), 1);
+        parse_frame(&bytes[..]).unwrap();
+    }
+
+    #[test]
+    fn what_no_broker_sends_is_refused() {
+        let consume = basic::AMQPMethod::Consume(basic::Consume {
+            queue: "q".into(),
+            consumer_tag: "t".into(),
+            no_local: false,
+            no_ack: false,
+            exclusive: false,
+            nowait: false,
+            arguments: FieldTable::default(),
+        });
+        let of_a_client = bytes_of(&AMQPFrame::Method(1, AMQPClass::Basic(consume)));
+        let mut no_end = bytes_of(&AMQPFrame::Heartbeat);
+        *no_end.last_mut().unwrap() = 0;
+        // The length of the outermost list says more than its table has.
+        let mut too_long = nested(b'A', 3);
+        too_long[7 + 14 + 4 + 2 + 4] += 1;
+        for (mut bytes, says) in [
+            (of_a_client, "which only clients send"),
+            (vec![METHOD, 0, 1, 1, 0, 0, 0], "frame_max"),
+            (b"HTTP/1.1 400".to_vec(), "the type 72"),
+            (no_end, "without its end"),
+            (too_long, "longer than its table"),
+        ] {
+            let error = Nesting::new(FRAME_MAX).read(&mut bytes).unwrap_err();
+            assert!(error.to_string().contains(says), "{error}");
+        }
+        Nesting::new(FRAME_MAX).read(&mut b"AMQP\x00\x00\x09\x01".to_vec()).unwrap();
+    }
+
+    fn value() -> impl Strategy<Value = AMQPValue> {
+        let leaf = prop_oneof![
+            any::<bool>().prop_map(AMQPValue::Boolean),
+            any::<i8>().prop_map(AMQPValue::ShortShortInt),
+            any::<u8>().prop_map(AMQPValue::ShortShortUInt),
+            any::<i16>().prop_map(AMQPValue::ShortInt),
+            any::<u16>().prop_map(AMQPValue::ShortUInt),
+            any::<i32>().prop_map(AMQPValue::LongInt),
+            any::<u32>().prop_map(AMQPValue::LongUInt),
+            any::<i64>().prop_map(AMQPValue::LongLongInt),
+            any::<u64>().prop_map(AMQPValue::Timestamp),
+            (0.0..1.0_f32).prop_map(AMQPValue::Float),
+            (0.0..1.0_f64).prop_map(AMQPValue::Double),
+            ".{0,20}".prop_map(|text| AMQPValue::LongString(text.into())),
+            proptest::collection::vec(any::<u8>(), 0..20)
+                .prop_map(|bytes| AMQPValue::ByteArray(bytes.into())),
+            Just(AMQPValue::Void),
+        ];
+        leaf.prop_recursive(5, 40, 6, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..6)
+                    .prop_map(|values| AMQPValue::FieldArray(values.into())),
+                proptest::collection::vec(("[a-z]{0,5}", inner), 0..6).prop_map(|fields| {
+                    let mut table = FieldTable::default();
+                    for (name, value) in fields {
+                        table.insert(name.into(), value);
+                    }
+                    AMQPValue::FieldTable(table)
+                }),
+            ]
+        })
+    }
+
+    proptest! {
+        /// Whatever the pieces, good frames stay as they are.
+        #[test]
+        fn good_frames_stay(values in proptest::collection::vec(value(), 0..5), pieces in proptest::collection::vec(1..50_usize, 1..50)) {
+            let mut headers = FieldTable::default();
+            for (number, value) in values.into_iter().enumerate() {
+                headers.insert(number.to_string().into(), value);
+            }
+            let body = AMQPFrame::Body(1, b"AAF".to_vec());
+            let stream = [bytes_of(&header(headers.clone())), bytes_of(&body), bytes_of(&header(headers))].concat();
+            let mut read = stream.clone();
+            let mut nesting = Nesting::new(FRAME_MAX);
+            let (mut at, mut pieces) = (0, pieces.into_iter().cycle());
+            while at < read.len() {
+                let end = read.len().min(at + pieces.next().unwrap());
+                nesting.read(&mut read[at..end]).unwrap();
+                at = end;
+            }
+            prop_assert_eq!(nesting.next, Next::Frame);
+            prop_assert_eq!(read, stream);
+        }
+
+        /// Nonsense ends in an error or goes through, and nothing else.
+        #[test]
+        fn nonsense_does_no_harm(kind in 1..4_u8, mut bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let mut frame = vec![kind, 0, 1, 0, 0, 1, 0];
+            frame.append(&mut bytes);
+            let _ = Nesting::new(FRAME_MAX).read(&mut frame);
+        }
+    }
+}
