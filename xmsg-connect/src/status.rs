@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use xmsg_core::Message;
 use xmsg_zmq::lock::lock;
 
+use crate::error::Error;
 use crate::outbound::Stored;
 use crate::spool::{DeadLetter, SpoolStatus};
 
@@ -346,7 +347,8 @@ pub struct SpoolReport {
 }
 
 impl SpoolReport {
-    pub(crate) fn of(status: &SpoolStatus) -> Self {
+    /// `failure`: why it can't be used at all.
+    pub(crate) fn of(status: &SpoolStatus, failure: Option<&Error>) -> Self {
         Self {
             entries: status.entries,
             bytes: status.bytes,
@@ -360,7 +362,9 @@ impl SpoolReport {
             lost: status.lost,
             failed: status.failed,
             file_bytes: status.file_bytes,
-            last_error: status.last_error.as_ref().map(ToString::to_string),
+            last_error: failure
+                .map(Error::with_causes)
+                .or_else(|| status.last_error.as_ref().map(ToString::to_string)),
         }
     }
 }

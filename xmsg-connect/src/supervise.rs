@@ -41,10 +41,10 @@ impl From<Error> for Failure {
 
 /// The pauses between attempts, each about twice as long as the one before.
 #[derive(Debug, Default)]
-struct Pauses(u32);
+pub(crate) struct Pauses(u32);
 
 impl Pauses {
-    fn next(&mut self, reconnect: Reconnect) -> Duration {
+    pub(crate) fn next(&mut self, reconnect: Reconnect) -> Duration {
         let pause = reconnect.min.get().saturating_mul(1 << self.0.min(20)).min(reconnect.max.get());
         self.0 = self.0.saturating_add(1);
         if reconnect.jitter { pause.mul_f64(fastrand::f64().mul_add(-0.5, 1.0)) } else { pause }

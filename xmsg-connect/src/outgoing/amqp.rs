@@ -130,6 +130,7 @@ struct Session<'a> {
 
 impl Session<'_> {
     async fn run(&mut self, opened: &Link, stop: &CancellationToken) -> Result<()> {
+        let spool = self.link.spool.get()?;
         let mut events = Box::pin(opened.connection.events_listener());
         let mut is_blocked = false;
         let mut is_stopping = false;
@@ -192,7 +193,7 @@ impl Session<'_> {
                         self.send_again(retry.sequence).await?;
                     }
                 }
-                page = self.link.spool.next_after(self.read_until, PAGE, PAGE_BYTES), if may_send && self.ready.is_empty() => {
+                page = spool.next_after(self.read_until, PAGE, PAGE_BYTES), if may_send && self.ready.is_empty() => {
                     self.ready.extend(page.map_err(super::storage)?);
                     self.read_until = self.ready.back().map_or(self.read_until, |last| last.sequence);
                 }
@@ -213,7 +214,7 @@ impl Session<'_> {
 
     /// Sends an entry again, if it is still there: it may have become too old.
     async fn send_again(&mut self, sequence: u64) -> Result<()> {
-        let next = self.link.spool.next_after(sequence.saturating_sub(1), 1, 1);
+        let next = self.link.spool.get()?.next_after(sequence.saturating_sub(1), 1, 1);
         // It waits for a later one if there is none.
         let Ok(found) = Deadline::after(RETRY_MIN).limit(next).await else { return Ok(()) };
         let found = found.map_err(super::storage)?;

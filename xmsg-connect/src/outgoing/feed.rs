@@ -27,6 +27,13 @@ const OVERHEAD: usize = 256;
 
 /// Subscribes by the plan of the moment, and puts what comes into the spool, until there are no plans any more.
 pub(super) async fn run(link: &Arc<Shared>, actor: &Actor, mut plans: watch::Receiver<Plan<Vec<String>>>) {
+    // Nothing is taken from the proxy before there is a place for it.
+    while link.spool.get().is_err() {
+        tokio::select! {
+            () = link.spool.open_for_good() => {}
+            changed = plans.changed() => if changed.is_err() { return },
+        }
+    }
     loop {
         let plan = plans.borrow_and_update().clone();
         let Plan::Work(topics) = plan else {
@@ -118,6 +125,7 @@ async fn drain(link: &Arc<Shared>, mut subscription: Subscription) -> Result<()>
 /// Puts messages into the spool in their order; waits while it is full. One that the disk refuses is tried again for as long as it takes: nothing more
 /// is read from the proxy meanwhile.
 async fn store(link: &Arc<Shared>, batch: xmsg_core::Messages) -> Result<()> {
+    let spool = link.spool.get()?;
     let messages = batch.filter_map(|message| match message {
         Ok(message) => Some(message),
         Err(error) => {
@@ -128,13 +136,13 @@ async fn store(link: &Arc<Shared>, batch: xmsg_core::Messages) -> Result<()> {
     });
     let mut messages = messages.peekable();
     loop {
-        let bodies = group(&mut messages, link.spool.options().max_bytes);
+        let bodies = group(&mut messages, spool.options().max_bytes);
         if bodies.is_empty() {
             return Ok(());
         }
         let count = bodies.len() as u64;
         loop {
-            match link.spool.append_many(bodies.clone()).await {
+            match spool.append_many(bodies.clone()).await {
                 Ok(_) => add(&link.status.counters.accepted, count),
                 Err(error) if error.kind() == SpoolErrorKind::TooLarge => {
                     add(&link.status.counters.refused, count);

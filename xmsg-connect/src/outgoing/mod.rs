@@ -10,14 +10,17 @@
 mod amqp;
 mod feed;
 mod in_flight;
+mod slot;
 mod zmq;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 use xmsg_core::Actor;
@@ -28,11 +31,12 @@ use crate::definition::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::outbound::{Outbound, Stored};
-use crate::spool::{Entry, Spool, SpoolError, SpoolErrorKind, SpoolOptions};
+use crate::spool::{Entry, Spool, SpoolError, SpoolErrorKind, SpoolOptions, SpoolStatus};
 use crate::status::{Counters, LinkState, Status, add};
 use crate::supervise::{Plan, supervise};
 
 pub(crate) use amqp::check_exchange;
+pub(crate) use slot::{Slot, is_marked_purged, mark_purged, unmark_purged};
 
 /// What the session of an outgoing connection goes by.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,7 +91,7 @@ pub(crate) struct Outgoing {
 #[derive(Debug)]
 pub(crate) struct Shared {
     plan: RwLock<Arc<OutgoingPlan>>,
-    pub(crate) spool: Spool,
+    pub(crate) spool: Slot,
     pub(crate) status: Status,
     waiters: Mutex<HashMap<Uuid, oneshot::Sender<Result<()>>>>,
     /// AMQP: the broker has ended a channel because of a message, and one up to this place may be the one.
@@ -99,22 +103,32 @@ pub(crate) struct Shared {
 }
 
 impl Outgoing {
-    /// Starts the tasks of this one. Its spool has been opened.
-    pub(crate) fn start(plan: &OutgoingPlan, spool: Spool, actor: Actor) -> Self {
+    /// Starts the tasks of this one, which open its spool in this folder first, once that is `free`.
+    pub(crate) fn start(
+        plan: &OutgoingPlan,
+        path: PathBuf,
+        options: SpoolOptions,
+        free: Option<CancellationToken>,
+        actor: Actor,
+    ) -> Self {
         let shared = Arc::new(Shared {
             status: Status::new(label(&plan.definition.name)),
-            spool,
+            spool: Slot::new(path, options),
             waiters: Mutex::new(HashMap::new()),
             suspects_until: AtomicU64::new(0),
             blamed: Mutex::default(),
             is_leaving: AtomicBool::new(false),
             plan: RwLock::new(Arc::new(plan.clone())),
         });
-        let (plans, session_plans) = watch::channel(plan.as_work());
+        let (plans, mut session_plans) = watch::channel(plan.as_work());
         let (feeds, feed_plans) = watch::channel(feed_plan(plan));
         let tasks = TaskTracker::new();
         let link = shared.clone();
         tasks.spawn(async move {
+            if !link.spool.open(&link.status, &mut session_plans, free).await {
+                link.status.set(LinkState::Ended);
+                return;
+            }
             let reconnect = OutgoingPlan::reconnect;
             let session = |plan: OutgoingPlan, attempt, stop| {
                 let link = link.clone();
@@ -150,14 +164,15 @@ impl Outgoing {
         set(&self.feeds, feeds);
     }
 
-    /// Ends the tasks, and waits for them: what is on its way has half a second. Then the spool is closed.
-    pub(crate) async fn end(self) -> Result<Spool> {
+    /// Ends the tasks, and waits for them: what is on its way has half a second. Then the spool is closed. Returns what is left in it; nothing if it
+    /// was never open.
+    pub(crate) async fn end(self) -> Result<Option<SpoolStatus>> {
         let Self { shared, plans, feeds, tasks } = self;
         drop((plans, feeds));
         tasks.wait().await;
         shared.fail_waiters();
-        shared.spool.close().await.map_err(storage)?;
-        Ok(shared.spool.clone())
+        shared.spool.close().await?;
+        Ok(shared.spool.get().ok().map(Spool::status))
     }
 }
 
@@ -298,7 +313,8 @@ impl Shared {
     }
 
     async fn append(&self, stored: &Stored) -> Result<Accepted> {
-        match self.spool.append(stored.encode()).await {
+        let spool = self.spool.opened().await?;
+        match spool.append(stored.encode()).await {
             Ok(sequence) => {
                 add(&self.counters().accepted, 1);
                 Ok(Accepted { sequence, id: stored.id })
@@ -318,12 +334,12 @@ impl Shared {
         for id in ids {
             self.tell(id, Ok(()));
         }
-        self.spool.remove(&sequences).await.map_err(storage)
+        self.spool.get()?.remove(&sequences).await.map_err(storage)
     }
 
     /// This entry can't be delivered, for this reason.
     async fn bury(&self, entry: &Entry, id: Option<Uuid>, reason: &str) -> Result<()> {
-        self.spool.bury(entry.sequence, reason).await.map_err(storage)?;
+        self.spool.get()?.bury(entry.sequence, reason).await.map_err(storage)?;
         add(&self.counters().dead, 1);
         self.status.note(format!("message {} goes to the dead letters: {reason}", shown(id)));
         if let Some(id) = id {
@@ -357,7 +373,7 @@ impl Shared {
     async fn wait_for_work(&self) -> Result<()> {
         if self.plan().definition.lazy && self.spool.status().entries == 0 {
             self.status.set(LinkState::Idle);
-            self.spool.next_after(0, 1, 1).await.map_err(storage)?;
+            self.spool.get()?.next_after(0, 1, 1).await.map_err(storage)?;
         }
         self.status.set(LinkState::Connecting);
         Ok(())

@@ -124,11 +124,12 @@ struct Session<'a> {
 
 impl Session<'_> {
     async fn run(&mut self) -> Result<()> {
+        let spool = self.link.spool.get()?;
         let mut cursor = 0;
         loop {
             let entries = loop {
                 tokio::select! {
-                    entries = self.link.spool.next_after(cursor, MESSAGES, BYTES) => break entries.map_err(storage)?,
+                    entries = spool.next_after(cursor, MESSAGES, BYTES) => break entries.map_err(storage)?,
                     () = tokio::time::sleep(LOOK) => self.look(),
                 }
             };

@@ -5,18 +5,18 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use futures::future::join_all;
 use tokio::sync::mpsc;
 use xmsg_core::Actor;
 
-use super::state::{remove_folder, replace_file};
+use super::ending::Ending;
+use super::state::replace_file;
 use super::{Change, Make, Shared};
 use crate::background::in_background;
 use crate::channel::{Channel, ChannelPlan};
 use crate::definition::{Definitions, Fsync, OnFull, OutgoingDefinition, SpoolDefinition};
 use crate::error::{Error, ErrorKind, Result};
-use crate::outgoing::{Outgoing, OutgoingPlan, storage};
-use crate::spool::{Spool, SpoolOptions};
+use crate::outgoing::{Outgoing, OutgoingPlan};
+use crate::spool::SpoolOptions;
 
 /// The one task that changes definitions: one change after another, each saved before it counts.
 pub(super) struct Keeper {
@@ -33,7 +33,7 @@ impl Keeper {
         }
     }
 
-    async fn change(&mut self, make: Make, purge: &[String]) -> Result<()> {
+    async fn change(&mut self, make: Make, purge: &[String]) -> Result<Vec<Ending>> {
         if self.shared.is_closed.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Closed, "the registry was closed"));
         }
@@ -46,7 +46,7 @@ impl Keeper {
             let _ = self.save().await;
             return Err(error);
         }
-        let applied = self.apply(definitions, purge).await;
+        let applied = self.apply(definitions, purge);
         if applied.is_err() {
             // The file says again what is at work.
             self.save().await?;
@@ -68,24 +68,13 @@ impl Keeper {
         in_background(move || replace_file(&file, &text)).await
     }
 
-    /// Makes what is at work what these say. What can fail is done first.
-    pub(super) async fn apply(&mut self, definitions: Definitions, purge: &[String]) -> Result<()> {
+    /// Makes what is at work what these say. What can fail is done first, and nothing is waited for: what ends is returned.
+    pub(super) fn apply(&mut self, definitions: Definitions, purge: &[String]) -> Result<Vec<Ending>> {
         let outgoing_plans =
             definitions.outgoing.iter().map(|outgoing| OutgoingPlan::of(outgoing, &definitions));
         let outgoing_plans = outgoing_plans.collect::<Result<Vec<_>>>()?;
         let channel_plans = definitions.channels.iter().map(|channel| ChannelPlan::of(channel, &definitions));
         let channel_plans = channel_plans.collect::<Result<Vec<_>>>()?;
-        let mut opened = HashMap::new();
-        for plan in &outgoing_plans {
-            let folder = plan.definition.spool_folder();
-            if !self.has_spool(folder) {
-                let path = self.shared.spool_dir.join(folder);
-                let options = spool_options(&definitions.spool, &plan.definition);
-                let spool = in_background(move || Spool::open(&path, options).map_err(storage)).await?;
-                opened.insert(folder.to_owned(), spool);
-            }
-        }
-
         let (ended_channels, ended_outgoing) = {
             let mut entries = self.shared.entries.write().unwrap_or_else(PoisonError::into_inner);
             let mut channels = std::mem::take(&mut entries.channels);
@@ -98,14 +87,16 @@ impl Keeper {
                 .collect();
             for plan in outgoing_plans {
                 let name = plan.definition.name.clone();
-                let folder = plan.definition.spool_folder().to_owned();
+                let folder = plan.definition.spool_folder();
                 let options = spool_options(&definitions.spool, &plan.definition);
-                if let Some((_, there)) = outgoing.remove(&folder) {
+                let at_work = if let Some((_, there)) = outgoing.remove(folder) {
                     there.change(plan, options);
-                    entries.outgoing.insert(name, there);
-                } else if let Some(spool) = opened.remove(&folder) {
-                    entries.outgoing.insert(name, Outgoing::start(&plan, spool, self.actor.clone()));
-                }
+                    there
+                } else {
+                    let (path, free) = (self.shared.spool_dir.join(folder), self.shared.endings.free(folder));
+                    Outgoing::start(&plan, path, options, free, self.actor.clone())
+                };
+                entries.outgoing.insert(name, at_work);
             }
             let shared =
                 entries.outgoing.iter().map(|(name, outgoing)| (name.clone(), outgoing.shared.clone()));
@@ -124,33 +115,14 @@ impl Keeper {
             *self.shared.definitions.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(definitions);
             (channels, outgoing)
         };
-        join_all(ended_channels.into_values().map(Channel::end)).await;
-        for (folder, (name, outgoing)) in ended_outgoing {
-            let left = outgoing.end().await?.status();
-            let path = self.shared.spool_dir.join(&folder);
-            let is_empty = left.entries == 0 && left.dead_entries == 0;
-            if !is_empty {
-                let (messages, dead) = (left.entries, left.dead_entries);
-                let fate = if purge.contains(&name) {
-                    "are deleted with it"
-                } else {
-                    "came at the last moment, and stay in its folder"
-                };
-                tracing::warn!(
-                    "outgoing {name:?}: {messages} messages and {dead} dead letters {fate} ({})",
-                    path.display()
-                );
-            }
-            if is_empty || purge.contains(&name) {
-                in_background(move || remove_folder(&path)).await?;
-            }
-        }
-        Ok(())
-    }
-
-    fn has_spool(&self, folder: &str) -> bool {
-        let entries = self.shared.entries();
-        entries.outgoing.values().any(|outgoing| outgoing.shared.plan().definition.spool_folder() == folder)
+        let endings = &self.shared.endings;
+        let mut ended: Vec<_> =
+            ended_channels.into_values().map(|channel| endings.channel(channel)).collect();
+        ended.extend(ended_outgoing.into_iter().map(|(folder, (name, outgoing))| {
+            let purge = purge.contains(&name);
+            endings.outgoing(name, self.shared.spool_dir.join(folder), outgoing, purge)
+        }));
+        Ok(ended)
     }
 }
 

@@ -1,12 +1,13 @@
 //! The registry: everything that is declared, at work, and changed while it runs.
 
+mod ending;
 mod entry;
 mod keeper;
 mod report;
+mod shared;
 mod state;
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -18,24 +19,30 @@ use xmsg_core::{Actor, ConnectOptions, ProxyAddress};
 use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::lock::lock;
 
+use self::ending::{Ending, Endings};
 use self::entry::unknown;
 pub use self::entry::{Definition, OnDelete, Sort};
 use self::keeper::Keeper;
 pub use self::report::{ChannelReport, OutgoingReport, Report};
 use self::report::{report_channel, report_outgoing};
+use self::shared::{Leaving, Shared};
 use self::state::{STATE_FILE, lock_state, read_state};
-use crate::background::in_background;
+use crate::background::{in_background, on_a_thread};
 use crate::channel::{Channel, Targets};
 use crate::definition::Definitions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::outbound::Outbound;
-use crate::outgoing::{Accepted, Outgoing, storage};
+use crate::outgoing::{Accepted, Outgoing, mark_purged, storage, unmark_purged};
 use crate::ping;
-use crate::spool::Spool;
-use crate::status::{DeadMessage, LinkReport};
+use crate::status::DeadMessage;
 
 /// Changes that wait for the one before them.
 const CHANGES: usize = 64;
+/// How long whoever adds an outgoing connection waits for its spool, and whoever begins waits for those of all.
+const OPENED_WITHIN: Duration = Duration::from_secs(5);
+const ALL_OPENED_WITHIN: Duration = Duration::from_secs(10);
+/// How long the end of the registry waits for entries that were deleted before.
+const ENDED_WITHIN: Duration = Duration::from_secs(30);
 
 /// How a registry begins.
 #[derive(Clone, Debug)]
@@ -73,49 +80,6 @@ pub struct Registry {
     changes: mpsc::Sender<Change>,
 }
 
-#[derive(Debug)]
-struct Shared {
-    definitions: RwLock<Arc<Definitions>>,
-    entries: RwLock<Entries>,
-    spool_dir: PathBuf,
-    targets: Targets,
-    /// Locked until everything has ended.
-    lock: Mutex<Option<File>>,
-    /// It was closed: nothing changes any more.
-    is_closed: AtomicBool,
-}
-
-/// An outgoing connection takes nothing new for as long as this lives.
-struct Leaving<'a> {
-    shared: &'a Shared,
-    name: &'a str,
-}
-
-impl<'a> Leaving<'a> {
-    fn begin(shared: &'a Shared, name: &'a str) -> Result<Self> {
-        let entries = shared.entries();
-        let outgoing = entries.outgoing.get(name).ok_or_else(|| unknown(Sort::Outgoing, name))?;
-        outgoing.set_leaving(true);
-        Ok(Self { shared, name })
-    }
-}
-
-impl Drop for Leaving<'_> {
-    fn drop(&mut self) {
-        // It is not there any more if it was deleted.
-        if let Some(outgoing) = self.shared.entries().outgoing.get(self.name) {
-            outgoing.set_leaving(false);
-        }
-    }
-}
-
-/// What is at work, by name.
-#[derive(Debug, Default)]
-struct Entries {
-    outgoing: BTreeMap<String, Outgoing>,
-    channels: BTreeMap<String, Channel>,
-}
-
 /// Makes other definitions of these. The result has not been checked.
 type Make = Box<dyn FnOnce(&mut Definitions) -> Result<()> + Send>;
 
@@ -124,7 +88,7 @@ struct Change {
     make: Make,
     /// Outgoing connections whose messages are deleted with them.
     purge: Vec<String>,
-    done: oneshot::Sender<Result<()>>,
+    done: oneshot::Sender<Result<Vec<Ending>>>,
 }
 
 impl Registry {
@@ -154,13 +118,17 @@ impl Registry {
             entries: RwLock::default(),
             spool_dir,
             targets: Targets::new(proxy, connect),
+            endings: Endings::default(),
             lock: Mutex::new(Some(locked)),
             is_closed: AtomicBool::new(false),
         });
         let (changes, receiver) = mpsc::channel(CHANGES);
         let mut keeper = Keeper { shared: shared.clone(), actor, state_file: state_dir.join(STATE_FILE) };
-        keeper.apply(definitions, &[]).await?;
+        let used = definitions.outgoing.iter().map(|outgoing| outgoing.spool_folder().to_owned()).collect();
+        shared.endings.clear(shared.spool_dir.clone(), used).await?;
+        keeper.apply(definitions, &[])?;
         keeper.save().await?;
+        shared.wait_for_spools(None, ALL_OPENED_WITHIN).await;
         for orphan in shared.orphans() {
             let folder = shared.spool_dir.join(orphan);
             tracing::warn!(
@@ -172,12 +140,14 @@ impl Registry {
         Ok(Self { shared, changes })
     }
 
-    /// Adds an entry: it is at work when this returns, if it is active.
+    /// Adds an entry: it is at work when this returns, if it is active. Where its spool can't be opened, it is [`Faulted`](LinkState::Faulted), and tried
+    /// again.
     ///
     /// [`ErrorKind::NameTaken`]; [`ErrorKind::InvalidDefinition`], with the field.
     pub async fn create(&self, definition: impl Into<Definition>) -> Result<()> {
         let definition = definition.into();
-        self.change(Vec::new(), move |all| {
+        let new = (definition.sort() == Sort::Outgoing).then(|| definition.name().to_owned());
+        let created = self.change(Vec::new(), move |all| {
             let (sort, name) = (definition.sort(), definition.name().to_owned());
             if all.find(sort, &name).is_some() {
                 return Err(Error::new(ErrorKind::NameTaken, format!("{sort} {name:?} is there already")));
@@ -188,8 +158,12 @@ impl Registry {
                 Definition::Channel(definition) => all.channels.push(*definition),
             }
             Ok(())
-        })
-        .await
+        });
+        created.await?;
+        if let Some(name) = new {
+            self.shared.wait_for_spools(Some(&name), OPENED_WITHIN).await;
+        }
+        Ok(())
     }
 
     /// Puts another definition in the place of the one of this name. Its link is made anew if anything of it has changed. A new name renames it, and what
@@ -242,12 +216,18 @@ impl Registry {
             match on_delete {
                 OnDelete::Refuse => self.check_empty(name)?,
                 OnDelete::Drain(limit) => self.drain(name, limit).await?,
-                OnDelete::Purge => purge.push(name.to_owned()),
+                OnDelete::Purge => {
+                    let path = self.shared.spool_path(name)?;
+                    on_a_thread("marking a spool", move || mark_purged(&path)).await?;
+                    purge.push(name.to_owned());
+                }
             }
         }
-        let (name, is_checked) = (name.to_owned(), on_delete != OnDelete::Purge);
+        let path = purge.first().and_then(|name| self.shared.spool_path(name).ok());
+        let (shown, is_checked) = (name.to_owned(), on_delete != OnDelete::Purge);
+        let name = shown.clone();
         let shared = self.shared.clone();
-        self.change(purge, move |all| {
+        let deleted = self.change(purge, move |all| {
             all.find(sort, &name).ok_or_else(|| unknown(sort, &name))?;
             // Something may have come since.
             if sort == Sort::Outgoing && is_checked {
@@ -258,10 +238,20 @@ impl Registry {
             all.outgoing.retain(|entry| sort != Sort::Outgoing || entry.name != name);
             all.channels.retain(|entry| sort != Sort::Channel || entry.name != name);
             Ok(())
-        })
-        .await?;
+        });
+        let deleted = deleted.await;
+        // What was not deleted after all keeps its messages.
+        if let Some(path) = path
+            && self.shared.spool_path(&shown).is_ok()
+        {
+            on_a_thread("marking a spool", move || {
+                unmark_purged(&path);
+                Ok(())
+            })
+            .await?;
+        }
         drop(leaving);
-        Ok(())
+        deleted
     }
 
     /// Puts other definitions in the place of all: those that are not among them are deleted, unless messages would be lost.
@@ -398,13 +388,14 @@ impl Registry {
         };
         self.shared.targets.set(HashMap::new());
         let ended = join_all(outgoing.into_values().map(Outgoing::end)).await;
+        self.shared.endings.wait(ENDED_WITHIN).await;
         // Whoever opens the folder next finds the spools closed.
         drop(lock(&self.shared.lock).take());
-        let left: u64 = ended.iter().flatten().map(|spool| spool.status().entries).sum();
+        let left: u64 = ended.iter().flatten().flatten().map(|left| left.entries).sum();
         if left > 0 {
             tracing::info!(messages = left, "what was not delivered waits in the spools");
         }
-        ended.into_iter().try_for_each(|spool| spool.map(drop))
+        ended.into_iter().try_for_each(|left| left.map(drop))
     }
 
     async fn change(
@@ -416,7 +407,9 @@ impl Registry {
         let (done, outcome) = oneshot::channel();
         let change = Change { make: Box::new(make), purge, done };
         self.changes.send(change).await.map_err(|_| closed())?;
-        outcome.await.map_err(|_| closed())?
+        let endings = outcome.await.map_err(|_| closed())??;
+        // They go on without us, and the next change does not wait for them.
+        join_all(endings).await.into_iter().collect()
     }
 
     fn check_empty(&self, name: &str) -> Result<()> {
@@ -425,64 +418,13 @@ impl Registry {
 
     /// Waits until everything is delivered.
     async fn drain(&self, name: &str, limit: Duration) -> Result<()> {
-        let spool = self.shared.spool(name)?;
+        let outgoing = self.shared.sending(name)?;
         let drained = async {
-            while spool.status().entries > 0 {
+            while outgoing.spool.status().entries > 0 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
         let _ = Deadline::after(limit).limit(drained).await;
         self.check_empty(name)
-    }
-}
-
-impl Shared {
-    fn definitions(&self) -> Arc<Definitions> {
-        self.definitions.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn entries(&self) -> std::sync::RwLockReadGuard<'_, Entries> {
-        self.entries.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn sending(&self, name: &str) -> Result<Arc<crate::outgoing::Shared>> {
-        self.targets.outgoing(name).ok_or_else(|| unknown(Sort::Outgoing, name))
-    }
-
-    fn spool(&self, name: &str) -> Result<Spool> {
-        self.sending(name).map(|outgoing| outgoing.spool.clone())
-    }
-
-    fn link_report(&self, sort: Sort, name: &str) -> Option<LinkReport> {
-        let entries = self.entries();
-        match sort {
-            Sort::Connection => None,
-            Sort::Outgoing => entries.outgoing.get(name).map(|outgoing| outgoing.shared.status.report()),
-            Sort::Channel => entries.channels.get(name).map(|channel| channel.status.report()),
-        }
-    }
-
-    fn check_empty(&self, name: &str) -> Result<()> {
-        let status = self.spool(name)?.status();
-        if status.entries == 0 && status.dead_entries == 0 {
-            return Ok(());
-        }
-        let what = format!(
-            "outgoing {name:?} still has {} messages and {} dead letters: let it deliver them (drain), or delete them with it (purge)",
-            status.entries, status.dead_entries
-        );
-        Err(Error::new(ErrorKind::InUse, what))
-    }
-
-    /// Folders of spools that belong to nobody.
-    fn orphans(&self) -> Vec<String> {
-        let definitions = self.definitions();
-        let Ok(folders) = std::fs::read_dir(&self.spool_dir) else { return Vec::new() };
-        let names = folders.filter_map(|folder| folder.ok()?.file_name().into_string().ok());
-        let mut orphans: Vec<_> = names
-            .filter(|name| !definitions.outgoing.iter().any(|outgoing| outgoing.spool_folder() == name))
-            .collect();
-        orphans.sort_unstable();
-        orphans
     }
 }

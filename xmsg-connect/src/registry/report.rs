@@ -55,7 +55,7 @@ pub struct Report {
 
 pub(super) fn report_outgoing(outgoing: &Outgoing) -> OutgoingReport {
     let shared = &outgoing.shared;
-    let spool = SpoolReport::of(&shared.spool.status());
+    let spool = SpoolReport::of(&shared.spool.status(), shared.spool.failure().as_ref());
     OutgoingReport {
         definition: shared.plan().definition.clone(),
         link: shared.status.report(),

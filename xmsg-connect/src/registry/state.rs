@@ -66,14 +66,3 @@ pub(super) fn replace_file(file: &Path, text: &str) -> Result<()> {
             .with_source(error)
     })
 }
-
-pub(super) fn remove_folder(path: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(path) {
-        // Somebody was faster.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        removed => removed.map_err(|error| {
-            Error::new(ErrorKind::Storage, format!("the spool {} can't be deleted", path.display()))
-                .with_source(error)
-        }),
-    }
-}

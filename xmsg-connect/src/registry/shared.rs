@@ -1,0 +1,142 @@
+//! What the task of a registry and those who use it have in common.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use futures::future::join_all;
+
+use super::Sort;
+use super::ending::{Endings, is_deleted};
+use super::entry::unknown;
+use crate::channel::{Channel, Targets};
+use crate::definition::Definitions;
+use crate::error::{Error, ErrorKind, Result};
+use crate::outgoing::{self, Outgoing};
+use crate::spool::Spool;
+use crate::status::LinkReport;
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) definitions: RwLock<Arc<Definitions>>,
+    pub(super) entries: RwLock<Entries>,
+    pub(super) spool_dir: PathBuf,
+    pub(super) targets: Targets,
+    pub(super) endings: Endings,
+    /// Locked until everything has ended.
+    pub(super) lock: Mutex<Option<File>>,
+    /// It was closed: nothing changes any more.
+    pub(super) is_closed: AtomicBool,
+}
+
+/// An outgoing connection takes nothing new for as long as this lives.
+pub(super) struct Leaving<'a> {
+    shared: &'a Shared,
+    name: &'a str,
+}
+
+impl<'a> Leaving<'a> {
+    pub(super) fn begin(shared: &'a Shared, name: &'a str) -> Result<Self> {
+        let entries = shared.entries();
+        let outgoing = entries.outgoing.get(name).ok_or_else(|| unknown(Sort::Outgoing, name))?;
+        outgoing.set_leaving(true);
+        Ok(Self { shared, name })
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        // It is not there any more if it was deleted.
+        if let Some(outgoing) = self.shared.entries().outgoing.get(self.name) {
+            outgoing.set_leaving(false);
+        }
+    }
+}
+
+/// What is at work, by name.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    pub(super) outgoing: BTreeMap<String, Outgoing>,
+    pub(super) channels: BTreeMap<String, Channel>,
+}
+
+impl Shared {
+    pub(super) fn definitions(&self) -> Arc<Definitions> {
+        self.definitions.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn entries(&self) -> RwLockReadGuard<'_, Entries> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn sending(&self, name: &str) -> Result<Arc<outgoing::Shared>> {
+        self.targets.outgoing(name).ok_or_else(|| unknown(Sort::Outgoing, name))
+    }
+
+    pub(super) fn spool(&self, name: &str) -> Result<Spool> {
+        self.sending(name)?.spool.get().cloned()
+    }
+
+    /// The folder of the spool of an outgoing connection.
+    pub(super) fn spool_path(&self, name: &str) -> Result<PathBuf> {
+        let definitions = self.definitions();
+        let outgoing = definitions.outgoing.iter().find(|outgoing| outgoing.name == *name);
+        outgoing
+            .map(|outgoing| self.spool_dir.join(outgoing.spool_folder()))
+            .ok_or_else(|| unknown(Sort::Outgoing, name))
+    }
+
+    /// Waits until the spool of this outgoing connection, or of all, is open or could not be opened; for at most so long.
+    pub(super) async fn wait_for_spools(&self, name: Option<&str>, limit: Duration) {
+        let waited: Vec<_> = {
+            let entries = self.entries();
+            let wanted = entries.outgoing.iter().filter(|(other, _)| name.is_none_or(|name| name == *other));
+            wanted.map(|(_, outgoing)| outgoing.shared.clone()).collect()
+        };
+        join_all(waited.iter().map(|outgoing| outgoing.spool.wait(limit))).await;
+    }
+
+    pub(super) fn link_report(&self, sort: Sort, name: &str) -> Option<LinkReport> {
+        let entries = self.entries();
+        match sort {
+            Sort::Connection => None,
+            Sort::Outgoing => entries.outgoing.get(name).map(|outgoing| outgoing.shared.status.report()),
+            Sort::Channel => entries.channels.get(name).map(|channel| channel.status.report()),
+        }
+    }
+
+    pub(super) fn check_empty(&self, name: &str) -> Result<()> {
+        let outgoing = self.sending(name)?;
+        if let Some(failure) = outgoing.spool.failure() {
+            let what = format!(
+                "nobody knows what is in the spool of outgoing {name:?}: delete it with that (purge), or mend it: {failure}"
+            );
+            return Err(Error::new(ErrorKind::InUse, what).with_source(failure));
+        }
+        let status = outgoing.spool.status();
+        if status.entries == 0 && status.dead_entries == 0 {
+            return Ok(());
+        }
+        let what = format!(
+            "outgoing {name:?} still has {} messages and {} dead letters: let it deliver them (drain), or delete them with it (purge)",
+            status.entries, status.dead_entries
+        );
+        Err(Error::new(ErrorKind::InUse, what))
+    }
+
+    /// Folders of spools that belong to nobody.
+    pub(super) fn orphans(&self) -> Vec<String> {
+        let definitions = self.definitions();
+        let Ok(folders) = std::fs::read_dir(&self.spool_dir) else { return Vec::new() };
+        let names = folders.filter_map(|folder| folder.ok()?.file_name().into_string().ok());
+        let mut orphans: Vec<_> = names
+            .filter(|name| !is_deleted(name) && self.endings.free(name).is_none())
+            .filter(|name| !definitions.outgoing.iter().any(|outgoing| outgoing.spool_folder() == name))
+            .collect();
+        orphans.sort_unstable();
+        orphans
+    }
+}
