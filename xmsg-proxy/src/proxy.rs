@@ -185,6 +185,18 @@ impl Monitor {
         self.documents.get(&self.switch)
     }
 
+    /// What flows by topic; for ten seconds from now on, more is counted.
+    #[cfg(feature = "daemon")]
+    pub(crate) fn watch(&self) -> crate::switch::Watched {
+        self.switch.watch()
+    }
+
+    /// How long it has been at work.
+    #[cfg(feature = "daemon")]
+    pub(crate) fn uptime(&self) -> Duration {
+        self.switch.uptime()
+    }
+
     /// How many control sockets are connected.
     #[must_use]
     pub fn control_connections(&self) -> usize {

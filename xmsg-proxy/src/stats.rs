@@ -28,7 +28,8 @@ pub(crate) const DOCUMENT_MAX: usize = 2 * ROWS_BYTES + (64 << 10);
 /// How long a document is good for: it is made no more often, whoever asks.
 const GOOD_FOR: Duration = Duration::from_millis(200);
 
-#[derive(Serialize)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub(crate) struct Sum {
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
@@ -40,7 +41,8 @@ impl From<Amount> for Sum {
     }
 }
 
-#[derive(Clone, Copy, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Kind {
     Publisher,
@@ -48,7 +50,8 @@ pub(crate) enum Kind {
 }
 
 /// One connection. Messages and bytes are those that came from a publisher, or went to a subscriber.
-#[derive(Serialize)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub(crate) struct Row {
     pub(crate) kind: Kind,
     pub(crate) id: u32,
@@ -77,7 +80,8 @@ impl Row {
 }
 
 /// What only a subscriber has.
-#[derive(Serialize)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub(crate) struct SubscriberPart {
     pub(crate) subscriptions: usize,
     pub(crate) queued: Sum,
@@ -92,7 +96,8 @@ pub(crate) struct SubscriberPart {
 }
 
 /// What was dropped, by the policy that chose it, or because the subscriber does not take it.
-#[derive(Serialize)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub(crate) struct DropRow {
     pub(crate) newest: Sum,
     pub(crate) oldest: Sum,
@@ -251,7 +256,7 @@ fn first_within(lengths: impl Iterator<Item = usize>) -> usize {
 }
 
 /// A topic as text: bytes that are none are shown as `\\xff`, and what could do harm to a terminal as `\\u{9b}`.
-fn text(topic: &[u8]) -> String {
+pub(crate) fn text(topic: &[u8]) -> String {
     match std::str::from_utf8(topic) {
         Ok(text) => escaped(text).into_owned(),
         Err(_) => topic.escape_ascii().to_string(),

@@ -46,7 +46,7 @@ struct Snapshot {
     is_ready: bool,
     started_unix_s: f64,
     process: Process,
-    turned_away: [(&'static str, u64); 3],
+    turned_away: [(&'static str, u64); 5],
     logins: Option<LoginCounts>,
     log_lines_lost: Option<u64>,
     proxy: Option<ProxySnapshot>,

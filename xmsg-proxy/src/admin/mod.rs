@@ -8,16 +8,24 @@
 //! | `/varz` | version, uptime, settings, totals; JSON |
 //! | `/connz` | every publisher and subscriber; JSON; `limit`, `offset`, `sort`, `kind` |
 //! | `/subsz` | subscribed prefixes; JSON; `limit`, `prefix` |
+//! | `/api/v1/…` | what the page shows and does, as JSON and as server-sent events; `/api/v1/openapi.json` describes it |
+//! | `/` | the web page, for browsers; of a proxy only |
 //! | `POST /connections/{id}/end` | ends the connection of this publisher or subscriber; with the token only |
 //! | `/connect…` | outgoing connections and channels; what changes something, or sends, with the token only |
 //!
 //! The server has a thread of its own: neither a slow client nor a long list takes time from the data plane, which does not
 //! know of it. It reads counts through a [`Monitor`], and takes no lock for longer than it takes to read one.
 
+mod access;
 mod answers;
+#[allow(unused_qualifications, reason = "the macros of utoipa write whole paths")]
+mod api;
 #[cfg(feature = "connect")]
 mod connect;
+mod history;
+mod look;
 mod metrics;
+mod page;
 mod process;
 mod routes;
 mod server;
@@ -37,6 +45,7 @@ use xmsg_core::{Error, ErrorKind, Result};
 use xmsg_zmq::TcpOptions;
 use xmsg_zmq::link::transport::{Closer, Listener};
 
+pub use access::Tokens;
 #[cfg(feature = "connect")]
 pub use connect::Connect;
 pub use token::Token;
@@ -44,7 +53,10 @@ pub use token::Token;
 use crate::log::LogQueue;
 use crate::security::Authority;
 use crate::{Monitor, registrar};
+use access::Access;
 use answers::Answers;
+use api::Streams;
+use look::Looks;
 use turned_away::TurnedAway;
 
 /// What the kernel holds of an answer that is not read, bytes. By itself it would take some MiB of each, which count nowhere.
@@ -100,7 +112,9 @@ struct State {
     turned_away: TurnedAway,
     answers: Answers,
     phase: AtomicU8,
-    token: RwLock<Option<Token>>,
+    access: Access,
+    looks: Looks,
+    streams: Streams,
     /// The settings, as JSON.
     config: RwLock<Arc<serde_json::Value>>,
     started: Instant,
@@ -123,8 +137,23 @@ impl State {
         if self.phase.load(Ordering::Relaxed) == Phase::Ready as u8 { Phase::Ready } else { Phase::Draining }
     }
 
-    fn token(&self) -> Option<Token> {
-        self.token.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn phase_name(&self) -> &'static str {
+        match self.phase() {
+            Phase::Ready => "ready",
+            Phase::Draining => "draining",
+        }
+    }
+
+    /// Whether there is a web page: it is about a proxy.
+    fn has_page(&self) -> bool {
+        self.proxy.is_some()
+    }
+
+    fn has_connect(&self) -> bool {
+        #[cfg(feature = "connect")]
+        return self.connect.is_some();
+        #[cfg(not(feature = "connect"))]
+        false
     }
 
     fn config(&self) -> Arc<serde_json::Value> {
@@ -149,12 +178,13 @@ impl Admin {
         socket: TcpListener,
         name: &'static str,
         sources: Sources,
-        token: Option<Token>,
+        tokens: impl Into<Tokens>,
         config: serde_json::Value,
     ) -> Result<Self> {
+        let mut tokens = tokens.into();
         let failed = |error| Error::new(ErrorKind::Io, "cannot serve HTTP").with_source(error);
         let address = socket.local_addr().map_err(failed)?;
-        permitted(address, token.as_ref())?;
+        permitted(address, &mut tokens)?;
         // Of a registrar there are no long answers.
         let memory = sources.proxy.as_ref().map(|proxy| proxy.memory().clone());
         let state = Arc::new(State {
@@ -168,7 +198,9 @@ impl Admin {
             log: sources.log,
             turned_away: TurnedAway::default(),
             phase: AtomicU8::new(Phase::Ready as u8),
-            token: RwLock::new(token),
+            access: Access::new(tokens, address.port()),
+            looks: Looks::default(),
+            streams: Streams::default(),
             config: RwLock::new(Arc::new(config)),
             started: Instant::now(),
             started_at: SystemTime::now(),
@@ -183,7 +215,22 @@ impl Admin {
         };
         let closer = listener.closer();
         let stop = CancellationToken::new();
-        let serve = server::run(listener, routes::router(state.clone()), stop.clone());
+        let serve = {
+            let (state, stop) = (state.clone(), stop.clone());
+            async move {
+                let ended = state.streams.stop.clone();
+                let look = async {
+                    if let Some(proxy) = state.proxy.clone() {
+                        state.looks.run(proxy, || state.phase_name(), stop.clone()).await;
+                    }
+                };
+                let serve = async {
+                    server::run(listener, routes::router(state.clone()), stop.clone()).await;
+                    ended.cancel();
+                };
+                tokio::join!(serve, look);
+            }
+        };
         let thread = std::thread::Builder::new()
             .name("xmsg-admin".to_owned())
             .spawn(move || runtime.block_on(serve))
@@ -202,10 +249,11 @@ impl Admin {
         self.state.phase.store(phase as u8, Ordering::Relaxed);
     }
 
-    /// Requests have to bring this token from now on. Refused like in [`start`](Self::start).
-    pub fn set_token(&self, token: Option<Token>) -> Result<()> {
-        permitted(self.address, token.as_ref())?;
-        *self.state.token.write().unwrap_or_else(PoisonError::into_inner) = token;
+    /// Requests have to bring these tokens from now on, and all sessions end. Refused like in [`start`](Self::start).
+    pub fn set_tokens(&self, tokens: impl Into<Tokens>) -> Result<()> {
+        let mut tokens = tokens.into();
+        permitted(self.address, &mut tokens)?;
+        self.state.access.replace(tokens);
         Ok(())
     }
 
@@ -224,9 +272,13 @@ impl Admin {
     }
 }
 
-/// Others may ask only with a token.
-fn permitted(address: SocketAddr, token: Option<&Token>) -> Result<()> {
-    if token.is_some() || address.ip().to_canonical().is_loopback() {
+/// Others may ask only with a token; without one, only this machine may look.
+fn permitted(address: SocketAddr, tokens: &mut Tokens) -> Result<()> {
+    if address.ip().to_canonical().is_loopback() {
+        return Ok(());
+    }
+    tokens.open_to_look = false;
+    if tokens.operator.is_some() {
         return Ok(());
     }
     Err(Error::new(

@@ -15,6 +15,11 @@ pub(super) struct Process {
 }
 
 impl Process {
+    /// Processor time so far, seconds.
+    pub(super) fn cpu() -> Option<f64> {
+        std::fs::read_to_string("/proc/self/stat").ok().as_deref().and_then(cpu_s)
+    }
+
     pub(super) fn look() -> Self {
         let read = |file: &str| std::fs::read_to_string(format!("/proc/self/{file}")).ok();
         let status = read("status");

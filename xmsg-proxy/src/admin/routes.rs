@@ -17,10 +17,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use xmsg_zmq::ViolationCounts;
 
+use super::access::{Caller, Denied, Role};
 use super::process::{Process, unix_s};
 use super::server::Connection;
 use super::text_format::TextFormat;
-use super::{Phase, State, metrics};
+use super::{Phase, State, api, metrics, page};
 use crate::registrar;
 use crate::stats::{DropRow, Kind, Row, SubscriberPart, Sum};
 use crate::switch::Ending;
@@ -34,7 +35,7 @@ const LIMIT_MAX: usize = 10_000;
 /// Bytes of prefixes in a list at most: peers choose them, and what is not text takes six times as much in an answer.
 const PREFIXES_MAX: usize = 512 << 10;
 /// Paths with long answers.
-const LISTS: [&str; 3] = ["/connz", "/subsz", "/statsz"];
+const LISTS: [&str; 5] = ["/connz", "/subsz", "/statsz", "/api/v1/connections", "/api/v1/topics"];
 /// Paths that probes ask for, which can't know a token. They tell nothing else.
 const OPEN: [&str; 2] = ["/healthz", "/readyz"];
 
@@ -58,6 +59,9 @@ pub(super) fn router(state: Arc<State>) -> Router {
             .route("/statsz", get(statsz))
             .route("/connections/{id}/end", post(end_connection));
     }
+    if state.has_page() {
+        router = router.merge(page::router()).merge(api::router());
+    }
     #[cfg(feature = "connect")]
     if state.connect.is_some() {
         router = router.merge(super::connect::router());
@@ -65,32 +69,45 @@ pub(super) fn router(state: Arc<State>) -> Router {
     router.layer(from_fn_with_state(state.clone(), guard)).with_state(state)
 }
 
-/// A request has brought the token. Whoever changes something has to show this: that there is a token now does not say that there was
-/// one when the request was let in.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Authorized;
+/// A request has brought the operator's token, or a session that was made with it. Whoever changes something has to show this: that there is a
+/// token now does not say that there was one when the request was let in.
+#[derive(Clone, Debug)]
+pub(super) struct Authorized {
+    /// Who that is, for the log.
+    pub(super) by: String,
+}
 
-/// Turns away whoever has no business here.
+/// Who a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    /// `None`: nobody in particular, where everybody may look.
+    pub(super) caller: Option<Caller>,
+}
+
+/// What is said where there is no token at all.
+pub(super) fn no_token(daemon: &str) -> String {
+    let variable = daemon.replace('-', "_").to_uppercase();
+    format!(
+        "this can be done with the token only, and there is none: name a file with one (--admin-token-file, \
+         {variable}_ADMIN_TOKEN_FILE, or admin.token_file in the settings file)"
+    )
+}
+
+/// Finds out who asks, and turns away whoever has no business here.
 async fn guard(Shared(state): Shared<Arc<State>>, mut request: Request, next: Next) -> Response {
     let connection = request.extensions().get::<Arc<Connection>>().cloned();
-    let refusal = match state.token() {
-        Some(_) if OPEN.contains(&request.uri().path()) => None,
-        Some(token) if bearer(request.headers()).is_some_and(|candidate| token.is(candidate)) => {
-            request.extensions_mut().insert(Authorized);
+    let refusal = match admit(&state, &request) {
+        Ok(caller) => {
+            let peer = connection.as_deref().map(Connection::peer);
+            let from = peer.map_or_else(|| "HTTP".to_owned(), |peer| format!("HTTP from {peer}"));
+            if let Some(Caller { role: Role::Operator, session }) = caller {
+                let by = session.map_or(from.clone(), |number| format!("{from}, session {number}"));
+                request.extensions_mut().insert(Authorized { by });
+            }
+            request.extensions_mut().insert(Asked { caller });
             None
         }
-        Some(_) => {
-            if request.headers().contains_key(header::AUTHORIZATION) {
-                state.turned_away.wrong(connection.as_deref()).await;
-            } else {
-                state.turned_away.without(connection.as_deref());
-            }
-            let text = "send the token: Authorization: Bearer TOKEN\n";
-            Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], text).into_response())
-        }
-        // A page in a browser on this machine could ask under a name of its own that leads here (DNS rebinding).
-        None if is_local_name(request.uri(), request.headers()) => None,
-        None => Some((StatusCode::FORBIDDEN, "ask for localhost, or for an IP address\n").into_response()),
+        Err(refusal) => Some(refuse(&state, connection.as_deref(), refusal).await),
     };
     let mut response = match refusal {
         Some(refusal) => refusal,
@@ -99,18 +116,78 @@ async fn guard(Shared(state): Shared<Arc<State>>, mut request: Request, next: Ne
         }
         None => {
             let (head, body) = next.run(request).await.into_parts();
-            // All answers are made as a whole, and none of them fails. From here on they count.
-            let text = to_bytes(body, usize::MAX).await.unwrap_or_default();
-            match state.answers.body(text) {
-                Some(body) => Response::from_parts(head, body),
-                None => no_room(&state, connection.as_deref()),
+            if head.extensions.get::<api::Streamed>().is_some() {
+                Response::from_parts(head, body)
+            } else {
+                // All other answers are made as a whole, and none of them fails. From here on they count.
+                let text = to_bytes(body, usize::MAX).await.unwrap_or_default();
+                match state.answers.body(text) {
+                    Some(body) => Response::from_parts(head, body),
+                    None => no_room(&state, connection.as_deref()),
+                }
             }
         }
     };
     let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if !headers.contains_key(header::CACHE_CONTROL) {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::POLICY));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
     response
+}
+
+/// Why a request is turned away.
+enum Away {
+    Denied(Denied),
+    /// It is for a name that may have been made to lead here.
+    Name,
+}
+
+/// Who asks, or why that is not answered.
+fn admit(state: &State, request: &Request) -> Result<Option<Caller>, Away> {
+    let (path, headers) = (request.uri().path(), request.headers());
+    // A page in a browser on this machine could ask under a name of its own that leads here (DNS rebinding). Whoever has a token, or a
+    // cookie, which is for one name, has shown more than that.
+    let is_local = is_local_name(request.uri(), headers);
+    let tokens = state.access.tokens();
+    let is_page = path.starts_with(page::FOLDER) || (path == "/" && page::is_wanted(headers));
+    // Who has no session yet gets the page, which asks for the token.
+    if OPEN.contains(&path) || (state.has_page() && (is_page || path == api::SESSION)) {
+        return if is_local || !tokens.open_to_look { Ok(None) } else { Err(Away::Name) };
+    }
+    match state.access.caller(request.method(), headers).map_err(Away::Denied)? {
+        None if !is_local => Err(Away::Name),
+        caller => Ok(caller),
+    }
+}
+
+async fn refuse(state: &State, connection: Option<&Connection>, why: Away) -> Response {
+    let text = "send the token: Authorization: Bearer TOKEN\n";
+    let unauthorized = (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], text);
+    match why {
+        Away::Denied(Denied::Nothing) => {
+            state.turned_away.without(connection);
+            unauthorized.into_response()
+        }
+        Away::Denied(Denied::WrongToken) => {
+            state.turned_away.wrong(connection).await;
+            unauthorized.into_response()
+        }
+        Away::Denied(Denied::Foreign) => {
+            state.turned_away.foreign(connection);
+            let text = "a change with a session has to come from a page of this server, with the header X-Xmsg-Page\n";
+            (StatusCode::FORBIDDEN, text).into_response()
+        }
+        Away::Denied(Denied::TooMany) => {
+            state.turned_away.too_many(connection);
+            let text = "more changes in a second than a session may make: wait a moment\n";
+            (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "1")], text).into_response()
+        }
+        Away::Name => (StatusCode::FORBIDDEN, "ask for localhost, or for an IP address\n").into_response(),
+    }
 }
 
 /// The answer in place of one that is long, while others are not read yet.
@@ -119,12 +196,6 @@ fn no_room(state: &State, connection: Option<&Connection>) -> Response {
     let text = "there is no room for a long answer now: others are not read yet, or the memory for all peers is used up. \
                 Ask again, with a smaller limit\n";
     (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], text).into_response()
-}
-
-/// The token that a request brings.
-fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
-    let (scheme, token) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
 }
 
 /// Whether the request is for `localhost` or an IP address. Without any name it does not come from a browser.
@@ -140,13 +211,17 @@ fn is_local_name(uri: &Uri, headers: &HeaderMap) -> bool {
         && headers.get_all(header::HOST).iter().all(|host| host.to_str().is_ok_and(named))
 }
 
-async fn index(Shared(state): Shared<Arc<State>>) -> String {
+async fn index(Shared(state): Shared<Arc<State>>, headers: HeaderMap) -> Response {
+    if state.has_page() && page::is_wanted(&headers) {
+        return page::index(&headers);
+    }
     let proxy = state.proxy.as_ref().map_or("", |_| PROXY_INDEX);
     #[cfg(feature = "connect")]
     let connect = state.connect.as_ref().map_or("", |_| super::connect::INDEX);
     #[cfg(not(feature = "connect"))]
     let connect = "";
-    format!("{} {}\n\n{INDEX}{proxy}{connect}", state.name, env!("CARGO_PKG_VERSION"))
+    let api = if state.has_page() { api::INDEX } else { "" };
+    format!("{} {}\n\n{INDEX}{proxy}{connect}{api}", state.name, env!("CARGO_PKG_VERSION")).into_response()
 }
 
 /// Asks the runtimes that do the work for a turn.
@@ -205,10 +280,7 @@ async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
         "name": state.name,
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
-        "phase": match state.phase() {
-            Phase::Ready => "ready",
-            Phase::Draining => "draining",
-        },
+        "phase": state.phase_name(),
         "started_unix_s": unix_s(state.started_at),
         "uptime_s": state.started.elapsed().as_secs_f64(),
         "cpu_s": process.cpu_s,
@@ -410,15 +482,11 @@ async fn end_connection(
     Shared(state): Shared<Arc<State>>,
     Path(id): Path<String>,
     authorized: Option<Extension<Authorized>>,
-    connection: Option<Extension<Arc<Connection>>>,
+    Extension(asked): Extension<Asked>,
 ) -> Answer {
-    if authorized.is_none() {
-        let text = "a connection can be ended with the token only, and there is none: name a file with one \
-                    (--admin-token-file, XMSG_PROXY_ADMIN_TOKEN_FILE, or admin.token_file in the settings file)\n";
-        return Err((StatusCode::FORBIDDEN, text.to_owned()));
-    }
-    let by =
-        connection.map_or_else(|| "HTTP".to_owned(), |Extension(one)| format!("HTTP from {}", one.peer()));
+    let Some(Extension(Authorized { by })) = authorized else {
+        return Err((StatusCode::FORBIDDEN, format!("{}\n", state.what_is_missing(asked))));
+    };
     let ending = id.parse().ok().and_then(|id| state.proxy.as_ref()?.end_connection(id, &by));
     let Some(Ending { id, peer, side }) = ending else {
         let text = "no publisher or subscriber has this ID: /connz lists those who are connected\n";
@@ -448,18 +516,5 @@ mod tests {
         }
         assert!(is_local_name(&Uri::from_static("/"), &HeaderMap::new()));
         assert!(!is_local_name(&Uri::from_static("http://evil.example/"), &HeaderMap::new()));
-    }
-
-    #[test]
-    fn the_scheme_of_a_token_is_read_in_any_case() {
-        let token = |value: &'static str| {
-            let headers: HeaderMap =
-                [(header::AUTHORIZATION, HeaderValue::from_static(value))].into_iter().collect();
-            bearer(&headers).map(<[u8]>::to_vec)
-        };
-        assert_eq!(token("bEARER abc"), Some(b"abc".to_vec()));
-        for other in ["Basic abc", "Bearer", "abc", ""] {
-            assert_eq!(token(other), None, "{other}");
-        }
     }
 }

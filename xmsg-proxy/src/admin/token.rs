@@ -6,10 +6,15 @@ use subtle::ConstantTimeEq;
 use xmsg_core::{Error, ErrorKind};
 use xmsg_zmq::security::read_secret;
 
+use super::access::hex;
+
 /// A shorter one could be guessed.
 const LEN_MIN: usize = 16;
 /// A longer one would not fit into a header.
 const LEN_MAX: usize = 1024;
+
+/// Random bytes of a token that is made: nobody guesses 192 bits.
+const RANDOM: usize = 24;
 
 /// A bearer token. It is never shown, and compared in constant time.
 #[derive(Clone)]
@@ -36,6 +41,29 @@ impl Token {
             );
             Error::new(ErrorKind::InvalidOption, what)
         })
+    }
+
+    /// Makes one that nobody can guess: 24 random bytes as hexadecimal digits.
+    ///
+    /// ```
+    /// use xmsg_proxy::admin::Token;
+    /// assert_ne!(Token::random()?, Token::random()?);
+    /// # Ok::<(), xmsg_core::Error>(())
+    /// ```
+    pub fn random() -> xmsg_core::Result<Self> {
+        let mut bytes = [0; RANDOM];
+        getrandom::fill(&mut bytes).map_err(|error| {
+            Error::new(ErrorKind::Io, "the operating system gives no randomness for a token")
+                .with_source(error)
+        })?;
+        Self::new(&hex(&bytes))
+    }
+
+    /// The token itself, for whoever is to know it. It belongs into no log.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        // It was made of ASCII.
+        str::from_utf8(&self.0).unwrap_or_default()
     }
 
     /// Whether this is it. How long that takes tells at most whether the length is right.
@@ -74,6 +102,13 @@ mod tests {
             let error = Token::new(bad).unwrap_err();
             assert!(bad.is_empty() || !error.to_string().contains(bad), "{error}");
         }
+    }
+
+    #[test]
+    fn one_that_is_made_is_new_each_time_and_can_be_shown_to_who_asks() {
+        let (one, other) = (Token::random().unwrap(), Token::random().unwrap());
+        assert!(one != other && one.reveal().len() == 48, "{}", one.reveal());
+        assert_eq!(Token::new(one.reveal()).unwrap(), one);
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub(super) struct TurnedAway {
     without: AtomicU64,
     wrong: AtomicU64,
     no_room: AtomicU64,
+    foreign: AtomicU64,
+    too_many: AtomicU64,
     turn: Semaphore,
     log: Throttle,
 }
@@ -28,6 +30,8 @@ impl Default for TurnedAway {
             without: AtomicU64::new(0),
             wrong: AtomicU64::new(0),
             no_room: AtomicU64::new(0),
+            foreign: AtomicU64::new(0),
+            too_many: AtomicU64::new(0),
             turn: Semaphore::new(1),
             log: Throttle::default(),
         }
@@ -59,6 +63,18 @@ impl TurnedAway {
         self.note(connection, "an answer for which there is no room");
     }
 
+    /// Notes a change that may come from a page of another site.
+    pub(super) fn foreign(&self, connection: Option<&Connection>) {
+        self.foreign.fetch_add(1, Ordering::Relaxed);
+        self.note(connection, "a session, which did not come from a page of ours,");
+    }
+
+    /// Notes a change by a session that makes too many of them.
+    pub(super) fn too_many(&self, connection: Option<&Connection>) {
+        self.too_many.fetch_add(1, Ordering::Relaxed);
+        self.note(connection, "a session that changes too much in a second");
+    }
+
     fn note(&self, connection: Option<&Connection>, what: &str) {
         if let Some(unlogged) = self.log.pass("HTTP requests that were refused") {
             let peer = connection.map(|connection| tracing::field::display(connection.peer()));
@@ -67,8 +83,14 @@ impl TurnedAway {
     }
 
     /// Requests that were refused, by reason.
-    pub(super) fn counts(&self) -> [(&'static str, u64); 3] {
-        [("no_token", &self.without), ("wrong_token", &self.wrong), ("no_room", &self.no_room)]
-            .map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
+    pub(super) fn counts(&self) -> [(&'static str, u64); 5] {
+        [
+            ("no_token", &self.without),
+            ("wrong_token", &self.wrong),
+            ("no_room", &self.no_room),
+            ("foreign", &self.foreign),
+            ("too_many", &self.too_many),
+        ]
+        .map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
     }
 }

@@ -230,12 +230,14 @@ static NO_SECURITY: security::Settings = security::Settings {
 };
 
 impl Settings for ConnectSettings {
-    const RELOADABLE: &'static [&'static str] = &["admin.token_file", "linger_s", "log.filter"];
+    const RELOADABLE: &'static [&'static str] =
+        &["admin.token_file", "admin.viewer_token_file", "linger_s", "log.filter"];
 
     fn resolve(&mut self, folder: &Path) {
         let Self { state_dir, definitions, security, admin, .. } = self;
         let Credentials { key_file, password_file, .. } = security;
-        for path in [state_dir, definitions, key_file, password_file, &mut admin.token_file] {
+        let Admin { token_file, viewer_token_file, .. } = admin;
+        for path in [state_dir, definitions, key_file, password_file, token_file, viewer_token_file] {
             resolve(path, folder);
         }
     }

@@ -67,9 +67,9 @@ pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned +
 
     /// Reads the files that the settings refer to, and puts together what can change while the daemon runs.
     fn reloadable(&self) -> Result<Reloadable, SettingsError> {
-        let token = match &self.admin().token_file {
-            None => None,
-            Some(path) => Some(Token::read(path).map_err(|error| SettingsError::new(error.to_string()))?),
+        let token = |path: &Option<PathBuf>| {
+            let read = path.as_deref().map(Token::read).transpose();
+            read.map_err(|error| SettingsError::new(error.to_string()))
         };
         // Paths are absolute by now.
         let loaded = self.security().load(Path::new("/"));
@@ -77,7 +77,8 @@ pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned +
         Ok(Reloadable {
             log_filter: self.log().filter.clone(),
             linger: self.linger(),
-            admin_token: token,
+            admin_token: token(&self.admin().token_file)?,
+            admin_viewer_token: token(&self.admin().viewer_token_file)?,
             mechanism,
             rules,
         })
@@ -94,6 +95,8 @@ pub struct Reloadable {
     pub linger: Duration,
     /// What whoever asks the HTTP server has to know. The file may have changed although its name has not.
     pub admin_token: Option<Token>,
+    /// What whoever only looks may know instead.
+    pub admin_viewer_token: Option<Token>,
     /// How the ports are secured. Needs a restart; it is here because its file is read with the others.
     pub mechanism: Mechanism,
     /// Who is let in, and what they may do.
@@ -184,6 +187,9 @@ pub struct Admin {
     /// The file with the token that whoever asks has to send.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
+    /// The file with a token with which one may look and change nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub viewer_token_file: Option<PathBuf>,
 }
 
 /// Reads an [`Admin`] whose port is this one unless the file says another.
@@ -194,15 +200,17 @@ fn admin_at<'de, D: Deserializer<'de>, const PORT: u16>(deserializer: D) -> Resu
         enabled: bool,
         listen: Option<HostPort>,
         token_file: Option<PathBuf>,
+        viewer_token_file: Option<PathBuf>,
     }
 
-    let Section { enabled, listen, token_file } = Section::deserialize(deserializer)?;
-    Ok(Admin { enabled, listen: listen.unwrap_or_else(|| HostPort::loopback(PORT)), token_file })
+    let Section { enabled, listen, token_file, viewer_token_file } = Section::deserialize(deserializer)?;
+    let listen = listen.unwrap_or_else(|| HostPort::loopback(PORT));
+    Ok(Admin { enabled, listen, token_file, viewer_token_file })
 }
 
 impl Admin {
     fn at(port: u16) -> Self {
-        Self { enabled: false, listen: HostPort::loopback(port), token_file: None }
+        Self { enabled: false, listen: HostPort::loopback(port), token_file: None, viewer_token_file: None }
     }
 
     fn check(&self) -> Result<(), SettingsError> {
@@ -399,7 +407,7 @@ mod tests {
                 assert!(found.is_some(), "{key}");
             }
         }
-        let with_all = "linger_s = 1\nslow_subscriber = \"\"\n[log]\nfilter = \"\"\n[admin]\ntoken_file = \"\"\n\
+        let with_all = "linger_s = 1\nslow_subscriber = \"\"\n[log]\nfilter = \"\"\n[admin]\ntoken_file = \"\"\nviewer_token_file = \"\"\n\
                         [security]\npassword_file = \"\"\n[[security.client]]\n[[policy]]";
         check::<ProxySettings>(with_all);
         check::<RegistrarSettings>(with_all);

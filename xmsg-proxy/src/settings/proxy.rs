@@ -240,6 +240,7 @@ impl Default for RegistrarSection {
 impl Settings for ProxySettings {
     const RELOADABLE: &'static [&'static str] = &[
         "admin.token_file",
+        "admin.viewer_token_file",
         "linger_s",
         "log.filter",
         "policy",
@@ -250,6 +251,7 @@ impl Settings for ProxySettings {
 
     fn resolve(&mut self, folder: &Path) {
         resolve(&mut self.admin.token_file, folder);
+        resolve(&mut self.admin.viewer_token_file, folder);
         resolve(&mut self.security.key_file, folder);
         resolve(&mut self.security.password_file, folder);
         resolve(&mut self.registrar.snapshot, folder);

@@ -60,11 +60,18 @@ impl Default for RegistrarSettings {
 }
 
 impl Settings for RegistrarSettings {
-    const RELOADABLE: &'static [&'static str] =
-        &["admin.token_file", "linger_s", "log.filter", "security.client", "security.password_file"];
+    const RELOADABLE: &'static [&'static str] = &[
+        "admin.token_file",
+        "admin.viewer_token_file",
+        "linger_s",
+        "log.filter",
+        "security.client",
+        "security.password_file",
+    ];
 
     fn resolve(&mut self, folder: &Path) {
         resolve(&mut self.admin.token_file, folder);
+        resolve(&mut self.admin.viewer_token_file, folder);
         resolve(&mut self.security.key_file, folder);
         resolve(&mut self.security.password_file, folder);
         resolve(&mut self.snapshot, folder);

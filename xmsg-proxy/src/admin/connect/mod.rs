@@ -27,8 +27,7 @@ use xmsg_connect::{Definition, OnDelete, Registry, Sort};
 use xmsg_zmq::deadline::Deadline;
 
 use super::State;
-use super::routes::Authorized;
-use super::server::Connection;
+use super::routes::{Asked, Authorized};
 use refusal::Refusal;
 
 pub(super) use metrics::ConnectSnapshot;
@@ -114,11 +113,11 @@ impl FromRequestParts<Arc<State>> for Permitted {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, state: &Arc<State>) -> Result<Self, Refusal> {
-        if parts.extensions.get::<Authorized>().is_none() {
-            return Err(Refusal::without_token(state.name));
+        if let Some(Authorized { by }) = parts.extensions.get::<Authorized>() {
+            return Ok(Self { by: by.clone() });
         }
-        let peer = parts.extensions.get::<Arc<Connection>>().map(|one| one.peer());
-        Ok(Self { by: peer.map_or_else(|| "HTTP".to_owned(), |peer| format!("HTTP from {peer}")) })
+        let asked = parts.extensions.get::<Asked>().copied().unwrap_or(Asked { caller: None });
+        Err(Refusal::not_allowed(state.what_is_missing(asked)))
     }
 }
 

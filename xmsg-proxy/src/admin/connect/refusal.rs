@@ -31,12 +31,7 @@ impl Refusal {
         self
     }
 
-    pub(super) fn without_token(daemon: &str) -> Self {
-        let variable = daemon.replace('-', "_").to_uppercase();
-        let what = format!(
-            "this can be done with the token only, and there is none: name a file with one (--admin-token-file, \
-             {variable}_ADMIN_TOKEN_FILE, or admin.token_file in the settings file)"
-        );
+    pub(super) fn not_allowed(what: String) -> Self {
         Self::new(StatusCode::FORBIDDEN, "not_allowed", what)
     }
 

@@ -9,7 +9,7 @@ mod reload;
 mod signals;
 mod systemd;
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use log::Logging;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use xmsg_core::text::escaped;
-use xmsg_proxy::admin::{Admin, Sources};
+use xmsg_proxy::admin::{Admin, Sources, Token, Tokens};
 use xmsg_proxy::memory;
 use xmsg_proxy::security::{Authority, Mechanism};
 use xmsg_proxy::settings::{self, Host, Reloadable, Settings, SettingsError};
@@ -51,6 +51,8 @@ pub(crate) struct Daemon<P: Program> {
     /// Sockets that a service manager has handed over.
     pub(crate) sockets: Sockets,
     admin: Option<Admin>,
+    /// The token that was made at the start, if none was named.
+    made: Option<Token>,
 }
 
 /// The whole of a daemon: reads what it is told, and runs it.
@@ -107,8 +109,16 @@ fn prepare<P: Program>(program: P) -> Result<Prepared<P>, SettingsError> {
     let log = log::start(settings.log(), P::NAME)
         .map_err(|error| SettingsError::new(format!("cannot start the log: {error}")))?;
     let authority = Arc::new(Authority::new(reloadable.rules.clone()));
-    let daemon =
-        Daemon { program, settings, reloadable, authority, log: Arc::new(log), sockets, admin: None };
+    let daemon = Daemon {
+        program,
+        settings,
+        reloadable,
+        authority,
+        log: Arc::new(log),
+        sockets,
+        admin: None,
+        made: None,
+    };
     Ok(Prepared::ToWork(Box::new(daemon)))
 }
 
@@ -186,15 +196,37 @@ impl<P: Program> Daemon<P> {
             None => std::net::TcpListener::bind((listen.host.as_str(), listen.port))
                 .with_context(|| format!("cannot bind {listen} for HTTP (--admin)"))?,
         };
-        let token = self.reloadable.admin_token.clone();
+        let Reloadable { admin_token, admin_viewer_token, .. } = self.reloadable.clone();
+        // The link that is shown has the token in it, so that it is for a terminal only: what else standard output is kept in, such as the journal,
+        // is read by others. There, whoever wants to change something names a file.
+        let has_page = sources.proxy.is_some()
+            && socket.local_addr().is_ok_and(|at| at.ip().to_canonical().is_loopback());
+        if has_page && admin_token.is_none() && admin_viewer_token.is_none() && io::stdout().is_terminal() {
+            self.made = Some(Token::random()?);
+        }
+        let tokens = self.tokens(admin_token, admin_viewer_token);
         // Nobody logs in where there are no other ports.
         let has_ports = sources.proxy.is_some() || sources.registrar.is_some();
         let authority = has_ports.then(|| self.authority.clone());
         let sources = Sources { authority, log: Some(self.log.queue.clone()), ..sources };
-        let admin = Admin::start(socket, P::NAME, sources, token, self.config())?;
+        let admin = Admin::start(socket, P::NAME, sources, tokens, self.config())?;
         say(format_args!("HTTP at http://{}", admin.address()));
+        if let Some(token) = &self.made {
+            say(format_args!(
+                "web page, with the right to change things until this process ends: http://{}/#token={}",
+                admin.address(),
+                token.reveal()
+            ));
+        }
         self.admin = Some(admin);
         Ok(())
+    }
+
+    /// The tokens of the HTTP server: those of the settings, or, if there are none, the one that was made at the start.
+    fn tokens(&self, operator: Option<Token>, viewer: Option<Token>) -> Tokens {
+        let open_to_look = operator.is_none() && viewer.is_none();
+        let made = self.made.clone().filter(|_| open_to_look);
+        Tokens { operator: operator.or(made), viewer, open_to_look }
     }
 
     /// Takes the HTTP server, to be told what happens and ended at last.

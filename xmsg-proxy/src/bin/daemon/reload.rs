@@ -38,7 +38,7 @@ impl<P: Program> Daemon<P> {
     /// Changes what differs. A part that can be reloaded has its lines here, its field in [`Reloadable`], and its keys in
     /// `Settings::RELOADABLE`.
     fn take_over(&mut self, new: Reloadable) {
-        let Reloadable { log_filter, linger, admin_token, mechanism, rules } = new;
+        let Reloadable { log_filter, linger, admin_token, admin_viewer_token, mechanism, rules } = new;
         let in_force = &self.reloadable.mechanism;
         let has_same_rules = mechanism.has_rules_of(in_force);
         if !has_same_rules {
@@ -62,15 +62,14 @@ impl<P: Program> Daemon<P> {
         }
         // It counts from when the daemon is told to stop.
         self.reloadable.linger = linger;
-        if admin_token != self.reloadable.admin_token {
-            let set = self.admin.as_ref().map_or(Ok(()), |admin| admin.set_token(admin_token.clone()));
-            match set {
+        let now = (admin_token, admin_viewer_token);
+        if now != (self.reloadable.admin_token.clone(), self.reloadable.admin_viewer_token.clone()) {
+            let tokens = self.tokens(now.0.clone(), now.1.clone());
+            match self.admin.as_ref().map_or(Ok(()), |admin| admin.set_tokens(tokens)) {
                 Ok(()) => {
-                    tracing::info!(
-                        has_token = admin_token.is_some(),
-                        "the token of the HTTP server has changed"
-                    );
-                    self.reloadable.admin_token = admin_token;
+                    let has_token = now.0.is_some();
+                    tracing::info!(has_token, "the token of the HTTP server has changed");
+                    (self.reloadable.admin_token, self.reloadable.admin_viewer_token) = now;
                 }
                 Err(error) => tracing::error!("the former token of the HTTP server stays in force: {error}"),
             }

@@ -1,0 +1,399 @@
+//! Who may ask what: the tokens, and the sessions that browsers get for them.
+//!
+//! | who asks | may look | may change |
+//! |---|---|---|
+//! | with the operator's token, or a session made with it | yes | yes |
+//! | with the viewer's token, or a session made with it | yes | no |
+//! | with neither, where the server listens on the loopback and no token was named | yes | no |
+//! | with neither, elsewhere | no | no |
+//!
+//! A session is a cookie that no script can read and that no other site can have sent. Whoever changes something with it also has to send a
+//! header that only a page of this server can add, so that a page of another site that a browser shows beside ours can do nothing.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use axum::http::{HeaderMap, HeaderValue, Method, header};
+use subtle::ConstantTimeEq;
+use xmsg_zmq::deadline::Deadline;
+
+use super::token::Token;
+
+/// Sessions at a time. A further one ends the oldest.
+pub(super) const SESSIONS: usize = 64;
+/// How long a session lasts: a shift, and some more.
+const SESSION_TIME: Duration = Duration::from_secs(12 * 3600);
+/// Changes that a session may make at once, and in a second after that.
+const CHANGES: f64 = 60.0;
+const CHANGES_PER_S: f64 = 20.0;
+/// Random bytes of a session's key.
+const KEY: usize = 32;
+/// A header that pages of other sites can't add without being asked by the browser whether they may, which is never answered.
+pub(super) const OWN_HEADER: &str = "x-xmsg-page";
+
+/// What somebody may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Role {
+    /// Looks.
+    Viewer,
+    /// Looks, and changes.
+    Operator,
+}
+
+/// The tokens that requests may bring.
+#[derive(Clone, Debug, Default)]
+pub struct Tokens {
+    /// Whoever brings it may look, and change what can be changed.
+    pub operator: Option<Token>,
+    /// Whoever brings it may look.
+    pub viewer: Option<Token>,
+    /// Whether everybody on this machine may look without one. It says nothing where others can reach the server.
+    pub open_to_look: bool,
+}
+
+impl From<Option<Token>> for Tokens {
+    /// With a token, everybody needs it; without, everybody who gets there may look.
+    fn from(operator: Option<Token>) -> Self {
+        Self { open_to_look: operator.is_none(), operator, viewer: None }
+    }
+}
+
+impl Tokens {
+    /// The role of whoever brings this one.
+    fn role(&self, candidate: &[u8]) -> Option<Role> {
+        // Both are compared, so that time does not tell which of them there are.
+        let is = |token: &Option<Token>| token.as_ref().is_some_and(|token| token.is(candidate));
+        let (operator, viewer) = (is(&self.operator), is(&self.viewer));
+        if operator { Some(Role::Operator) } else { viewer.then_some(Role::Viewer) }
+    }
+}
+
+/// Somebody who was let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Caller {
+    pub(super) role: Role,
+    /// The number of the session that was used.
+    pub(super) session: Option<u64>,
+}
+
+/// Why somebody was not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Denied {
+    /// Nothing was brought.
+    Nothing,
+    /// A token that is none of ours.
+    WrongToken,
+    /// A change that may come from a page of another site.
+    Foreign,
+    /// More changes in a second than a session may make.
+    TooMany,
+}
+
+#[derive(Debug)]
+struct Session {
+    number: u64,
+    key: [u8; KEY],
+    role: Role,
+    until: Deadline,
+    /// Changes that it may make now, and when that was known.
+    left: f64,
+    refilled: Instant,
+}
+
+impl Session {
+    /// Takes one change into account; `false`: it is one too many.
+    fn change(&mut self, now: Instant) -> bool {
+        let time = now.saturating_duration_since(self.refilled).as_secs_f64();
+        self.left = (self.left + time * CHANGES_PER_S).min(CHANGES);
+        self.refilled = now;
+        let may = self.left >= 1.0;
+        if may {
+            self.left -= 1.0;
+        }
+        may
+    }
+}
+
+/// The sessions at a time, the oldest first.
+#[derive(Debug, Default)]
+struct Sessions {
+    all: VecDeque<Session>,
+    next: u64,
+}
+
+/// Tokens and sessions of one server.
+#[derive(Debug)]
+pub(super) struct Access {
+    tokens: RwLock<Tokens>,
+    sessions: Mutex<Sessions>,
+    /// The name of the cookie. Browsers do not tell ports apart, so that it has the port in it.
+    cookie: String,
+}
+
+impl Access {
+    pub(super) fn new(tokens: Tokens, port: u16) -> Self {
+        Self {
+            tokens: RwLock::new(tokens),
+            sessions: Mutex::default(),
+            cookie: format!("xmsg_session_{port}"),
+        }
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Other tokens count from now on. All sessions end: whoever had the former ones is to show that the new ones are known.
+    pub(super) fn replace(&self, tokens: Tokens) {
+        *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = tokens;
+        self.sessions().all.clear();
+    }
+
+    /// Those in force.
+    pub(super) fn tokens(&self) -> Tokens {
+        self.tokens.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Who asks, by what the request brings; `Ok(None)`: nobody in particular, and everybody may look.
+    pub(super) fn caller(&self, method: &Method, headers: &HeaderMap) -> Result<Option<Caller>, Denied> {
+        let tokens = self.tokens();
+        let has_tokens = tokens.operator.is_some() || tokens.viewer.is_some();
+        if has_tokens && headers.contains_key(header::AUTHORIZATION) {
+            let role = bearer(headers).and_then(|token| tokens.role(token)).ok_or(Denied::WrongToken)?;
+            return Ok(Some(Caller { role, session: None }));
+        }
+        if let Some(key) = self.key(headers)
+            && let Some(caller) = self.session(&key, method, headers)?
+        {
+            return Ok(Some(caller));
+        }
+        if tokens.open_to_look { Ok(None) } else { Err(Denied::Nothing) }
+    }
+
+    /// Whose session has this key; `None`: it has ended.
+    fn session(&self, key: &[u8], method: &Method, headers: &HeaderMap) -> Result<Option<Caller>, Denied> {
+        let mut sessions = self.sessions();
+        sessions.all.retain(|session| !session.until.has_passed());
+        let Some(session) = sessions.all.iter_mut().find(|session| session.key.ct_eq(key).into()) else {
+            return Ok(None);
+        };
+        let caller = Caller { role: session.role, session: Some(session.number) };
+        if !method.is_safe() {
+            if !is_own_page(headers) {
+                return Err(Denied::Foreign);
+            }
+            if !session.change(Instant::now()) {
+                return Err(Denied::TooMany);
+            }
+        }
+        Ok(Some(caller))
+    }
+
+    /// Whether somebody who was let in would still be.
+    pub(super) fn still(&self, caller: Option<Caller>) -> bool {
+        match caller {
+            None => self.tokens().open_to_look,
+            Some(Caller { session: Some(number), .. }) => {
+                self.sessions().all.iter().any(|one| one.number == number && !one.until.has_passed())
+            }
+            Some(_) => true,
+        }
+    }
+
+    /// Begins a session with this token, and returns its cookie; `None`: it is none of ours.
+    pub(super) fn log_in(&self, token: &str, is_encrypted: bool) -> Option<(Caller, HeaderValue)> {
+        let role = self.tokens().role(token.as_bytes())?;
+        let mut key = [0; KEY];
+        getrandom::fill(&mut key).ok()?;
+        let mut sessions = self.sessions();
+        sessions.all.retain(|session| !session.until.has_passed());
+        while sessions.all.len() >= SESSIONS {
+            sessions.all.pop_front();
+        }
+        sessions.next += 1;
+        let number = sessions.next;
+        let until = Deadline::after(SESSION_TIME);
+        sessions.all.push_back(Session { number, key, role, until, left: CHANGES, refilled: Instant::now() });
+        let cookie = self.cookie(&hex(&key), SESSION_TIME, is_encrypted)?;
+        Some((Caller { role, session: Some(number) }, cookie))
+    }
+
+    /// Ends the session of a request, and returns the cookie that takes its own away.
+    pub(super) fn log_out(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        if let Some(key) = self.key(headers) {
+            self.sessions().all.retain(|session| !bool::from(session.key.ct_eq(&key)));
+        }
+        self.cookie("", Duration::ZERO, false)
+    }
+
+    fn cookie(&self, value: &str, time: Duration, is_encrypted: bool) -> Option<HeaderValue> {
+        let secure = if is_encrypted { "; Secure" } else { "" };
+        let (name, seconds) = (&self.cookie, time.as_secs());
+        let text = format!("{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}");
+        let mut cookie = HeaderValue::from_str(&text).ok()?;
+        cookie.set_sensitive(true);
+        Some(cookie)
+    }
+
+    /// The key in the cookie of a request.
+    fn key(&self, headers: &HeaderMap) -> Option<Vec<u8>> {
+        let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+        let mut pairs = all.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
+        let (_, key) = pairs.find(|(name, _)| *name == self.cookie)?;
+        unhex(key).filter(|key| key.len() == KEY)
+    }
+}
+
+/// The token that a request brings.
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
+}
+
+/// Whether a request comes from a page of this server: it has our own header, and nothing in it says otherwise.
+pub(super) fn is_own_page(headers: &HeaderMap) -> bool {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let is_same_origin = match (text("origin"), text("host")) {
+        (None, _) => true,
+        (Some(origin), Some(host)) => {
+            origin.split_once("://").is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(host))
+        }
+        (Some(_), None) => false,
+    };
+    let is_same_site = text("sec-fetch-site").is_none_or(|site| site == "same-origin");
+    headers.contains_key(OWN_HEADER) && is_same_origin && is_same_site
+}
+
+/// Bytes as hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .filter_map(|digit| char::from_digit(digit.into(), 16))
+        .collect()
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.as_bytes();
+    if !digits.len().is_multiple_of(2) || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    digits.chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPERATOR: &str = "operator-0123456789";
+    const VIEWER: &str = "viewer-0123456789";
+
+    fn access(open_to_look: bool) -> Access {
+        let token = |text| Some(Token::new(text).unwrap());
+        Access::new(Tokens { operator: token(OPERATOR), viewer: token(VIEWER), open_to_look }, 7775)
+    }
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    /// What a browser sends back of a cookie.
+    fn pair(cookie: &HeaderValue) -> String {
+        cookie.to_str().unwrap().split(';').next().unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_token_says_what_one_may_do() {
+        let access = access(false);
+        let get = |pairs: &[(&'static str, &str)]| access.caller(&Method::GET, &headers(pairs));
+        let role = |text: &str| get(&[("authorization", text)]).map(|caller| caller.unwrap().role);
+        assert_eq!(role(&format!("Bearer {OPERATOR}")), Ok(Role::Operator));
+        assert_eq!(role(&format!("bearer {VIEWER}")), Ok(Role::Viewer));
+        for wrong in ["Bearer operator-0123456788", "Bearer ", "Basic x", "x"] {
+            assert_eq!(role(wrong), Err(Denied::WrongToken), "{wrong}");
+        }
+        assert_eq!(get(&[]), Err(Denied::Nothing));
+    }
+
+    #[test]
+    fn a_session_changes_something_only_from_a_page_of_ours() {
+        let access = access(true);
+        let (caller, cookie) = access.log_in(OPERATOR, false).unwrap();
+        assert_eq!(caller.role, Role::Operator);
+        let text = cookie.to_str().unwrap();
+        assert!(text.ends_with("; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict"), "{text}");
+        assert!(cookie.is_sensitive());
+        assert!(access.log_in(OPERATOR, true).unwrap().1.to_str().unwrap().ends_with("; Secure"));
+        let cookie = pair(&cookie);
+        let ask = |method: Method, pairs: &[(&'static str, &str)]| {
+            let all: Vec<_> = pairs.iter().copied().chain([("cookie", &*cookie)]).collect();
+            access.caller(&method, &headers(&all))
+        };
+        assert_eq!(ask(Method::GET, &[]), Ok(Some(caller)));
+        let own = ("x-xmsg-page", "1");
+        assert_eq!(ask(Method::POST, &[own]), Ok(Some(caller)));
+        let host = ("host", "127.0.0.1:7775");
+        assert_eq!(ask(Method::POST, &[own, host, ("origin", "http://127.0.0.1:7775")]), Ok(Some(caller)));
+        for foreign in [
+            &[][..],
+            &[host, ("origin", "http://127.0.0.1:7775")],
+            &[own, host, ("origin", "http://127.0.0.1:8000")],
+            &[own, host, ("origin", "null")],
+            &[own, ("origin", "http://127.0.0.1:7775")],
+            &[own, host, ("sec-fetch-site", "same-site")],
+            &[own, host, ("sec-fetch-site", "cross-site")],
+        ] {
+            for method in [Method::POST, Method::PUT, Method::DELETE] {
+                assert_eq!(ask(method, foreign), Err(Denied::Foreign), "{foreign:?}");
+            }
+        }
+        assert!(access.still(Some(caller)));
+        access.log_out(&headers(&[("cookie", &cookie)])).unwrap();
+        assert!(!access.still(Some(caller)));
+        assert_eq!(ask(Method::POST, &[own]), Ok(None), "everybody may look, as nobody in particular");
+    }
+
+    #[test]
+    fn sessions_are_few_and_end_with_their_tokens() {
+        let access = access(false);
+        assert!(access.log_in("operator-0123456788", false).is_none());
+        let first = access.log_in(VIEWER, false).unwrap().0;
+        let others: Vec<_> = (0..SESSIONS).map(|_| access.log_in(VIEWER, false).unwrap().0).collect();
+        assert!(!access.still(Some(first)), "the oldest gave way");
+        assert!(others.iter().all(|one| access.still(Some(*one))));
+        access.replace(access.tokens());
+        assert!(!others.iter().any(|one| access.still(Some(*one))));
+    }
+
+    #[test]
+    fn a_session_makes_so_many_changes_in_a_second() {
+        let access = access(false);
+        let cookie = pair(&access.log_in(OPERATOR, false).unwrap().1);
+        let change = || {
+            let all = headers(&[("cookie", &cookie), ("x-xmsg-page", "1")]);
+            access.caller(&Method::POST, &all)
+        };
+        let made = (0..1000).take_while(|_| change().is_ok()).count();
+        assert!((60..200).contains(&made), "{made}");
+        assert_eq!(change(), Err(Denied::TooMany));
+        let look = headers(&[("cookie", &cookie)]);
+        assert!(access.caller(&Method::GET, &look).is_ok(), "looking has no limit");
+    }
+
+    #[test]
+    fn the_cookie_is_found_among_others() {
+        let access = access(false);
+        let cookie = pair(&access.log_in(VIEWER, false).unwrap().1);
+        for cookies in [format!("a=b; {cookie}; c=d"), format!("xmsg_session_7776=00;{cookie}")] {
+            assert!(access.caller(&Method::GET, &headers(&[("cookie", &cookies)])).is_ok(), "{cookies}");
+        }
+        for cookies in
+            ["xmsg_session_7775=", "xmsg_session_7775=zz", "xmsg_session_7775=abcd", "xmsg_session_7775"]
+        {
+            let asked = access.caller(&Method::GET, &headers(&[("cookie", cookies)]));
+            assert_eq!(asked, Err(Denied::Nothing), "{cookies}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Streams of server-sent events: few at a time. Whoever reads slowly misses events, and takes no memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::stream;
+use tokio_util::sync::CancellationToken;
+
+use super::Problem;
+use crate::admin::State;
+use crate::admin::access::Caller;
+
+/// Streams at a time, of all sorts together.
+pub(in crate::admin) const STREAMS: usize = 32;
+/// What a browser waits for before it connects again, milliseconds.
+const RETRY: &str = "retry: 1000\n\n";
+/// After so long without an event, whoever reads is shown that the connection is alive.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// An answer that is written bit by bit, as long as it is read.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::admin) struct Streamed;
+
+/// The streams of a server.
+#[derive(Debug, Default)]
+pub(in crate::admin) struct Streams {
+    open: Arc<AtomicUsize>,
+    /// Ends all of them.
+    pub(in crate::admin) stop: CancellationToken,
+}
+
+/// The place of one.
+#[derive(Debug)]
+pub(super) struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Streams {
+    /// A place for one more.
+    pub(super) fn place(&self) -> Result<Place, Problem> {
+        let place = Place(self.open.clone());
+        if self.open.fetch_add(1, Ordering::Relaxed) >= STREAMS {
+            let what = format!("{STREAMS} pages and programs follow what happens already: close one of them");
+            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "full", what));
+        }
+        Ok(place)
+    }
+
+    /// Overviews, one a second.
+    pub(super) fn overview(&self, state: &Arc<State>, caller: Option<Caller>) -> Result<Response, Problem> {
+        let place = self.place()?;
+        let follower = Follower {
+            overviews: state.looks.subscribe(),
+            state: state.clone(),
+            stop: self.stop.clone(),
+            caller,
+            is_first: true,
+            _place: place,
+        };
+        Ok(streamed(stream::unfold(follower, |mut follower| async {
+            let event = follower.next().await?;
+            Some((event, follower))
+        })))
+    }
+}
+
+/// Somebody who follows what happens.
+struct Follower {
+    overviews: tokio::sync::watch::Receiver<Bytes>,
+    state: Arc<State>,
+    stop: CancellationToken,
+    caller: Option<Caller>,
+    is_first: bool,
+    _place: Place,
+}
+
+impl Follower {
+    async fn next(&mut self) -> Option<Bytes> {
+        if std::mem::take(&mut self.is_first) {
+            return Some(RETRY.into());
+        }
+        tokio::select! {
+            () = self.stop.cancelled() => return None,
+            changed = self.overviews.changed() => changed.ok()?,
+            () = tokio::time::sleep(SILENCE) => return Some(": nothing new\n\n".into()),
+        }
+        // Whoever has logged out, or whose token is another one now, is to see nothing more.
+        if !self.state.access.still(self.caller) {
+            return None;
+        }
+        Some(event("overview", &self.overviews.borrow_and_update()))
+    }
+}
+
+/// One event. Its data is JSON, which has no line ends.
+pub(super) fn event(name: &str, json: &[u8]) -> Bytes {
+    let mut text = BytesMut::with_capacity(json.len() + name.len() + 16);
+    for part in [b"event: ", name.as_bytes(), b"\ndata: ", json, b"\n\n"] {
+        text.put_slice(part);
+    }
+    text.freeze()
+}
+
+/// The answer that is made of these events.
+pub(super) fn streamed(events: impl futures::Stream<Item = Bytes> + Send + 'static) -> Response {
+    use futures::StreamExt;
+    let body = Body::from_stream(events.map(Ok::<_, std::convert::Infallible>));
+    let mut response = body.into_response();
+    let kind = HeaderValue::from_static("text/event-stream");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response.extensions_mut().insert(Streamed);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_an_end_to_the_streams_and_a_place_is_given_back() {
+        let streams = Streams::default();
+        let mut places: Vec<_> = (0..STREAMS).map(|_| streams.place().unwrap()).collect();
+        for _ in 0..3 {
+            assert!(streams.place().is_err());
+        }
+        places.pop();
+        assert!(streams.place().is_ok());
+    }
+
+    #[test]
+    fn an_event_is_one_line_of_data() {
+        assert_eq!(&event("overview", b"{}")[..], b"event: overview\ndata: {}\n\n");
+    }
+}

@@ -1,0 +1,129 @@
+//! Sessions: a browser shows a token once, and has a cookie from then on.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::State as Shared;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::Problem;
+use crate::admin::State;
+use crate::admin::access::{Caller, Role, is_own_page};
+use crate::admin::server::Connection;
+
+/// Who asks, and what they may do.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "they are answers to questions that have nothing to do with one another"
+)]
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Session {
+    /// Missing: nobody in particular.
+    role: Option<Role>,
+    /// Whether everybody on this machine may look.
+    open_to_look: bool,
+    /// Whether there is a token with which something can be changed.
+    can_log_in: bool,
+    /// The daemon, and its version.
+    name: &'static str,
+    version: &'static str,
+    /// Whether it has outgoing connections and channels.
+    has_connect: bool,
+    /// Whether it has a registrar.
+    has_registrar: bool,
+}
+
+/// What is shown to begin a session.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Login {
+    token: String,
+}
+
+fn session(state: &State, caller: Option<Caller>) -> Session {
+    let tokens = state.access.tokens();
+    Session {
+        role: caller.map(|caller| caller.role),
+        open_to_look: tokens.open_to_look,
+        can_log_in: tokens.operator.is_some() || tokens.viewer.is_some(),
+        name: state.name,
+        version: env!("CARGO_PKG_VERSION"),
+        has_connect: state.has_connect(),
+        has_registrar: state.registrar.is_some(),
+    }
+}
+
+/// Who asks. It says nothing else, so that everybody may ask.
+#[utoipa::path(get, path = "/api/v1/session", responses((status = 200, body = Session)))]
+pub(super) async fn look(Shared(state): Shared<Arc<State>>, headers: HeaderMap) -> Json<Session> {
+    let caller = state.access.caller(&axum::http::Method::GET, &headers).ok().flatten();
+    Json(session(&state, caller))
+}
+
+/// Begins a session: the answer brings its cookie. It ends after twelve hours, or when the token changes.
+#[utoipa::path(
+    post, path = "/api/v1/session", request_body = Login,
+    responses((status = 200, body = Session), (status = 401, body = Problem), (status = 403, body = Problem))
+)]
+pub(super) async fn log_in(
+    Shared(state): Shared<Arc<State>>,
+    connection: Option<Extension<Arc<Connection>>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    if !is_own_page(&headers) {
+        return Err(foreign());
+    }
+    let Login { token } = serde_json::from_slice(&body).map_err(|_| {
+        let what = "the body is to be {\"token\": \"…\"}";
+        Problem::new(StatusCode::BAD_REQUEST, "invalid_request", what)
+    })?;
+    // Whoever is in front of us and speaks TLS says so.
+    let is_encrypted = headers.get("x-forwarded-proto").is_some_and(|proto| proto.as_bytes() == b"https");
+    let connection = connection.as_ref().map(|Extension(one)| &**one);
+    let Some((caller, cookie)) = state.access.log_in(token.trim(), is_encrypted) else {
+        state.turned_away.wrong(connection).await;
+        return Err(Problem::new(
+            StatusCode::UNAUTHORIZED,
+            "wrong_token",
+            "this is not the token: it stands in the file that the settings name, or in the link that the daemon showed when it started",
+        )
+        .at("token"));
+    };
+    let peer = connection.map(|one| tracing::field::display(one.peer()));
+    tracing::info!(peer, role = ?caller.role, session = caller.session, "HTTP: a session has begun");
+    Ok(with_cookie(Json(session(&state, Some(caller))).into_response(), cookie))
+}
+
+/// Ends the session.
+#[utoipa::path(
+    delete, path = "/api/v1/session", responses((status = 200, body = Session), (status = 403, body = Problem))
+)]
+pub(super) async fn log_out(
+    Shared(state): Shared<Arc<State>>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    if !is_own_page(&headers) {
+        return Err(foreign());
+    }
+    let response = Json(session(&state, None)).into_response();
+    Ok(match state.access.log_out(&headers) {
+        Some(cookie) => with_cookie(response, cookie),
+        None => response,
+    })
+}
+
+fn with_cookie(mut response: Response, cookie: HeaderValue) -> Response {
+    response.headers_mut().insert(header::SET_COOKIE, cookie);
+    response
+}
+
+fn foreign() -> Problem {
+    let what =
+        "this comes from another site, or without the header X-Xmsg-Page: only pages of this server do it";
+    Problem::new(StatusCode::FORBIDDEN, "foreign", what)
+}

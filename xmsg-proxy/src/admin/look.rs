@@ -1,0 +1,367 @@
+//! A look at the proxy once a second, for all who watch together: what a second brought goes into the history, and, while somebody watches, rates
+//! of connections and topics are made of what has changed since the look before.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use xmsg_zmq::Amount;
+use xmsg_zmq::deadline::Deadline;
+
+use super::history::{History, Sample, Span};
+use super::process::{Process, unix_s};
+use crate::stats::{Row, Sum, text};
+use crate::{Monitor, Totals};
+
+/// Time from one look to the next.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How long rates are made after the last who wanted them. It is longer than pages take from one question to the next.
+const WANTED_FOR: Duration = Duration::from_secs(10);
+/// Connections in trouble that an overview has.
+const SLOW: usize = 10;
+/// Topics that an overview has: those with the highest rates.
+const TOPICS: usize = 10;
+
+/// What is told once a second.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct Overview {
+    /// When it was made, seconds since 1970.
+    pub(super) time_unix_s: f64,
+    pub(super) version: &'static str,
+    pub(super) uptime_s: f64,
+    /// `ready` or `draining`.
+    pub(super) phase: &'static str,
+    /// The last second.
+    pub(super) now: Sample,
+    pub(super) received: Sum,
+    pub(super) delivered: Sum,
+    pub(super) dropped: Sum,
+    /// What waits for all subscribers together.
+    pub(super) queued: Sum,
+    pub(super) unmatched_messages: u64,
+    pub(super) undelivered_messages: u64,
+    pub(super) denied: u64,
+    pub(super) connections_refused: u64,
+    pub(super) subscribers_disconnected: u64,
+    pub(super) publishers: usize,
+    pub(super) subscribers: usize,
+    pub(super) subscriptions: usize,
+    pub(super) memory_used: usize,
+    pub(super) memory_limit: usize,
+    /// Memory of the process, bytes; missing where the system does not say.
+    pub(super) resident_bytes: Option<u64>,
+    /// Subscribers that lose messages, hold publishers up, or are far behind: the worst first, ten at most.
+    pub(super) slow: Vec<Client>,
+    /// How many subscribers are slow.
+    pub(super) slow_subscribers: usize,
+    /// The topics with the highest rates, ten at most.
+    pub(super) topics: Vec<TopicRate>,
+    /// Topics that were seen since somebody began to watch.
+    pub(super) topics_known: usize,
+}
+
+/// One connection, and what it does now.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct Client {
+    #[serde(flatten)]
+    pub(super) row: Row,
+    /// Messages a second; missing until two looks were made.
+    pub(super) messages_per_s: Option<f32>,
+    pub(super) bytes_per_s: Option<f32>,
+    /// How long what waits for it would take at this rate, seconds: how late it gets its messages, roughly.
+    pub(super) behind_s: Option<f32>,
+}
+
+/// One topic, and what flows on it. Numbers are estimated from samples.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct TopicRate {
+    /// Bytes that are no UTF-8 are shown as `\xff`, control characters and those that turn text around as `\u{202e}`.
+    pub(super) topic: String,
+    pub(super) messages_per_s: f32,
+    pub(super) bytes_per_s: f32,
+    /// Since somebody began to watch.
+    pub(super) messages: u64,
+}
+
+/// What the last look found, while somebody watches.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) at: Instant,
+    /// Messages and bytes a second of each connection, by its number.
+    rates: HashMap<u32, [f32; 2]>,
+    /// All topics that are known, with the highest rates first.
+    pub(super) topics: Vec<(Box<[u8]>, Amount, [f32; 2])>,
+    /// Of topics for which there was no room.
+    pub(super) others: Amount,
+    /// For how long topics have been watched.
+    pub(super) watched: Duration,
+}
+
+/// The last look, and what it is told as.
+#[derive(Debug)]
+struct Last {
+    found: Arc<Found>,
+    overview: Overview,
+}
+
+/// Everything that looks have found.
+#[derive(Debug)]
+pub(super) struct Looks {
+    started: Instant,
+    history: Mutex<History>,
+    last: Mutex<Option<Last>>,
+    /// The newest overview, as JSON. Whoever is late gets the next one.
+    overview: watch::Sender<Bytes>,
+    /// Until when somebody wants rates: milliseconds since the start.
+    wanted_until: AtomicU64,
+}
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            history: Mutex::default(),
+            last: Mutex::default(),
+            overview: watch::Sender::new(Bytes::new()),
+            wanted_until: AtomicU64::new(0),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Looks {
+    /// Whoever asks now wants to go on.
+    fn want(&self) {
+        let until = (self.started.elapsed().saturating_add(WANTED_FOR)).as_millis() as u64;
+        self.wanted_until.fetch_max(until, Ordering::Relaxed);
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.overview.receiver_count() > 0
+            || u128::from(self.wanted_until.load(Ordering::Relaxed)) > self.started.elapsed().as_millis()
+    }
+
+    /// Overviews, one each second from now on.
+    pub(super) fn subscribe(&self) -> watch::Receiver<Bytes> {
+        self.want();
+        self.overview.subscribe()
+    }
+
+    /// Samples of this span: seconds between two of them, and all of them.
+    pub(super) fn history(&self, span: Span) -> (usize, Vec<Sample>) {
+        lock(&self.history).of(span)
+    }
+
+    /// What the last look found; `None`: nobody has watched, and from now on somebody does.
+    pub(super) fn found(&self) -> Option<Arc<Found>> {
+        self.want();
+        let last = lock(&self.last);
+        last.as_ref().map(|last| last.found.clone()).filter(|found| found.is_fresh())
+    }
+
+    /// How this proxy does: as of the last look, or, if nobody has watched, as of now without rates.
+    pub(super) fn overview(&self, proxy: &Monitor, phase: &'static str) -> Overview {
+        self.want();
+        if let Some(last) = lock(&self.last).as_ref()
+            && last.found.is_fresh()
+        {
+            return last.overview.clone();
+        }
+        let now = self.history(Span::Minutes).1.last().copied().unwrap_or_default();
+        Looker { before: None, proxy: proxy.clone() }.look(None, now, phase).1
+    }
+
+    /// Looks once a second until it is told to stop. `phase` is that of the daemon.
+    pub(super) async fn run(
+        &self,
+        proxy: Monitor,
+        phase: impl Fn() -> &'static str,
+        stop: CancellationToken,
+    ) {
+        let mut looker = Looker { before: None, proxy };
+        let mut due = Deadline::after(INTERVAL);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(due.left()) => {}
+            }
+            // What was missed is not made up for.
+            due = Deadline::after(INTERVAL);
+            let sample = looker.second();
+            lock(&self.history).push(sample);
+            if !self.is_wanted() {
+                *lock(&self.last) = None;
+                continue;
+            }
+            let before = lock(&self.last).as_ref().map(|last| last.found.at);
+            let (found, overview) = looker.look(before, sample, phase());
+            let text = serde_json::to_vec(&overview).unwrap_or_default();
+            *lock(&self.last) = Some(Last { found: Arc::new(found), overview });
+            self.overview.send_replace(text.into());
+        }
+    }
+}
+
+/// Makes looks, and remembers what it needs for the next one.
+struct Looker {
+    proxy: Monitor,
+    before: Option<Before>,
+}
+
+struct Before {
+    at: Instant,
+    totals: Totals,
+    cpu_s: Option<f64>,
+    /// Messages and bytes of each connection, while somebody watches.
+    clients: HashMap<u32, [u64; 2]>,
+    topics: HashMap<Box<[u8]>, Amount>,
+}
+
+impl Looker {
+    /// What the time since the last call was like.
+    fn second(&mut self) -> Sample {
+        let (totals, at, cpu_s) = (self.proxy.totals(), Instant::now(), Process::cpu());
+        let mut sample = Sample { memory: self.proxy.memory().used() as f32, ..Sample::default() };
+        let before = self.before.take();
+        if let Some(before) = &before {
+            let seconds = at.saturating_duration_since(before.at).as_secs_f64().max(1e-3);
+            let rate = |now: u64, then: u64| (now.saturating_sub(then) as f64 / seconds) as f32;
+            let (now, then) = (&totals, &before.totals);
+            sample.received = rate(now.received.messages, then.received.messages);
+            sample.delivered = rate(now.delivered.messages, then.delivered.messages);
+            sample.dropped = rate(now.dropped.messages, then.dropped.messages);
+            sample.received_bytes = rate(now.received.bytes, then.received.bytes);
+            sample.delivered_bytes = rate(now.delivered.bytes, then.delivered.bytes);
+            let waited = now.waited.saturating_sub(then.waited).as_secs_f64();
+            sample.publisher_wait = (waited / seconds) as f32;
+            if let (Some(now), Some(then)) = (cpu_s, before.cpu_s) {
+                sample.cpu = ((now - then).max(0.0) / seconds) as f32;
+            }
+        }
+        let (clients, topics) = before.map(|before| (before.clients, before.topics)).unwrap_or_default();
+        self.before = Some(Before { at, totals, cpu_s, clients, topics });
+        sample
+    }
+
+    /// Rates since the last look, if there was one, and the overview.
+    fn look(&mut self, last: Option<Instant>, now: Sample, phase: &'static str) -> (Found, Overview) {
+        let at = Instant::now();
+        let seconds = last.map(|last| at.saturating_duration_since(last).as_secs_f64().max(1e-3));
+        let (mut then, mut topics_then) = (HashMap::new(), HashMap::new());
+        if let Some(before) = &mut self.before
+            && last.is_some()
+        {
+            (then, topics_then) = (std::mem::take(&mut before.clients), std::mem::take(&mut before.topics));
+        }
+        let rate =
+            |now: u64, then: u64| seconds.map_or(0.0, |time| (now.saturating_sub(then) as f64 / time) as f32);
+        let (publishers, subscribers) = (self.proxy.publishers(), self.proxy.subscribers());
+        let counts = (publishers.len(), subscribers.len());
+        let moved = publishers.iter().map(|one| (one.id, one.received));
+        let moved = moved.chain(subscribers.iter().map(|one| (one.id, one.delivered)));
+        let clients: HashMap<u32, [u64; 2]> =
+            moved.map(|(id, amount)| (id, [amount.messages, amount.bytes])).collect();
+        let rates: HashMap<u32, [f32; 2]> = clients
+            .iter()
+            .filter_map(|(id, now)| {
+                then.get(id).map(|then| (*id, [rate(now[0], then[0]), rate(now[1], then[1])]))
+            })
+            .collect();
+
+        let watched = self.proxy.watch();
+        let mut topics: Vec<_> = watched
+            .topics
+            .into_iter()
+            .map(|(topic, amount)| {
+                let then: Amount = topics_then.get(&topic).copied().unwrap_or_default();
+                let rates = [rate(amount.messages, then.messages), rate(amount.bytes, then.bytes)];
+                (topic, amount, rates)
+            })
+            .collect();
+        topics.sort_by(|(a, all, now), (b, other, then)| {
+            then[0].total_cmp(&now[0]).then(other.messages.cmp(&all.messages)).then_with(|| a.cmp(b))
+        });
+        let found = Found { at, rates, topics, others: watched.others, watched: watched.time };
+
+        let queued = subscribers.iter().fold(Amount::default(), |mut sum, one| {
+            sum.messages += one.queued.messages;
+            sum.bytes += one.queued.bytes;
+            sum
+        });
+        let mut slow: Vec<_> = subscribers.into_iter().filter(|one| one.slow_for.is_some()).collect();
+        let slow_subscribers = slow.len();
+        slow.sort_by_key(|one| (Reverse(one.dropped.messages), Reverse(one.queued.bytes), one.id));
+        slow.truncate(SLOW);
+        let slow = slow.into_iter().map(|one| found.client(Row::from(one))).collect();
+        let totals = self.proxy.totals();
+        if let Some(before) = &mut self.before {
+            before.clients = clients;
+            before.topics = found.topics.iter().map(|(topic, amount, _)| (topic.clone(), *amount)).collect();
+        }
+        let overview = Overview {
+            time_unix_s: unix_s(SystemTime::now()),
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_s: self.proxy.uptime().as_secs_f64(),
+            phase,
+            now,
+            received: totals.received.into(),
+            delivered: totals.delivered.into(),
+            dropped: totals.dropped.into(),
+            queued: queued.into(),
+            unmatched_messages: totals.unmatched,
+            undelivered_messages: totals.undelivered,
+            denied: totals.denied,
+            connections_refused: totals.refused,
+            subscribers_disconnected: totals.disconnected,
+            publishers: counts.0,
+            subscribers: counts.1,
+            subscriptions: self.proxy.subscriptions(),
+            memory_used: self.proxy.memory().used(),
+            memory_limit: self.proxy.memory().limit(),
+            resident_bytes: Process::look().resident_bytes,
+            slow,
+            slow_subscribers,
+            topics: found.topics.iter().take(TOPICS).map(topic_rate).collect(),
+            topics_known: found.topics.len(),
+        };
+        (found, overview)
+    }
+}
+
+impl Found {
+    fn is_fresh(&self) -> bool {
+        self.at.elapsed() < INTERVAL * 3
+    }
+
+    /// A connection with its rates.
+    pub(super) fn client(&self, row: Row) -> Client {
+        client(row, Some(&self.rates))
+    }
+}
+
+/// A connection, with its rates if they are known.
+pub(super) fn client(row: Row, rates: Option<&HashMap<u32, [f32; 2]>>) -> Client {
+    let own = rates.and_then(|rates| rates.get(&row.id));
+    let messages_per_s = own.map(|own| own[0]);
+    let queued = row.subscriber.as_ref().map_or(0, |part| part.queued.messages);
+    let behind_s = match messages_per_s {
+        Some(rate) if queued > 0 && rate > 0.0 => Some(queued as f32 / rate),
+        _ => None,
+    };
+    Client { row, messages_per_s, bytes_per_s: own.map(|own| own[1]), behind_s }
+}
+
+/// A topic as it is told.
+pub(super) fn topic_rate((topic, amount, rates): &(Box<[u8]>, Amount, [f32; 2])) -> TopicRate {
+    let [messages_per_s, bytes_per_s] = *rates;
+    TopicRate { topic: text(topic), messages_per_s, bytes_per_s, messages: amount.messages }
+}

@@ -1,0 +1,168 @@
+//! A proxy with its HTTP server, and those who publish and subscribe there.
+
+use std::net::{SocketAddr, TcpListener};
+
+use tokio::task::JoinHandle;
+use xmsg_core::{Connection, Message};
+use xmsg_proxy::admin::{Admin, Sources, Token, Tokens};
+use xmsg_proxy::{Policy, Proxy};
+use xmsg_tests::raw::{Raw, command};
+use xmsg_tests::{connect, topic, within};
+use xmsg_zmq::HighWaterMark;
+use xmsg_zmtp::Command;
+
+/// What one has to know to change something.
+pub(crate) const TOKEN: &str = "operator-0123456789abcdef";
+
+/// A proxy that others can look at.
+pub(crate) struct Site {
+    pub(crate) proxy: Proxy,
+    admin: Option<Admin>,
+    address: SocketAddr,
+}
+
+/// Somebody who goes on until it is dropped.
+pub(crate) struct Flow {
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// A subscriber that reads nothing.
+pub(crate) struct Stalled {
+    raw: Raw,
+    peer: String,
+}
+
+impl Stalled {
+    /// Its address.
+    pub(crate) fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// Waits until its connection was ended.
+    pub(crate) async fn ended(mut self) {
+        self.raw.closed().await;
+    }
+}
+
+impl Site {
+    /// Starts it: everybody may look, and whoever has the token may change something.
+    pub(crate) async fn start() -> Self {
+        let proxy = Proxy::bind("127.0.0.1:0").slow_subscriber(Policy::DropNewest);
+        let proxy =
+            proxy.high_water_mark(HighWaterMark::bytes(1 << 20)).start().await.expect("a proxy starts");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let mut site = Self { proxy, admin: None, address };
+        site.serve(listener);
+        site
+    }
+
+    fn serve(&mut self, listener: TcpListener) {
+        let sources = Sources { proxy: Some(self.proxy.monitor()), ..Sources::default() };
+        let token = Token::new(TOKEN).expect("it is long enough");
+        let tokens = Tokens { operator: Some(token), viewer: None, open_to_look: true };
+        let admin = Admin::start(listener, "xmsg-proxy", sources, tokens, serde_json::json!({}));
+        self.admin = Some(admin.expect("HTTP starts"));
+    }
+
+    /// Stops HTTP, and nothing else.
+    pub(crate) async fn stop_http(&mut self) {
+        if let Some(admin) = self.admin.take() {
+            within("the end of HTTP", admin.stop()).await;
+        }
+    }
+
+    /// Starts HTTP again, where it was.
+    pub(crate) fn start_http(&mut self) {
+        self.serve(TcpListener::bind(self.address).expect("its port is free"));
+    }
+
+    /// The address of the page, with this behind it.
+    pub(crate) fn url(&self, rest: &str) -> String {
+        format!("http://{}/{rest}", self.address)
+    }
+
+    /// A subscriber that the proxy knows, and that reads nothing.
+    pub(crate) async fn stalled_subscriber(&self, prefix: &'static str) -> Stalled {
+        let before = self.proxy.subscriptions();
+        let mut raw = Raw::handshake(self.proxy.address().subscribe_port(), "SUB").await;
+        raw.send(&command(&Command::Subscribe(prefix.into()))).await;
+        within("a subscription", async {
+            while self.proxy.subscriptions() == before {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        let peer = raw.stream.local_addr().expect("it is connected").to_string();
+        Stalled { raw, peer }
+    }
+
+    async fn publisher(&self) -> Connection {
+        let connection = connect(&self.proxy);
+        within("a connection", connection.connect()).await.expect("the proxy answers");
+        connection
+    }
+
+    /// Publishes more than a subscriber that does not read has room for, again and again.
+    pub(crate) async fn flood(&self, name: &str) -> Flow {
+        let (connection, message) =
+            (self.publisher().await, Message::with_mime(topic(name), "binary/bytes", vec![0; 64 << 10]));
+        Flow::of(async move {
+            for _ in 0.. {
+                if connection.publish(&message).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        })
+    }
+
+    /// Publishes to a topic, and reads it.
+    pub(crate) async fn flow(&self, name: &str, prefix: &str) -> Flow {
+        let (connection, reader) = (self.publisher().await, self.publisher().await);
+        let mut subscription =
+            within("a subscription", reader.subscribe([topic(prefix)])).await.expect("it is made");
+        let name = topic(name);
+        let mut flow = Flow::of(async move {
+            let _reader = reader;
+            while let Some(Ok(_)) = subscription.next().await {}
+        });
+        let mut publishing = Flow::of(async move {
+            for number in 0_i32.. {
+                let message = Message::of(name.clone(), number).expect("a number");
+                if connection.publish(&message).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            }
+        });
+        flow.tasks.append(&mut publishing.tasks);
+        flow
+    }
+
+    /// Publishes to these topics, which no library would let through, in turn.
+    pub(crate) async fn publish_again_and_again(&self, topics: &[&'static [u8]]) -> Flow {
+        let mut raw = Raw::handshake(self.proxy.address().publish_port(), "PUB").await;
+        let topics = topics.to_vec();
+        Flow::of(async move {
+            loop {
+                for topic in &topics {
+                    raw.send_message(&[topic, b"".as_slice(), b"data".as_slice()]).await;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        })
+    }
+}
+
+impl Flow {
+    fn of(work: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self { tasks: vec![tokio::spawn(work)] }
+    }
+}
