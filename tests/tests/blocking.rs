@@ -88,6 +88,24 @@ fn a_dropped_connection_sends_what_it_accepted() {
     }
 }
 
+/// The same holds within an async runtime, whose threads must not wait for it.
+#[test]
+fn a_connection_dropped_in_an_async_runtime_sends_what_it_accepted() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let proxy = runtime.block_on(proxy().start()).unwrap();
+    let connection = || Connection::with_options(proxy.address(), patient()).unwrap();
+    let subscriber = connection();
+    let messages = subscriber.subscribe("a").unwrap();
+    let publisher = connection();
+    for number in 0..1000 {
+        publisher.publish(&Message::of("a", number).unwrap()).unwrap();
+    }
+    runtime.block_on(async move { drop(publisher) });
+    for (number, message) in (0..1000).zip(messages) {
+        assert_eq!(message.unwrap().value::<i32>().unwrap(), number);
+    }
+}
+
 /// While a handler blocks, the background thread continues, and so do blocking calls in other handlers.
 #[test]
 fn a_handler_may_block_and_nothing_else_waits_for_it() {

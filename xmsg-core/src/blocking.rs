@@ -8,6 +8,10 @@
 //! A blocking call within an async runtime would block its tasks, so it fails with [`ErrorKind::WouldBlock`]:
 //! use the async types there. For this reason [`Actor::close`] and [`Actor::drain`] also return a `Result`.
 //!
+//! A handle that is dropped goes on sending what it has accepted, for its
+//! [linger](crate::ConnectOptions::linger) at most, and `drop` waits for that. Within an async runtime, `drop`
+//! returns at once, and a thread of its own waits.
+//!
 //! # Errors
 //! A call returns the errors of the async call that its documentation names. If it waits, it also returns
 //! [`ErrorKind::WouldBlock`]. Calls that make an actor or a connection start a thread, and fail when the
@@ -46,10 +50,6 @@ use crate::{
 };
 use xmsg_zmq::deadline::Deadline;
 
-/// How long dropping a handle may take to send what it has accepted. Use [`Actor::close`] to choose the time
-/// and get the counts.
-const LINGER: Duration = Duration::from_secs(5);
-
 /// The runtime of blocking handles.
 #[derive(Debug)]
 struct Background(Option<Runtime>);
@@ -78,6 +78,24 @@ impl Background {
             Some(runtime) => Ok(runtime.block_on(future)),
             // Only `drop` takes the runtime, so this does not happen.
             None => Err(Error::new(ErrorKind::Closed, "the runtime of this handle has ended")),
+        }
+    }
+}
+
+impl Background {
+    /// Runs the last future of a handle that is being dropped, and ends the runtime. Within an async runtime,
+    /// whose threads must not block, a thread of its own waits for that.
+    fn finish(&mut self, last: impl Future<Output = ()> + Send + 'static) {
+        let background = Self(self.0.take());
+        if check_context().is_ok() {
+            let _ = background.wait(last);
+            return;
+        }
+        let finish = move || {
+            let _ = background.wait(last);
+        };
+        if let Err(error) = std::thread::Builder::new().name("xmsg-close".into()).spawn(finish) {
+            tracing::warn!(%error, "a blocking handle was dropped, and its last messages could not be sent");
         }
     }
 }
@@ -147,7 +165,11 @@ struct ActorInner {
 
 impl Drop for ActorInner {
     fn drop(&mut self) {
-        let _ = self.background.wait(self.actor.close(LINGER));
+        let actor = self.actor.clone();
+        self.background.finish(async move {
+            let linger = actor.linger();
+            let _ = actor.close(linger).await;
+        });
     }
 }
 
@@ -375,13 +397,17 @@ pub struct Connection {
 }
 
 struct ConnectionInner {
-    connection: crate::Connection,
+    connection: Arc<crate::Connection>,
     background: Background,
 }
 
 impl Drop for ConnectionInner {
     fn drop(&mut self) {
-        let _ = self.background.wait(self.connection.close(LINGER));
+        let connection = self.connection.clone();
+        self.background.finish(async move {
+            let linger = connection.linger();
+            let _ = connection.close(linger).await;
+        });
     }
 }
 
@@ -402,7 +428,7 @@ impl Connection {
         address: A,
         options: ConnectOptions,
     ) -> Result<Self> {
-        let connection = crate::Connection::with_options(address, options)?;
+        let connection = Arc::new(crate::Connection::with_options(address, options)?);
         Ok(Self { inner: Arc::new(ConnectionInner { connection, background: Background::start()? }) })
     }
 

@@ -532,6 +532,12 @@ impl Actor {
         Registration::new(owner, &self.inner.name, topic, self.proxy())
     }
 
+    /// Returns how long a handle that is dropped goes on sending.
+    #[cfg(feature = "blocking")]
+    pub(crate) fn linger(&self) -> Duration {
+        self.inner.options.linger_time()
+    }
+
     /// Returns the connection through which the actor publishes to this proxy.
     fn connection_to(&self, address: &ProxyAddress) -> Result<Connection> {
         if address == self.proxy() {

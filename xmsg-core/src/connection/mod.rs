@@ -393,6 +393,12 @@ impl Connection {
         left
     }
 
+    /// Returns how long a connection that is dropped goes on sending.
+    #[cfg(feature = "blocking")]
+    pub(crate) fn linger(&self) -> Duration {
+        self.inner.target.options.linger_time()
+    }
+
     async fn end(&self, limit: Duration) -> Unfinished {
         let inner = &*self.inner;
         let end = Deadline::after(limit);
