@@ -12,7 +12,10 @@ use crossterm::terminal::{
 use crossterm::{execute, queue};
 use futures::StreamExt;
 use ratatui::backend::CrosstermBackend;
+use ratatui::layout::{Constraint, Rect};
 use ratatui::style::{Color, Modifier, Style};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, Borders, Row, Table};
 use ratatui::{Frame, Terminal};
 
 use crate::output::colour_wanted;
@@ -166,6 +169,33 @@ pub(crate) fn sparkline(values: impl ExactSizeIterator<Item = f64> + Clone, widt
             BARS[height.min(7)]
         })
         .collect()
+}
+
+/// A table under a title; the columns from the first of `right` to before the second have numbers.
+#[allow(clippy::too_many_arguments, reason = "they are what a table is")]
+pub(crate) fn draw_table<const N: usize>(
+    frame: &mut Frame<'_>,
+    area: Rect,
+    title: &str,
+    columns: [&str; N],
+    widths: [Constraint; N],
+    right: (usize, usize),
+    rows: impl Iterator<Item = ([String; N], Style)>,
+    look: Look,
+) {
+    let line = |(column, text): (usize, String)| {
+        let line = Line::raw(text);
+        if (right.0..right.1).contains(&column) { line.right_aligned() } else { line }
+    };
+    let header = Row::new(columns.map(str::to_owned).into_iter().enumerate().map(line)).style(look.title());
+    let rows = rows
+        .take(usize::from(area.height))
+        .map(|(cells, style)| Row::new(cells.into_iter().enumerate().map(line)).style(style));
+    let block = Block::new()
+        .borders(Borders::TOP)
+        .border_style(look.aside())
+        .title(Span::styled(title.to_owned(), look.aside()));
+    frame.render_widget(Table::new(rows, widths).header(header).block(block), area);
 }
 
 #[cfg(test)]

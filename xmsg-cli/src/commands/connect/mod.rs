@@ -4,6 +4,7 @@ mod ask;
 mod entries;
 mod messages;
 mod rows;
+mod top;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,6 +23,7 @@ const EXAMPLES: &str = "\
 Examples:
   xmsg connect list                                  what there is, and how it is
   xmsg connect show CRM1
+  xmsg connect top                                   a live view
   xmsg connect add crm.toml --admin-token-file admin-token
   xmsg connect send CRM1 '17 pieces' --topic orders:new --confirm
   xmsg connect dead CRM1                             what could not be delivered
@@ -105,8 +107,11 @@ enum Action {
     List,
     /// Show an entry: its state, counts, what went wrong last, and its definition
     #[command(after_help = SHOW_EXAMPLES)]
-    Show { name: String },
-    /// Add the entries of a TOML file
+    Show {
+        name: String,
+    },
+    Top(top::Top),
+    /// Add the entries of a TOML file: all of them, or none
     #[command(after_help = ADD_EXAMPLES)]
     Add {
         /// The file with `[[connection]]`, `[[outgoing]]` and `[[channel]]`; `-`: standard input
@@ -134,13 +139,20 @@ enum Action {
     },
     /// Set an outgoing connection or a channel to work
     #[command(after_help = ENABLE_EXAMPLES)]
-    Enable { name: String },
+    Enable {
+        name: String,
+    },
     /// Let an outgoing connection or a channel rest
     #[command(after_help = DISABLE_EXAMPLES)]
-    Disable { name: String },
+    Disable {
+        name: String,
+    },
     /// Give an entry another name
     #[command(after_help = RENAME_EXAMPLES)]
-    Rename { name: String, new: String },
+    Rename {
+        name: String,
+        new: String,
+    },
     /// Check that the peer of an entry can be reached, and is as declared
     #[command(after_help = PING_EXAMPLES)]
     Ping {
@@ -242,10 +254,11 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let Arguments { action, sort, json, admin } = arguments;
     let mut interrupt = Interrupt::new()?;
     let asked = Asked { admin: admin.admin()?, sort, json };
-    let work = async {
+    let work = async move {
         match action {
             Action::List => entries::list(&asked).await,
             Action::Show { name } => entries::show(&asked, &name).await,
+            Action::Top(arguments) => top::run(asked, arguments).await,
             Action::Add { file } => entries::add(&asked, &file).await,
             Action::Edit { name, file } => entries::edit(&asked, &name, &file).await,
             Action::Rm { name, drain, purge } => entries::remove(&asked, &name, drain, purge).await,

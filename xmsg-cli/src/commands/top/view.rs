@@ -8,13 +8,12 @@ use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Block, Borders, Row, Table};
 use xmsg_core::text::escaped;
 
 use super::{Found, Sort};
 use crate::looks::{ConnectionRates, Rates, TopicRates};
 use crate::output::{grouped, rounded};
-use crate::screen::Look;
+use crate::screen::{Look, draw_table};
 use crate::table::{self, size, time};
 
 const CONNECTION_COLUMNS: [&str; 8] =
@@ -332,7 +331,16 @@ impl View {
             self.rates.connections.len(),
             self.rates.stats.connections_left_out,
         );
-        draw(frame, area, &title, CONNECTION_COLUMNS, CONNECTION_WIDTHS, (3, 8), rows.skip(skipped), look);
+        draw_table(
+            frame,
+            area,
+            &title,
+            CONNECTION_COLUMNS,
+            CONNECTION_WIDTHS,
+            (3, 8),
+            rows.skip(skipped),
+            look,
+        );
     }
 
     fn draw_topics(&self, frame: &mut Frame<'_>, area: Rect, frozen: &Frozen<'_>, look: Look) {
@@ -340,33 +348,6 @@ impl View {
         let rows = frozen.topics.iter().map(|one| (topic_cells(one), Style::new()));
         let title =
             self.title("Topics", frozen.topics.len(), self.rates.topics.len(), self.rates.topics_left_out);
-        draw(frame, area, &title, TOPIC_COLUMNS, TOPIC_WIDTHS, (0, 2), rows.skip(skipped), look);
+        draw_table(frame, area, &title, TOPIC_COLUMNS, TOPIC_WIDTHS, (0, 2), rows.skip(skipped), look);
     }
-}
-
-/// A table under a title; the columns from the first of `right` to before the second have numbers.
-#[allow(clippy::too_many_arguments, reason = "they are what a table is")]
-fn draw<const N: usize>(
-    frame: &mut Frame<'_>,
-    area: Rect,
-    title: &str,
-    columns: [&str; N],
-    widths: [Constraint; N],
-    right: (usize, usize),
-    rows: impl Iterator<Item = ([String; N], Style)>,
-    look: Look,
-) {
-    let line = |(column, text): (usize, String)| {
-        let line = Line::raw(text);
-        if (right.0..right.1).contains(&column) { line.right_aligned() } else { line }
-    };
-    let header = Row::new(columns.map(str::to_owned).into_iter().enumerate().map(line)).style(look.title());
-    let rows = rows
-        .take(usize::from(area.height))
-        .map(|(cells, style)| Row::new(cells.into_iter().enumerate().map(line)).style(style));
-    let block = Block::new()
-        .borders(Borders::TOP)
-        .border_style(look.aside())
-        .title(Span::styled(title.to_owned(), look.aside()));
-    frame.render_widget(Table::new(rows, widths).header(header).block(block), area);
 }
