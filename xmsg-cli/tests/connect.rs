@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::terminal::{Terminal, keep};
 use common::{Ended, Running, proxy, within, xmsg};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -177,10 +178,11 @@ async fn definitions_go_out_and_come_in_again() {
 async fn errors_say_what_where_and_what_to_do() {
     let site = Site::new().await;
     let (_pull, address) = pull().await;
-    // The error says what was added before it.
+    // All or none.
     let two = push_to("a", &address) + &push_to("b", "udp://x");
-    site.ask(&["add", &site.file(&two)]).await.failed(1, "there are outgoing \"a\" now");
-    site.ask(&["add", &site.file(&push_to("b", "udp://x"))]).await.failed(1, "nor is anything else");
+    site.ask(&["add", &site.file(&two)]).await.failed(1, "nothing of ");
+    assert_eq!(site.ask(&["list"]).await.text(), "");
+    site.ask(&["add", &site.file(&push_to("a", &address))]).await.done();
     site.ask(&["add", &site.file(&push_to("a", &address))])
         .await
         .failed(1, "outgoing \"a\" is there already");
@@ -311,5 +313,83 @@ async fn what_others_answer_does_no_harm() {
         let ended = xmsg(&[&["connect"], arguments, &["--admin", &*address]].concat()).await;
         let all = String::from_utf8(ended.stdout).unwrap() + &ended.stderr;
         assert!(!all.contains(['\x1b', '\u{9b}', '\u{202e}']), "{arguments:?}: {all:?}");
+    }
+}
+
+/// A site with a link that delivers, and one whose peer is not there and that has dead letters of a broker.
+async fn site_to_watch() -> (Site, Pull) {
+    let site = Site::new().await;
+    let (pull, address) = pull().await;
+    site.ask(&["add", &site.file(&(push_to("busy", &address) + &push_to("away", "tcp://127.0.0.1:9")))])
+        .await
+        .done();
+    site.registry.send("away", Message::of("a", "waits").unwrap()).await.unwrap();
+    (site, pull)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn top_tells_state_rates_spools_and_incidents() {
+    let (site, pull) = site_to_watch().await;
+    let registry = site.registry.clone();
+    let sending = tokio::spawn(async move {
+        loop {
+            registry.send("busy", Message::of("a", "b").unwrap()).await.unwrap();
+        }
+    });
+    let taking = tokio::spawn(async move { while pull.recv().await.is_some() {} });
+    let one = |links: &[Value], name: &str| links.iter().find(|link| link["name"] == name).unwrap().clone();
+    let links = within("rates", async {
+        loop {
+            let links = site.json(&["top", "--once", "--interval", "300ms", "--by", "waiting"]).await;
+            let is_away = one(&links, "away")["state"] == "disconnected";
+            if is_away && one(&links, "busy")["delivered_per_s"].as_f64().unwrap() > 0.0 {
+                return links;
+            }
+        }
+    })
+    .await;
+    let (busy, away) = (one(&links, "busy"), one(&links, "away"));
+    assert_eq!((&busy["state"], &busy["sort"]), (&"connected".into(), &"outgoing".into()), "{busy}");
+    assert_eq!((&away["spool_entries"], &away["delivered_per_s"]), (&1.into(), &0.0.into()), "{away}");
+    assert!(away["oldest_s"].as_f64().unwrap() > 0.0 && away["incident"].as_str().is_some(), "{away}");
+    let text = site.ask(&["top", "--once", "--interval", "100ms", "--filter", "away"]).await.text();
+    assert!(
+        text.contains("1 links, 1 in trouble") && text.contains("> away") && !text.contains("busy"),
+        "{text}"
+    );
+    let table = text.lines().find(|line| line.starts_with("NAME")).unwrap();
+    assert!(table.contains("OLDEST") && table.contains("DEAD"), "{text}");
+    site.ask(&["top", "--interval", "1ms"]).await.failed(2, "--interval is 100ms at least");
+    sending.abort();
+    taking.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn top_is_a_live_view_that_keys_change() {
+    let (site, _pull) = site_to_watch().await;
+    let token = site.path("token");
+    let variables = [("XMSG_ADMIN", &*site.address), ("XMSG_ADMIN_TOKEN_FILE", &*token)];
+    for (columns, rows) in [(80, 24), (160, 40)] {
+        let mut top = Terminal::start(columns, rows, &variables, &["connect", "top", "--interval", "200ms"]);
+        let both =
+            |text: &str| text.contains("> away") && text.contains("> busy") && text.contains("disconnected");
+        let text = top.shows("both links", both).await;
+        keep(&format!("connect-top-{columns}x{rows}"), &text);
+        assert!(
+            text.contains("Links: 2") && text.contains("Incidents") && text.contains("q quits"),
+            "{text}"
+        );
+        let place = |text: &str, name: &str| text.find(name).unwrap();
+        assert!(place(&text, "> away") < place(&text, "> busy"), "what is in trouble comes first: {text}");
+        top.press("/busy\r");
+        top.shows("one of them", |text| text.contains("Links: 1 of 2 match") && !text.contains("> away"))
+            .await;
+        top.press("\x1bn");
+        top.shows("them by name", |text| text.contains("(name)") && text.contains("Links: 2")).await;
+        top.press("p");
+        top.shows("that it is paused", |text| text.contains("paused")).await;
+        top.press("q");
+        assert_eq!(top.end().await, Some(0));
+        assert!(top.written().contains("\x1b[?1049l"), "the terminal is as it was");
     }
 }

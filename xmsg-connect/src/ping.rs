@@ -1,5 +1,6 @@
 //! Looks whether a peer can be reached, and is as it is declared.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lapin::options::QueueDeclareOptions;
@@ -21,27 +22,28 @@ use crate::zmq::options;
 pub(crate) async fn ping(
     definition: &Definition,
     all: &Definitions,
+    base: &Path,
     link: Option<&LinkReport>,
     limit: Duration,
 ) -> Result<Duration> {
     let began = Instant::now();
     let look = async {
         match definition {
-            Definition::Connection(broker) => broker_of(broker).await?.close().await,
+            Definition::Connection(broker) => broker_of(&broker.resolved(base)).await?.close().await,
             Definition::Outgoing(outgoing) => match outgoing.check(all)? {
                 Way::Amqp(way) => {
-                    let opened = broker_of(named(all, outgoing.connection.as_ref())?).await?;
+                    let opened = broker_of(&named(all, outgoing.connection.as_ref())?.resolved(base)).await?;
                     check_exchange(&opened.channel, &way.exchange).await?;
                     opened.close().await;
                 }
                 Way::Zmq(way) => match (way.socket_type, way.socket.method) {
                     (SendingSocket::Push, SocketMethod::Connect) => {
-                        let socket = Push::new(options(&way.socket)?);
+                        let socket = Push::new(options(&way.socket.clone().resolved(base))?);
                         socket.connect(way.socket.endpoint.clone());
                         shake_hands(&way.socket, socket.connected().await)?;
                     }
                     (SendingSocket::Pub, SocketMethod::Connect) => {
-                        let socket = Publisher::new(options(&way.socket)?);
+                        let socket = Publisher::new(options(&way.socket.clone().resolved(base))?);
                         socket.connect(way.socket.endpoint.clone());
                         shake_hands(&way.socket, socket.connected().await)?;
                     }
@@ -50,7 +52,7 @@ pub(crate) async fn ping(
             },
             Definition::Channel(channel) => match channel.check(all)? {
                 Origin::Amqp(way) => {
-                    let opened = broker_of(named(all, channel.connection.as_ref())?).await?;
+                    let opened = broker_of(&named(all, channel.connection.as_ref())?.resolved(base)).await?;
                     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
                     let declared =
                         opened.channel.queue_declare(short(&way.queue), passive, FieldTable::default()).await;
@@ -61,7 +63,7 @@ pub(crate) async fn ping(
                 }
                 Origin::Zmq(way) => match (way.socket_type, way.socket.method) {
                     (ReceivingSocket::Sub, SocketMethod::Connect) => {
-                        let socket = Subscriber::new(options(&way.socket)?);
+                        let socket = Subscriber::new(options(&way.socket.clone().resolved(base))?);
                         socket.connect(way.socket.endpoint.clone());
                         let connected = async {
                             while !socket.is_connected() {

@@ -1,6 +1,6 @@
 //! What is known of one outgoing connection or channel while it runs: its state, why, and numbers.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -391,6 +391,8 @@ pub struct DeadMessage {
     pub mime_type: Option<String>,
     /// Bytes of its data.
     pub size: u64,
+    /// Headers of its metadata, and those that it was sent with: of one that came from a queue of dead letters, `x-death` tells what has become of it there, as JSON.
+    pub headers: BTreeMap<String, String>,
     /// The message itself.
     #[serde(skip)]
     pub message: Option<Message>,
@@ -400,6 +402,12 @@ impl DeadMessage {
     pub(crate) fn of(letter: DeadLetter) -> Self {
         let stored = Stored::decode(letter.body.clone()).ok();
         let message = stored.as_ref().map(|stored| stored.outbound.message.clone());
+        let mut headers = BTreeMap::new();
+        if let Some(meta) = message.as_ref().and_then(|message| message.meta().ok()) {
+            headers.extend(meta.headers.iter().map(|(name, value)| (name.to_owned(), value.to_owned())));
+        }
+        let sent_with = stored.iter().flat_map(|stored| &stored.outbound.headers);
+        headers.extend(sent_with.map(|(name, value)| (name.clone(), value.to_string())));
         Self {
             sequence: letter.sequence,
             accepted_at: letter.accepted_at,
@@ -411,6 +419,7 @@ impl DeadMessage {
                 .map(|message| String::from_utf8_lossy(message.topic().as_bytes()).into_owned()),
             mime_type: message.as_ref().and_then(|message| message.mime_type().ok().map(str::to_owned)),
             size: message.as_ref().map_or(letter.body.len(), |message| message.data().len()) as u64,
+            headers,
             message,
         }
     }

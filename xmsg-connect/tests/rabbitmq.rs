@@ -19,7 +19,7 @@ use xmsg_core::Message;
 use xmsg_tests::rabbitmq::Broker;
 use xmsg_tests::{next, within};
 
-use common::{LIMIT, Site, broker, message, outgoing, set_active};
+use common::{LIMIT, Site, broker, message, outgoing, set_active, write_secret};
 
 /// A site with a connection to the shared broker, and an exchange with a queue that gets everything.
 async fn site(name: &str) -> (Site, &'static Broker) {
@@ -259,12 +259,6 @@ async fn a_broker_that_refuses_is_a_fault_that_can_be_seen_and_mended() {
     let reason = report.link.reason.unwrap().what;
     assert!(reason.contains("nowhere"), "{reason}");
     site.registry.close().await.unwrap();
-}
-
-fn write_secret(path: &std::path::Path, text: &str) {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::write(path, text).unwrap();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use xmsg_connect::definition::{
     ChannelDefinition, Frames, OutgoingDefinition, ReceivingSocket, SendingSocket, SocketMethod, Target,
+    WhenInactive,
 };
 use xmsg_connect::{ErrorKind, LinkState, Outbound, Sort};
 use xmsg_core::Message;
@@ -208,5 +209,40 @@ async fn a_connection_that_is_stuck_holds_up_no_other() {
     set_active(&site, Sort::Outgoing, "stuck", false).await;
     site.until_state("stuck", LinkState::Inactive).await;
     assert_eq!(site.registry.outgoing("stuck").unwrap().spool.entries, 1);
+    site.registry.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_is_edited_while_its_target_is_stuck_keeps_what_it_holds() {
+    let site = Site::new().await;
+    let mut stuck = OutgoingDefinition::zmq("stuck", SendingSocket::Push, "tcp://127.0.0.1:9");
+    stuck.is_active = false;
+    stuck.when_inactive = WhenInactive::Reject;
+    site.registry.create(stuck.clone()).await.unwrap();
+    let push = Push::new(SocketOptions::default());
+    let endpoint = push.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let target = Target::Outgoing("stuck".into());
+    let channel = ChannelDefinition::zmq("in", ReceivingSocket::Pull, endpoint.to_string(), target);
+    site.registry.create(channel.clone()).await.unwrap();
+    for number in 0..1000 {
+        let frames: Vec<bytes::Bytes> = message("a", &number.to_string()).into_frames().into();
+        push.send(frames).await.unwrap();
+    }
+    within("what was written", push.flush(LIMIT)).await.unwrap();
+    site.until_channel("in", "messages", |report| report.link.counts.repeated > 0).await;
+    // Edited again and again: its link is made anew, and then it rests.
+    for sub_method in [Some(SocketMethod::Connect), None] {
+        let edited = ChannelDefinition { socket_method: sub_method, ..channel.clone() };
+        site.registry.update("in", edited).await.unwrap();
+    }
+    set_active(&site, Sort::Channel, "in", false).await;
+    site.until_channel("in", "rest", |report| report.link.state == LinkState::Inactive).await;
+    set_active(&site, Sort::Channel, "in", true).await;
+    stuck.when_inactive = WhenInactive::Store;
+    site.registry.update("stuck", stuck).await.unwrap();
+    site.until("stuck", "all of them", |report| report.spool.entries >= 1000).await;
+    let report = site.registry.outgoing("stuck").unwrap();
+    let counts = site.registry.channel("in").unwrap().link.counts;
+    assert_eq!((report.spool.entries, counts.dead), (1000, 0), "{counts:?}");
     site.registry.close().await.unwrap();
 }

@@ -8,6 +8,7 @@ mod cluster;
 mod kept;
 mod objects;
 mod site;
+mod tls;
 
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
 pub use cluster::Cluster;
+pub use tls::make_stranger;
 
 use crate::{PATIENCE, within};
 use kept::Kept;
@@ -47,6 +49,8 @@ struct Ports {
     distribution: u16,
     management: u16,
     prometheus: u16,
+    /// 0 without TLS.
+    tls: u16,
 }
 
 impl Broker {
@@ -222,11 +226,16 @@ impl Broker {
 
     /// Creates a node that does not run yet. `peers` are the nodes of its cluster, including this one.
     fn new(site: Arc<Site>, name: &str, peers: &[&str]) -> Self {
+        Self::new_with(site, name, peers, "")
+    }
+
+    /// The same with more settings of the application `rabbit`, each after a comma.
+    fn new_with(site: Arc<Site>, name: &str, peers: &[&str], more: &str) -> Self {
         let [amqp, distribution, management, prometheus] = free_ports();
-        let ports = Ports { amqp, distribution, management, prometheus };
+        let ports = Ports { amqp, distribution, management, prometheus, tls: 0 };
         let peers: Vec<String> = peers.iter().map(|peer| format!("'{peer}@localhost'")).collect();
         let settings = format!(
-            "[{{rabbit, [{{cluster_nodes, {{[{}], disc}}}}]}},
+            "[{{rabbit, [{{cluster_nodes, {{[{}], disc}}}}{more}]}},
               {{rabbitmq_management, [{{tcp_config, [{{ip, \"127.0.0.1\"}}, {{port, {management}}}]}}]}},
               {{rabbitmq_prometheus, [{{tcp_config, [{{ip, \"127.0.0.1\"}}, {{port, {prometheus}}}]}}]}}].\n",
             peers.join(", ")

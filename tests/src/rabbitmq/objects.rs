@@ -116,6 +116,19 @@ impl Broker {
         assert_eq!(self.eval(&expression).await, "ok", "{user}");
     }
 
+    /// Sets with which routing keys a user may write to an exchange, and which it may bind: patterns, of which `.*` fits all.
+    pub async fn set_topic_permissions(
+        &self,
+        user: &str,
+        virtual_host: &str,
+        exchange: &str,
+        [write, read]: [&str; 2],
+    ) {
+        let arguments = [user, virtual_host, exchange, write, read, "tests"].map(binary).join(", ");
+        let expression = format!("rabbit_auth_backend_internal:set_topic_permissions({arguments})");
+        assert_eq!(self.eval(&expression).await, "ok", "{user}");
+    }
+
     /// Adds a virtual host.
     pub async fn add_virtual_host(&self, name: &str) {
         let expression = format!("rabbit_vhost:add({}, <<\"tests\">>)", binary(name));

@@ -7,6 +7,7 @@
 //! | `X-Xmsg-Meta` | byte array | the metadata, as it was on the wire |
 //! | `X-Xmsg-Id` | long string | the identifier of the message: the same each time it is sent |
 //! | `X-Xmsg-Component` | long string | which outgoing connection sent it |
+//! | `X-Xmsg-Body` | long string | `plain` where the body is the data in another form ([`Body::Plain`]) |
 //! | `X-Xmsg-Msg-TS` | long string | when it was accepted: RFC 3339, UTC, in milliseconds |
 //!
 //! The headers of a message of xMsg stand beside these, under their own names.
@@ -19,11 +20,13 @@ use jiff::Timestamp;
 use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, ByteArray, FieldTable, ShortString};
+use uuid::Uuid;
 use xmsg_core::data::mime;
 use xmsg_core::{Message, Meta, Topic};
 
-use crate::definition::{AmqpOutgoing, DeliveryMode, HeaderCompat, HeaderValue, Target, not_short};
-use crate::outbound::Stored;
+use super::plain;
+use crate::definition::{AmqpOutgoing, Body, DeliveryMode, HeaderCompat, HeaderValue, Target, not_short};
+use crate::outbound::{Outbound, Stored};
 
 const TOPIC: &str = "X-Xmsg-Topic";
 const META: &str = "X-Xmsg-Meta";
@@ -31,6 +34,11 @@ const META: &str = "X-Xmsg-Meta";
 const NESTED: usize = 16;
 /// The header with the identifier of a message.
 pub(crate) const ID: &str = "X-Xmsg-Id";
+/// Says that the body is plain.
+const BODY: &str = "X-Xmsg-Body";
+const PLAIN: &str = "plain";
+/// The header in which a broker writes why and where a message became a dead letter.
+const HISTORY: &str = "x-death";
 const COMPONENT: &str = "X-Xmsg-Component";
 const TIME: &str = "X-Xmsg-Msg-TS";
 const ZATO_COMPONENT: &str = "X-Zato-Component";
@@ -79,6 +87,10 @@ pub(crate) fn outbound(
     let id = stored.id.to_string();
     set.message_id.get_or_insert_with(|| id.clone());
     set.timestamp.get_or_insert(since_1970.as_secs());
+    let as_plain = if plan.body == Body::Plain { plain::of(message) } else { None };
+    if set.content_type.is_none() {
+        set.content_type = as_plain.as_ref().map(|(_, content_type)| (*content_type).to_owned());
+    }
     if set.content_type.is_none() {
         // Metadata that can't be read, or a type that is too long for AMQP: it travels as bytes, in its header.
         let mime_type = message.mime_type().ok().filter(|mime_type| not_short(mime_type).is_none());
@@ -109,7 +121,14 @@ pub(crate) fn outbound(
         }
         headers.insert(key.clone(), value_of(value));
     }
-    let [topic, meta, body] = message.clone().into_frames();
+    let [topic, meta, data] = message.clone().into_frames();
+    let body = match as_plain {
+        Some((body, _)) => {
+            headers.insert(BODY.to_owned(), AMQPValue::LongString(PLAIN.into()));
+            body
+        }
+        None => data,
+    };
     headers.insert(TOPIC.to_owned(), AMQPValue::LongString(topic.to_vec().into()));
     headers.insert(META.to_owned(), AMQPValue::ByteArray(ByteArray::from(meta.to_vec())));
     headers.insert(ID.to_owned(), AMQPValue::LongString(id.into()));
@@ -191,6 +210,52 @@ pub(crate) fn id_of(properties: &BasicProperties) -> Option<String> {
     text_of(headers.inner().get(ID)?)
 }
 
+/// Who a message is, for those who get it from us: the same each time it comes from its queue.
+#[derive(Debug, Default)]
+pub(crate) struct Identity {
+    id: Option<Uuid>,
+    message_id: Option<String>,
+    /// What brokers did with it before, of one of our own: into its metadata nothing is written.
+    history: Option<String>,
+}
+
+impl Identity {
+    /// The message with this identity, where it leaves by an outgoing connection.
+    pub(crate) fn put_on(self, message: Outbound) -> Outbound {
+        let mut message = match self.id {
+            Some(id) => message.id(id),
+            None => message,
+        };
+        message.properties.message_id = self.message_id;
+        match self.history {
+            Some(history) => message.header(HISTORY, history),
+            None => message,
+        }
+    }
+}
+
+/// The identity of a message of a queue: its header `X-Xmsg-Id`, or what is made of its property `message_id`, which stays what it was. One that has
+/// neither gets a new one each time.
+pub(crate) fn identity(channel: &str, properties: &BasicProperties) -> Identity {
+    let message_id =
+        properties.message_id().as_ref().map(|id| id.as_str().to_owned()).filter(|id| !id.is_empty());
+    let own = id_of(properties).and_then(|id| id.parse().ok());
+    let of_others = || {
+        let id = message_id.as_ref()?;
+        // The same text in two queues is not the same message.
+        id.parse()
+            .ok()
+            .or_else(|| Some(Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("{channel}/{id}").as_bytes())))
+    };
+    let id = own.or_else(of_others);
+    // Our own messages have their identifier there, which they get anew.
+    let is_ours = id.is_some_and(|id| message_id.as_deref() == Some(&*id.to_string()));
+    let headers = properties.headers().as_ref().map(FieldTable::inner);
+    let history =
+        headers.filter(|headers| headers.contains_key(META)).and_then(|headers| headers.get(HISTORY));
+    Identity { id, message_id: message_id.filter(|_| !is_ours), history: history.and_then(text_of) }
+}
+
 /// A message of a queue as one of xMsg, for this target; or why it is none, in words.
 ///
 /// One of xMsg's own, by its headers, keeps its metadata and its data as they were. Of a foreign one, the data is what its content type says:
@@ -214,6 +279,15 @@ pub(crate) fn inbound(channel: &str, delivery: Delivery, target: &Target) -> Res
     };
     if topic.as_bytes().starts_with(b"xmsg:") {
         return Err(format!("its topic {topic} is one that proxies use among themselves"));
+    }
+    let is_plain = headers.get(BODY).and_then(bytes_of).is_some_and(|body| body == PLAIN);
+    if is_plain && let Some(meta) = own_meta {
+        let message = Message::from_frames(topic.into_bytes(), meta, Bytes::new());
+        let mime_type = message.mime_type().map_err(|error| error.to_string())?;
+        let data = plain::back(mime_type, &delivery.data)
+            .ok_or_else(|| format!("its body is no {mime_type}, which its metadata says that it is"))?;
+        let [topic, meta, _] = message.into_frames();
+        return Ok(Message::from_frames(topic, meta, data));
     }
     if let Some(meta) = own_meta {
         return Ok(Message::from_frames(topic.into_bytes(), meta, delivery.data.into()));

@@ -2,6 +2,7 @@
 
 pub(crate) mod headers;
 mod nesting;
+mod plain;
 mod socket;
 
 use std::time::Duration;
@@ -57,7 +58,7 @@ impl Link {
             let what = format!("{failed}: no answer within {}", broker.connect_timeout);
             Error::new(ErrorKind::Unreachable, what)
         };
-        let opened = Deadline::after(broker.connect_timeout.get()).limit(open).await;
+        let opened = Deadline::after(broker.connect_timeout.get()).limit(Box::pin(open)).await;
         let (connection, channel, end) = opened.map_err(late)??;
         let frame_max = match connection.configuration().frame_max() {
             0 => broker.frame_max as usize,

@@ -20,18 +20,23 @@ const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
 /// Class and method of `connection.start`, the only one with a table that a broker sends.
-const START: u32 = 10 << 16 | 10;
+const START: u32 = method(10, 10);
 /// Those with tables that only clients send: a peer that sends them is no broker.
 const OF_CLIENTS: [u32; 8] = [
-    10 << 16 | 11,
-    40 << 16 | 10,
-    40 << 16 | 30,
-    40 << 16 | 40,
-    50 << 16 | 10,
-    50 << 16 | 20,
-    50 << 16 | 50,
-    60 << 16 | 20,
+    method(10, 11),
+    method(40, 10),
+    method(40, 30),
+    method(40, 40),
+    method(50, 10),
+    method(50, 20),
+    method(50, 50),
+    method(60, 20),
 ];
+
+/// A class and a method of it, as they stand in a frame.
+const fn method(class: u32, method: u32) -> u32 {
+    class * 0x1_0000 + method
+}
 
 /// What comes next in the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,14 +174,14 @@ impl Nesting {
             Next::Frame => match short as u8 {
                 kind @ (METHOD | HEADER | BODY | HEARTBEAT) => self.next = Next::Length(kind),
                 b'A' => self.next = Next::Version,
-                kind => return Err(wrong(format!("a frame of the type {kind}, which AMQP does not have"))),
+                kind => return Err(wrong(&format!("a frame of the type {kind}, which AMQP does not have"))),
             },
             Next::Version => self.next = Next::Frame,
             Next::Length(kind) => {
                 if short > self.frame_max.saturating_sub(FRAME_OVERHEAD) {
                     let what =
                         format!("a frame of {short} bytes, and allowed are {} (frame_max)", self.frame_max);
-                    return Err(wrong(what));
+                    return Err(wrong(&what));
                 }
                 self.left = short;
                 match kind {
@@ -192,7 +197,7 @@ impl Nesting {
             Next::Method => match short {
                 START => self.expect(2, Next::Versions)?,
                 method if OF_CLIENTS.contains(&method) => {
-                    return Err(wrong(format!(
+                    return Err(wrong(&format!(
                         "the method {}.{}, which only clients send",
                         method >> 16,
                         method & 0xFFFF
@@ -241,7 +246,7 @@ impl Nesting {
                             b'D' => 5,
                             b'V' => 0,
                             _ => {
-                                return Err(wrong(format!(
+                                return Err(wrong(&format!(
                                     "a field of the type {kind}, which AMQP does not have"
                                 )));
                             }
@@ -262,7 +267,7 @@ impl Nesting {
             }
             Next::End => {
                 if short as u8 != FRAME_END {
-                    return Err(wrong("a frame without its end".to_owned()));
+                    return Err(wrong("a frame without its end"));
                 }
                 self.next = Next::Frame;
             }
@@ -302,7 +307,7 @@ impl Nesting {
     /// Takes bytes off the frame.
     fn spend(&mut self, bytes: u32) -> io::Result<()> {
         let left = self.left.checked_sub(bytes);
-        self.left = left.ok_or_else(|| wrong("something that is longer than its frame".to_owned()))?;
+        self.left = left.ok_or_else(|| wrong("something that is longer than its frame"))?;
         Ok(())
     }
 
@@ -310,12 +315,12 @@ impl Nesting {
     fn spend_field(&mut self, bytes: u32) -> io::Result<()> {
         let Some(open) = self.open.last_mut() else { return Ok(()) };
         let left = open.left.checked_sub(bytes);
-        open.left = left.ok_or_else(|| wrong("a field that is longer than its table".to_owned()))?;
+        open.left = left.ok_or_else(|| wrong("a field that is longer than its table"))?;
         Ok(())
     }
 }
 
-fn wrong(what: String) -> io::Error {
+fn wrong(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the peer has sent {what}"))
 }
 

@@ -127,7 +127,8 @@ fn untrusted(error: io::Error, host: &str, port: u16, ca_file: Option<&Path>) ->
     };
     let said = match cause {
         Some(rustls::Error::InvalidCertificate(wrong)) => match wrong {
-            CertificateError::UnknownIssuer => of(match ca_file {
+            // One of the same name with another key is somebody else.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => of(match ca_file {
                 Some(file) => {
                     format!("none of those in {} has signed its certificate (ca_file)", file.display())
                 }

@@ -11,13 +11,13 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Acker, Channel, Consumer, Event};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-use xmsg_core::Message;
 
 use super::ChannelPlan;
 use super::target::{Targets, Way, may_be_tried_again};
 use crate::amqp::{Link, headers, refused, short};
 use crate::definition::{AckMode, AmqpChannel, OnError, QueueDeclare};
 use crate::error::{Error, ErrorKind, Result};
+use crate::outbound::Outbound;
 use crate::status::{LinkState, Status, add};
 use crate::supervise::Failure;
 
@@ -173,7 +173,7 @@ impl Session<'_> {
         let name = &self.plan.definition.name;
         let target = &self.plan.definition.target;
         let mut taken = Vec::with_capacity(deliveries.len());
-        let mut messages: Vec<Message> = Vec::with_capacity(deliveries.len());
+        let mut messages: Vec<Outbound> = Vec::with_capacity(deliveries.len());
         for delivery in deliveries {
             let tried = tried(&delivery);
             let one = Taken { tag: delivery.delivery_tag, acker: delivery.acker.clone() };
@@ -184,9 +184,10 @@ impl Session<'_> {
                 self.reject(one, &format!("it came back {tried} times (delivery_limit)")).await?;
                 continue;
             }
+            let identity = headers::identity(name, &delivery.properties);
             match headers::inbound(name, delivery, target) {
                 Ok(message) => {
-                    messages.push(message);
+                    messages.push(identity.put_on(Outbound::new(message)));
                     taken.push(one);
                 }
                 Err(what) => self.reject(one, &format!("it can't be a message of xMsg: {what}")).await?,
@@ -200,7 +201,7 @@ impl Session<'_> {
     async fn hand_over(
         &mut self,
         mut taken: Vec<Taken>,
-        mut messages: Vec<Message>,
+        mut messages: Vec<Outbound>,
         stop: &CancellationToken,
     ) -> lapin::Result<()> {
         let mut handed = Vec::with_capacity(taken.len());
@@ -286,8 +287,12 @@ impl Session<'_> {
     }
 }
 
-/// How often it was tried before, where the queue counts that.
+/// How often it was tried before, where the queue counts that. A queue that does so sets the header whenever a message comes back; on a message that comes for
+/// the first time it is one that somebody has published it with.
 fn tried(delivery: &Delivery) -> Option<u32> {
+    if !delivery.redelivered {
+        return None;
+    }
     let headers = delivery.properties.headers().as_ref()?;
     headers::text_of(headers.inner().get(DELIVERY_COUNT)?)?.parse().ok()
 }

@@ -4,14 +4,17 @@ mod amqp;
 mod target;
 mod zmq;
 
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-use crate::definition::{ChannelDefinition, ConnectionDefinition, Definitions, Origin, Reconnect};
+use crate::definition::{
+    ChannelDefinition, ConnectionDefinition, Definitions, Origin, Reconnect, ZmqChannel,
+};
 use crate::error::Result;
-use crate::status::Status;
+use crate::status::{Status, add};
 use crate::supervise::{Plan, supervise};
 
 pub(crate) use target::Targets;
@@ -26,10 +29,13 @@ pub(crate) struct ChannelPlan {
 }
 
 impl ChannelPlan {
-    /// The plan for one of these definitions.
-    pub(crate) fn of(definition: &ChannelDefinition, all: &Definitions) -> Result<Self> {
-        let origin = definition.check(all)?;
-        let broker = all.broker(definition.connection.as_ref()).cloned();
+    /// The plan for one of these definitions, whose files are relative to this folder.
+    pub(crate) fn of(definition: &ChannelDefinition, all: &Definitions, base: &Path) -> Result<Self> {
+        let origin = match definition.check(all)? {
+            Origin::Zmq(zmq) => Origin::Zmq(ZmqChannel { socket: zmq.socket.resolved(base), ..zmq }),
+            amqp @ Origin::Amqp(_) => amqp,
+        };
+        let broker = all.broker(definition.connection.as_ref()).map(|broker| broker.resolved(base));
         Ok(Self { definition: definition.clone(), origin, broker })
     }
 
@@ -48,6 +54,7 @@ pub(crate) struct Channel {
     pub(crate) status: Arc<Status>,
     plan: RwLock<Arc<ChannelPlan>>,
     plans: watch::Sender<Plan<ChannelPlan>>,
+    held: Arc<zmq::Held>,
     tasks: TaskTracker,
 }
 
@@ -58,22 +65,24 @@ impl Channel {
         let (plans, session_plans) = watch::channel(plan.as_work());
         let tasks = TaskTracker::new();
         let shared = status.clone();
+        let held = Arc::new(zmq::Held::default());
+        let kept = held.clone();
         tasks.spawn(async move {
             let session = |plan: ChannelPlan, attempt, stop| {
-                let (status, targets) = (shared.clone(), targets.clone());
+                let (status, targets, held) = (shared.clone(), targets.clone(), kept.clone());
                 async move {
                     match &plan.origin {
                         Origin::Amqp(amqp) => {
                             amqp::session(&status, &targets, &plan, amqp, attempt, stop).await
                         }
-                        Origin::Zmq(zmq) => zmq::session(&status, &targets, &plan, zmq, stop).await,
+                        Origin::Zmq(zmq) => zmq::session(&status, &targets, &plan, zmq, &held, stop).await,
                     }
                 }
             };
             supervise(&shared, session_plans, ChannelPlan::reconnect, session).await;
         });
         tasks.close();
-        Self { status, plan: RwLock::new(Arc::new(plan)), plans, tasks }
+        Self { status, plan: RwLock::new(Arc::new(plan)), plans, held, tasks }
     }
 
     pub(crate) fn plan(&self) -> Arc<ChannelPlan> {
@@ -94,9 +103,16 @@ impl Channel {
 
     /// Ends the task, and waits for it: what has come has half a second to get to its target.
     pub(crate) async fn end(self) {
-        let Self { plans, tasks, .. } = self;
+        let Self { status, plans, held, tasks, .. } = self;
         drop(plans);
         tasks.wait().await;
+        let lost = held.len();
+        if lost > 0 {
+            add(&status.counters.dead, lost as u64);
+            status.note(format!(
+                "{lost} messages that the target did not take in time are lost with this channel"
+            ));
+        }
     }
 }
 

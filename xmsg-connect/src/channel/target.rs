@@ -64,11 +64,11 @@ pub(super) enum Way {
 
 impl Way {
     /// Gives these messages to the target, in their order. Returns for each whether it has been taken; it is safe once it is [confirmed](Self::confirm).
-    pub(super) async fn hand_over(&self, messages: &[Message]) -> Vec<Result<()>> {
+    pub(super) async fn hand_over(&self, messages: &[Outbound]) -> Vec<Result<()>> {
         match self {
             Self::Proxy(connection) => {
                 let mut outcomes = Vec::with_capacity(messages.len());
-                for message in messages {
+                for Outbound { message, .. } in messages {
                     outcomes.push(
                         connection.publish(message).await.map_err(|error| not_published(message, error)),
                     );
@@ -85,10 +85,15 @@ impl Way {
                         .collect();
                 };
                 // In the order of the messages: it is that in which futures are polled for the first time.
-                let sends = messages.iter().map(|message| outgoing.send(Outbound::new(message.clone())));
+                let sends = messages.iter().map(|message| outgoing.relay(message.clone()));
                 join_all(sends).await.into_iter().map(|sent| sent.map(drop)).collect()
             }
         }
+    }
+
+    /// Whether what was taken is safe without a [confirmation](Self::confirm).
+    pub(super) fn is_safe_at_once(&self) -> bool {
+        matches!(self, Self::Outgoing(_))
     }
 
     /// Returns once all that was taken is safe: the proxy has confirmed that it has it. What is in a spool is safe already. After an error the messages are

@@ -1,17 +1,20 @@
 //! From a ZeroMQ socket to the target. ZeroMQ has no acknowledgements: what was received and not delivered when the process is killed is lost.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use xmsg_core::data::mime;
 use xmsg_core::{Message, Meta, Topic};
+use xmsg_zmq::lock::lock;
 use xmsg_zmq::{Multipart, Pull, SocketEvents, Subscriber};
 
 use super::ChannelPlan;
 use super::target::{Targets, Way, may_be_tried_again};
 use crate::definition::{ReceivingSocket, Target, ZmqChannel};
 use crate::error::{Error, ErrorKind, Result};
+use crate::outbound::Outbound;
 use crate::status::{LinkState, Status, add};
 use crate::supervise::Failure;
 use crate::zmq::{join, nobody, options};
@@ -99,12 +102,57 @@ impl Socket {
     }
 }
 
+/// Messages that a channel has received and its target does not have yet. They stay when its session ends, such as for an edit, and the next one delivers them
+/// first: there is nobody to give them back to. There are no more of them than the socket holds, and what is taken from it at a time.
+#[derive(Debug, Default)]
+pub(super) struct Held(Mutex<VecDeque<Outbound>>);
+
+impl Held {
+    pub(super) fn len(&self) -> usize {
+        lock(&self.0).len()
+    }
+
+    fn add(&self, messages: impl IntoIterator<Item = Outbound>) {
+        lock(&self.0).extend(messages);
+    }
+
+    /// The first of them. What is not [settled](Taken::settle) is back in its place when this is dropped.
+    fn take(&self) -> Taken<'_> {
+        let mut held = lock(&self.0);
+        let count = held.len().min(AT_A_TIME);
+        Taken { held: self, messages: held.drain(..count).collect() }
+    }
+}
+
+/// Messages on their way to the target.
+struct Taken<'a> {
+    held: &'a Held,
+    messages: Vec<Outbound>,
+}
+
+impl Taken<'_> {
+    /// The target has all of them.
+    fn settle(mut self) {
+        self.messages.clear();
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let mut held = lock(&self.held.0);
+        for message in self.messages.drain(..).rev() {
+            held.push_front(message);
+        }
+    }
+}
+
 /// Receives until something breaks, or `stop`.
 pub(super) async fn session(
     status: &Arc<Status>,
     targets: &Targets,
     plan: &ChannelPlan,
     way: &ZmqChannel,
+    held: &Held,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
     status.set(LinkState::Connecting);
@@ -114,17 +162,20 @@ pub(super) async fn session(
     add(&status.counters.connections, 1);
     look(status, way, &socket);
     let mut received = Vec::new();
-    let mut is_closed = false;
     loop {
+        // What an earlier session has left goes first.
+        while held.len() > 0 {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                () = deliver(status, &target, held.take()) => {}
+            }
+        }
         tokio::select! {
             biased;
-            () = stop.cancelled(), if !is_closed => {
-                is_closed = true;
-                socket.close().await;
-                continue;
-            }
+            () = stop.cancelled() => break,
             () = socket.receive(&mut received) => {}
-            Some(_) = events.next(), if !is_closed => {
+            Some(_) = events.next() => {
                 look(status, way, &socket);
                 continue;
             }
@@ -134,40 +185,61 @@ pub(super) async fn session(
             }
         }
         if received.is_empty() {
-            if is_closed {
-                return Ok(());
-            }
             return Err(Failure {
                 error: Error::new(ErrorKind::Closed, "the socket has ended"),
                 had_worked: true,
             });
         }
-        add(&status.counters.accepted, received.len() as u64);
-        let messages: Vec<_> = received
-            .drain(..)
-            .filter_map(|message| match inbound(&plan.definition.name, &message, &plan.definition.target) {
-                Ok(message) => Some(message),
-                Err(what) => {
-                    add(&status.counters.dead, 1);
-                    status.note(format!("a message was dropped, because it can't be one of xMsg: {what}"));
-                    None
-                }
-            })
-            .collect();
-        deliver(status, &target, messages).await;
+        hold(status, plan, &mut received, held);
     }
+    // Nothing more comes from here on; what has come is kept before anything is waited for.
+    socket.close().await;
+    loop {
+        socket.receive(&mut received).await;
+        if received.is_empty() {
+            break;
+        }
+        hold(status, plan, &mut received, held);
+    }
+    while held.len() > 0 {
+        deliver(status, &target, held.take()).await;
+    }
+    Ok(())
 }
 
-/// Tries until the target has all of them: there is nobody to give them back to.
-async fn deliver(status: &Status, target: &Way, mut messages: Vec<Message>) {
-    let mut taken = 0;
-    while !messages.is_empty() {
-        let outcomes = target.hand_over(&messages).await;
+/// Keeps what has come, as messages of xMsg.
+fn hold(status: &Status, plan: &ChannelPlan, received: &mut Vec<Multipart>, held: &Held) {
+    add(&status.counters.accepted, received.len() as u64);
+    let messages = received.drain(..).filter_map(|message| {
+        match inbound(&plan.definition.name, &message, &plan.definition.target) {
+            Ok(message) => Some(Outbound::new(message)),
+            Err(what) => {
+                add(&status.counters.dead, 1);
+                status.note(format!("a message was dropped, because it can't be one of xMsg: {what}"));
+                None
+            }
+        }
+    });
+    held.add(messages);
+}
+
+/// Tries until the target has all of them.
+async fn deliver(status: &Status, target: &Way, mut messages: Taken<'_>) {
+    let mut delivered = 0;
+    // Those that the target has taken, and has not confirmed: should this be dropped, they are delivered again.
+    let mut unconfirmed = Vec::new();
+    let mut waiting = std::mem::take(&mut messages.messages);
+    while !waiting.is_empty() {
+        messages.messages = [unconfirmed.as_slice(), waiting.as_slice()].concat();
+        let outcomes = target.hand_over(&waiting).await;
         let mut again = Vec::new();
         let mut fault = None;
-        for (message, outcome) in messages.into_iter().zip(outcomes) {
+        for (message, outcome) in waiting.into_iter().zip(outcomes) {
             match outcome {
-                Ok(()) => taken += 1,
+                Ok(()) => {
+                    delivered += 1;
+                    unconfirmed.push(message);
+                }
                 Err(error) if may_be_tried_again(&error) => {
                     fault = Some(error);
                     again.push(message);
@@ -178,17 +250,22 @@ async fn deliver(status: &Status, target: &Way, mut messages: Vec<Message>) {
                 }
             }
         }
-        messages = again;
+        if target.is_safe_at_once() {
+            unconfirmed.clear();
+        }
+        waiting = again;
+        messages.messages = [unconfirmed.as_slice(), waiting.as_slice()].concat();
         if let Some(fault) = fault {
-            pause(status, &fault, messages.len()).await;
+            pause(status, &fault, waiting.len()).await;
         }
     }
-    while taken > 0
+    while delivered > 0
         && let Err(fault) = target.confirm().await
     {
-        pause(status, &fault, taken).await;
+        pause(status, &fault, delivered).await;
     }
-    add(&status.counters.delivered, taken as u64);
+    messages.settle();
+    add(&status.counters.delivered, delivered as u64);
 }
 
 async fn pause(status: &Status, fault: &Error, messages: usize) {

@@ -1,6 +1,6 @@
 //! `[[connection]]`: how to reach a broker. Outgoing connections and channels name it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -54,10 +54,10 @@ pub struct ConnectionDefinition {
     /// The login. Default: `guest`.
     #[serde(default = "guest")]
     pub username: String,
-    /// The file with the password, which only its owner may read. Default: the password `guest`, which brokers accept from their own machine.
+    /// The file with the password, which only its owner may read; relative to the folder of the state file. Default: the password `guest`, which brokers accept from their own machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
-    /// The file with the certificates (PEM) of those who may vouch for the broker. Default: those of the system.
+    /// The file with the certificates (PEM) of those who may vouch for the broker; relative to the folder of the state file. Default: those of the system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
     /// How long the broker may be silent before it counts as gone; half of it goes by between signs of life. Default: `"30s"`.
@@ -134,6 +134,12 @@ impl ConnectionDefinition {
             connect_timeout: ten_seconds(),
             reconnect: Reconnect::default(),
         }
+    }
+
+    /// The same, with files that are relative counted from this folder.
+    pub(crate) fn resolved(&self, base: &Path) -> Self {
+        let resolve = |file: &Option<PathBuf>| file.as_ref().map(|file| base.join(file));
+        Self { password_file: resolve(&self.password_file), ca_file: resolve(&self.ca_file), ..self.clone() }
     }
 
     /// Whether the values make sense.

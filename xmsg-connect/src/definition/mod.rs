@@ -41,7 +41,7 @@ pub use channel::{
     AckMode, ChannelDefinition, DeadLetterExchange, OnError, QueueDeclare, ReceivingSocket, Target,
 };
 pub use connection::{ConnectionDefinition, Kind, Reconnect};
-pub use outgoing::{Frames, HeaderCompat, OnReturn, OutgoingDefinition, SendingSocket, WhenInactive};
+pub use outgoing::{Body, Frames, HeaderCompat, OnReturn, OutgoingDefinition, SendingSocket, WhenInactive};
 pub use properties::{DeliveryMode, Properties};
 pub use values::{ByteSize, HeaderValue, Span};
 pub use zmq::{Curve, SocketMethod};
@@ -357,6 +357,8 @@ mod tests {
             ("target = \"topic:orders\"", "target = \"outgoing:x\"", "names the outgoing connection \"x\""),
             ("delivery_limit = 5", "delivery_limit = 0", "delivery_limit is 0"),
             ("queue_declare = \"active\"", "queue_declare = \"none\"", "dead_letter is for a queue that"),
+            ("X-Env = \"prod\"", "X-Env = nan", "outgoing \"CRM1\": headers.X-Env is NaN"),
+            ("X-Env = \"prod\"", "X-Env = -inf", "outgoing \"CRM1\": headers.X-Env is -inf"),
             ("queue = \"orders.q\"", "queue = \"\"", "channel \"in1\": queue is missing"),
         ] {
             let error = error(line, instead);

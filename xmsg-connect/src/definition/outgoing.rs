@@ -52,6 +52,18 @@ pub enum HeaderCompat {
     Zato,
 }
 
+/// What the body of an AMQP message is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Body {
+    /// The data of the message as xMsg has it: texts and numbers are protobuf.
+    #[default]
+    Data,
+    /// Texts and numbers as UTF-8 (`text/plain`), arrays as JSON, so that consumers can read them who do not know xMsg; all else as it is. A channel of xMsg
+    /// gives the same message again, byte by byte.
+    Plain,
+}
+
 /// A ZeroMQ socket that sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -122,6 +134,9 @@ pub struct OutgoingDefinition {
     /// AMQP: the longest body that is sent. Default: `"128MiB"`, the limit of RabbitMQ.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_message_size: Option<ByteSize>,
+    /// AMQP: what the body is. Default: the data as xMsg has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<Body>,
     /// AMQP: headers like those of another product.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub header_compat: Option<HeaderCompat>,
@@ -173,6 +188,7 @@ pub(crate) struct AmqpOutgoing {
     pub(crate) max_in_flight: usize,
     pub(crate) on_return: OnReturn,
     pub(crate) max_message_size: u64,
+    pub(crate) body: Body,
     pub(crate) header_compat: Option<HeaderCompat>,
     pub(crate) properties: Properties,
     pub(crate) headers: BTreeMap<String, HeaderValue>,
@@ -256,6 +272,7 @@ impl OutgoingDefinition {
             max_in_flight: None,
             on_return: None,
             max_message_size: None,
+            body: None,
             header_compat: None,
             frames: None,
             socket_type: None,
@@ -281,6 +298,11 @@ impl OutgoingDefinition {
             None if self.connection.is_some() => Kind::Amqp,
             None => Kind::Zmq,
         }
+    }
+
+    /// The longest body that it takes, in bytes.
+    pub(crate) fn message_max(&self) -> u64 {
+        self.max_message_size.unwrap_or(MESSAGE_SIZE).get()
     }
 
     pub(super) fn wrong(&self, field: &str, what: impl Into<String>) -> DefinitionError {
@@ -338,9 +360,13 @@ impl OutgoingDefinition {
         if let Some((property, what)) = self.properties.invalid(&broker.username) {
             return Err(self.wrong(&format!("properties.{property}"), what));
         }
-        for name in self.headers.keys() {
+        for (name, value) in &self.headers {
             if let Some(what) = not_short(name) {
                 return Err(self.wrong("headers", format!("the name {name:?} {what}")));
+            }
+            if matches!(value, HeaderValue::Float(value) if !value.is_finite()) {
+                // It differs from itself: each change of any entry would make this link anew.
+                return Err(self.wrong(&format!("headers.{name}"), format!("is {value}, which is no number")));
             }
         }
         Ok(AmqpOutgoing {
@@ -350,7 +376,8 @@ impl OutgoingDefinition {
             confirm_timeout,
             max_in_flight: max_in_flight as usize,
             on_return: self.on_return.unwrap_or_default(),
-            max_message_size: self.max_message_size.unwrap_or(MESSAGE_SIZE).get(),
+            max_message_size: self.message_max(),
+            body: self.body.unwrap_or_default(),
             header_compat: self.header_compat,
             properties: self.properties.clone(),
             headers: self.headers.clone(),
@@ -367,6 +394,7 @@ impl OutgoingDefinition {
             ("max_in_flight", self.max_in_flight.is_some()),
             ("on_return", self.on_return.is_some()),
             ("max_message_size", self.max_message_size.is_some()),
+            ("body", self.body.is_some()),
             ("header_compat", self.header_compat.is_some()),
             ("properties", !is_default(&self.properties)),
             ("headers", !self.headers.is_empty()),

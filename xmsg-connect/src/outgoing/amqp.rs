@@ -145,8 +145,13 @@ impl Session<'_> {
                 && self.room() > 0
                 && let Some(entry) = self.ready.pop_front()
             {
-                self.sent_until = self.sent_until.max(entry.sequence);
-                self.send(entry).await?;
+                let sequence = entry.sequence;
+                if let Some(twin) = self.send(entry).await? {
+                    // It waits for the other one, and so do those behind it.
+                    self.ready.push_front(twin);
+                    break;
+                }
+                self.sent_until = self.sent_until.max(sequence);
             }
             let retry_at = self.retries.front().map(|retry| retry.at).filter(|_| may_send);
             let overdue_at = self
@@ -219,17 +224,26 @@ impl Session<'_> {
         let Ok(found) = Deadline::after(RETRY_MIN).limit(next).await else { return Ok(()) };
         let found = found.map_err(super::storage)?;
         if let Some(entry) = found.into_iter().find(|entry| entry.sequence == sequence) {
-            add(&self.link.status.counters.repeated, 1);
-            self.send(entry).await?;
+            match self.send(entry).await? {
+                None => add(&self.link.status.counters.repeated, 1),
+                Some(_) => self.retry_after(sequence, RETRY_MIN),
+            }
         }
         Ok(())
     }
 
-    async fn send(&mut self, entry: Entry) -> Result<()> {
+    /// Sends an entry; gives it back if another one of the same identifier is on its way.
+    async fn send(&mut self, entry: Entry) -> Result<Option<Entry>> {
         let stored = match Stored::decode(entry.body.clone()) {
             Ok(stored) => stored,
-            Err(error) => return self.link.bury(&entry, None, &error.with_causes()).await,
+            Err(error) => {
+                self.link.bury(&entry, None, &error.with_causes()).await?;
+                return Ok(None);
+            }
         };
+        if self.in_flight.has(stored.id) {
+            return Ok(Some(entry));
+        }
         let name = &self.plan.definition.name;
         let publish = headers::outbound(name, &stored, entry.accepted_at, self.way, &self.broker.username);
         let fits = publish.and_then(|publish| {
@@ -244,7 +258,10 @@ impl Session<'_> {
         });
         let publish = match fits {
             Ok(publish) => publish,
-            Err(reason) => return self.link.bury(&entry, Some(stored.id), &reason).await,
+            Err(reason) => {
+                self.link.bury(&entry, Some(stored.id), &reason).await?;
+                return Ok(None);
+            }
         };
         let channel = self.channel.clone();
         let options = BasicPublishOptions { mandatory: self.way.is_mandatory, immediate: false };
@@ -260,7 +277,7 @@ impl Session<'_> {
             }
         };
         self.in_flight.push(Sent { entry, id: stored.id, since: Instant::now() }, answer.boxed());
-        Ok(())
+        Ok(None)
     }
 
     /// Acts on what has become of these messages.
@@ -301,10 +318,13 @@ impl Session<'_> {
     fn retry(&mut self, sent: &Sent) {
         let age = sent.entry.accepted_at.elapsed().unwrap_or_default();
         // A message is sent again after about as long as it has waited already: soon at first, and then ever less often.
-        let pause = age.clamp(RETRY_MIN, RETRY_MAX);
+        self.retry_after(sent.entry.sequence, age.clamp(RETRY_MIN, RETRY_MAX));
+    }
+
+    fn retry_after(&mut self, sequence: u64, pause: Duration) {
         let at = Deadline::after(pause).instant();
         let place = self.retries.partition_point(|other| other.at <= at);
-        self.retries.insert(place, Retry { sequence: sent.entry.sequence, at });
+        self.retries.insert(place, Retry { sequence, at });
     }
 
     /// The channel or the connection has ended, with this. If the broker ended it because of a message, and only one can be meant, that goes to the
@@ -322,7 +342,7 @@ impl Session<'_> {
             _ => ErrorKind::Refused,
         };
         if let Some(sent) = self.in_flight.only_one() {
-            if is_fault_of(&sent.entry, code)
+            if is_fault_of(&sent.entry, code, &text)
                 || may_be_fault_of(code) && self.link.blame(sent.entry.sequence) >= BLAMED
             {
                 if let Err(error) = self.link.bury(&sent.entry, Some(sent.id), &said).await {
@@ -342,10 +362,12 @@ impl Session<'_> {
     }
 }
 
-/// Whether a broker that ends a channel with this code means this message, and not the exchange that all go to.
-fn is_fault_of(entry: &Entry, code: u16) -> bool {
+/// Whether a broker that ends a channel with this code means this message, and not the exchange that all go to. For a routing key that we may not use, the
+/// broker says that we have no access to a topic *in* the exchange: the exchange itself is allowed then.
+fn is_fault_of(entry: &Entry, code: u16, text: &str) -> bool {
     match code {
         311 | 406 | 501 | 502 | 503 | 505 => true,
+        403 if text.contains("access to topic") => true,
         403 | 404 => {
             Stored::decode(entry.body.clone()).is_ok_and(|stored| stored.outbound.exchange.is_some())
         }

@@ -1,5 +1,6 @@
 //! From the proxy to the spool: an outgoing connection subscribes like everybody else.
 
+use std::collections::HashMap;
 use std::iter::Peekable;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use xmsg_core::{Actor, Message, SocketEvent, Subscription, Topic};
+use xmsg_core::{Actor, DropReason, Message, SocketEvent, Subscription, Topic};
 use xmsg_zmq::deadline::Deadline;
 
 use super::{Shared, storage};
@@ -90,10 +91,15 @@ async fn feed(
         Error::new(ErrorKind::Unreachable, what).with_source(error)
     })?;
     let mut events = subscription.events();
+    let mut losses = Losses::default();
     loop {
         tokio::select! {
             biased;
-            event = events.next() => if let Some(SocketEvent::DroppedByPeer { messages, .. }) = event {
+            event = events.next() => if let Some(SocketEvent::DroppedByPeer { peer, reason, total, .. }) = event {
+                let messages = losses.since(peer, reason, total);
+                if messages == 0 {
+                    continue;
+                }
                 add(&link.status.counters.lost_before, messages);
                 let what = format!(
                     "the proxy has dropped {messages} messages that were not taken in time: its policy for slow subscribers would \
@@ -110,6 +116,19 @@ async fn feed(
                 return Ok(());
             }
         }
+    }
+}
+
+/// What proxies have dropped, by the totals that they tell. They tell them again and again: what was missed while the spool took nothing is in the next one.
+#[derive(Debug, Default)]
+struct Losses(HashMap<(String, DropReason), u64>);
+
+impl Losses {
+    /// How many were dropped since this was asked last.
+    fn since(&mut self, peer: String, reason: DropReason, total: u64) -> u64 {
+        let known = self.0.insert((peer, reason), total).unwrap_or_default();
+        // A total that has become smaller counts from the beginning.
+        if total < known { total } else { total - known }
     }
 }
 
@@ -174,4 +193,19 @@ fn group(messages: &mut Peekable<impl Iterator<Item = Message>>, max_bytes: u64)
         bodies.push(Stored::new(Outbound::new(message)).encode());
     }
     bodies
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_dropped_is_known_although_events_were_missed() {
+        let mut losses = Losses::default();
+        let mut since = |peer: &str, total| losses.since(peer.to_owned(), DropReason::TooSlow, total);
+        // The second event, about 5 more, did not come.
+        assert_eq!([since("a", 10), since("a", 18), since("a", 18)], [10, 8, 0]);
+        assert_eq!([since("b", 3), since("a", 20)], [3, 2]);
+        assert_eq!(since("a", 4), 4, "it counts from the beginning");
+    }
 }

@@ -74,6 +74,8 @@ pub(super) struct InFlight {
     undecided: BTreeMap<String, (Sent, bool)>,
     /// Returns whose own confirmation has not been seen.
     returned: BTreeMap<String, String>,
+    /// The identifiers of all of them.
+    ids: HashSet<Uuid>,
     /// Bytes of the bodies of all of them.
     bytes: usize,
 }
@@ -85,6 +87,11 @@ impl std::fmt::Debug for InFlight {
 }
 
 impl InFlight {
+    /// Whether a message of this identifier is among them. Another one must not be added then: a return would be taken for that of the other.
+    pub(super) fn has(&self, id: Uuid) -> bool {
+        self.ids.contains(&id)
+    }
+
     /// Adds a message. `answer` is polled once at once, which sends it: so messages are sent in the order of these calls.
     pub(super) fn push(&mut self, sent: Sent, mut answer: BoxFuture<'static, Answer>) {
         let first = answer.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop()));
@@ -93,6 +100,7 @@ impl InFlight {
             Poll::Ready(answer) => Box::pin(std::future::ready(answer)),
         };
         self.bytes += sent.entry.body.len();
+        self.ids.insert(sent.id);
         self.pending.push_back(Pending { sent, answer });
     }
 
@@ -215,6 +223,9 @@ impl InFlight {
             let rest = std::mem::take(&mut self.undecided).into_values();
             decided.extend(rest.map(|(sent, is_good)| (sent, outcome(is_good))));
             self.returned.clear();
+        }
+        for (sent, _) in &decided {
+            self.ids.remove(&sent.id);
         }
         self.bytes -= decided.iter().map(|(sent, _)| sent.entry.body.len()).sum::<usize>();
         decided.sort_by_key(|(sent, _)| sent.entry.sequence);

@@ -14,7 +14,7 @@ mod slot;
 mod zmq;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -27,7 +27,8 @@ use xmsg_core::Actor;
 use xmsg_zmq::lock::lock;
 
 use crate::definition::{
-    ConnectionDefinition, Definitions, OutgoingDefinition, Reconnect, Way, WhenInactive, not_short,
+    ConnectionDefinition, Definitions, OutgoingDefinition, Reconnect, Way, WhenInactive, ZmqOutgoing,
+    not_short,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::outbound::{Outbound, Stored};
@@ -48,10 +49,13 @@ pub(crate) struct OutgoingPlan {
 }
 
 impl OutgoingPlan {
-    /// The plan for one of these definitions.
-    pub(crate) fn of(definition: &OutgoingDefinition, all: &Definitions) -> Result<Self> {
-        let way = definition.check(all)?;
-        let broker = all.broker(definition.connection.as_ref()).cloned();
+    /// The plan for one of these definitions, whose files are relative to this folder.
+    pub(crate) fn of(definition: &OutgoingDefinition, all: &Definitions, base: &Path) -> Result<Self> {
+        let way = match definition.check(all)? {
+            Way::Zmq(zmq) => Way::Zmq(ZmqOutgoing { socket: zmq.socket.resolved(base), ..zmq }),
+            amqp @ Way::Amqp(_) => amqp,
+        };
+        let broker = all.broker(definition.connection.as_ref()).map(|broker| broker.resolved(base));
         Ok(Self { definition: definition.clone(), way, broker })
     }
 
@@ -248,6 +252,14 @@ impl Shared {
         xmsg_zmq::deadline::Deadline::after(limit).limit(waiting).await.map_err(timed_out)?
     }
 
+    /// Takes a message from a channel, as [`send`](Self::send) does. What AMQP has beside it goes along only to AMQP.
+    pub(crate) async fn relay(&self, mut outbound: Outbound) -> Result<Accepted> {
+        if matches!(self.plan().way, Way::Zmq(_)) {
+            outbound = Outbound { id: outbound.id, ..Outbound::new(outbound.message) };
+        }
+        self.send(outbound).await
+    }
+
     fn error(&self, kind: ErrorKind, what: &str) -> Error {
         Error::new(kind, format!("{} {what}", self.status.label()))
     }
@@ -314,7 +326,17 @@ impl Shared {
 
     async fn append(&self, stored: &Stored) -> Result<Accepted> {
         let spool = self.spool.opened().await?;
-        match spool.append(stored.encode()).await {
+        let body = stored.encode();
+        let most = spool.options().max_entry_bytes;
+        if body.len() > most {
+            add(&self.counters().refused, 1);
+            let what = format!(
+                "takes no message of {} bytes with its topic, metadata and headers: the limit is {most}, 1 MiB more than max_message_size",
+                body.len()
+            );
+            return Err(self.error(ErrorKind::TooLarge, &what));
+        }
+        match spool.append(body).await {
             Ok(sequence) => {
                 add(&self.counters().accepted, 1);
                 Ok(Accepted { sequence, id: stored.id })

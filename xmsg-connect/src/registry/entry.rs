@@ -130,6 +130,19 @@ impl Definitions {
         }
     }
 
+    pub(super) fn add(&mut self, definition: Definition) -> Result<()> {
+        let (sort, name) = (definition.sort(), definition.name());
+        if self.find(sort, name).is_some() {
+            return Err(Error::new(ErrorKind::NameTaken, format!("{sort} {name:?} is there already")));
+        }
+        match definition {
+            Definition::Connection(definition) => self.connections.push(*definition),
+            Definition::Outgoing(definition) => self.outgoing.push(*definition),
+            Definition::Channel(definition) => self.channels.push(*definition),
+        }
+        Ok(())
+    }
+
     pub(super) fn outgoing_mut(&mut self, name: &str) -> Result<&mut OutgoingDefinition> {
         let found = self.outgoing.iter_mut().find(|entry| entry.name == *name);
         found.ok_or_else(|| unknown(Sort::Outgoing, name))

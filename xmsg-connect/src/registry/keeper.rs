@@ -18,6 +18,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::outgoing::{Outgoing, OutgoingPlan};
 use crate::spool::SpoolOptions;
 
+/// Bytes of a message beside its body in the spool: topic, metadata, headers, properties.
+const BESIDE_BODY: usize = 1 << 20;
+
 /// The one task that changes definitions: one change after another, each saved before it counts.
 pub(super) struct Keeper {
     pub(super) shared: Arc<Shared>,
@@ -70,10 +73,12 @@ impl Keeper {
 
     /// Makes what is at work what these say. What can fail is done first, and nothing is waited for: what ends is returned.
     pub(super) fn apply(&mut self, definitions: Definitions, purge: &[String]) -> Result<Vec<Ending>> {
+        let base = &self.shared.state_dir;
         let outgoing_plans =
-            definitions.outgoing.iter().map(|outgoing| OutgoingPlan::of(outgoing, &definitions));
+            definitions.outgoing.iter().map(|outgoing| OutgoingPlan::of(outgoing, &definitions, base));
         let outgoing_plans = outgoing_plans.collect::<Result<Vec<_>>>()?;
-        let channel_plans = definitions.channels.iter().map(|channel| ChannelPlan::of(channel, &definitions));
+        let channel_plans =
+            definitions.channels.iter().map(|channel| ChannelPlan::of(channel, &definitions, base));
         let channel_plans = channel_plans.collect::<Result<Vec<_>>>()?;
         let (ended_channels, ended_outgoing) = {
             let mut entries = self.shared.entries.write().unwrap_or_else(PoisonError::into_inner);
@@ -126,6 +131,12 @@ impl Keeper {
     }
 }
 
+/// Bytes that an entry of this one's spool may have: the longest body, and what is beside it.
+fn entry_max(outgoing: &OutgoingDefinition) -> usize {
+    let body = usize::try_from(outgoing.message_max()).unwrap_or(usize::MAX);
+    body.saturating_add(BESIDE_BODY)
+}
+
 fn spool_options(spool: &SpoolDefinition, outgoing: &OutgoingDefinition) -> SpoolOptions {
     SpoolOptions {
         max_bytes: outgoing.max_bytes.unwrap_or(spool.max_bytes).get(),
@@ -139,6 +150,7 @@ fn spool_options(spool: &SpoolDefinition, outgoing: &OutgoingDefinition) -> Spoo
             Fsync::Batch => crate::spool::Fsync::Batch,
             Fsync::Always => crate::spool::Fsync::Always,
         },
+        max_entry_bytes: entry_max(outgoing),
         ..SpoolOptions::default()
     }
 }

@@ -26,7 +26,7 @@ use self::keeper::Keeper;
 pub use self::report::{ChannelReport, OutgoingReport, Report};
 use self::report::{report_channel, report_outgoing};
 use self::shared::{Leaving, Shared};
-use self::state::{STATE_FILE, lock_state, read_state};
+use self::state::{STATE_FILE, absolute, lock_state, read_state};
 use crate::background::{in_background, on_a_thread};
 use crate::channel::{Channel, Targets};
 use crate::definition::Definitions;
@@ -47,7 +47,8 @@ const ENDED_WITHIN: Duration = Duration::from_secs(30);
 /// How a registry begins.
 #[derive(Clone, Debug)]
 pub struct RegistryOptions {
-    /// The folder of its state: the file `connect.toml` with the definitions, and the spools. It is made if it is not there.
+    /// The folder of its state: the file `connect.toml` with the definitions, and the spools. It is made if it is not there. Files that definitions name
+    /// (passwords, certificates, keys) count from it, unless they are absolute.
     pub state_dir: PathBuf,
     /// The proxy that outgoing connections subscribe at, and channels publish to.
     pub proxy: ProxyAddress,
@@ -101,6 +102,7 @@ impl Registry {
         let RegistryOptions { state_dir, proxy, connect, initial } = options;
         let reading = move || {
             let locked = lock_state(&state_dir)?;
+            let state_dir = absolute(&state_dir)?;
             read_state(&state_dir, initial).map(|definitions| (definitions, state_dir, locked))
         };
         let (definitions, state_dir, locked) = in_background(reading).await?;
@@ -116,6 +118,7 @@ impl Registry {
                 ..Definitions::default()
             })),
             entries: RwLock::default(),
+            state_dir: state_dir.clone(),
             spool_dir,
             targets: Targets::new(proxy, connect),
             endings: Endings::default(),
@@ -145,24 +148,29 @@ impl Registry {
     ///
     /// [`ErrorKind::NameTaken`]; [`ErrorKind::InvalidDefinition`], with the field.
     pub async fn create(&self, definition: impl Into<Definition>) -> Result<()> {
-        let definition = definition.into();
-        let new = (definition.sort() == Sort::Outgoing).then(|| definition.name().to_owned());
+        self.create_all([definition.into()]).await
+    }
+
+    /// Adds several entries, which may refer to each other: all of them, or none if one can't be added.
+    ///
+    /// ```no_run
+    /// # async fn add(registry: xmsg_connect::Registry) -> xmsg_connect::Result<()> {
+    /// use xmsg_connect::definition::{ConnectionDefinition, OutgoingDefinition};
+    ///
+    /// let broker = ConnectionDefinition::amqp("crm", "amqp://127.0.0.1:5672");
+    /// let orders = OutgoingDefinition::amqp("orders", "crm", "orders.exchange");
+    /// registry.create_all([broker.into(), orders.into()]).await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn create_all(&self, definitions: impl IntoIterator<Item = Definition>) -> Result<()> {
+        let definitions: Vec<Definition> = definitions.into_iter().collect();
+        let new = definitions.iter().filter(|definition| definition.sort() == Sort::Outgoing);
+        let new: Vec<String> = new.map(|definition| definition.name().to_owned()).collect();
         let created = self.change(Vec::new(), move |all| {
-            let (sort, name) = (definition.sort(), definition.name().to_owned());
-            if all.find(sort, &name).is_some() {
-                return Err(Error::new(ErrorKind::NameTaken, format!("{sort} {name:?} is there already")));
-            }
-            match definition {
-                Definition::Connection(definition) => all.connections.push(*definition),
-                Definition::Outgoing(definition) => all.outgoing.push(*definition),
-                Definition::Channel(definition) => all.channels.push(*definition),
-            }
-            Ok(())
+            definitions.into_iter().try_for_each(|definition| all.add(definition))
         });
         created.await?;
-        if let Some(name) = new {
-            self.shared.wait_for_spools(Some(&name), OPENED_WITHIN).await;
-        }
+        self.shared.wait_for_spools(Some(&new), OPENED_WITHIN).await;
         Ok(())
     }
 
@@ -343,7 +351,14 @@ impl Registry {
     pub async fn ping(&self, sort: Sort, name: &str, limit: Duration) -> Result<Duration> {
         let definitions = self.shared.definitions();
         let definition = definitions.find(sort, name).ok_or_else(|| unknown(sort, name))?;
-        ping::ping(&definition, &definitions, self.shared.link_report(sort, name).as_ref(), limit).await
+        ping::ping(
+            &definition,
+            &definitions,
+            &self.shared.state_dir,
+            self.shared.link_report(sort, name).as_ref(),
+            limit,
+        )
+        .await
     }
 
     /// Dead letters of an outgoing connection behind this place, oldest first.

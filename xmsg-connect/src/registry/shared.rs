@@ -23,6 +23,8 @@ use crate::status::LinkReport;
 pub(super) struct Shared {
     pub(super) definitions: RwLock<Arc<Definitions>>,
     pub(super) entries: RwLock<Entries>,
+    /// An absolute path, which relative files of definitions count from.
+    pub(super) state_dir: PathBuf,
     pub(super) spool_dir: PathBuf,
     pub(super) targets: Targets,
     pub(super) endings: Endings,
@@ -89,11 +91,12 @@ impl Shared {
             .ok_or_else(|| unknown(Sort::Outgoing, name))
     }
 
-    /// Waits until the spool of this outgoing connection, or of all, is open or could not be opened; for at most so long.
-    pub(super) async fn wait_for_spools(&self, name: Option<&str>, limit: Duration) {
+    /// Waits until the spool of each of these outgoing connections, or of all, is open or could not be opened; for at most so long.
+    pub(super) async fn wait_for_spools(&self, names: Option<&[String]>, limit: Duration) {
         let waited: Vec<_> = {
             let entries = self.entries();
-            let wanted = entries.outgoing.iter().filter(|(other, _)| name.is_none_or(|name| name == *other));
+            let wanted =
+                entries.outgoing.iter().filter(|(name, _)| names.is_none_or(|names| names.contains(*name)));
             wanted.map(|(_, outgoing)| outgoing.shared.clone()).collect()
         };
         join_all(waited.iter().map(|outgoing| outgoing.spool.wait(limit))).await;

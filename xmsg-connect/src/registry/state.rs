@@ -2,7 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::definition::Definitions;
 use crate::error::{Error, ErrorKind, Result};
@@ -34,6 +34,11 @@ pub(super) fn lock_state(state_dir: &Path) -> Result<File> {
         }
         Err(TryLockError::Error(error)) => Err(failed("locked", &path, error)),
     }
+}
+
+/// The path of this folder, whatever the working directory is later.
+pub(super) fn absolute(folder: &Path) -> Result<PathBuf> {
+    std::path::absolute(folder).map_err(|error| failed("found", folder, error))
 }
 
 pub(super) fn read_state(state_dir: &Path, initial: Definitions) -> Result<Definitions> {

@@ -358,12 +358,16 @@ impl Work {
         let (options, cost) = (&self.options, append.cost());
         if let Some(body) = append.bodies.iter().find(|body| body.len() > options.max_entry_bytes) {
             let (dir, len, max) = (shared.dir.display(), body.len(), options.max_entry_bytes);
-            let text = format!("an entry of {len} bytes is too large for the spool {dir}: {max} at most");
+            let text = format!(
+                "an entry of {len} bytes is too large for the spool {dir}: {max} at most (max_message_size)"
+            );
             return Some(SpoolError::new(SpoolErrorKind::TooLarge, text));
         }
         if cost > options.max_bytes {
             let (dir, max) = (shared.dir.display(), options.max_bytes);
-            let text = format!("what is charged {cost} bytes never fits into the spool {dir}: {max} at most");
+            let text = format!(
+                "what is charged {cost} bytes never fits into the spool {dir}: {max} at most (max_bytes)"
+            );
             return Some(SpoolError::new(SpoolErrorKind::TooLarge, text));
         }
         let is_full =

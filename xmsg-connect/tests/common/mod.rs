@@ -122,3 +122,10 @@ pub(crate) const LIMIT: Duration = xmsg_tests::PATIENCE;
 pub(crate) async fn set_active(site: &Site, sort: Sort, name: &str, is_active: bool) {
     site.registry.set_active(sort, name, is_active).await.unwrap();
 }
+
+/// Writes a file that only its owner may read.
+pub(crate) fn write_secret(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}

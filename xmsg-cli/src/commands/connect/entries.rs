@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use hyper::Method;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use xmsg_core::text::escaped;
 
 use super::ask::{Asked, Sort, encoded, entries, path, refused, text_of};
@@ -88,21 +88,22 @@ fn label(sort: Sort, definition: &Value) -> String {
 
 pub(super) async fn add(asked: &Asked, file: &Path) -> anyhow::Result<Exit> {
     let (text, name) = text_of(file)?;
-    let mut added: Vec<String> = Vec::new();
+    let mut body = Map::new();
     for (sort, definition) in definitions(&text, &name)? {
-        let label = label(sort, &definition);
-        let body = definition.to_string().into();
-        let created = asked.ask(Method::POST, &format!("/connect/{sort}"), body).await;
-        let created = created.with_context(|| match &added[..] {
-            [] => format!("{label} is not added, nor is anything else of {name}"),
-            added => format!("{label} is not added; of {name}, there are {} now", added.join(", ")),
-        });
-        let created = created?;
-        asked.json(&rows::document(sort, &created))?;
+        let list = body.entry(sort.to_string()).or_insert_with(|| json!([]));
+        list.as_array_mut().context("each sort has a list")?.push(definition);
+    }
+    let body = Value::from(body).to_string().into();
+    let added = asked.ask(Method::POST, "/connect/add", body).await;
+    let mut added = added.with_context(|| format!("nothing of {name} is added"))?;
+    for entry in added.as_array_mut().into_iter().flatten() {
+        let sort = Sort::ALL.into_iter().find(|sort| entry["sort"].as_str() == Some(&sort.to_string()));
+        let sort = sort.context("the server tells of a sort of entries that this program does not know")?;
+        let entry = entry["entry"].take();
+        asked.json(&rows::document(sort, &entry))?;
         if !asked.json {
-            note(format_args!("{label} was added"));
+            note(format_args!("{} was added", label(sort, &entry["definition"])));
         }
-        added.push(label);
     }
     Ok(Exit::Done)
 }

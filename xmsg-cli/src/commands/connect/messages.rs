@@ -156,9 +156,20 @@ fn show(asked: &Asked, letters: &[Value]) -> anyhow::Result<Exit> {
     }
     let row = |letter: &Value| {
         let sequence = sequence_of(letter).map(|sequence| sequence.to_string()).unwrap_or_default();
-        [sequence, letter["reason"].as_str().unwrap_or("-").to_owned()]
+        [sequence, letter["reason"].as_str().unwrap_or("-").to_owned(), deaths(letter)]
     };
-    table::write(["SEQUENCE", "REASON"], letters.iter().map(row).collect(), "dead letter")
+    table::write(["SEQUENCE", "REASON", "X-DEATH"], letters.iter().map(row).collect(), "dead letter")
+}
+
+/// What a broker has done with it before, in words: its header `x-death`, if it came from a queue of dead letters.
+fn deaths(letter: &Value) -> String {
+    let history = letter["headers"]["x-death"].as_str().and_then(|text| serde_json::from_str(text).ok());
+    let Some(Value::Array(history)) = history else { return "-".to_owned() };
+    let one = |death: &Value| {
+        let text = |field: &str| death[field].as_str().unwrap_or("?").to_owned();
+        format!("{} in {} ({} times)", text("reason"), text("queue"), death["count"].as_u64().unwrap_or(1))
+    };
+    history.iter().map(one).collect::<Vec<_>>().join(", then ")
 }
 
 async fn revive(asked: &Asked, at: &str, sequence: u64) -> anyhow::Result<()> {

@@ -22,7 +22,9 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
-use xmsg_connect::definition::{ChannelDefinition, ConnectionDefinition, Definitions, OutgoingDefinition};
+use xmsg_connect::definition::{
+    ChannelDefinition, ConnectionDefinition, Definitions, OutgoingDefinition, SpoolDefinition,
+};
 use xmsg_connect::{Definition, OnDelete, Registry, Sort};
 use xmsg_zmq::deadline::Deadline;
 
@@ -93,6 +95,7 @@ pub(super) fn router() -> Router<Arc<State>> {
         .route("/connect", get(report))
         .route("/connect/export", get(export))
         .route("/connect/import", post(import))
+        .route("/connect/add", post(add))
         .route("/connect/{sort}", post(create))
         .route(entry, get(look).put(update).delete(delete))
         .route(&format!("{entry}/enable"), post(enable))
@@ -183,13 +186,15 @@ async fn report(Shared(state): Shared<Arc<State>>) -> Answer {
 
 /// One entry, and how it is.
 fn shown(registry: &Registry, sort: Sort, name: &str) -> Answer {
+    Ok(Json(value(registry, sort, name)?).into_response())
+}
+
+fn value(registry: &Registry, sort: Sort, name: &str) -> Result<serde_json::Value, Refusal> {
     Ok(match sort {
-        Sort::Outgoing => Json(registry.outgoing(name)?).into_response(),
-        Sort::Channel => Json(registry.channel(name)?).into_response(),
+        Sort::Outgoing => json!(registry.outgoing(name)?),
+        Sort::Channel => json!(registry.channel(name)?),
         Sort::Connection => match registry.export().find(sort, name) {
-            Some(Definition::Connection(definition)) => {
-                Json(json!({ "definition": definition })).into_response()
-            }
+            Some(Definition::Connection(definition)) => json!({ "definition": definition }),
             _ => return Err(Refusal::unknown(sort, name)),
         },
     })
@@ -211,6 +216,28 @@ async fn create(
     connect.run(|registry| async move { registry.create(definition).await }).await?;
     permitted.note(format_args!("{sort} {name:?} was added"));
     Ok((StatusCode::CREATED, shown(&connect.registry, sort, &name)?).into_response())
+}
+
+/// Several entries at once: all of them, or none.
+async fn add(Shared(state): Shared<Arc<State>>, permitted: Permitted, request: Request) -> Answer {
+    let connect = state.connect()?;
+    let definitions: Definitions = read_json(&body(request).await?)?;
+    if definitions.spool != SpoolDefinition::default() {
+        let what = "[spool] is changed by an import".to_owned();
+        return Err(Refusal::invalid_request("spool", what));
+    }
+    let all: Vec<Definition> = (definitions.connections.into_iter().map(Definition::from))
+        .chain(definitions.outgoing.into_iter().map(Definition::from))
+        .chain(definitions.channels.into_iter().map(Definition::from))
+        .collect();
+    let added: Vec<_> = all.iter().map(|entry| (entry.sort(), entry.name().to_owned())).collect();
+    connect.run(|registry| async move { registry.create_all(all).await }).await?;
+    let mut told = Vec::new();
+    for (sort, name) in added {
+        permitted.note(format_args!("{sort} {name:?} was added"));
+        told.push(json!({ "sort": sort, "entry": value(&connect.registry, sort, &name)? }));
+    }
+    Ok((StatusCode::CREATED, Json(told)).into_response())
 }
 
 async fn update(
