@@ -250,14 +250,15 @@ async fn scripted(answers: Vec<String>) -> (String, tokio::task::JoinHandle<Vec<
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_are_listed_sent_again_and_deleted() {
-    let letters = r#"{"dead":[{"sequence":7,"reason":"no\u001b[2J queue"},{"sequence":9,"reason":"old"}]}"#;
+    let letters = r#"{"dead":[{"sequence":7,"reason":"no\u001b[2J queue","headers":{}},{"sequence":9,"reason":"old","headers":
+        {"x-death":"[{\"queue\":\"work\",\"reason\":\"rejected\",\"count\":2},{\"queue\":\"wait\",\"reason\":\"expired\",\"count\":1}]"}}]}"#;
     let one = r#"{"revived":1}"#;
     for (arguments, answers, asked, writes) in [
         (
             &["dead", "a"][..],
             &[letters][..],
             &["GET /connect/outgoing/a/dead?after=0&limit=1000"][..],
-            "7\tno\\u{1b}[2J queue\n9\told\n",
+            "7\tno\\u{1b}[2J queue\t-\n9\told\trejected in work (2 times), then expired in wait (1 time)\n",
         ),
         (
             &["dead", "a", "--revive", "7", "--json"],
@@ -384,7 +385,7 @@ async fn top_is_a_live_view_that_keys_change() {
         top.press("/busy\r");
         top.shows("one of them", |text| text.contains("Links: 1 of 2 match") && !text.contains("> away"))
             .await;
-        top.press("\x1bn");
+        top.press("/\rn");
         top.shows("them by name", |text| text.contains("(name)") && text.contains("Links: 2")).await;
         top.press("p");
         top.shows("that it is paused", |text| text.contains("paused")).await;

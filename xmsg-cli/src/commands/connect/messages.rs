@@ -167,7 +167,8 @@ fn deaths(letter: &Value) -> String {
     let Some(Value::Array(history)) = history else { return "-".to_owned() };
     let one = |death: &Value| {
         let text = |field: &str| death[field].as_str().unwrap_or("?").to_owned();
-        format!("{} in {} ({} times)", text("reason"), text("queue"), death["count"].as_u64().unwrap_or(1))
+        let count = counted(death["count"].as_u64().unwrap_or(1), "time");
+        format!("{} in {} ({count})", text("reason"), text("queue"))
     };
     history.iter().map(one).collect::<Vec<_>>().join(", then ")
 }
