@@ -305,3 +305,20 @@ async fn a_message_with_tables_nested_as_deeply_as_a_frame_allows_arrives_and_en
     assert_eq!((link.counts.connections, link.counts.dead), (1, 0), "{link:#?}");
     site.registry.close().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_over_which_the_broker_takes_nothing_any_more_is_made_anew() {
+    // As a channel does that was open while the leader of a replicated queue died.
+    let script = Script::confirming().on_publish(|publish| {
+        vec![if publish.connection == 1 && number(publish) > 3 { publish.nack() } else { publish.ack() }]
+    });
+    let peer = Peer::start(script).await;
+    let site = site(&peer).await;
+    site.registry.create(outgoing("out", "")).await.unwrap();
+    send(&site, 1..=20).await;
+    let report = site.until("out", "all", |report| report.spool.entries == 0).await;
+    assert_eq!((report.link.counts.delivered, report.link.counts.connections), (20, 2));
+    let incidents: Vec<_> = report.link.incidents.into_iter().map(|incident| incident.what).collect();
+    assert!(incidents.iter().any(|what| what.contains("over another connection")), "{incidents:?}");
+    site.registry.close().await.unwrap();
+}

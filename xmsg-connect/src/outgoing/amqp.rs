@@ -67,6 +67,7 @@ pub(super) async fn session(
         ready: VecDeque::new(),
         read_until: 0,
         sent_until: 0,
+        refused_since: None,
         has_worked: false,
     };
     let ended = session.run(&opened, &stop).await;
@@ -108,6 +109,9 @@ const RETRIES: usize = 100_000;
 const IN_FLIGHT_BYTES: usize = 64 << 20;
 /// How often the broker may end a channel while a certain message alone is in flight, until that message is given up.
 const BLAMED: u32 = 3;
+/// How long the broker may refuse one message after the other, and take none, until another connection is tried: a channel that was open while the leader of
+/// a replicated queue died refuses whatever it is given from then on, although the queue has a new leader.
+const REFUSED_MAX: Duration = Duration::from_secs(5);
 
 struct Session<'a> {
     link: &'a Arc<Shared>,
@@ -125,6 +129,8 @@ struct Session<'a> {
     read_until: u64,
     /// The last entry that was sent over this connection.
     sent_until: u64,
+    /// When the broker refused a message, after the last one that it took.
+    refused_since: Option<Instant>,
     has_worked: bool,
 }
 
@@ -286,8 +292,11 @@ impl Session<'_> {
         // First what has arrived, so that nothing else keeps it from being known.
         let arrived = decided.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Arrived));
         let arrived: Vec<_> = arrived.map(|(sent, _)| (sent.entry.sequence, sent.id)).collect();
-        self.has_worked |= !arrived.is_empty();
+        if !arrived.is_empty() {
+            (self.has_worked, self.refused_since) = (true, None);
+        }
         self.link.delivered(arrived).await?;
+        let mut is_useless = false;
         for (sent, outcome) in decided {
             match outcome {
                 Outcome::Arrived => {}
@@ -297,9 +306,13 @@ impl Session<'_> {
                         .status
                         .note(format!("the broker could not take the message {}; it is sent again", sent.id));
                     self.retry(&sent);
+                    let since = *self.refused_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= REFUSED_MAX {
+                        is_useless = true;
+                    }
                 }
                 Outcome::Returned(reason) => {
-                    self.has_worked = true;
+                    (self.has_worked, self.refused_since) = (true, None);
                     add(&counters.returned, 1);
                     let what = format!("the broker returned it: {reason}; no queue is bound for it");
                     match self.way.on_return {
@@ -311,6 +324,13 @@ impl Session<'_> {
                     }
                 }
             }
+        }
+        if is_useless {
+            let what = format!(
+                "the broker has refused all messages for {} s; they are sent again over another connection",
+                REFUSED_MAX.as_secs()
+            );
+            return Err(Error::new(ErrorKind::Unreachable, what));
         }
         Ok(())
     }
