@@ -46,7 +46,7 @@ impl Hub {
                 if link.outbox.is_closed() && link.outbox.queued().messages == 0 {
                     return;
                 }
-                let mut pause = backoff.next();
+                let mut pause = backoff.next_pause();
                 // When a peer closes the connection once without an error, it may have been about to stop. A
                 // peer that does it again rejects us.
                 let is_closed = failure.as_ref().is_some_and(is_closed_in_handshake);

@@ -13,7 +13,7 @@ pub mod memory;
 mod opening;
 pub mod outbox;
 pub mod pause;
-pub(crate) mod reconnect;
+pub mod reconnect;
 pub(crate) mod refusal;
 pub(crate) mod routes;
 pub mod session;

@@ -10,8 +10,19 @@ const PAUSE_MIN: Duration = Duration::from_millis(1);
 
 /// Pauses between attempts. They double, and each is cut by up to half at random, so that peers do not all
 /// reconnect at the same time.
+///
+/// ```
+/// use std::time::Duration;
+/// use xmsg_zmq::link::reconnect::Backoff;
+///
+/// let mut backoff = Backoff::between(Duration::from_millis(100), Duration::from_secs(1));
+/// assert!(backoff.next_pause() <= Duration::from_millis(100));
+/// assert!(backoff.next_pause() <= Duration::from_millis(200));
+/// backoff.reset();
+/// assert!(backoff.next_pause() <= Duration::from_millis(100));
+/// ```
 #[derive(Debug)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     pub(crate) min: Duration,
     max: Duration,
     next: Duration,
@@ -19,15 +30,23 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn new(options: &Settings) -> Self {
-        let min = options.reconnect_min.max(PAUSE_MIN);
-        Self { min, max: options.reconnect_max.max(min), next: min }
+        Self::between(options.reconnect_min, options.reconnect_max)
     }
 
-    pub(crate) fn reset(&mut self) {
+    /// The first pause is `min` at most, and none is longer than `max`.
+    #[must_use]
+    pub fn between(min: Duration, max: Duration) -> Self {
+        let min = min.max(PAUSE_MIN);
+        Self { min, max: max.max(min), next: min }
+    }
+
+    /// Begins with short pauses again.
+    pub fn reset(&mut self) {
         self.next = self.min;
     }
 
-    pub(crate) fn next(&mut self) -> Duration {
+    /// The next pause.
+    pub fn next_pause(&mut self) -> Duration {
         let pause = self.next;
         self.next = pause.saturating_mul(2).min(self.max);
         pause.saturating_sub((pause / 2).mul_f64(fastrand::f64()))
@@ -42,11 +61,11 @@ mod tests {
     fn pauses_double_up_to_the_longest_and_start_over() {
         let mut backoff = Backoff::new(&Settings::default());
         for expected in [100, 200, 400, 800, 1000, 1000] {
-            let pause = backoff.next().as_millis();
+            let pause = backoff.next_pause().as_millis();
             assert!((expected / 2..=expected).contains(&pause), "{pause} ms instead of {expected}");
         }
         backoff.reset();
-        assert!(backoff.next() <= Duration::from_millis(100));
+        assert!(backoff.next_pause() <= Duration::from_millis(100));
     }
 
     #[test]
@@ -58,7 +77,7 @@ mod tests {
                 for _ in 0..3 {
                     assert!(
                         (PAUSE_MIN / 2..=reconnect_min.max(reconnect_max).max(PAUSE_MIN))
-                            .contains(&backoff.next())
+                            .contains(&backoff.next_pause())
                     );
                 }
             }

@@ -102,7 +102,8 @@ impl std::error::Error for Ended {}
 
 impl Ended {
     /// The error for an attempt to connect that failed for this reason.
-    pub(crate) fn while_connecting(self, to: &impl fmt::Display) -> Error {
+    #[must_use]
+    pub fn while_connecting(self, to: &impl fmt::Display) -> Error {
         let (kind, hint) = match &self {
             Self::Violation(Violation::SocketTypeMismatch { theirs, .. }) => match theirs.as_str() {
                 "XSUB" | "SUB" => (ErrorKind::WrongPort, ": that is a port for publishers; check the port"),
