@@ -10,6 +10,7 @@ use xmsg_zmtp::Limits;
 use crate::memory;
 use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Authority, Mechanism};
+use crate::upstream::Upstream;
 
 /// Which messages the proxy asks publishers to send.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +69,8 @@ pub struct Config {
     pub memory: MemoryBudget,
     /// Which messages the proxy asks publishers to send. Default: [`PublishersSend::Subscribed`].
     pub publishers_send: PublishersSend,
+    /// Other proxies to whose subscribers' ports this one connects. Default: none.
+    pub upstreams: Vec<Upstream>,
     /// The largest number of connections to all three ports. A connection beyond it is closed at once.
     /// Default: 100,000.
     pub connections: usize,
@@ -117,6 +120,7 @@ impl Default for Config {
             queue_ceiling: 1 << 30,
             memory: MemoryBudget::new(memory::default_limit()),
             publishers_send: PublishersSend::default(),
+            upstreams: Vec::new(),
             connections: admission.connections,
             handshakes: admission.handshakes,
             handshakes_per_address: admission.handshakes_per_address,

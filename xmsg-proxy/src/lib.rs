@@ -39,11 +39,13 @@ pub mod security;
 pub mod settings;
 mod stats;
 pub mod switch;
+mod upstream;
 
 pub use config::{Config, PublishersSend};
 pub use policy::{Policy, TopicPolicy};
 pub use proxy::{Builder, Monitor, Proxy};
 pub use switch::{Drops, Ending, PublisherStats, SubscriberStats, Totals};
+pub use upstream::{UPSTREAMS_MAX, Upstream, UpstreamState, UpstreamStats};
 
 /// What every topic of a control request starts with.
 pub const CONTROL_TOPIC: &[u8] = b"xmsg:control";

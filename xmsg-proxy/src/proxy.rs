@@ -20,6 +20,7 @@ use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Authority, Mechanism, Rules};
 use crate::stats::Documents;
 use crate::switch::{Ending, PublisherStats, Side, SubscriberStats, Switch, Totals};
+use crate::upstream::{Upstream, UpstreamStats};
 
 /// How often a free block of three ports is looked for.
 const PORT_ATTEMPTS: usize = 64;
@@ -64,6 +65,23 @@ impl Builder {
         self
     }
 
+    /// Another proxy to whose subscribers' port this one connects, for what its own subscribers want. Several are linked each on its own.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_core::Result<()> {
+    /// use xmsg_proxy::Proxy;
+    ///
+    /// let near_the_source = Proxy::bind("127.0.0.1:0").start().await?;
+    /// let upstream = near_the_source.address().to_string().parse()?;
+    /// let near_the_subscribers = Proxy::bind("127.0.0.1:0").upstream(upstream).start().await?;
+    /// assert_eq!(near_the_subscribers.upstreams().len(), 1);
+    /// # Ok(()) }
+    /// ```
+    pub fn upstream(mut self, upstream: Upstream) -> Self {
+        self.config.upstreams.push(upstream);
+        self
+    }
+
     /// How the ports are secured, and who may do what there.
     pub fn security(mut self, mechanism: Mechanism, rules: Rules) -> Self {
         self.config.security = mechanism;
@@ -79,6 +97,7 @@ impl Builder {
 
     /// Binds the three ports and goes to work, on the present tokio runtime.
     pub async fn start(self) -> Result<Proxy> {
+        Upstream::check(&self.config.upstreams)?;
         let (admission, violations) = (self.config.admission(), Violations::default());
         let router = router(&self.config, &admission, &violations);
         let (address, publishers, subscribers) = bind(&self.address, &self.config, &router).await?;
@@ -91,6 +110,7 @@ impl Builder {
     /// be at three ports in a row of one address; their order does not matter.
     #[allow(clippy::unused_async, reason = "it has to be called in a runtime, as `start` does")]
     pub async fn start_on(self, mut sockets: [TcpListener; 3]) -> Result<Proxy> {
+        Upstream::check(&self.config.upstreams)?;
         let unusable = |error| {
             Error::new(ErrorKind::Io, "cannot use the listening sockets that were handed over")
                 .with_source(error)
@@ -161,6 +181,18 @@ impl Monitor {
     #[must_use]
     pub fn subscribers(&self) -> Vec<SubscriberStats> {
         self.switch.subscribers()
+    }
+
+    /// The links to all upstreams.
+    #[must_use]
+    pub fn upstreams(&self) -> Vec<UpstreamStats> {
+        self.switch.upstreams()
+    }
+
+    /// How many proxies reach this one over two ways at once: whoever subscribes there gets what is published here twice.
+    #[must_use]
+    pub fn double_paths(&self) -> usize {
+        self.switch.double_paths()
     }
 
     /// Ends the connection of the publisher or subscriber with this [`id`](SubscriberStats::id), also while it waits for somebody, or
@@ -244,6 +276,7 @@ impl Proxy {
         let controller = tokio::spawn(controller.run());
         switch.listen(publishers, Side::Publishers);
         switch.listen(subscribers, Side::Subscribers);
+        switch.link();
         Self { address, switch, router: Arc::new(router), controller, authority }
     }
 
@@ -291,6 +324,20 @@ impl Proxy {
     #[must_use]
     pub fn subscribers(&self) -> Vec<SubscriberStats> {
         self.switch.subscribers()
+    }
+
+    /// The links to all upstreams, in the order in which they were given.
+    #[must_use]
+    pub fn upstreams(&self) -> Vec<UpstreamStats> {
+        self.switch.upstreams()
+    }
+
+    /// Replaces the upstreams: links to those that are not wanted any more end, new ones begin, and the others go on as they are.
+    ///
+    /// [`ErrorKind::InvalidOption`], and nothing changes, if there are more than [`UPSTREAMS_MAX`](crate::UPSTREAMS_MAX), or two with the
+    /// same endpoint.
+    pub fn set_upstreams(&self, wanted: &[Upstream]) -> Result<()> {
+        self.switch.set_upstreams(wanted)
     }
 
     /// How many subscriptions there are: pairs of subscriber and prefix.

@@ -12,6 +12,7 @@ use xmsg_zmq::Amount;
 use xmsg_zmq::link::session::now;
 
 use crate::switch::{Drops, PublisherStats, SubscriberStats, Switch, Watched};
+use crate::upstream::{UpstreamState, UpstreamStats};
 
 /// Connections, and topics, that a document has at most …
 const ROWS_MAX: usize = 1000;
@@ -47,9 +48,11 @@ impl From<Amount> for Sum {
 pub(crate) enum Kind {
     Publisher,
     Subscriber,
+    Upstream,
 }
 
-/// One connection. Messages and bytes are those that came from a publisher, or went to a subscriber.
+/// One connection. Messages and bytes are those that came from a publisher or an upstream, or
+/// went to a subscriber.
 #[derive(Clone, Debug, Serialize)]
 #[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub(crate) struct Row {
@@ -68,6 +71,8 @@ pub(crate) struct Row {
     pub(crate) left_s: Option<f64>,
     #[serde(flatten)]
     pub(crate) subscriber: Option<SubscriberPart>,
+    #[serde(flatten)]
+    pub(crate) upstream: Option<UpstreamPart>,
 }
 
 impl Row {
@@ -75,7 +80,8 @@ impl Row {
     fn len(&self) -> usize {
         let principal = self.principal.as_ref().map_or(0, String::len);
         let policy = self.subscriber.as_ref().map_or(0, |own| own.policy.len());
-        ROW + ESCAPED * (self.peer.len() + principal + policy)
+        let error = self.upstream.as_ref().and_then(|own| own.error.as_ref()).map_or(0, String::len);
+        ROW + ESCAPED * (self.peer.len() + principal + policy + error)
     }
 }
 
@@ -93,6 +99,23 @@ pub(crate) struct SubscriberPart {
     pub(crate) publisher_wait_s: f64,
     /// How long it has lost messages or held publishers up, without a break of ten seconds.
     pub(crate) slow_s: Option<f64>,
+}
+
+/// What only an upstream has.
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
+pub(crate) struct UpstreamPart {
+    /// How it stands with the link: the name of an [`UpstreamState`].
+    pub(crate) state: &'static str,
+    /// For how long.
+    pub(crate) state_s: f64,
+    pub(crate) reconnections: u64,
+    /// How often the link would have closed a loop.
+    pub(crate) loops: u64,
+    /// Messages that were for the other proxy and its own clients.
+    pub(crate) control: u64,
+    /// Why there is no connection, or why the last one ended.
+    pub(crate) error: Option<String>,
 }
 
 /// What was dropped, by the policy that chose it, or because the subscriber does not take it.
@@ -130,6 +153,33 @@ impl From<PublisherStats> for Row {
             denied: stats.denied,
             left_s: stats.left_for.map(|time| time.as_secs_f64()),
             subscriber: None,
+            upstream: None,
+        }
+    }
+}
+
+impl From<UpstreamStats> for Row {
+    fn from(stats: UpstreamStats) -> Self {
+        let state_s = stats.state_for.as_secs_f64();
+        Self {
+            kind: Kind::Upstream,
+            id: stats.id,
+            peer: stats.address,
+            connected_s: if stats.state == UpstreamState::Connected { state_s } else { 0.0 },
+            messages: stats.received.messages,
+            bytes: stats.received.bytes,
+            principal: None,
+            denied: stats.denied,
+            left_s: None,
+            subscriber: None,
+            upstream: Some(UpstreamPart {
+                state: stats.state.name(),
+                state_s,
+                reconnections: stats.reconnections,
+                loops: stats.loops,
+                control: stats.control,
+                error: stats.error,
+            }),
         }
     }
 }
@@ -160,6 +210,7 @@ impl From<SubscriberStats> for Row {
                 publisher_wait_s: stats.waited.as_secs_f64(),
                 slow_s: stats.slow_for.map(|time| time.as_secs_f64()),
             }),
+            upstream: None,
         }
     }
 }
@@ -197,19 +248,22 @@ impl Documents {
 
 fn document(switch: &Switch) -> serde_json::Value {
     let totals = switch.totals();
-    let (publishers, subscribers) = (switch.publishers(), switch.subscribers());
+    let (publishers, subscribers, upstreams) =
+        (switch.publishers(), switch.subscribers(), switch.upstreams());
+    let links = upstreams.len();
     let counts = (publishers.len(), subscribers.len());
     let queued = subscribers.iter().fold(Amount::default(), |mut sum, one| {
         sum.messages += one.queued.messages;
         sum.bytes += one.queued.bytes;
         sum
     });
-    let mut rows: Vec<Row> = publishers.into_iter().map(Row::from).collect();
+    let mut rows: Vec<Row> = upstreams.into_iter().map(Row::from).collect();
+    rows.extend(publishers.into_iter().map(Row::from));
     rows.extend(subscribers.into_iter().map(Row::from));
-    // Those that matter most: who loses or holds something up, then who moves most.
+    // Those that matter most: upstreams, who loses or holds something up, then who moves most.
     rows.sort_by_cached_key(|row| {
         let trouble = row.subscriber.as_ref().map(|own| (own.dropped.messages, own.queued.bytes));
-        (Reverse(trouble.unwrap_or_default()), Reverse(row.messages), row.id)
+        (row.upstream.is_none(), Reverse(trouble.unwrap_or_default()), Reverse(row.messages), row.id)
     });
     let connections = rows.len();
     rows.truncate(first_within(rows.iter().map(Row::len)));
@@ -237,6 +291,8 @@ fn document(switch: &Switch) -> serde_json::Value {
         "connections_refused": totals.refused,
         "publishers": counts.0,
         "subscribers": counts.1,
+        "upstreams": links,
+        "double_paths": switch.double_paths(),
         "subscriptions": switch.subscriptions(),
         "memory": { "used": switch.memory().used(), "limit": switch.memory().limit() },
         "connections_left_out": connections - rows.len(),
@@ -290,6 +346,21 @@ mod tests {
             principal: Some("\u{1}".repeat(255)),
             denied: u64::MAX,
             slow_for: Some(long),
+        };
+        let row = Row::from(stats);
+        let len = serde_json::to_string(&row).unwrap().len();
+        assert!(len <= row.len(), "{len} above {}", row.len());
+        let stats = UpstreamStats {
+            id: u32::MAX,
+            address: "\u{1}".repeat(300),
+            state: UpstreamState::Disconnected,
+            state_for: long,
+            received: worst,
+            reconnections: u64::MAX,
+            loops: u64::MAX,
+            control: u64::MAX,
+            denied: u64::MAX,
+            error: Some("\u{1}".repeat(512)),
         };
         let row = Row::from(stats);
         let len = serde_json::to_string(&row).unwrap().len();

@@ -21,6 +21,7 @@ use crate::log::LogQueue;
 use crate::registrar::Counts;
 use crate::security::LoginCounts;
 use crate::switch::{Drops, SubscriberStats, Totals};
+use crate::upstream::UpstreamStats;
 
 /// Subscribers with time series of their own: those with the longest queues. Every one that ever connects costs whoever
 /// stores the series.
@@ -70,6 +71,8 @@ struct ProxySnapshot {
     publishers: usize,
     subscribers: usize,
     control: usize,
+    upstreams: Vec<UpstreamStats>,
+    double_paths: usize,
     subscriptions: usize,
     memory: MemoryBudget,
     queued: Amount,
@@ -89,6 +92,8 @@ impl Snapshot {
                 publishers: proxy.publishers().len(),
                 subscribers,
                 control: proxy.control_connections(),
+                upstreams: proxy.upstreams(),
+                double_paths: proxy.double_paths(),
                 subscriptions: proxy.subscriptions(),
                 memory: proxy.memory().clone(),
                 queued,
@@ -262,6 +267,7 @@ impl ProxySnapshot {
             None,
             connections.map(|(side, count)| ([("side", side.to_owned())], count as u64)),
         )?;
+        super::upstreams::encode(&self.upstreams, self.double_paths, out)?;
         let subscriptions_help = "Subscriptions: each prefix of each subscriber counts as one.";
         out.gauge("xmsg_proxy_subscriptions", subscriptions_help, None, self.subscriptions as u64)?;
         let memory = &self.memory;
@@ -431,7 +437,13 @@ impl Families<'_> {
         counter.encode(self.encoder.encode_descriptor(name, help, unit, MetricType::Counter)?)
     }
 
-    fn gauge(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: u64) -> Result<(), fmt::Error> {
+    pub(super) fn gauge(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        value: u64,
+    ) -> Result<(), fmt::Error> {
         let gauge = ConstGauge::new(value);
         gauge.encode(self.encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?)
     }

@@ -32,6 +32,7 @@ mod server;
 mod text_format;
 mod token;
 mod turned_away;
+mod upstreams;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU8, Ordering};

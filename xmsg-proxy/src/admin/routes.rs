@@ -308,6 +308,8 @@ async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
             "handshakes_refused": totals.refused,
             "publishers": proxy.publishers().len(),
             "subscribers": subscribers.len(),
+            "upstreams": proxy.upstreams().into_iter().map(Row::from).collect::<Vec<_>>(),
+            "double_paths": proxy.double_paths(),
             "control_connections": proxy.control_connections(),
             "subscriptions": proxy.subscriptions(),
             "queue": Sum::from(metrics::queued(&subscribers)),
@@ -396,10 +398,14 @@ async fn connz(Shared(state): Shared<Arc<State>>, Query(query): Query<ConnzQuery
     let limit = limit(query.limit)?;
     let proxy = state.proxy.as_ref().ok_or((StatusCode::NOT_FOUND, String::new()))?;
     let mut rows: Vec<Row> = Vec::new();
-    if query.kind != Some(Kind::Subscriber) {
+    let lists = |kind| query.kind.is_none_or(|wanted| wanted == kind);
+    if lists(Kind::Upstream) {
+        rows.extend(proxy.upstreams().into_iter().map(Row::from));
+    }
+    if lists(Kind::Publisher) {
         rows.extend(proxy.publishers().into_iter().map(Row::from));
     }
-    if query.kind != Some(Kind::Publisher) {
+    if lists(Kind::Subscriber) {
         rows.extend(proxy.subscribers().into_iter().map(Row::from));
     }
     let total = rows.len();

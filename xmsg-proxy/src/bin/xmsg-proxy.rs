@@ -20,7 +20,9 @@ use xmsg_proxy::memory;
 use xmsg_proxy::registrar::{self, Registrar};
 #[cfg(feature = "connect")]
 use xmsg_proxy::settings::ConnectSection;
-use xmsg_proxy::settings::{self, Count, Host, Named, PolicySection, ProxyPort, ProxySettings};
+use xmsg_proxy::settings::{
+    self, Count, Host, Named, PolicySection, ProxyPort, ProxySettings, UpstreamSection,
+};
 use xmsg_proxy::{Config, Policy, Proxy, PublishersSend, TopicPolicy};
 use xmsg_zmq::link::memory::MemoryBudget;
 
@@ -73,6 +75,11 @@ struct Arguments {
     /// Have publishers send everything, not just what somebody subscribed to
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "XMSG_PROXY_PUBLISHERS_SEND_ALL")]
     publishers_send_all: Option<bool>,
+
+    /// Connect to the subscribers' port of another proxy, too, for what subscribers here want: its HOST[:PORT] with the first of its three
+    /// ports, or tcp://HOST:PORT with the subscribers' port itself; may be given several times
+    #[arg(long, value_name = "ADDRESS", env = "XMSG_PROXY_UPSTREAM", value_delimiter = ',')]
+    upstream: Vec<UpstreamSection>,
 
     /// Run a registrar on the same host, too, on this port [default: 8888]; 0: any free one; `off`: don't
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "on", env = "XMSG_PROXY_REGISTRAR")]
@@ -129,6 +136,7 @@ impl Program for Arguments {
         set(&mut settings.max_message_size_mib, self.max_message_size);
         let sent = |all| Named(if all { PublishersSend::All } else { PublishersSend::Subscribed });
         set(&mut settings.publishers_send, self.publishers_send_all.map(sent));
+        settings.upstreams.extend(self.upstream.iter().cloned());
         set(&mut settings.threads, self.threads);
     }
 }
@@ -171,20 +179,23 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     let host = &settings.host;
     let (security, authority) = daemon.security();
     let name = security.name();
-    let mut config = Config { security, authority, ..settings.config() };
+    let upstreams = daemon.reloadable.upstreams.clone();
+    let mut config = Config { security, authority, upstreams, ..settings.config() };
     let has_registrar = settings.registrar.enabled || daemon.sockets.has("registrar");
     let wanted = registrar::Config::default().connections;
     let for_connect = if settings.connect.enabled { CONNECT_DESCRIPTORS } else { 0 };
-    let all = daemon
-        .room_for_connections(config.connections + for_connect + if has_registrar { wanted } else { 0 })?;
+    let all = daemon.room_for_connections(
+        config.connections + for_connect + config.upstreams.len() + if has_registrar { wanted } else { 0 },
+    )?;
     // So many that what is in the same process never runs out of them.
     let for_registrar = if has_registrar { wanted.min(all / 4) } else { 0 };
     if settings.memory_limit_mib.get() == 0 {
         config.memory = Daemon::<Arguments>::memory_beside(threads(&daemon, has_registrar));
     }
     let for_connect = for_connect.min(all / 4);
+    let for_upstreams = config.upstreams.len().min(all / 4);
     let memory = config.memory.clone();
-    config.connections = config.connections.min(all - for_registrar - for_connect);
+    config.connections = config.connections.min(all - for_registrar - for_connect - for_upstreams);
     let builder = Proxy::bind(host.with_port(settings.port.get())).config(config);
     let proxy = match <[_; 3]>::try_from(daemon.sockets.take("proxy")) {
         Ok(sockets) => builder.start_on(sockets).await?,
@@ -276,7 +287,13 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
 async fn reload(daemon: &mut Daemon<Arguments>, proxy: &Proxy, registrar: Option<&Registrar>) {
     let (_, authority) = daemon.security();
     let (generation, before) = (authority.generation(), daemon.settings.config());
+    let upstreams = daemon.reloadable.upstreams.clone();
     daemon.reload().await;
+    if daemon.reloadable.upstreams != upstreams
+        && let Err(error) = proxy.set_upstreams(&daemon.reloadable.upstreams)
+    {
+        tracing::error!("the former upstreams stay: {error}");
+    }
     // Either has every inlet look up all topics anew.
     if authority.generation() != generation {
         proxy.enforce_rules().await;

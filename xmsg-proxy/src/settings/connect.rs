@@ -147,7 +147,11 @@ impl Credentials {
     }
 }
 
-fn curve(section: &str, server: PublicKey, key_file: Option<&Path>) -> Result<Security, SettingsError> {
+pub(super) fn curve(
+    section: &str,
+    server: PublicKey,
+    key_file: Option<&Path>,
+) -> Result<Security, SettingsError> {
     Ok(Security::CurveClient { keys: own_keys(section, key_file)?, server })
 }
 
@@ -162,7 +166,11 @@ fn own_keys(section: &str, key_file: Option<&Path>) -> Result<KeyPair, SettingsE
     }
 }
 
-fn plain(section: &str, user: Option<&str>, password_file: Option<&Path>) -> Result<Security, SettingsError> {
+pub(super) fn plain(
+    section: &str,
+    user: Option<&str>,
+    password_file: Option<&Path>,
+) -> Result<Security, SettingsError> {
     let (Some(user), Some(file)) = (user, password_file) else {
         return Err(SettingsError::new(format!(
             "{section}: user and password_file belong together: give both"

@@ -14,6 +14,7 @@ mod connect;
 mod file;
 mod proxy;
 mod registrar;
+mod upstream;
 mod values;
 
 use std::path::{Path, PathBuf};
@@ -29,10 +30,12 @@ pub use connect::{ConnectSection, ConnectSettings, Credentials};
 pub use file::{Change, SettingsError, absolute, merge, parse, print, read};
 pub use proxy::{Heartbeat, LimitSettings, PolicySection, ProxySettings, RegistrarSection, Tcp};
 pub use registrar::RegistrarSettings;
+pub use upstream::UpstreamSection;
 pub use values::{COUNT_MAX, Count, Host, HostPort, MIB_MAX, Named, ProxyPort, Seconds};
 
 use crate::admin::Token;
 use crate::security::{Mechanism, Rules, settings as security};
+use crate::upstream::Upstream;
 
 /// What the settings of all daemons have in common.
 pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned + Send + 'static {
@@ -65,6 +68,11 @@ pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned +
     /// The file that registrations are kept in.
     fn snapshot(&self) -> Option<&Path>;
 
+    /// Other proxies that this one connects to, with what the files hold that are named for them.
+    fn upstreams(&self) -> Result<Vec<Upstream>, SettingsError> {
+        Ok(Vec::new())
+    }
+
     /// Reads the files that the settings refer to, and puts together what can change while the daemon runs.
     fn reloadable(&self) -> Result<Reloadable, SettingsError> {
         let token = |path: &Option<PathBuf>| {
@@ -81,6 +89,7 @@ pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned +
             admin_viewer_token: token(&self.admin().viewer_token_file)?,
             mechanism,
             rules,
+            upstreams: self.upstreams()?,
         })
     }
 }
@@ -101,6 +110,8 @@ pub struct Reloadable {
     pub mechanism: Mechanism,
     /// Who is let in, and what they may do.
     pub rules: Rules,
+    /// Other proxies that this one connects to. Keys and passwords may have changed although their files have not.
+    pub upstreams: Vec<Upstream>,
 }
 
 /// `[log]`: how and what to log, on standard error.
@@ -407,7 +418,7 @@ mod tests {
                 assert!(found.is_some(), "{key}");
             }
         }
-        let with_all = "linger_s = 1\nslow_subscriber = \"\"\n[log]\nfilter = \"\"\n[admin]\ntoken_file = \"\"\nviewer_token_file = \"\"\n\
+        let with_all = "upstream = []\nlinger_s = 1\nslow_subscriber = \"\"\n[log]\nfilter = \"\"\n[admin]\ntoken_file = \"\"\nviewer_token_file = \"\"\n\
                         [security]\npassword_file = \"\"\n[[security.client]]\n[[policy]]";
         check::<ProxySettings>(with_all);
         check::<RegistrarSettings>(with_all);

@@ -12,12 +12,13 @@ use xmsg_zmq::{HighWaterMark, TcpOptions};
 use super::values::resolve;
 use super::{
     Admin, COUNT_MAX, ConnectSection, Count, Host, Log, MIB_MAX, Named, ProxyPort, Seconds, Settings,
-    SettingsError, admin_at,
+    SettingsError, UpstreamSection, admin_at, upstream,
 };
 use crate::config::{Config, PublishersSend};
 use crate::memory;
 use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Mechanism, settings as security};
+use crate::upstream::Upstream;
 
 /// The port of the HTTP server, unless told otherwise: behind the four that the proxy and its data may use.
 const ADMIN_PORT: u16 = 7775;
@@ -51,6 +52,9 @@ pub struct ProxySettings {
     pub max_message_size_mib: Count<1, 1024>,
     /// What publishers are told to send.
     pub publishers_send: Named<PublishersSend>,
+    /// Other proxies that this one connects to.
+    #[serde(rename = "upstream", deserialize_with = "upstream::list", skip_serializing_if = "Vec::is_empty")]
+    pub upstreams: Vec<UpstreamSection>,
     /// Other limits.
     pub limits: LimitSettings,
     /// Asking after silent publishers.
@@ -85,6 +89,7 @@ impl Default for ProxySettings {
             memory_limit_mib: Count::of::<0>(),
             max_message_size_mib: Count::of::<64>(),
             publishers_send: Named::default(),
+            upstreams: Vec::new(),
             limits: LimitSettings::default(),
             heartbeat: Heartbeat::default(),
             tcp: Tcp::default(),
@@ -247,6 +252,7 @@ impl Settings for ProxySettings {
         "security.client",
         "security.password_file",
         "slow_subscriber",
+        "upstream",
     ];
 
     fn resolve(&mut self, folder: &Path) {
@@ -256,6 +262,7 @@ impl Settings for ProxySettings {
         resolve(&mut self.security.password_file, folder);
         resolve(&mut self.registrar.snapshot, folder);
         self.connect.resolve(folder);
+        self.upstreams.iter_mut().for_each(|upstream| upstream.resolve(folder));
     }
 
     fn check(&self) -> Result<(), SettingsError> {
@@ -266,6 +273,7 @@ impl Settings for ProxySettings {
             ));
         }
         self.connect.check(self.security.mechanism)?;
+        UpstreamSection::check(&self.upstreams)?;
         self.admin.check()?;
         self.log.targets().map(drop)
     }
@@ -273,6 +281,10 @@ impl Settings for ProxySettings {
     #[cfg(feature = "connect")]
     fn check_files(&self) -> Result<(), SettingsError> {
         self.connect.check_files()
+    }
+
+    fn upstreams(&self) -> Result<Vec<Upstream>, SettingsError> {
+        self.upstreams.iter().map(UpstreamSection::upstream).collect()
     }
 
     fn log(&self) -> &Log {
@@ -339,6 +351,7 @@ impl ProxySettings {
             // Their files were not read: whoever has done that adds them.
             security: Mechanism::default(),
             authority: Arc::default(),
+            upstreams: Vec::new(),
         }
     }
 }

@@ -18,6 +18,8 @@ pub(super) struct Grant {
     authority: Arc<Authority>,
     principal: Option<Arc<Principal>>,
     known: Mutex<(u64, Option<Arc<Rights>>)>,
+    /// What it may do whatever the rules say.
+    fixed: Option<Arc<Rights>>,
     denied: AtomicU64,
     log: Spaced<u64>,
     /// It is not to be here any more: ends its connection.
@@ -35,6 +37,7 @@ impl Grant {
             authority: authority.clone(),
             principal: principal.map(Arc::new),
             known: Mutex::new((generation, rights)),
+            fixed: None,
             denied: AtomicU64::new(0),
             log: Spaced::default(),
             revoked: CancellationToken::new(),
@@ -42,8 +45,16 @@ impl Grant {
         }
     }
 
+    /// Of a peer that we have connected to: it may do this. The rules are for those who connect to us.
+    pub(super) fn fixed(authority: &Arc<Authority>, rights: Rights) -> Self {
+        Self { fixed: Some(Arc::new(rights)), ..Self::new(authority, None) }
+    }
+
     /// What it may do now; `None`: it is not to be here any more.
     pub(super) fn rights(&self) -> Option<Arc<Rights>> {
+        if self.fixed.is_some() {
+            return self.fixed.clone();
+        }
         let mut known = lock(&self.known);
         let generation = self.authority.generation();
         if known.0 != generation {

@@ -20,6 +20,7 @@ use super::peers::{Gate, Subscriber};
 use super::publisher::Publisher;
 use super::requests::Asking;
 use super::table::Table;
+use super::upstream;
 use super::watch::{Sampler, Watch};
 use crate::config::Config;
 use crate::policy::{Policies, Policy};
@@ -268,11 +269,22 @@ impl Wait<'_> {
 impl Handler for Inlet {
     async fn messages(&mut self, batch: Batch<'_>) -> Result<(), Ended> {
         let Batch { wire, spans, slab } = batch;
-        // Many short messages for subscribers in turn would need memory for each of them.
-        let mut left = spans;
-        while !left.is_empty() {
-            let passed = self.pass_on(&wire, &left[..left.len().min(PART)], slab).await;
-            left = &left[passed..];
+        let Some(arrival) = &self.publisher.arrival else {
+            self.pass_all(&wire, spans, slab).await;
+            return Ok(());
+        };
+        // The rest of an upstream's messages, in their order.
+        let is_of_one_hop =
+            |span: &Span| upstream::is_of_one_hop(self.cache.topic(&wire, span), &wire[span.start..span.end]);
+        let left_out = spans.iter().filter(|span| is_of_one_hop(span)).count();
+        if left_out == 0 {
+            self.pass_all(&wire, spans, slab).await;
+            return Ok(());
+        }
+        arrival.control.fetch_add(left_out as u64, Ordering::Relaxed);
+        let parts: Vec<&[Span]> = spans.split(is_of_one_hop).filter(|part| !part.is_empty()).collect();
+        for part in parts {
+            self.pass_all(&wire, part, slab).await;
         }
         Ok(())
     }
@@ -284,6 +296,16 @@ impl Handler for Inlet {
 }
 
 impl Inlet {
+    /// Passes messages on, each to its subscribers.
+    async fn pass_all(&mut self, wire: &Bytes, spans: &[Span], slab: Slab) {
+        // Many short messages for subscribers in turn would need memory for each of them.
+        let mut left = spans;
+        while !left.is_empty() {
+            let passed = self.pass_on(wire, &left[..left.len().min(PART)], slab).await;
+            left = &left[passed..];
+        }
+    }
+
     /// Passes messages on, each to its subscribers: these, or the first of them. Returns how many.
     async fn pass_on(&mut self, wire: &Bytes, spans: &[Span], slab: Slab) -> usize {
         let spans = &spans[..self.match_some(wire, spans).await];

@@ -23,6 +23,7 @@ mod requests;
 mod slow;
 mod stall;
 mod table;
+mod upstream;
 mod watch;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,6 +54,7 @@ use publisher::Publisher;
 use requests::{Asking, RequestSender};
 pub use requests::{ControlRequests, Request, Requester};
 use table::{Change, Table, TableTask};
+use upstream::Links;
 use watch::Watch;
 pub use watch::Watched;
 
@@ -172,6 +174,7 @@ struct Inner {
     asking: RequestSender,
     requests: Mutex<Option<ControlRequests>>,
     listeners: Mutex<Vec<Closer>>,
+    links: Links,
     /// Ends accepting.
     refuse: CancellationToken,
     /// Ends everything.
@@ -217,6 +220,7 @@ impl Switch {
             started: now(),
             next_id: AtomicU64::new(1),
             listeners: Mutex::default(),
+            links: Links::default(),
             refuse: stop.child_token(),
             tasks: TaskTracker::new(),
             publishers: TaskTracker::new(),
@@ -484,6 +488,7 @@ impl Switch {
         permit.established();
         // What else it announced is dropped here, and not when the connection ends.
         let hears_of_drops = found.hears_of_drops;
+        let is_forwarder = found.socket_type == SocketType::Xpub;
         let (version, principal, limits) = essentials(found);
         tracing::debug!(peer, ?side, ?version, "connected");
         let grant = Grant::new(authority, principal);
@@ -496,6 +501,7 @@ impl Switch {
                 let cut = CancellationToken::new();
                 let publisher =
                     Publisher::new(self.id(), &peer, version, grant, permit.place(cut.clone()), cut);
+                let publisher = publisher.forwarding(is_forwarder);
                 self.serve_publisher(session, publisher, stop, gives_way).await
             }
         };

@@ -51,7 +51,7 @@ impl Counter {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    fn amount(&self) -> Amount {
+    pub(super) fn amount(&self) -> Amount {
         Amount { messages: self.messages.load(Ordering::Relaxed), bytes: self.bytes.load(Ordering::Relaxed) }
     }
 }
@@ -690,6 +690,8 @@ impl Gate {
         let publishers: Vec<_> = lock(&self.publishers).values().cloned().collect();
         publishers
             .iter()
+            // Upstreams are told apart.
+            .filter(|publisher| publisher.arrival.is_none())
             .map(|publisher| PublisherStats {
                 id: publisher.id,
                 peer: publisher.peer.to_string(),

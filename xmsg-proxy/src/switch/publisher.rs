@@ -17,6 +17,7 @@ use xmsg_zmtp::Version;
 
 use super::bucket::Bucket;
 use super::peers::{Counter, Grant, Lines};
+use super::upstream::Arrival;
 
 /// Changes of subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut off.
 const UPSTREAM_MAX: usize = 64 << 20;
@@ -60,6 +61,10 @@ pub(super) struct Publisher {
     /// Where it is noted that it has left.
     pub(super) place: Arc<Place>,
     lines: Arc<Lines>,
+    /// Its socket is one that passes on what others publish, such as that of another proxy.
+    pub(super) is_forwarder: bool,
+    /// `None`: it has connected to us.
+    pub(super) arrival: Option<Arrival>,
 }
 
 /// Whether it reads what it is told.
@@ -98,7 +103,19 @@ impl Publisher {
             grant,
             place,
             lines: Arc::default(),
+            is_forwarder: false,
+            arrival: None,
         }
+    }
+
+    /// The same, which passes on what others publish, or does not.
+    pub(super) fn forwarding(self, is_forwarder: bool) -> Self {
+        Self { is_forwarder, ..self }
+    }
+
+    /// The same, to which we have connected.
+    pub(super) fn arriving(self, arrival: Arrival) -> Self {
+        Self { arrival: Some(arrival), ..self }
     }
 
     /// The same, with the answers that it does not read counted in this budget.

@@ -44,7 +44,7 @@ const BLOCKED_MAX: Duration = Duration::from_secs(1);
 pub(crate) struct Daemon<P: Program> {
     program: P,
     pub(crate) settings: P::Settings,
-    reloadable: Reloadable,
+    pub(crate) reloadable: Reloadable,
     /// The rules in force.
     authority: Arc<Authority>,
     log: Arc<Logging>,

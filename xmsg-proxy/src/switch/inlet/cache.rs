@@ -156,7 +156,7 @@ impl Cache {
         Self {
             epoch: None,
             policies: table.routes().policies().clone(),
-            longest_prefix: 0,
+            longest_prefix: CONTROL_TOPIC.len(),
             topics: HashMap::new(),
             sets: Vec::new(),
             set_numbers: HashMap::new(),

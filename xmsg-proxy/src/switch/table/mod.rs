@@ -9,9 +9,10 @@ mod scope;
 mod snapshot;
 mod sorted;
 mod task;
+mod tokens;
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ pub(super) use self::task::TableTask;
 use super::bucket::Bucket;
 use super::peers::Subscriber;
 use super::publisher::Publisher;
+use super::upstream::{Returns, Token};
 use crate::config::PublishersSend;
 use crate::policy::Policies;
 
@@ -56,6 +58,10 @@ pub(super) enum Change {
     SubscriberGone(u32),
     PublisherJoined(Arc<Publisher>),
     PublisherGone(u32),
+    /// A link to an upstream is to be told tokens from now on.
+    TokensWanted(Arc<Publisher>),
+    /// A subscriber wants a token, or does not want it any more.
+    Token(bool, Arc<Subscriber>, Token),
     /// Other rules are in force.
     Enforce,
     Policies(Arc<Policies>),
@@ -80,6 +86,8 @@ pub(super) struct Table {
     routes: RwLock<Routes>,
     epoch: AtomicU64,
     changes: mpsc::Sender<Change>,
+    returns: Returns,
+    double_paths: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -135,7 +143,13 @@ impl Table {
             subscribers: HashMap::new(),
             policies: Arc::new(policies),
         };
-        let table = Arc::new(Self { routes: RwLock::new(routes), epoch: AtomicU64::new(0), changes });
+        let table = Arc::new(Self {
+            routes: RwLock::new(routes),
+            epoch: AtomicU64::new(0),
+            changes,
+            returns: Returns::default(),
+            double_paths: AtomicUsize::default(),
+        });
         let task = TableTask::new(table.clone(), receiver, publishers_send, memory);
         (table, task)
     }
@@ -143,6 +157,16 @@ impl Table {
     /// Changes whenever subscriptions or policies do. What was read from the table under one epoch holds until it changes.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Tokens of this proxy's own links.
+    pub(super) fn returns(&self) -> &Returns {
+        &self.returns
+    }
+
+    /// Proxies that reach this one over two ways.
+    pub(super) fn double_paths(&self) -> usize {
+        self.double_paths.load(Ordering::Relaxed)
     }
 
     pub(super) fn routes(&self) -> RwLockReadGuard<'_, Routes> {
@@ -216,13 +240,24 @@ pub(super) struct Subscriptions<'a> {
     unread: Bucket,
     /// Publishers that may yet be told of its changes.
     news: Bucket,
+    tokens: BTreeSet<Token>,
 }
 
 impl<'a> Subscriptions<'a> {
     pub(super) fn new(table: &'a Table, subscriber: &'a Arc<Subscriber>, limits: &'a Limits) -> Self {
         let unread = Bucket::new(UNREAD);
         let news = Bucket::new(NEWS_PER_SECOND);
-        Self { table, subscriber, limits, asked: 0, asked_bytes: 0, unpaced: 0, unread, news }
+        Self {
+            table,
+            subscriber,
+            limits,
+            asked: 0,
+            asked_bytes: 0,
+            unpaced: 0,
+            unread,
+            news,
+            tokens: BTreeSet::new(),
+        }
     }
 
     /// Slows a subscriber down that makes changes faster than publishers read of them, than they can be told, or than they can be made. Another one, which makes
@@ -245,6 +280,22 @@ impl<'a> Subscriptions<'a> {
         }
     }
 
+    /// What a subscriber says of a token, which may be our own.
+    async fn token(&mut self, subscribe: bool, token: Token) -> Result<(), Ended> {
+        if subscribe {
+            if self.table.returns.is_own(&token) || !self.tokens.insert(token) {
+                return Ok(());
+            }
+            if self.tokens.len() > tokens::TOKENS_MAX {
+                return Err(Ended::ByUs("it passes on too many links to upstreams"));
+            }
+        } else if !self.tokens.remove(&token) {
+            return Ok(());
+        }
+        self.table.change(Change::Token(subscribe, self.subscriber.clone(), token)).await;
+        Ok(())
+    }
+
     fn is_too_much(&self) -> bool {
         self.asked > self.limits.subscriptions || self.asked_bytes > self.limits.subscription_bytes
     }
@@ -259,6 +310,9 @@ impl Handler for Subscriptions<'_> {
     async fn subscription(&mut self, subscribe: bool, prefix: Bytes) -> Result<(), Ended> {
         let subscriber = self.subscriber.clone();
         self.pace(prefix.len() + CHANGE).await;
+        if let Some(token) = Token::read(&prefix) {
+            return self.token(subscribe, token).await;
+        }
         if !subscribe {
             self.table.change(Change::Cancel(subscriber, prefix)).await;
             return Ok(());

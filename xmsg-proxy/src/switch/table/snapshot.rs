@@ -25,6 +25,9 @@ pub(super) struct Snapshot {
     version: Version,
     /// `None`: they are told everything.
     scope: Option<Scope>,
+    /// For links to upstreams, the longest prefix that these take, bytes. They hear nothing of control requests: those are for the proxy that
+    /// they were sent to.
+    link: Option<usize>,
     /// Which prefixes of the scope they are told, because they start with something that is wanted.
     wanted: Vec<bool>,
     memory: MemoryBudget,
@@ -39,18 +42,23 @@ impl Snapshot {
     pub(super) fn new(
         version: Version,
         scope: Option<Scope>,
+        link: Option<usize>,
         table: &PrefixTable<u32>,
         memory: &MemoryBudget,
     ) -> Self {
         let own = scope.as_ref().map_or(&[][..], Scope::prefixes);
         let wanted = own.iter().map(|prefix| is_wanted(table, prefix)).collect();
         let memory = memory.clone();
-        Self { version, scope, wanted, memory, parts: Vec::new(), held: Arc::default(), present: 0 }
+        Self { version, scope, link, wanted, memory, parts: Vec::new(), held: Arc::default(), present: 0 }
     }
 
-    /// Whether it is that of this version and scope.
-    pub(super) fn is_of(&self, version: Version, scope: Option<&Scope>) -> bool {
-        (self.version, self.scope.as_ref()) == (version, scope)
+    /// Whether it is that of this version and scope, and of such links.
+    pub(super) fn is_of(&self, version: Version, scope: Option<&Scope>, link: Option<usize>) -> bool {
+        (self.version, self.scope.as_ref(), self.link) == (version, scope, link)
+    }
+
+    pub(super) fn is_of_link(&self) -> bool {
+        self.link.is_some()
     }
 
     pub(super) fn scope(&self) -> Option<&Scope> {
@@ -143,7 +151,8 @@ impl Snapshot {
 
     /// Whether this prefix is told as it is.
     fn contains(&self, prefix: &[u8]) -> bool {
-        self.scope.as_ref().is_none_or(|scope| scope.contains(prefix))
+        self.link.is_none_or(|longest| prefix.len() <= longest && !prefix.starts_with(CONTROL_TOPIC))
+            && self.scope.as_ref().is_none_or(|scope| scope.contains(prefix))
     }
 
     /// Whether it is one of the scope.
@@ -254,7 +263,7 @@ mod tests {
         let mut table = PrefixTable::new();
         let ids: Vec<_> =
             (0..3 * PART).map(|number| table.insert(format!("{number:05}").as_bytes(), 1).prefix).collect();
-        let mut snapshot = Snapshot::new(Version::V3_0, None, &table, &memory);
+        let mut snapshot = Snapshot::new(Version::V3_0, None, None, &table, &memory);
         let first = all(&mut snapshot, &table);
         assert_eq!(memory.used(), first.concat().len());
         assert_eq!(first.iter().map(Bytes::len).sum::<usize>(), 3 * PART * (2 + 1 + 5));

@@ -3,6 +3,7 @@
 //! What takes long is a job: it is done in slices, one for each job in turn, and changes go between. So nobody who joins, subscribes
 //! or asks for a confirmation waits for others that leave with a million subscriptions.
 
+mod joining;
 mod telling;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -11,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::prefixes::{PrefixId, heads};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use xmsg_zmq::deadline::later;
@@ -23,8 +24,8 @@ use super::news::News;
 use super::own::{Gone, Own, Seat, Subscribed};
 use super::scope::Scope;
 use super::snapshot::Snapshot;
+use super::tokens::Tokens;
 use super::{Change, Pacing, Routes, Table};
-use crate::CONTROL_TOPIC;
 use crate::config::PublishersSend;
 use crate::switch::peers::Subscriber;
 use crate::switch::publisher::Publisher;
@@ -35,10 +36,6 @@ const BATCH: usize = 256;
 const SLICE: usize = 512;
 /// How much of what a change makes necessary is done at once. The rest is a job.
 const AT_ONCE: usize = 64;
-/// Parts of a snapshot that are made for a publisher in one slice.
-const PARTS: usize = 2;
-/// Parts that are made already, and only sent.
-const PARTS_SENT: usize = 64;
 /// The part of the memory budget that has to be free for what those who left held to wait for publishers that read.
 const MEMORY_KEPT: usize = 8;
 /// How soon to look again whether publishers have read that …
@@ -55,8 +52,6 @@ const PAIR: usize = 24;
 const MEMORY_STEP: usize = 4 << 10;
 /// … if they are many.
 const MEMORY_STEP_LARGE: usize = 64 << 10;
-/// Bytes of parts that are out of date which publishers may hold in any case; above it, as much as is up to date.
-const OUTDATED_MIN: usize = 16 << 20;
 
 /// Where there are no more publishers than this, they are told at once what has changed.
 const FEW: usize = 64;
@@ -66,7 +61,7 @@ const NEWS_ENOUGH: usize = telling::NEWS_MAX / 4;
 /// The task's state.
 #[derive(Debug)]
 pub(in crate::switch) struct TableTask {
-    table: Arc<Table>,
+    pub(super) table: Arc<Table>,
     changes: mpsc::Receiver<Change>,
     publishers_send: PublishersSend,
     /// Each subscriber's subscriptions.
@@ -79,9 +74,10 @@ pub(in crate::switch) struct TableTask {
     next_audience: u32,
     jobs: Jobs,
     news: News,
+    pub(super) tokens: Tokens,
     /// [So many](FEW) publishers are few.
     few: usize,
-    memory: MemoryBudget,
+    pub(super) memory: MemoryBudget,
     /// Of the prefixes themselves, whoever subscribed to them.
     prefixes: Claim,
 }
@@ -224,6 +220,7 @@ impl TableTask {
             next_audience: 0,
             jobs: Jobs::default(),
             news: News::default(),
+            tokens: Tokens::new(&memory),
             few: FEW,
             prefixes: memory.claim_shared(),
             memory,
@@ -301,10 +298,23 @@ impl TableTask {
             }
             self.tell(tidings);
             match next {
-                Some(Change::SubscriberGone(id)) => self.forget(id),
+                Some(Change::SubscriberGone(id)) => {
+                    self.forget_tokens(id);
+                    self.forget(id);
+                }
+                Some(Change::Token(subscribe, subscriber, token)) => {
+                    self.change_token(subscribe, &subscriber, token);
+                }
+                Some(Change::TokensWanted(publisher)) => self.tell_tokens(&publisher),
                 Some(Change::Enforce) => self.enforce(),
-                Some(Change::PublisherJoined(publisher)) => self.welcome(publisher),
-                Some(Change::PublisherGone(id)) => self.farewell(id),
+                Some(Change::PublisherJoined(publisher)) => {
+                    self.tell_forwarder(&publisher);
+                    self.welcome(publisher);
+                }
+                Some(Change::PublisherGone(id)) => {
+                    self.tell_no_more_tokens(id);
+                    self.farewell(id);
+                }
                 Some(Change::Synchronize(answer)) => {
                     self.jobs.waiting.push(Synchronizing { round: self.news.needed(), answer });
                     self.answer();
@@ -373,42 +383,6 @@ impl TableTask {
         self.tell(tidings);
     }
 
-    /// A publisher has gone.
-    fn farewell(&mut self, id: u32) {
-        self.backlog.publishers.remove(&id);
-        let joining = self.jobs.joining.iter().position(|joining| joining.told.publisher.id == id);
-        let joining = joining.and_then(|place| self.jobs.joining.remove(place)).map(|joining| joining.told);
-        // One that is told anew stands in both.
-        if let Some(told) = self.publishers.remove(&id).or(joining) {
-            self.leave(told.audience);
-        }
-        // Somebody may have waited until it was told.
-        self.answer();
-    }
-
-    /// The audience of a publisher, which is one of it from now on.
-    fn join(&mut self, publisher: &Publisher) -> u32 {
-        let (version, scope) = (form(publisher.version), Scope::of(publisher.grant.rights().as_deref()));
-        let known = self.audiences.iter_mut().find(|(_, one)| one.snapshot.is_of(version, scope.as_ref()));
-        if let Some((number, audience)) = known {
-            audience.publishers += 1;
-            return *number;
-        }
-        let snapshot = Snapshot::new(version, scope, &self.table.routes().prefixes, &self.memory);
-        self.next_audience += 1;
-        self.audiences.insert(self.next_audience, Audience { snapshot, publishers: 1 });
-        self.next_audience
-    }
-
-    fn leave(&mut self, number: u32) {
-        if let Some(audience) = self.audiences.get_mut(&number) {
-            audience.publishers -= 1;
-            if audience.publishers == 0 {
-                self.audiences.remove(&number);
-            }
-        }
-    }
-
     /// Takes away all that a subscriber wanted.
     fn forget(&mut self, id: u32) {
         {
@@ -440,6 +414,7 @@ impl TableTask {
     /// Has the rights of all subscribers checked anew, and inlets ask for those of their publishers. Publishers that may publish something else
     /// than before are told what concerns them now.
     fn enforce(&mut self) {
+        self.enforce_on_forwarders();
         // What it is about is not what they may publish then.
         self.tell_all();
         // By number: one that is being told anew already stands in both, with the same audience.
@@ -511,80 +486,6 @@ impl TableTask {
         }
         self.tell(tidings);
         self.answer();
-    }
-
-    /// Tells a new publisher everything that is wanted, the control topic last: a control request from it proves that it
-    /// knows all the rest.
-    fn welcome(&mut self, publisher: Arc<Publisher>) {
-        let audience = self.join(&publisher);
-        self.jobs.joining.push_back(Joining {
-            told: Told { publisher, audience },
-            next: 0,
-            before: Before::Nothing,
-        });
-        // Little is told at once.
-        self.welcome_some();
-    }
-
-    fn welcome_some(&mut self) {
-        let Some(mut joining) = self.jobs.joining.pop_front() else { return };
-        self.news.seal();
-        let Joining { told: Told { publisher, audience }, next, before } = &mut joining;
-        let Some(Audience { snapshot, .. }) = self.audiences.get_mut(audience) else { return };
-        let is_all = self.publishers_send == PublishersSend::All;
-        if *next == 0 {
-            publisher.welcome(&snapshot.first(is_all));
-        }
-        let routes = self.table.routes();
-        let parts = if is_all { 0 } else { Snapshot::len(&routes.prefixes) };
-        let (mut made, mut sent) = (0, 0);
-        while *next < parts && made < PARTS && sent < PARTS_SENT {
-            let part = if let Before::Scope(before) = before {
-                made += 1;
-                self.memory.counted(snapshot.part_instead(&routes.prefixes, *next, before.as_ref()))
-            } else {
-                made += usize::from(!snapshot.is_encoded(*next));
-                snapshot.part(&routes.prefixes, *next)
-            };
-            sent += 1;
-            publisher.welcome(&part);
-            *next += 1;
-        }
-        let is_told = *next >= parts;
-        if is_told && let Before::Scope(before) = before {
-            publisher.welcome(&snapshot.last_instead(&routes.prefixes, before.as_ref(), is_all));
-        }
-        drop(routes);
-        publisher.count_backlog(&self.memory);
-        if is_told {
-            let mut control = BytesMut::new();
-            form(publisher.version).write_subscription(
-                &mut control,
-                true,
-                &Bytes::from_static(CONTROL_TOPIC),
-            );
-            publisher.welcome(&control.freeze());
-            self.backlog.note(publisher);
-            self.publishers.insert(publisher.id, joining.told);
-        } else {
-            self.jobs.joining.push_back(joining);
-        }
-        self.answer();
-        self.bound_outdated();
-    }
-
-    /// Cuts publishers off that hold much which is out of date by not reading it. Those that have just come have had no time to read.
-    fn bound_outdated(&mut self) {
-        let is_too_much = |snapshot: &Snapshot| snapshot.outdated() > OUTDATED_MIN.max(snapshot.present());
-        for (number, _) in self.audiences.iter().filter(|(_, audience)| is_too_much(&audience.snapshot)) {
-            let theirs = self.publishers.values().filter(|told| told.audience == *number);
-            let slowest =
-                theirs.map(|told| &told.publisher).filter(|publisher| !publisher.cut.is_cancelled());
-            if let Some(publisher) = slowest.max_by_key(|publisher| publisher.held_up()) {
-                publisher.cut_off();
-                return;
-            }
-        }
     }
 
     fn subscribe(

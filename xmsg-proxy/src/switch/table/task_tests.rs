@@ -8,6 +8,7 @@ use xmsg_zmq::link::outbox::{Outbox, Writer};
 
 use super::telling::{NEWS_MAX, TOLD};
 use super::*;
+use crate::CONTROL_TOPIC;
 use crate::policy::{Policies, Policy, Rule};
 use crate::security::{Authority, Rights, Rules};
 use crate::switch::peers::Grant;

@@ -51,7 +51,7 @@ impl TableTask {
             held = if *subscribe { held + bytes } else { held.saturating_sub(bytes) };
         }
         self.prefixes.force(held);
-        if self.publishers_send == PublishersSend::All {
+        if self.publishers_send == PublishersSend::All && !self.has_links() {
             return;
         }
         if self.publishers.len() <= self.few {
@@ -84,12 +84,19 @@ impl TableTask {
         }
     }
 
+    /// Whether there are links to upstreams: those are asked for what somebody wants, and for nothing else.
+    fn has_links(&self) -> bool {
+        self.audiences.values().any(|audience| audience.snapshot.is_of_link())
+    }
+
     /// Begins to tell what has changed. No other round is being told.
     fn begin_round(&mut self) {
         let tidings = self.news.take();
         // Encoded once for each audience; the bytes are shared. To those that are joining, a part that is to come may say some of it again.
         let routes = self.table.routes();
-        let audiences = self.audiences.iter_mut();
+        // Whoever is told to send everything has nothing to learn.
+        let is_all = self.publishers_send == PublishersSend::All;
+        let audiences = self.audiences.iter_mut().filter(|(_, one)| !is_all || one.snapshot.is_of_link());
         let news: BTreeMap<u32, Bytes> = audiences
             .map(|(number, audience)| (*number, audience.snapshot.news(&tidings, &routes.prefixes)))
             .filter(|(_, bytes)| !bytes.is_empty())

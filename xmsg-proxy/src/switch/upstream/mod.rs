@@ -1,0 +1,74 @@
+//! Links to other proxies, whose subscribers' port this one connects to.
+//!
+//! To the switch, a link is a publisher: it is told what subscribers want, and what it brings is matched, queued and counted as what
+//! publishers send. That the connection was made here, and not there, is seen in this module only.
+
+mod link;
+mod token;
+
+use std::sync::{Arc, Mutex};
+
+use xmsg_core::Result;
+use xmsg_zmq::link::throttle::Throttle;
+
+use self::link::Link;
+pub(super) use self::link::{Arrival, is_of_one_hop};
+pub(super) use self::token::{Returns, Token};
+use super::Switch;
+use super::peers::lock;
+use crate::upstream::{Upstream, UpstreamStats};
+
+/// The links of a switch.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    list: Mutex<Vec<Arc<Link>>>,
+    /// Lines in the log about connections, of all links together.
+    lines: Throttle,
+    /// … and about loops.
+    loops: Throttle,
+}
+
+impl Switch {
+    /// Begins with the upstreams of its options, which were checked.
+    pub(crate) fn link(&self) {
+        let wanted = &self.inner.config.upstreams;
+        if let Err(error) = self.set_upstreams(wanted) {
+            tracing::error!(%error, "there are no upstreams");
+        }
+    }
+
+    /// Replaces the upstreams: links to those that are not wanted any more end, and new ones begin. The others go on as they are.
+    ///
+    /// [`ErrorKind::InvalidOption`](xmsg_core::ErrorKind::InvalidOption), and nothing changes, if there are more than
+    /// [`UPSTREAMS_MAX`](crate::UPSTREAMS_MAX), or two with the same endpoint.
+    pub fn set_upstreams(&self, wanted: &[Upstream]) -> Result<()> {
+        Upstream::check(wanted)?;
+        let mut list = lock(&self.inner.links.list);
+        let before = std::mem::take(&mut *list);
+        for link in before.iter().filter(|link| !wanted.contains(link.upstream())) {
+            link.remove();
+        }
+        for upstream in wanted {
+            let known = before.iter().find(|link| link.upstream() == upstream).cloned();
+            list.push(known.unwrap_or_else(|| {
+                let link = Arc::new(Link::new(self.id(), upstream.clone()));
+                self.inner.publishers.spawn(link.clone().keep(self.clone()));
+                link
+            }));
+        }
+        Ok(())
+    }
+
+    /// The links to all upstreams, in the order in which they were given.
+    #[must_use]
+    pub fn upstreams(&self) -> Vec<UpstreamStats> {
+        let links: Vec<_> = lock(&self.inner.links.list).clone();
+        links.iter().map(|link| link.stats()).collect()
+    }
+
+    /// How many proxies reach this one over two ways at once: whoever subscribes there gets what is published here twice.
+    #[must_use]
+    pub fn double_paths(&self) -> usize {
+        self.inner.table.double_paths()
+    }
+}

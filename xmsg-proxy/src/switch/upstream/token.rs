@@ -1,0 +1,151 @@
+//! By what a proxy finds out that what it subscribes to elsewhere comes from itself.
+//!
+//! Each link to an upstream subscribes to a *token* first: a topic of its own, to which nobody ever publishes. Proxies pass subscriptions on
+//! towards publishers, so in a loop the token comes back to the proxy that made it, as a subscription of one of its own subscribers. That
+//! takes nothing but what every ZeroMQ forwarder does.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::super::peers::lock;
+
+/// What every token starts with.
+const PREFIX: &[u8] = b"xmsg:loop:";
+/// Digits of a proxy, of a link and of a connection, with a colon between them.
+const DIGITS: [usize; 3] = [32, 8, 8];
+/// Bytes of a token.
+const LEN: usize = PREFIX.len() + 32 + 1 + 8 + 1 + 8;
+
+/// The token of one connection of one link of one proxy: `xmsg:loop:PROXY:LINK:CONNECTION`, in 32, 8 and 8 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::switch) struct Token {
+    pub(in crate::switch) proxy: u128,
+    pub(in crate::switch) link: u32,
+    /// What an earlier connection of the link subscribed to may come back late, and means nothing then.
+    pub(in crate::switch) connection: u32,
+}
+
+impl Token {
+    /// Reads a prefix that somebody subscribes to; `None`: it is no token.
+    pub(in crate::switch) fn read(prefix: &[u8]) -> Option<Self> {
+        if prefix.len() != LEN {
+            return None;
+        }
+        let mut parts = std::str::from_utf8(prefix.strip_prefix(PREFIX)?).ok()?.split(':');
+        let mut number = |digits: usize| {
+            let part = parts.next().filter(|part| part.len() == digits)?;
+            // A sign is no digit.
+            let is_hex = part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+            is_hex.then(|| u128::from_str_radix(part, 16).ok())?
+        };
+        let [proxy, link, connection] = DIGITS.map(|digits| number(digits));
+        Some(Self {
+            proxy: proxy?,
+            link: u32::try_from(link?).ok()?,
+            connection: u32::try_from(connection?).ok()?,
+        })
+    }
+
+    /// The topic.
+    pub(in crate::switch) fn topic(self) -> Bytes {
+        self.to_string().into()
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { proxy, link, connection } = self;
+        write!(f, "xmsg:loop:{proxy:032x}:{link:08x}:{connection:08x}")
+    }
+}
+
+/// Tokens of this proxy that must not come back.
+#[derive(Debug)]
+pub(in crate::switch) struct Returns {
+    proxy: u128,
+    awaited: Mutex<BTreeMap<Token, CancellationToken>>,
+}
+
+impl Default for Returns {
+    fn default() -> Self {
+        Self { proxy: Uuid::new_v4().as_u128(), awaited: Mutex::default() }
+    }
+}
+
+impl Returns {
+    /// A token for a connection, for as long as the guard lives.
+    pub(super) fn await_token(&self, link: u32, connection: u32) -> Awaited<'_> {
+        let token = Token { proxy: self.proxy, link, connection };
+        let returned = CancellationToken::new();
+        lock(&self.awaited).insert(token, returned.clone());
+        Awaited { returns: self, token, returned }
+    }
+
+    /// Whether this token is of this proxy. If it is that of a present connection, that ends.
+    pub(in crate::switch) fn is_own(&self, token: &Token) -> bool {
+        if token.proxy != self.proxy {
+            return false;
+        }
+        if let Some(returned) = lock(&self.awaited).get(token) {
+            returned.cancel();
+        }
+        true
+    }
+}
+
+/// A token that must not come back as long as this lives.
+#[derive(Debug)]
+pub(super) struct Awaited<'a> {
+    returns: &'a Returns,
+    pub(super) token: Token,
+    /// It came back.
+    pub(super) returned: CancellationToken,
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        lock(&self.returns.awaited).remove(&self.token);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_reads_back_and_nothing_else_is_one() {
+        let token = Token { proxy: u128::MAX - 5, link: 7, connection: u32::MAX };
+        let topic = token.topic();
+        assert_eq!((topic.len(), Token::read(&topic)), (LEN, Some(token)));
+        let text = String::from_utf8(topic.to_vec()).unwrap();
+        for other in [
+            String::new(),
+            "xmsg:loop:".to_owned(),
+            text[1..].to_owned(),
+            format!("{text}0"),
+            text.replace("xmsg:loop", "xmsg:LOOP"),
+            text.replace('f', "F"),
+            text.replace(":00000007", ":+0000007"),
+            text.replace(":00000007:", ":0000007::"),
+            text.replace(":00000007", ":0000000\u{fc}"),
+        ] {
+            assert_eq!(Token::read(other.as_bytes()), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn only_the_token_of_a_present_connection_ends_it() {
+        let (returns, others) = (Returns::default(), Returns::default());
+        let (before, token) = (returns.await_token(1, 1).token, returns.await_token(1, 2));
+        assert!(!returns.is_own(&others.await_token(1, 2).token));
+        assert!(returns.is_own(&before) && !token.returned.is_cancelled());
+        assert!(returns.is_own(&token.token) && token.returned.is_cancelled());
+        drop(token);
+        assert!(lock(&returns.awaited).is_empty());
+    }
+}
