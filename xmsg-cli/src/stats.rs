@@ -42,6 +42,8 @@ pub(crate) struct Stats {
     pub(crate) subscribers_disconnected: u64,
     pub(crate) publishers: u64,
     pub(crate) subscribers: u64,
+    /// The number of proxies below that get each message twice.
+    pub(crate) double_paths: u64,
     pub(crate) subscriptions: u64,
     pub(crate) memory: Memory,
     /// Publishers and subscribers. Those that lose messages or delay others come first, followed by those
@@ -111,7 +113,7 @@ pub(crate) struct Memory {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Connection {
-    /// The kind: `publisher` or `subscriber`.
+    /// The kind: `publisher`, `subscriber` or `upstream`.
     pub(crate) kind: String,
     pub(crate) id: u64,
     pub(crate) peer: String,
@@ -132,6 +134,12 @@ pub(crate) struct Connection {
     /// How long the subscriber has been losing messages or delaying publishers, in seconds, without a break
     /// of ten seconds.
     pub(crate) slow_s: Option<f64>,
+    /// These are there for an upstream only: how it stands, since when, and why there is no connection.
+    pub(crate) state: Option<String>,
+    pub(crate) state_s: Option<f64>,
+    pub(crate) reconnections: Option<u64>,
+    pub(crate) loops: Option<u64>,
+    pub(crate) error: Option<String>,
 }
 
 impl Connection {

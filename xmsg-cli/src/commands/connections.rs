@@ -36,7 +36,7 @@ Examples:
 ///
 /// For a subscriber, the list has the messages and bytes in its queue, the messages that were dropped for it, and how
 /// long publishers have waited for it. For a publisher, it says whether the publisher has already closed its connection
-/// while a slow subscriber blocks what it sent.
+/// while a slow subscriber blocks what it sent. For an upstream that is not connected, it says how the link stands.
 ///
 /// The proxy itself lists the 1,000 most important connections; its HTTP server (--admin) lists all. Only the HTTP server can end one.
 #[derive(Debug, Args)]
@@ -228,14 +228,20 @@ fn document(connection: &Connection) -> Value {
         "dropped_messages": dropped.map(|dropped| dropped.messages),
         "publisher_wait_s": connection.publisher_wait_s,
         "slow_s": connection.slow_s,
+        "state": connection.state,
+        "state_s": connection.state_s,
+        "reconnections": connection.reconnections,
+        "loops": connection.loops,
+        "error": connection.error,
     })
 }
 
 fn row(connection: &Connection) -> [String; 8] {
     let or_none = |shown: Option<String>| shown.unwrap_or_else(|| "-".to_owned());
-    let connected = match connection.left_s {
-        Some(left) => format!("left {} ago", time(left)),
-        None => time(connection.connected_s),
+    let connected = match (connection.left_s, connection.state.as_deref()) {
+        (Some(left), _) => format!("left {} ago", time(left)),
+        (None, Some(state)) if state != "connected" => state.to_owned(),
+        (None, _) => time(connection.connected_s),
     };
     [
         connection.kind.clone(),
@@ -269,6 +275,11 @@ mod tests {
         let found = read(&gone);
         assert_eq!(row(&found)[3], "left 2.0s ago");
         assert_eq!(document(&found)["left_s"], 2.04);
+        let upstream = json!({ "kind": "upstream", "id": 3, "peer": "tcp://daq:7772", "connected_s": 0.0,
+            "messages": 4, "principal": null, "state": "loop", "state_s": 2.5, "loops": 1 });
+        let found = read(&upstream);
+        assert_eq!(row(&found)[..4], ["upstream", "3", "tcp://daq:7772", "loop"]);
+        assert_eq!(document(&found)["loops"], 1);
         let subscriber = json!({ "kind": "subscriber", "id": 8, "peer": "10.0.0.9:2", "connected_s": 90_061.0,
             "messages": 5, "principal": "zoe", "queued": { "messages": 3, "bytes": 3 << 20 },
             "dropped": { "messages": 1, "bytes": 1 }, "publisher_wait_s": 0.26 });

@@ -5,7 +5,7 @@ use clap::Args;
 use crate::exit::Exit;
 use crate::output::{Output, counted, grouped};
 use crate::signals::Interrupt;
-use crate::stats::{SourceOptions, Stats};
+use crate::stats::{Connection, SourceOptions, Stats};
 use crate::table::{self, size, time};
 
 const EXAMPLES: &str = "\
@@ -47,7 +47,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 fn rows(stats: &Stats, address: &str) -> Vec<[String; 2]> {
     let sum = |sum: crate::stats::Sum| format!("{} ({})", counted(sum.messages, "message"), size(sum.bytes));
     let slow = stats.connections.iter().filter(|one| one.slow_s.is_some()).count() as u64;
-    [
+    let mut rows: Vec<[String; 2]> = [
         ("proxy", format!("{} {} at {address}", stats.name, stats.version)),
         ("up for", time(stats.uptime_s)),
         ("publishers", grouped(stats.publishers)),
@@ -63,5 +63,38 @@ fn rows(stats: &Stats, address: &str) -> Vec<[String; 2]> {
         ("memory of peers", format!("{} of {}", size(stats.memory.used), size(stats.memory.limit))),
     ]
     .map(|(what, value)| [what.to_owned(), value])
-    .into()
+    .into();
+    rows.extend(stats.connections.iter().filter(|one| one.kind == "upstream").map(upstream));
+    if stats.double_paths > 0 {
+        rows.push(["proxies that get all twice".to_owned(), grouped(stats.double_paths)]);
+    }
+    rows
+}
+
+/// One upstream: how it stands, since when, and what it has brought.
+fn upstream(link: &Connection) -> [String; 2] {
+    let state = link.state.as_deref().unwrap_or("unknown");
+    let since = link.state_s.map_or(String::new(), |state_s| format!(" for {}", time(state_s)));
+    let messages = counted(link.messages, "message");
+    let why = link.error.as_ref().map_or(String::new(), |error| format!(": {error}"));
+    [format!("upstream {}", link.peer), format!("{state}{since}, {messages}{why}")]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upstream_has_a_row_of_its_own() {
+        let link = Connection {
+            peer: "tcp://daq:7772".to_owned(),
+            state: Some("disconnected".to_owned()),
+            state_s: Some(62.0),
+            messages: 1200,
+            error: Some("nobody listens there".to_owned()),
+            ..Connection::default()
+        };
+        let row = ["upstream tcp://daq:7772", "disconnected for 1m 2s, 1,200 messages: nobody listens there"];
+        assert_eq!(upstream(&link), row);
+    }
 }
