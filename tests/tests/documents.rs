@@ -207,6 +207,26 @@ async fn a_proxy_is_operated_as_the_document_says() {
     run(&script, folder.path(), &environment).await;
 }
 
+/// Two proxies, one of which has the other as its upstream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn proxies_are_chained_as_the_document_says() {
+    let [block] = &section(include_str!("../../docs/operations.md"), "Proxies in a chain")[..] else {
+        panic!("another number of blocks")
+    };
+    let (above, below) = (three_spare_ports().to_string(), three_spare_ports().to_string());
+    let block = with(block, &[("7771", &above), ("7781", &below), ("-n 1 ", "-n 1 > heard ")]);
+    let (daemons, rest): (Vec<_>, Vec<_>) = block.lines().partition(|line| line.starts_with("xmsg-proxy"));
+    assert_eq!((daemons.len(), rest.len()), (2, 3), "{block}");
+    let answers = until(&format!("xmsg ping -n 1 --proxy 127.0.0.1:{below}"));
+    let heard = until("grep -q 'weather:oslo 4 °C' heard");
+    let shown = format!(
+        "xmsg info --proxy 127.0.0.1:{below} | grep 'upstream tcp://127.0.0.1:' | grep -q '1 message'"
+    );
+    let script = format!("{}\n{answers}{}\n{heard}{shown}", daemons.join("\n"), rest.join("\n"));
+    let folder = tempfile::tempdir().unwrap();
+    run(&script, folder.path(), &[]).await;
+}
+
 /// The document promises a message through RabbitMQ in five minutes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_goes_through_a_queue_in_five_minutes() {
