@@ -10,8 +10,9 @@ use xmsg_core::security::{KeyPair, Security};
 use xmsg_core::{Connection, Message};
 use xmsg_proxy::security::{Mechanism, Rights, Rules};
 use xmsg_proxy::{Config, Policy, Proxy, Upstream, UpstreamState, UpstreamStats};
+use xmsg_tests::http;
 use xmsg_tests::peer::Peer;
-use xmsg_tests::process::{Daemon, built};
+use xmsg_tests::process::{Daemon, built, run};
 use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{connect, next, patient, proxy, start_tracing, topic, within};
 use xmsg_zmq::{Endpoint, HighWaterMark, Publisher, SocketOptions, Subscriber, TcpOptions};
@@ -533,4 +534,68 @@ async fn messages_of_every_shape_pass_a_link() {
         assert_eq!(received.iter().map(Bytes::len).collect::<Vec<_>>(), lens);
     }
     assert_eq!(link(&below).control, 0);
+}
+
+/// Settings, log, HTTP and commands of the daemon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_daemon_takes_upstreams_over_and_shows_them() {
+    let (first, second) = (proxy().start().await.unwrap(), proxy().start().await.unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("xmsg-proxy.toml");
+    let write = |upstreams: &str| {
+        let rest = "port = 0\n[admin]\nenabled = true\nlisten = \"127.0.0.1:0\"\n";
+        std::fs::write(&file, format!("upstream = [{upstreams}]\n{rest}")).unwrap();
+    };
+    write(&format!("\"{}\"", first.address()));
+    let mut command = tokio::process::Command::new(built("xmsg-proxy"));
+    command.arg("--config").arg(&file);
+    let mut daemon = Daemon::start_logged(command);
+    let line = daemon.line().await;
+    let at = line.split(" at ").nth(1).unwrap().split(": ").next().unwrap().to_owned();
+    let http = daemon.line().await.strip_prefix("HTTP at http://").unwrap().to_owned();
+    let (one, other) = (upstream(&first).to_string(), upstream(&second).to_string());
+    daemon.logged(&["an upstream is connected", &one]).await;
+    let samples = http::samples(
+        &http::get_with(&http, "/metrics", "Accept: application/openmetrics-text\r\n").await.body,
+    );
+    assert_eq!(samples[&format!("xmsg_upstream_connected{{address=\"{one}\"}}")].to_string(), "1");
+    assert_eq!(samples["xmsg_proxy_double_paths"].to_string(), "0");
+
+    write(&format!("\"{}\", {{ address = \"{other}\", topics = [\"daq:\"] }}", first.address()));
+    daemon.signal("HUP").await;
+    daemon.logged(&["taken over", "setting=\"upstream\""]).await;
+    daemon.logged(&["an upstream is connected", &other]).await;
+    let connz = http::get(&http, "/connz?kind=upstream").await.body;
+    let rows: serde_json::Value = serde_json::from_str(&connz).unwrap();
+    let rows = rows["connections"].as_array().unwrap();
+    assert_eq!(rows.iter().map(|row| row["peer"].as_str().unwrap()).collect::<Vec<_>>(), [&*one, &*other]);
+    assert!(rows.iter().all(|row| row["state"] == "connected" && row["reconnections"] == 0), "{connz}");
+    let varz: serde_json::Value = serde_json::from_str(&http::get(&http, "/varz").await.body).unwrap();
+    assert_eq!(varz["proxy"]["upstreams"].as_array().map(Vec::len), Some(2));
+    let info = run(built("xmsg"), &["info", "--proxy", &at]).await;
+    let info = String::from_utf8(info.stdout).unwrap();
+    assert!(info.contains(&format!("upstream {other}")) && info.contains("connected for "), "{info}");
+    let listed = run(built("xmsg"), &["connections", "--json", "--proxy", &at]).await;
+    assert!(String::from_utf8(listed.stdout).unwrap().contains("\"side\":\"upstream\""));
+
+    drop(second);
+    daemon.logged(&["the connection to an upstream has ended", &other, "reason="]).await;
+    write("\"daq:7772\"");
+    daemon.signal("HUP").await;
+    daemon.logged(&["configuration not reloaded", "tcp://daq:7772"]).await;
+    daemon.signal("TERM").await;
+    assert!(daemon.line().await.starts_with("xmsg-proxy stopped: "));
+    assert!(daemon.end().await.success());
+}
+
+/// It takes the connection and does not say more: stopping is not held up for longer than it may take.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_stops_in_time_whatever_its_upstream_does() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = format!("tcp://{}", listener.local_addr().unwrap());
+    let nobody = "tcp://127.0.0.1:1".parse().unwrap();
+    let below = proxy().upstream(at.parse().unwrap()).upstream(nobody).start().await.unwrap();
+    let _silent = Raw::accept(&listener, "XPUB").await;
+    until("it is connected", || link(&below).state == UpstreamState::Connected).await;
+    within("the end", below.stop(Duration::from_secs(1))).await;
 }

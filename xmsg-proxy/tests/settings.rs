@@ -101,6 +101,7 @@ async fn every_flag_has_its_place_in_the_file() {
         &["--queue-ceiling", "9"],
         &["--max-message-size", "9"],
         &["--publishers-send-all"],
+        &["--upstream", "daq", "--upstream", "tcp://site:5556"],
         &["--registrar"],
         &["--registrar", "9"],
         &["--registrar", "--registrar-snapshot", "relative"],

@@ -11,6 +11,11 @@ pub(super) fn encode(
     double_paths: usize,
     out: &mut Families<'_>,
 ) -> Result<(), fmt::Error> {
+    let help = "Proxies below that have this proxy as their upstream over two ways, so that they get each message twice.";
+    out.gauge("xmsg_proxy_double_paths", help, None, double_paths as u64)?;
+    if links.is_empty() {
+        return Ok(());
+    }
     let each = |value: fn(&UpstreamStats) -> u64| {
         links.iter().map(move |link| ([("address", link.address.clone())], value(link)))
     };
@@ -31,7 +36,5 @@ pub(super) fn encode(
     let help = "Control requests and answers from this upstream, which are passed on to nobody.";
     out.counters("xmsg_upstream_control_messages", help, None, each(|link| link.control))?;
     let help = "Messages from this upstream that the topics of the link do not allow.";
-    out.counters("xmsg_upstream_denied", help, None, each(|link| link.denied))?;
-    let help = "Proxies below that have this proxy as their upstream over two ways, so that they get each message twice.";
-    out.gauge("xmsg_proxy_double_paths", help, None, double_paths as u64)
+    out.counters("xmsg_upstream_denied", help, None, each(|link| link.denied))
 }

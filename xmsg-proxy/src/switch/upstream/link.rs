@@ -264,15 +264,13 @@ impl Link {
             let peer = session.handshake().await.map_err(|ended| ended.while_connecting(endpoint))?;
             Ok((session, peer))
         };
-        match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
-            Ok(opened) => opened,
-            Err(_) => {
-                let what = format!(
-                    "no answer from {endpoint} within {CONNECT_TIMEOUT:?}: is it a ZeroMQ socket, and does it run?"
-                );
-                Err(Error::new(ErrorKind::Timeout, what))
-            }
+        if let Ok(opened) = tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
+            return opened;
         }
+        let what = format!(
+            "no answer from {endpoint} within {CONNECT_TIMEOUT:?}: is it a ZeroMQ socket, and does it run?"
+        );
+        Err(Error::new(ErrorKind::Timeout, what))
     }
 
     /// Does what there is to do over a connection, to its end. Returns also whether it was at work.

@@ -43,7 +43,7 @@ impl Token {
             let is_hex = part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
             is_hex.then(|| u128::from_str_radix(part, 16).ok())?
         };
-        let [proxy, link, connection] = DIGITS.map(|digits| number(digits));
+        let [proxy, link, connection] = DIGITS.map(&mut number);
         Some(Self {
             proxy: proxy?,
             link: u32::try_from(link?).ok()?,
