@@ -29,25 +29,27 @@ use crate::upstream::{Upstream, UpstreamState, UpstreamStats};
 
 /// How long a connection may take to be made, its handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The first pause after a connection that failed or ended …
+/// The first pause after a connection that failed or ended, at most.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
-/// … and the longest one: a whole site of proxies is not to connect in step when their upstream is back.
+/// The longest pause after connections that failed or ended. A whole site of proxies may wait for one upstream, so pauses
+/// grow, and differ.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// The same after a loop. Somebody has to change settings before it can go.
+/// The first pause after a connection that closed a loop, at most. Somebody has to change settings before the loop is gone.
 const LOOP_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The longest pause after connections that closed a loop.
 const LOOP_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// A link that was at work for so long had no loop: the next one is tried again soon.
+/// A link that was at work for so long was part of no loop. If it closes one after that, the pauses begin with the first one.
 const LOOP_FORGOTTEN: Duration = Duration::from_secs(60);
-/// How long a link waits for its own token before it passes on those of others, cut by up to half at random: of links that close a loop
-/// together, one goes on before the others, and these find out.
+/// How long a link waits for its own token before it passes on those of others. It is cut by up to half at random: of the
+/// links that close a loop together, one then goes on before the others, and these find the loop.
 const FIRST_WAIT: Duration = Duration::from_millis(600);
-/// How long it waits then, before it subscribes to anything else: several links may have gone on at once, each of which passed on what
-/// the others wait for. A token that takes longer to come back ends a link that is at work.
+/// How long a link waits between the tokens of others and all other subscriptions. Several links may have passed on tokens
+/// at once, and each of them then finds the loop in this time. A token that takes longer ends a link that is at work.
 const SECOND_WAIT: Duration = Duration::from_millis(300);
 /// Bytes of an error that are kept for those who look.
 const ERROR_MAX: usize = 512;
 
-/// What a publisher is that has not connected to us.
+/// What is known of a publisher to which this proxy has connected, and not the other way round.
 #[derive(Debug)]
 pub(in crate::switch) struct Arrival {
     /// The longest prefix that the other side takes, bytes.
@@ -82,7 +84,7 @@ pub(super) struct Link {
     upstream: Upstream,
     name: Box<str>,
     connections: AtomicU32,
-    /// It is not wanted any more.
+    /// Cancelled when the upstream is no longer in the settings.
     removed: CancellationToken,
     status: Mutex<Status>,
 }

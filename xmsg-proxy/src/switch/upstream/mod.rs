@@ -22,9 +22,9 @@ use crate::upstream::{Upstream, UpstreamStats};
 #[derive(Debug, Default)]
 pub(super) struct Links {
     list: Mutex<Vec<Arc<Link>>>,
-    /// Lines in the log about connections, of all links together.
+    /// Limits the lines in the log about connections, of all links together.
     lines: Throttle,
-    /// … and about loops.
+    /// Limits the lines in the log about loops, of all links together.
     loops: Throttle,
 }
 
