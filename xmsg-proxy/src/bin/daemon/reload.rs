@@ -38,7 +38,8 @@ impl<P: Program> Daemon<P> {
     /// Changes what differs. A part that can be reloaded has its lines here, its field in [`Reloadable`], and its keys in
     /// `Settings::RELOADABLE`.
     fn take_over(&mut self, new: Reloadable) {
-        let Reloadable { log_filter, linger, admin_token, admin_viewer_token, mechanism, rules, upstreams } = new;
+        let Reloadable { log_filter, linger, admin_token, admin_viewer_token, mechanism, rules, upstreams } =
+            new;
         let in_force = &self.reloadable.mechanism;
         let has_same_rules = mechanism.has_rules_of(in_force);
         if !has_same_rules {
