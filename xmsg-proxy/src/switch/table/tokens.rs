@@ -21,6 +21,8 @@ use crate::switch::upstream::Token;
 pub(super) const TOKENS_MAX: usize = 1024;
 /// What a token of a subscriber takes, bytes, about.
 const TOKEN: usize = 160;
+/// Where no more are told of tokens than this, nobody is slowed down for it.
+const FEW: usize = 64;
 /// Tokens of one proxy that are compared with a new one of it.
 const COMPARED: usize = 256;
 
@@ -84,11 +86,21 @@ impl TableTask {
             let is_first = subscribers.len() == 1;
             tokens.claim.force(tokens.claim.bytes() + TOKEN);
             if is_first {
+                self.charge_for_token(subscriber);
                 self.tell_token(true, token);
             }
             self.look_for_double_path(token.proxy);
         } else if self.tokens.own.get_mut(&subscriber.id).is_some_and(|own| own.remove(&token)) {
+            self.charge_for_token(subscriber);
             self.release_token(subscriber.id, token);
+        }
+    }
+
+    /// Has a subscriber wait for its next change, where many are told of this one.
+    fn charge_for_token(&self, subscriber: &Subscriber) {
+        let told = self.tokens.told.len();
+        if told > FEW {
+            subscriber.told.fetch_add(told, Ordering::Relaxed);
         }
     }
 
