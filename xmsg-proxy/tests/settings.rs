@@ -58,7 +58,7 @@ async fn flags_go_over_the_environment_and_both_over_the_file() {
     let config = file(
         folder.path(),
         "a.toml",
-        "port = 1001\nlinger_s = 1\nupstream = \"all\"\n[log]\nfilter = \"error\"",
+        "port = 1001\nlinger_s = 1\npublishers_send = \"all\"\n[log]\nfilter = \"error\"",
     );
     let from = async |arguments: &[&str], environment: &[(&str, &str)], key: &str| {
         let text = printed(&[&["--config", &config], arguments].concat(), environment).await;
