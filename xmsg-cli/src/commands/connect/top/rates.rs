@@ -39,7 +39,7 @@ pub(super) struct Waiting {
 }
 
 impl LinkRates {
-    /// Fields are added, never renamed: docs/operations.md lists them.
+    /// Fields are added, never renamed: docs/command-line.md lists them.
     pub(super) fn document(&self) -> Value {
         json!({
             "sort": self.sort,
