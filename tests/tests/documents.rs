@@ -251,6 +251,49 @@ async fn a_message_goes_through_a_queue_in_five_minutes() {
     run(&script, folder.path(), &environment).await;
 }
 
+/// Two proxies are joined over RabbitMQ.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_proxies_share_a_topic_as_the_document_says() {
+    let [start, questions] = &section(include_str!("../../docs/connect.md"), "Federation")[..] else {
+        panic!("another number of blocks")
+    };
+    let broker = Broker::shared().await;
+    let folder = tempfile::tempdir().unwrap();
+    let [a, b, admin_a, admin_b] = std::array::from_fn(|_| three_spare_ports().to_string());
+    let broker = format!("127.0.0.1:{}", broker.port());
+    let start = with(
+        start,
+        &[
+            ("127.0.0.1:5672", &*broker),
+            ("7771", &*a),
+            ("7781", &*b),
+            ("7775", &*admin_a),
+            ("7785", &*admin_b),
+        ],
+    );
+    let questions =
+        with(questions, &[("7771", &*a), ("7781", &*b), ("7775", &*admin_a), ("7785", &*admin_b)]);
+    // The subscription is there before the message comes.
+    let heard = "xmsg sub orders -n 1 --proxy";
+    let questions: String = questions
+        .lines()
+        .map(|line| match line {
+            list if list.starts_with("xmsg connect list") => {
+                until(&format!("[ $({list} --json | grep -c '\"state\":\"connected\"') = 3 ]"))
+            }
+            sub if sub.starts_with(heard) => {
+                let sub = sub.replace(" &", " > heard &");
+                let there =
+                    format!("xmsg connections --admin 127.0.0.1:{admin_b} --json | grep -c subscriber");
+                format!("{sub}\n{}", until(&format!("[ $({there}) = 2 ]")))
+            }
+            other => format!("{other}\n"),
+        })
+        .collect();
+    let script = format!("{start}\n{questions}grep -q '17 pieces' heard");
+    run(&script, folder.path(), &[]).await;
+}
+
 /// Each way to run a registrar is tested with the same queries.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registrar_is_run_and_asked_as_the_document_says() {

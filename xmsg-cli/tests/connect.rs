@@ -164,8 +164,11 @@ async fn definitions_go_out_and_come_in_again() {
     assert!(exported.contains("name = \"a\"") && exported.contains("[spool]"), "{exported}");
     assert_eq!(site.json(&["export"]).await[0]["outgoing"][0]["lazy"], true);
     let other = exported.replace("\"a\"", "\"b\"");
-    site.said(&["import", &site.file(&other)], "imported: 0 connections, 1 outgoing connection, 0 channels")
-        .await;
+    site.said(
+        &["import", &site.file(&other)],
+        "imported: 0 connections, 1 outgoing connection, 0 channels, 0 federations",
+    )
+    .await;
     assert_eq!(site.json(&["list"]).await[0]["name"], "b");
     // The definitions may come from a pipe.
     let mut importing = site.start(&["import", "-", "--json"]);

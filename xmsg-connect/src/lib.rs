@@ -41,6 +41,7 @@ mod background;
 mod channel;
 pub mod definition;
 mod error;
+mod federation;
 mod outbound;
 mod outgoing;
 mod ping;
@@ -55,7 +56,8 @@ pub use error::{Error, ErrorKind, Result};
 pub use outbound::Outbound;
 pub use outgoing::Accepted;
 pub use registry::{
-    ChannelReport, Definition, OnDelete, OutgoingReport, Registry, RegistryOptions, Report, Sort,
+    ChannelReport, Definition, FederationReport, OnDelete, OutgoingReport, Registry, RegistryOptions, Report,
+    Sort,
 };
 pub use status::{Counts, DeadMessage, Incident, LinkReport, LinkState, SpoolReport};
 

@@ -50,6 +50,11 @@ pub(crate) async fn ping(
                     _ => as_reported(link)?,
                 },
             },
+            Definition::Federation(federation) => {
+                let opened = broker_of(named(all, Some(&federation.connection))?).await?;
+                crate::federation::check(&opened.channel, &federation.exchange, &federation.queue()).await?;
+                opened.close().await;
+            }
             Definition::Channel(channel) => match channel.check(all)? {
                 Origin::Amqp(way) => {
                     let opened = broker_of(&named(all, channel.connection.as_ref())?.resolved(base)).await?;

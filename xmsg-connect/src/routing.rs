@@ -67,6 +67,11 @@ impl FromStr for Template {
 }
 
 impl Template {
+    /// `{topic}`.
+    pub(crate) fn topic() -> Self {
+        Self(vec![Part::Topic])
+    }
+
     /// The routing key for a message with this topic, where parts that the topic does not have are empty; why there is none, in words, when it would be longer than AMQP allows.
     pub fn fill(&self, topic: &Topic) -> Result<String, String> {
         let mut key = String::new();

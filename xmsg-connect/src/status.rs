@@ -107,6 +107,11 @@ pub struct Counts {
     pub lost_before: u64,
     /// Messages that a DEALER received, which nobody waits for.
     pub ignored: u64,
+    /// Messages of a federation that were passed over, because they have been where they would go: those that were taken in and came back from the proxy, our
+    /// own that came back from the broker, and those with a topic that is not taken in.
+    pub passed_over: u64,
+    /// Messages of a federation that the broker had for us once more, and that were recognized by their identifiers.
+    pub duplicates: u64,
     /// Connections that were made.
     pub connections: u64,
 }
@@ -137,6 +142,8 @@ counters!(
     refused,
     lost_before,
     ignored,
+    passed_over,
+    duplicates,
     connections,
 );
 

@@ -9,8 +9,10 @@
 //! | `X-Xmsg-Component` | long string | which outgoing connection sent it |
 //! | `X-Xmsg-Body` | long string | `plain` where the body is the data in another form ([`Body::Plain`]) |
 //! | `X-Xmsg-Msg-TS` | long string | when it was accepted: RFC 3339, UTC, in milliseconds |
+//! | `X-Xmsg-Origin` | long string | in a federation: the name of the proxy that it was published at |
 //!
-//! The headers of a message of xMsg stand beside these, under their own names.
+//! The headers of a message of xMsg stand beside these, under their own names; in a federation, they stand in the metadata alone, which has twice the room
+//! then.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -34,6 +36,8 @@ const META: &str = "X-Xmsg-Meta";
 const NESTED: usize = 16;
 /// The header with the identifier of a message.
 pub(crate) const ID: &str = "X-Xmsg-Id";
+/// The header with the name of the proxy that a message of a federation was published at.
+const ORIGIN: &str = "X-Xmsg-Origin";
 /// Says that the body is plain.
 const BODY: &str = "X-Xmsg-Body";
 const PLAIN: &str = "plain";
@@ -66,9 +70,10 @@ pub(crate) fn outbound(
     let outbound = &stored.outbound;
     let message = &outbound.message;
     let exchange = outbound.exchange.clone().unwrap_or_else(|| plan.exchange.clone());
-    let routing_key = match &outbound.routing_key {
-        Some(key) => key.clone(),
-        None => plan.routing_key.fill(message.topic())?,
+    let routing_key = match (&outbound.routing_key, &plan.origin) {
+        (Some(key), _) => key.clone(),
+        (None, None) => plan.routing_key.fill(message.topic())?,
+        (None, Some(_)) => crate::federation::routing_key(message.topic().as_bytes()),
     };
     for (what, text) in [("the exchange", &exchange), ("the routing key", &routing_key)] {
         if let Some(why) = not_short(text) {
@@ -101,7 +106,9 @@ pub(crate) fn outbound(
     }
 
     let mut headers: BTreeMap<String, AMQPValue> = BTreeMap::new();
-    if let Ok(meta) = message.meta() {
+    if plan.origin.is_none()
+        && let Ok(meta) = message.meta()
+    {
         // RabbitMQ routes by these two, and ends the channel where they are texts.
         let is_plain = |key: &str| !matches!(key, "CC" | "BCC") && not_short(key).is_none();
         for (key, value) in meta.headers.iter().filter(|(key, _)| is_plain(key)) {
@@ -132,6 +139,9 @@ pub(crate) fn outbound(
     headers.insert(TOPIC.to_owned(), AMQPValue::LongString(topic.to_vec().into()));
     headers.insert(META.to_owned(), AMQPValue::ByteArray(ByteArray::from(meta.to_vec())));
     headers.insert(ID.to_owned(), AMQPValue::LongString(id.into()));
+    if let Some(origin) = &plan.origin {
+        headers.insert(ORIGIN.to_owned(), AMQPValue::LongString(origin.as_bytes().into()));
+    }
 
     let short = |text: Option<String>| text.map(ShortString::from);
     let mut table = FieldTable::default();
@@ -254,6 +264,16 @@ pub(crate) fn identity(channel: &str, properties: &BasicProperties) -> Identity 
     let history =
         headers.filter(|headers| headers.contains_key(META)).and_then(|headers| headers.get(HISTORY));
     Identity { id, message_id: message_id.filter(|_| !is_ours), history: history.and_then(text_of) }
+}
+
+/// Where a message of a federation was published.
+pub(crate) fn origin_of(properties: &BasicProperties) -> Option<String> {
+    text_of(properties.headers().as_ref()?.inner().get(ORIGIN)?)
+}
+
+/// The topic that a message had in xMsg.
+pub(crate) fn topic_of(properties: &BasicProperties) -> Option<Bytes> {
+    bytes_of(properties.headers().as_ref()?.inner().get(TOPIC)?)
 }
 
 /// A message of a queue as one of xMsg, for this target; or why it is none, in words.

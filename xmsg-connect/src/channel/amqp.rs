@@ -1,5 +1,6 @@
 //! From a queue of a broker to the target: consuming with acknowledgements, a bound for what is tried again, and what a broker refuses.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures::{FutureExt, StreamExt};
@@ -17,6 +18,7 @@ use super::target::{Targets, Way, may_be_tried_again};
 use crate::amqp::{Link, headers, refused, short};
 use crate::definition::{AckMode, AmqpChannel, OnError, QueueDeclare};
 use crate::error::{Error, ErrorKind, Result};
+use crate::federation::{Id, Verdict};
 use crate::outbound::Outbound;
 use crate::status::{LinkState, Status, add};
 use crate::supervise::Failure;
@@ -40,7 +42,13 @@ pub(super) async fn session(
     let open = async {
         let target = targets.open(&plan.definition.target)?;
         let opened = Link::open(broker, &plan.definition.name, attempt).await?;
-        let consumer = opened.within(broker.connect_timeout.get(), consume(&opened.channel, way)).await?;
+        let limit = broker.connect_timeout.get();
+        if let Some(federation) = &plan.federation {
+            // First the queue, which is to get what is published from now on; what is in it may have to wait.
+            opened.within(limit, federation.prepare(&opened.channel)).await?;
+            federation.hold().await;
+        }
+        let consumer = opened.within(limit, consume(&opened.channel, way)).await?;
         Ok::<_, Error>((target, opened, consumer))
     };
     let (target, opened, consumer) = tokio::select! {
@@ -116,6 +124,8 @@ fn declaration(way: &AmqpChannel) -> Option<(QueueDeclareOptions, FieldTable)> {
 struct Taken {
     acker: Acker,
     tag: u64,
+    /// In a federation: where it comes from, and its identifier.
+    source: Option<(Arc<str>, Id)>,
 }
 
 struct Session<'a> {
@@ -174,9 +184,11 @@ impl Session<'_> {
         let target = &self.plan.definition.target;
         let mut taken = Vec::with_capacity(deliveries.len());
         let mut messages: Vec<Outbound> = Vec::with_capacity(deliveries.len());
+        let mut passed = Vec::new();
+        let mut sources = HashSet::new();
         for delivery in deliveries {
             let tried = tried(&delivery);
-            let one = Taken { tag: delivery.delivery_tag, acker: delivery.acker.clone() };
+            let mut one = Taken { tag: delivery.delivery_tag, acker: delivery.acker.clone(), source: None };
             if self.way.ack_mode == AckMode::Ack {
                 one.acker.ack(BasicAckOptions::default()).await?;
             }
@@ -185,15 +197,39 @@ impl Session<'_> {
                 continue;
             }
             let identity = headers::identity(name, &delivery.properties);
+            let mut origin = None;
+            if let Some(federation) = &self.plan.federation {
+                let verdict = match federation.judge(&delivery) {
+                    // It came twice at once.
+                    Verdict::Take(from, Some(id)) if !sources.insert((from.clone(), id)) => Verdict::Repeated,
+                    verdict => verdict,
+                };
+                let counters = &self.status.counters;
+                match verdict {
+                    Verdict::Take(from, id) => {
+                        one.source = id.map(|id| (from.clone(), id));
+                        origin = Some(from);
+                    }
+                    Verdict::PassOver => add(&counters.passed_over, 1),
+                    Verdict::Repeated => add(&counters.duplicates, 1),
+                }
+                if origin.is_none() {
+                    passed.push(one);
+                    continue;
+                }
+            }
             match headers::inbound(name, delivery, target) {
-                Ok(message) => {
+                Ok(mut message) => {
+                    if let (Some(federation), Some(origin)) = (&self.plan.federation, &origin) {
+                        message = federation.taken_in(message, origin);
+                    }
                     messages.push(identity.put_on(Outbound::new(message)));
                     taken.push(one);
                 }
                 Err(what) => self.reject(one, &format!("it can't be a message of xMsg: {what}")).await?,
             }
         }
-        self.hand_over(taken, messages, stop).await
+        self.hand_over(taken, messages, passed, stop).await
     }
 
     /// Tries until the target has all of them. What it does not take for a fault of its own stays here, without an acknowledgement, so that the broker keeps
@@ -202,6 +238,7 @@ impl Session<'_> {
         &mut self,
         mut taken: Vec<Taken>,
         mut messages: Vec<Outbound>,
+        passed: Vec<Taken>,
         stop: &CancellationToken,
     ) -> lapin::Result<()> {
         let mut handed = Vec::with_capacity(taken.len());
@@ -238,6 +275,13 @@ impl Session<'_> {
                 return Ok(());
             }
         }
+        if let Some(federation) = &self.plan.federation {
+            // Before the broker is told: what it has not heard of by the end of the connection comes again.
+            federation.remember(handed.iter().filter_map(|one| one.source.as_ref()));
+        }
+        add(&self.status.counters.delivered, handed.len() as u64);
+        handed.extend(passed);
+        handed.sort_unstable_by_key(|one| one.tag);
         self.settle(handed, is_plain).await
     }
 
@@ -251,11 +295,10 @@ impl Session<'_> {
         }
     }
 
-    /// The target has these. `are_all`: no other message came between them that was settled otherwise.
+    /// The target has these, or does not get them for good reasons. `are_all`: no other message came between them that was settled otherwise.
     async fn settle(&mut self, handed: Vec<Taken>, are_all: bool) -> lapin::Result<()> {
         let Some(last) = handed.last().map(|one| one.tag) else { return Ok(()) };
         self.has_worked = true;
-        add(&self.status.counters.delivered, handed.len() as u64);
         match self.way.ack_mode {
             AckMode::OnConfirm if are_all => {
                 self.channel.basic_ack(last, BasicAckOptions { multiple: true }).await?;

@@ -14,6 +14,7 @@ use crate::definition::{
     ChannelDefinition, ConnectionDefinition, Definitions, Origin, Reconnect, ZmqChannel,
 };
 use crate::error::Result;
+use crate::federation::Federation;
 use crate::status::{Status, add};
 use crate::supervise::{Plan, supervise};
 
@@ -26,6 +27,8 @@ pub(crate) struct ChannelPlan {
     pub(crate) origin: Origin,
     /// The broker, if it comes from one.
     pub(crate) broker: Option<ConnectionDefinition>,
+    /// The federation whose messages it brings in.
+    pub(crate) federation: Option<Federation>,
 }
 
 impl ChannelPlan {
@@ -36,7 +39,7 @@ impl ChannelPlan {
             amqp @ Origin::Amqp(_) => amqp,
         };
         let broker = all.broker(definition.connection.as_ref()).map(|broker| broker.resolved(base));
-        Ok(Self { definition: definition.clone(), origin, broker })
+        Ok(Self { definition: definition.clone(), origin, broker, federation: None })
     }
 
     fn as_work(&self) -> Plan<Self> {

@@ -25,6 +25,7 @@
 
 mod channel;
 mod connection;
+mod federation;
 mod outgoing;
 mod properties;
 mod values;
@@ -41,13 +42,14 @@ pub use channel::{
     AckMode, ChannelDefinition, DeadLetterExchange, OnError, QueueDeclare, ReceivingSocket, Target,
 };
 pub use connection::{ConnectionDefinition, Kind, Reconnect};
+pub use federation::FederationDefinition;
 pub use outgoing::{Body, Frames, HeaderCompat, OnReturn, OutgoingDefinition, SendingSocket, WhenInactive};
 pub use properties::{DeliveryMode, Properties};
 pub use values::{ByteSize, HeaderValue, Span};
 pub use zmq::{Curve, SocketMethod};
 
 pub(crate) use channel::{AmqpChannel, Origin, ZmqChannel};
-pub(crate) use outgoing::{AmqpOutgoing, Way, ZmqOutgoing};
+pub(crate) use outgoing::{AmqpOutgoing, MESSAGE_SIZE, Way, ZmqOutgoing};
 pub(crate) use properties::not_short;
 pub(crate) use zmq::ZmqFields;
 
@@ -120,6 +122,9 @@ pub struct Definitions {
     /// Ways into xMsg.
     #[serde(rename = "channel", skip_serializing_if = "Vec::is_empty")]
     pub channels: Vec<ChannelDefinition>,
+    /// The federation that the proxy takes part in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub federation: Option<FederationDefinition>,
 }
 
 /// Entries of one sort that there may be.
@@ -178,7 +183,8 @@ impl Definitions {
         }
         self.connections.iter().try_for_each(ConnectionDefinition::check)?;
         self.outgoing.iter().try_for_each(|outgoing| outgoing.check(self).map(drop))?;
-        self.channels.iter().try_for_each(|channel| channel.check(self).map(drop))
+        self.channels.iter().try_for_each(|channel| channel.check(self).map(drop))?;
+        self.federation.iter().try_for_each(|federation| federation.check(self))
     }
 }
 
@@ -233,7 +239,7 @@ fn check_topics(topics: &[String]) -> Result<(), String> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DefinitionError {
-    /// `connection`, `outgoing`, `channel` or `spool`; empty for what concerns the whole file.
+    /// `connection`, `outgoing`, `channel`, `federation` or `spool`; empty for what concerns the whole file.
     pub sort: &'static str,
     /// The name of the entry.
     pub name: String,

@@ -192,6 +192,8 @@ pub(crate) struct AmqpOutgoing {
     pub(crate) header_compat: Option<HeaderCompat>,
     pub(crate) properties: Properties,
     pub(crate) headers: BTreeMap<String, HeaderValue>,
+    /// The name of this proxy in its federation, for the outgoing connection of that: the exchange is declared, and messages say where they come from.
+    pub(crate) origin: Option<String>,
 }
 
 /// An outgoing connection to a ZeroMQ socket, checked.
@@ -213,7 +215,7 @@ pub(crate) enum Way {
 const IN_FLIGHT_MAX: u32 = 10_000;
 const IN_FLIGHT: u32 = 256;
 /// The longest message that RabbitMQ takes unless it is configured otherwise.
-const MESSAGE_SIZE: ByteSize = ByteSize::of(128 << 20);
+pub(crate) const MESSAGE_SIZE: ByteSize = ByteSize::of(128 << 20);
 
 impl OutgoingDefinition {
     /// A way to an exchange of the broker that this connection leads to, with the defaults.
@@ -381,6 +383,7 @@ impl OutgoingDefinition {
             header_compat: self.header_compat,
             properties: self.properties.clone(),
             headers: self.headers.clone(),
+            origin: None,
         })
     }
 

@@ -18,6 +18,7 @@ use super::{OutgoingPlan, Shared};
 use crate::amqp::{Link, headers, refused, short, verdict};
 use crate::definition::{AmqpOutgoing, ConnectionDefinition, OnReturn, Way};
 use crate::error::{Error, ErrorKind, Result};
+use crate::federation::declare_exchange;
 use crate::outbound::Stored;
 use crate::spool::Entry;
 use crate::status::{LinkState, add};
@@ -78,11 +79,14 @@ pub(super) async fn session(
     ended.map_err(|error| Failure { error, had_worked })
 }
 
-/// Switches confirmations on, and looks whether the exchange is there.
+/// Switches confirmations on, and looks whether the exchange is there; that of a federation is made.
 async fn prepare(channel: &Channel, way: &AmqpOutgoing) -> Result<()> {
     let select = channel.confirm_select(ConfirmSelectOptions::default()).await;
     select.map_err(|error| refused(error, "the broker offers no confirmations"))?;
-    check_exchange(channel, &way.exchange).await
+    match way.origin {
+        Some(_) => declare_exchange(channel, &way.exchange).await,
+        None => check_exchange(channel, &way.exchange).await,
+    }
 }
 
 /// Whether this exchange is there. The default exchange always is.

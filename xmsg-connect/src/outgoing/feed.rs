@@ -145,8 +145,10 @@ async fn drain(link: &Arc<Shared>, mut subscription: Subscription) -> Result<()>
 /// is read from the proxy meanwhile.
 async fn store(link: &Arc<Shared>, batch: xmsg_core::Messages) -> Result<()> {
     let spool = link.spool.get()?;
+    let federation = link.plan().federation.clone();
+    let leaves = |message: &Message| federation.as_ref().is_none_or(|one| one.leaves(message, &link.status));
     let messages = batch.filter_map(|message| match message {
-        Ok(message) => Some(message),
+        Ok(message) => leaves(&message).then_some(message),
         Err(error) => {
             add(&link.status.counters.refused, 1);
             link.status.note(format!("a message that is none of xMsg was refused: {}", error.with_causes()));

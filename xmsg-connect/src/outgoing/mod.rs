@@ -31,6 +31,7 @@ use crate::definition::{
     not_short,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::federation::Federation;
 use crate::outbound::{Outbound, Stored};
 use crate::spool::{Entry, Spool, SpoolError, SpoolErrorKind, SpoolOptions, SpoolStatus};
 use crate::status::{Counters, LinkState, Status, add};
@@ -46,6 +47,8 @@ pub(crate) struct OutgoingPlan {
     pub(crate) way: Way,
     /// The broker, if it leads to one.
     pub(crate) broker: Option<ConnectionDefinition>,
+    /// The federation whose messages it takes out.
+    pub(crate) federation: Option<Federation>,
 }
 
 impl OutgoingPlan {
@@ -56,7 +59,7 @@ impl OutgoingPlan {
             amqp @ Way::Amqp(_) => amqp,
         };
         let broker = all.broker(definition.connection.as_ref()).map(|broker| broker.resolved(base));
-        Ok(Self { definition: definition.clone(), way, broker })
+        Ok(Self { definition: definition.clone(), way, broker, federation: None })
     }
 
     fn as_work(&self) -> Plan<Self> {
@@ -270,6 +273,10 @@ impl Shared {
         let definition = &plan.definition;
         if self.is_leaving.load(Ordering::Relaxed) {
             return Err(self.error(ErrorKind::Closed, "is being deleted, and takes nothing new"));
+        }
+        if plan.federation.is_some() {
+            let what = "takes what is published at the proxy, and nothing else: publish the message there";
+            return Err(self.error(ErrorKind::InvalidMessage, what));
         }
         if !definition.is_active && definition.when_inactive == WhenInactive::Reject {
             add(&self.counters().refused, 1);

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::definition::{ChannelDefinition, ConnectionDefinition, Definitions, OutgoingDefinition};
+use crate::definition::{
+    ChannelDefinition, ConnectionDefinition, Definitions, FederationDefinition, OutgoingDefinition,
+};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Something that has a definition.
@@ -20,6 +22,8 @@ pub enum Definition {
     Outgoing(Box<OutgoingDefinition>),
     /// A way in.
     Channel(Box<ChannelDefinition>),
+    /// How the proxy takes part in a federation.
+    Federation(Box<FederationDefinition>),
 }
 
 impl Definition {
@@ -30,6 +34,7 @@ impl Definition {
             Self::Connection(definition) => &definition.name,
             Self::Outgoing(definition) => &definition.name,
             Self::Channel(definition) => &definition.name,
+            Self::Federation(definition) => &definition.name,
         }
     }
 
@@ -40,6 +45,7 @@ impl Definition {
             Self::Connection(_) => Sort::Connection,
             Self::Outgoing(_) => Sort::Outgoing,
             Self::Channel(_) => Sort::Channel,
+            Self::Federation(_) => Sort::Federation,
         }
     }
 }
@@ -62,6 +68,12 @@ impl From<ChannelDefinition> for Definition {
     }
 }
 
+impl From<FederationDefinition> for Definition {
+    fn from(definition: FederationDefinition) -> Self {
+        Self::Federation(Box::new(definition))
+    }
+}
+
 /// A sort of entries. Names are unique within one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -72,6 +84,8 @@ pub enum Sort {
     Outgoing,
     /// Ways in.
     Channel,
+    /// Federations, of which a proxy has one at most.
+    Federation,
 }
 
 impl fmt::Display for Sort {
@@ -80,6 +94,7 @@ impl fmt::Display for Sort {
             Self::Connection => "connection",
             Self::Outgoing => "outgoing",
             Self::Channel => "channel",
+            Self::Federation => "federation",
         })
     }
 }
@@ -88,11 +103,13 @@ impl FromStr for Sort {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        [Self::Connection, Self::Outgoing, Self::Channel]
+        [Self::Connection, Self::Outgoing, Self::Channel, Self::Federation]
             .into_iter()
             .find(|sort| sort.to_string() == text)
             .ok_or_else(|| {
-                format!("{text:?} is no sort of entries: there are connection, outgoing and channel")
+                format!(
+                    "{text:?} is no sort of entries: there are connection, outgoing, channel and federation"
+                )
             })
     }
 }
@@ -109,7 +126,13 @@ pub enum OnDelete {
 }
 
 pub(super) fn unknown(sort: Sort, name: &str) -> Error {
-    let what = format!("there is no {sort} {name:?}");
+    let is_internal = name.contains(':') && matches!(sort, Sort::Outgoing | Sort::Channel);
+    let hint = if is_internal {
+        " in the definitions: it belongs to the federation, which is changed as a whole"
+    } else {
+        ""
+    };
+    let what = format!("there is no {sort} {name:?}{hint}");
     Error::new(ErrorKind::Unknown, what)
 }
 
@@ -127,6 +150,9 @@ impl Definitions {
             Sort::Channel => {
                 self.channels.iter().find(|entry| entry.name == *name).cloned().map(Definition::from)
             }
+            Sort::Federation => {
+                self.federation.clone().filter(|entry| entry.name == *name).map(Definition::from)
+            }
         }
     }
 
@@ -139,6 +165,13 @@ impl Definitions {
             Definition::Connection(definition) => self.connections.push(*definition),
             Definition::Outgoing(definition) => self.outgoing.push(*definition),
             Definition::Channel(definition) => self.channels.push(*definition),
+            Definition::Federation(definition) => {
+                if let Some(other) = &self.federation {
+                    let what = format!("the proxy takes part in a federation already, as {:?}", other.name);
+                    return Err(Error::new(ErrorKind::NameTaken, what));
+                }
+                self.federation = Some(*definition);
+            }
         }
         Ok(())
     }
@@ -151,6 +184,11 @@ impl Definitions {
     pub(super) fn channel_mut(&mut self, name: &str) -> Result<&mut ChannelDefinition> {
         let found = self.channels.iter_mut().find(|entry| entry.name == *name);
         found.ok_or_else(|| unknown(Sort::Channel, name))
+    }
+
+    pub(super) fn federation_mut(&mut self, name: &str) -> Result<&mut FederationDefinition> {
+        let found = self.federation.as_mut().filter(|entry| entry.name == *name);
+        found.ok_or_else(|| unknown(Sort::Federation, name))
     }
 
     /// Puts a definition in the place of the one of this name; what refers to it follows when it gets another name.
@@ -169,6 +207,9 @@ impl Definitions {
                         *user = Some(new_name.clone());
                     }
                 }
+                if let Some(federation) = self.federation.as_mut().filter(|entry| entry.connection == name) {
+                    federation.connection = new_name;
+                }
             }
             Definition::Outgoing(mut definition) => {
                 let place = self.outgoing_mut(name)?;
@@ -185,6 +226,7 @@ impl Definitions {
                 }
             }
             Definition::Channel(definition) => *self.channel_mut(name)? = *definition,
+            Definition::Federation(definition) => *self.federation_mut(name)? = *definition,
         }
         Ok(())
     }
@@ -197,14 +239,17 @@ impl Definitions {
                 let mut channels =
                     self.channels.iter().filter(|entry| entry.connection.as_deref() == Some(name));
                 let outgoing = outgoing.next().map(|entry| format!("outgoing {:?}", entry.name));
-                outgoing.or_else(|| channels.next().map(|entry| format!("channel {:?}", entry.name)))
+                let channels = channels.next().map(|entry| format!("channel {:?}", entry.name));
+                let federation = self.federation.iter().find(|entry| entry.connection == name);
+                let federation = federation.map(|entry| format!("federation {:?}", entry.name));
+                outgoing.or(channels).or(federation)
             }
             Sort::Outgoing => {
                 let target = crate::definition::Target::Outgoing(name.to_owned());
                 let channel = self.channels.iter().find(|entry| entry.target == target);
                 channel.map(|entry| format!("channel {:?}", entry.name))
             }
-            Sort::Channel => None,
+            Sort::Channel | Sort::Federation => None,
         };
         match used_by {
             Some(user) => Err(Error::new(ErrorKind::InUse, format!("{sort} {name:?} is used by {user}"))),

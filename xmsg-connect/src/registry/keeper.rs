@@ -15,6 +15,7 @@ use crate::background::in_background;
 use crate::channel::{Channel, ChannelPlan};
 use crate::definition::{Definitions, Fsync, OnFull, OutgoingDefinition, SpoolDefinition};
 use crate::error::{Error, ErrorKind, Result};
+use crate::federation::{Federation, Memory};
 use crate::outgoing::{Outgoing, OutgoingPlan};
 use crate::spool::SpoolOptions;
 
@@ -26,6 +27,8 @@ pub(super) struct Keeper {
     pub(super) shared: Arc<Shared>,
     pub(super) actor: Actor,
     pub(super) state_file: PathBuf,
+    /// What the federation remembers; it outlives each definition of it.
+    pub(super) memory: Arc<Memory>,
 }
 
 impl Keeper {
@@ -76,10 +79,13 @@ impl Keeper {
         let base = &self.shared.state_dir;
         let outgoing_plans =
             definitions.outgoing.iter().map(|outgoing| OutgoingPlan::of(outgoing, &definitions, base));
-        let outgoing_plans = outgoing_plans.collect::<Result<Vec<_>>>()?;
+        let mut outgoing_plans = outgoing_plans.collect::<Result<Vec<_>>>()?;
         let channel_plans =
             definitions.channels.iter().map(|channel| ChannelPlan::of(channel, &definitions, base));
-        let channel_plans = channel_plans.collect::<Result<Vec<_>>>()?;
+        let mut channel_plans = channel_plans.collect::<Result<Vec<_>>>()?;
+        let federation = definitions.federation.as_ref().map(|one| Federation::new(one, &self.memory));
+        outgoing_plans.extend(federation.iter().map(|one| one.outgoing_plan(&definitions, base)));
+        channel_plans.extend(federation.iter().map(|one| one.channel_plan(&definitions, base)));
         let (ended_channels, ended_outgoing) = {
             let mut entries = self.shared.entries.write().unwrap_or_else(PoisonError::into_inner);
             let mut channels = std::mem::take(&mut entries.channels);
@@ -117,6 +123,7 @@ impl Keeper {
                 };
                 entries.channels.insert(name, channel);
             }
+            entries.federation = federation;
             *self.shared.definitions.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(definitions);
             (channels, outgoing)
         };

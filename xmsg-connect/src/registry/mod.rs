@@ -23,14 +23,15 @@ use self::ending::{Ending, Endings};
 use self::entry::unknown;
 pub use self::entry::{Definition, OnDelete, Sort};
 use self::keeper::Keeper;
-pub use self::report::{ChannelReport, OutgoingReport, Report};
-use self::report::{report_channel, report_outgoing};
+pub use self::report::{ChannelReport, FederationReport, OutgoingReport, Report};
+use self::report::{report_channel, report_federation, report_outgoing};
 use self::shared::{Leaving, Shared};
 use self::state::{STATE_FILE, absolute, lock_state, read_state};
 use crate::background::{in_background, on_a_thread};
 use crate::channel::{Channel, Targets};
 use crate::definition::Definitions;
 use crate::error::{Error, ErrorKind, Result};
+use crate::federation::SPOOL_FOLDER;
 use crate::outbound::Outbound;
 use crate::outgoing::{Accepted, Outgoing, mark_purged, storage, unmark_purged};
 use crate::ping;
@@ -126,8 +127,15 @@ impl Registry {
             is_closed: AtomicBool::new(false),
         });
         let (changes, receiver) = mpsc::channel(CHANGES);
-        let mut keeper = Keeper { shared: shared.clone(), actor, state_file: state_dir.join(STATE_FILE) };
-        let used = definitions.outgoing.iter().map(|outgoing| outgoing.spool_folder().to_owned()).collect();
+        let mut keeper = Keeper {
+            shared: shared.clone(),
+            actor,
+            state_file: state_dir.join(STATE_FILE),
+            memory: Arc::default(),
+        };
+        let folders = definitions.outgoing.iter().map(|outgoing| outgoing.spool_folder().to_owned());
+        let of_federation = definitions.federation.iter().map(|_| SPOOL_FOLDER.to_owned());
+        let used = folders.chain(of_federation).collect();
         shared.endings.clear(shared.spool_dir.clone(), used).await?;
         keeper.apply(definitions, &[])?;
         keeper.save().await?;
@@ -190,6 +198,7 @@ impl Registry {
                 Definition::Connection(definition) => definition.name = to,
                 Definition::Outgoing(definition) => definition.name = to,
                 Definition::Channel(definition) => definition.name = to,
+                Definition::Federation(definition) => definition.name = to,
             }
             all.replace(&name, definition)
         })
@@ -209,6 +218,7 @@ impl Registry {
                 }
                 Sort::Outgoing => all.outgoing_mut(&name)?.is_active = is_active,
                 Sort::Channel => all.channel_mut(&name)?.is_active = is_active,
+                Sort::Federation => all.federation_mut(&name)?.is_active = is_active,
             }
             Ok(())
         })
@@ -219,38 +229,40 @@ impl Registry {
     pub async fn delete(&self, sort: Sort, name: &str, on_delete: OnDelete) -> Result<()> {
         let mut purge = Vec::new();
         // Nothing new is taken from here on, or else it would never be empty. If it is not deleted after all, it goes on.
-        let leaving = (sort == Sort::Outgoing).then(|| Leaving::begin(&self.shared, name)).transpose()?;
-        if sort == Sort::Outgoing {
+        let spooled = self.shared.spooled(sort, name)?;
+        let leaving = spooled.as_deref().map(|name| Leaving::begin(&self.shared, name)).transpose()?;
+        if let Some(name) = &spooled {
             match on_delete {
                 OnDelete::Refuse => self.check_empty(name)?,
                 OnDelete::Drain(limit) => self.drain(name, limit).await?,
                 OnDelete::Purge => {
                     let path = self.shared.spool_path(name)?;
                     on_a_thread("marking a spool", move || mark_purged(&path)).await?;
-                    purge.push(name.to_owned());
+                    purge.push(name.clone());
                 }
             }
         }
         let path = purge.first().and_then(|name| self.shared.spool_path(name).ok());
-        let (shown, is_checked) = (name.to_owned(), on_delete != OnDelete::Purge);
-        let name = shown.clone();
+        let name = name.to_owned();
+        let checked = spooled.clone().filter(|_| on_delete != OnDelete::Purge);
         let shared = self.shared.clone();
         let deleted = self.change(purge, move |all| {
             all.find(sort, &name).ok_or_else(|| unknown(sort, &name))?;
             // Something may have come since.
-            if sort == Sort::Outgoing && is_checked {
-                shared.check_empty(&name)?;
+            if let Some(name) = &checked {
+                shared.check_empty(name)?;
             }
             all.check_unused(sort, &name)?;
             all.connections.retain(|entry| sort != Sort::Connection || entry.name != name);
             all.outgoing.retain(|entry| sort != Sort::Outgoing || entry.name != name);
             all.channels.retain(|entry| sort != Sort::Channel || entry.name != name);
+            all.federation.take_if(|_| sort == Sort::Federation);
             Ok(())
         });
         let deleted = deleted.await;
         // What was not deleted after all keeps its messages.
         if let Some(path) = path
-            && self.shared.spool_path(&shown).is_ok()
+            && spooled.as_deref().is_some_and(|name| self.shared.spool_path(name).is_ok())
         {
             on_a_thread("marking a spool", move || {
                 unmark_purged(&path);
@@ -272,6 +284,9 @@ impl Registry {
                 |folder: &str| definitions.outgoing.iter().any(|other| other.spool_folder() == folder);
             for outgoing in all.outgoing.iter().filter(|outgoing| !is_kept(outgoing.spool_folder())) {
                 shared.check_empty(&outgoing.name)?;
+            }
+            if let (Some(federation), None) = (&all.federation, &definitions.federation) {
+                shared.check_empty(&federation.outgoing_name())?;
             }
             if definitions.spool.dir != all.spool.dir {
                 let what = "the folder of the spools can't change while they are at work (spool.dir)";
@@ -298,6 +313,11 @@ impl Registry {
             connections: definitions.connections.clone(),
             outgoing: entries.outgoing.values().map(report_outgoing).collect(),
             channels: entries.channels.values().map(report_channel).collect(),
+            federations: entries
+                .federation
+                .iter()
+                .filter_map(|one| report_federation(one, &entries))
+                .collect(),
             orphans: self.shared.orphans(),
         }
     }
@@ -312,6 +332,14 @@ impl Registry {
     pub fn channel(&self, name: &str) -> Result<ChannelReport> {
         let entries = self.shared.entries();
         entries.channels.get(name).map(report_channel).ok_or_else(|| unknown(Sort::Channel, name))
+    }
+
+    /// How the federation is that the proxy takes part in under this name.
+    pub fn federation(&self, name: &str) -> Result<FederationReport> {
+        let entries = self.shared.entries();
+        let found = entries.federation.as_ref().filter(|one| one.definition.name == name);
+        let report = found.and_then(|one| report_federation(one, &entries));
+        report.ok_or_else(|| unknown(Sort::Federation, name))
     }
 
     /// Sends a message by an outgoing connection. It is on disk when this returns, and goes out as soon as its peer is there.

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
+use super::shared::Entries;
 use crate::channel::Channel;
-use crate::definition::{ChannelDefinition, ConnectionDefinition, OutgoingDefinition};
+use crate::definition::{ChannelDefinition, ConnectionDefinition, FederationDefinition, OutgoingDefinition};
+use crate::federation::Federation;
 use crate::outgoing::Outgoing;
-use crate::status::{LinkReport, SpoolReport};
+use crate::status::{LinkReport, LinkState, SpoolReport};
 
 /// What is known of an outgoing connection.
 #[derive(Clone, Debug, Serialize)]
@@ -39,6 +41,21 @@ pub struct ChannelReport {
     pub link: LinkReport,
 }
 
+/// What is known of a federation.
+///
+/// The outgoing connection and the channel that it works by stand among the others, too, under
+/// [`outgoing_name`](FederationDefinition::outgoing_name) and [`channel_name`](FederationDefinition::channel_name).
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct FederationReport {
+    /// Its definition.
+    pub definition: FederationDefinition,
+    /// The link that brings in what others have sent; while that is at work, the one that takes messages out.
+    pub link: LinkReport,
+    /// The spool of what leaves here.
+    pub spool: SpoolReport,
+}
+
 /// Everything that is declared, and how it is.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
@@ -49,6 +66,8 @@ pub struct Report {
     pub outgoing: Vec<OutgoingReport>,
     /// Ways in.
     pub channels: Vec<ChannelReport>,
+    /// Federations: one or none.
+    pub federations: Vec<FederationReport>,
     /// Folders in that of the spools that belong to no outgoing connection: messages may be in them.
     pub orphans: Vec<String>,
 }
@@ -66,4 +85,15 @@ pub(super) fn report_outgoing(outgoing: &Outgoing) -> OutgoingReport {
 
 pub(super) fn report_channel(channel: &Channel) -> ChannelReport {
     ChannelReport { definition: channel.plan().definition.clone(), link: channel.status.report() }
+}
+
+pub(super) fn report_federation(federation: &Federation, entries: &Entries) -> Option<FederationReport> {
+    let outgoing = report_outgoing(entries.outgoing.get(&federation.definition.outgoing_name())?);
+    let channel = report_channel(entries.channels.get(&federation.definition.channel_name())?);
+    let is_in = channel.link.state != LinkState::Connected;
+    Some(FederationReport {
+        definition: federation.definition.clone(),
+        link: if is_in { channel.link } else { outgoing.link },
+        spool: outgoing.spool,
+    })
 }

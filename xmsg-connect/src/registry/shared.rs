@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use futures::future::join_all;
 
-use super::Sort;
 use super::ending::{Endings, is_deleted};
 use super::entry::unknown;
+use super::{Definition, Sort};
 use crate::channel::{Channel, Targets};
 use crate::definition::Definitions;
 use crate::error::{Error, ErrorKind, Result};
+use crate::federation::{Federation, SPOOL_FOLDER};
 use crate::outgoing::{self, Outgoing};
 use crate::spool::Spool;
 use crate::status::LinkReport;
@@ -63,6 +64,8 @@ impl Drop for Leaving<'_> {
 pub(super) struct Entries {
     pub(super) outgoing: BTreeMap<String, Outgoing>,
     pub(super) channels: BTreeMap<String, Channel>,
+    /// Its outgoing connection and its channel are among the others.
+    pub(super) federation: Option<Federation>,
 }
 
 impl Shared {
@@ -86,9 +89,10 @@ impl Shared {
     pub(super) fn spool_path(&self, name: &str) -> Result<PathBuf> {
         let definitions = self.definitions();
         let outgoing = definitions.outgoing.iter().find(|outgoing| outgoing.name == *name);
-        outgoing
-            .map(|outgoing| self.spool_dir.join(outgoing.spool_folder()))
-            .ok_or_else(|| unknown(Sort::Outgoing, name))
+        let folder = outgoing.map(|outgoing| outgoing.spool_folder().to_owned());
+        let federation = definitions.federation.iter().find(|federation| federation.outgoing_name() == name);
+        let folder = folder.or_else(|| federation.map(|_| SPOOL_FOLDER.to_owned()));
+        folder.map(|folder| self.spool_dir.join(folder)).ok_or_else(|| unknown(Sort::Outgoing, name))
     }
 
     /// Waits until the spool of each of these outgoing connections, or of all, is open or could not be opened; for at most so long.
@@ -105,10 +109,21 @@ impl Shared {
     pub(super) fn link_report(&self, sort: Sort, name: &str) -> Option<LinkReport> {
         let entries = self.entries();
         match sort {
-            Sort::Connection => None,
+            Sort::Connection | Sort::Federation => None,
             Sort::Outgoing => entries.outgoing.get(name).map(|outgoing| outgoing.shared.status.report()),
             Sort::Channel => entries.channels.get(name).map(|channel| channel.status.report()),
         }
+    }
+
+    /// The outgoing connection whose messages belong to an entry.
+    pub(super) fn spooled(&self, sort: Sort, name: &str) -> Result<Option<String>> {
+        let definitions = self.definitions();
+        let definition = definitions.find(sort, name).ok_or_else(|| unknown(sort, name))?;
+        Ok(match definition {
+            Definition::Outgoing(definition) => Some(definition.name),
+            Definition::Federation(definition) => Some(definition.outgoing_name()),
+            Definition::Connection(_) | Definition::Channel(_) => None,
+        })
     }
 
     pub(super) fn check_empty(&self, name: &str) -> Result<()> {
@@ -138,6 +153,7 @@ impl Shared {
         let mut orphans: Vec<_> = names
             .filter(|name| !is_deleted(name) && self.endings.free(name).is_none())
             .filter(|name| !definitions.outgoing.iter().any(|outgoing| outgoing.spool_folder() == name))
+            .filter(|name| definitions.federation.is_none() || name != SPOOL_FOLDER)
             .collect();
         orphans.sort_unstable();
         orphans

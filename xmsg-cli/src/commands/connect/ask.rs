@@ -26,10 +26,11 @@ pub(super) enum Sort {
     Outgoing,
     Channel,
     Connection,
+    Federation,
 }
 
 impl Sort {
-    pub(super) const ALL: [Self; 3] = [Self::Outgoing, Self::Channel, Self::Connection];
+    pub(super) const ALL: [Self; 4] = [Self::Outgoing, Self::Channel, Self::Connection, Self::Federation];
 
     /// Where a report has its entries.
     pub(super) fn in_report(self) -> &'static str {
@@ -37,6 +38,7 @@ impl Sort {
             Self::Outgoing => "outgoing",
             Self::Channel => "channels",
             Self::Connection => "connections",
+            Self::Federation => "federations",
         }
     }
 }
@@ -47,6 +49,7 @@ impl fmt::Display for Sort {
             Self::Outgoing => "outgoing",
             Self::Channel => "channel",
             Self::Connection => "connection",
+            Self::Federation => "federation",
         })
     }
 }

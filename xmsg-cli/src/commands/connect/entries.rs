@@ -61,14 +61,19 @@ fn definitions(text: &str, name: &str) -> anyhow::Result<Vec<(Sort, Value)>> {
     if let Some(key) = table.keys().find(|key| !known(key)) {
         let hint = if key == "spool" { ": `xmsg connect import` changes it" } else { "" };
         bail!(
-            "{name}: {key:?} is no sort of entries, which are [[connection]], [[outgoing]] and [[channel]]{hint}"
+            "{name}: {key:?} is no sort of entries, which are [[connection]], [[outgoing]], [[channel]] and [federation]{hint}"
         );
     }
     let mut found = Vec::new();
-    for sort in [Sort::Connection, Sort::Outgoing, Sort::Channel] {
+    for sort in [Sort::Connection, Sort::Outgoing, Sort::Channel, Sort::Federation] {
         let Some(value) = table.get(&sort.to_string()) else { continue };
-        let Some(list) = value.as_array().filter(|list| list.iter().all(toml::Value::is_table)) else {
-            bail!("{name}: write [[{sort}]], with two brackets, in front of each {sort}");
+        let list = match (sort, value) {
+            (Sort::Federation, toml::Value::Table(_)) => std::slice::from_ref(value),
+            (Sort::Federation, _) => {
+                bail!("{name}: write [federation], with one bracket: a proxy takes part in one at most");
+            }
+            (_, toml::Value::Array(list)) if list.iter().all(toml::Value::is_table) => &list[..],
+            _ => bail!("{name}: write [[{sort}]], with two brackets, in front of each {sort}"),
         };
         for entry in list {
             let entry = serde_json::to_value(entry);
@@ -76,7 +81,7 @@ fn definitions(text: &str, name: &str) -> anyhow::Result<Vec<(Sort, Value)>> {
         }
     }
     if found.is_empty() {
-        bail!("{name} has no entry: write [[connection]], [[outgoing]] or [[channel]]");
+        bail!("{name} has no entry: write [[connection]], [[outgoing]], [[channel]] or [federation]");
     }
     Ok(found)
 }
@@ -221,10 +226,11 @@ pub(super) async fn import(asked: &Asked, file: &Path) -> anyhow::Result<Exit> {
     if !asked.json {
         let count = |key: &str, noun: &str| counted(imported[key].as_u64().unwrap_or_default(), noun);
         note(format_args!(
-            "imported: {}, {}, {}",
+            "imported: {}, {}, {}, {}",
             count("connections", "connection"),
             count("outgoing", "outgoing connection"),
-            count("channels", "channel")
+            count("channels", "channel"),
+            count("federations", "federation")
         ));
     }
     Ok(Exit::Done)
@@ -237,10 +243,10 @@ mod tests {
     #[test]
     fn what_others_refer_to_comes_first() {
         let text = "[[channel]]\nname = \"a\"\ntarget = \"outgoing:b\"\n[[outgoing]]\nname = \"b\"\nconnection = \"c\"\n\
-                    [outgoing.headers]\nX-Level = 3\n[[connection]]\nname = \"c\"\n";
+                    [outgoing.headers]\nX-Level = 3\n[federation]\nname = \"d\"\n[[connection]]\nname = \"c\"\n";
         let found = definitions(text, "FILE").unwrap();
         let labels: Vec<_> = found.iter().map(|(sort, value)| label(*sort, value)).collect();
-        assert_eq!(labels, ["connection \"c\"", "outgoing \"b\"", "channel \"a\""]);
+        assert_eq!(labels, ["connection \"c\"", "outgoing \"b\"", "channel \"a\"", "federation \"d\""]);
         assert_eq!(found[1].1["headers"]["X-Level"], 3);
     }
 
@@ -249,6 +255,7 @@ mod tests {
         for (text, says) in [
             ("", "FILE has no entry"),
             ("[outgoing]\nname = 1", "FILE: write [[outgoing]]"),
+            ("[[federation]]\nname = \"a\"", "FILE: write [federation]"),
             ("[[outgoin]]", "FILE: \"outgoin\" is no sort of entries"),
             ("[spool]\nmax_bytes = \"1GiB\"", "import"),
             ("\n[[outgoing]\n", "FILE, line 2: "),

@@ -88,7 +88,7 @@ pub(crate) struct Arguments {
     #[command(subcommand)]
     action: Action,
 
-    /// The sort of entries that is meant: outgoing, channel or connection
+    /// The sort of entries that is meant: outgoing, channel, connection or federation
     #[arg(long, global = true, value_name = "SORT", value_enum, hide_possible_values = true)]
     sort: Option<Sort>,
 
@@ -114,7 +114,7 @@ enum Action {
     /// Add the entries of a TOML file: all of them, or none
     #[command(after_help = ADD_EXAMPLES)]
     Add {
-        /// The file with `[[connection]]`, `[[outgoing]]` and `[[channel]]`; `-`: standard input
+        /// The file with `[[connection]]`, `[[outgoing]]`, `[[channel]]` and `[federation]`; `-`: standard input
         file: PathBuf,
     },
     /// Put the entry of a TOML file in the place of another
@@ -137,12 +137,12 @@ enum Action {
         #[arg(long)]
         purge: bool,
     },
-    /// Set an outgoing connection or a channel to work
+    /// Set an outgoing connection, a channel or a federation to work
     #[command(after_help = ENABLE_EXAMPLES)]
     Enable {
         name: String,
     },
-    /// Let an outgoing connection or a channel rest
+    /// Let an outgoing connection, a channel or a federation rest
     #[command(after_help = DISABLE_EXAMPLES)]
     Disable {
         name: String,

@@ -30,6 +30,7 @@ impl ConnectSnapshot {
                 ("refused", counts.refused),
                 ("lost_before", counts.lost_before),
                 ("ignored", counts.ignored),
+                ("passed_over", counts.passed_over),
             ]
         };
         let help = "Messages of an outgoing connection, by what became of them.";
@@ -45,6 +46,8 @@ impl ConnectSnapshot {
                 ("repeated", counts.repeated),
                 ("dead", counts.dead),
                 ("refused", counts.refused),
+                ("passed_over", counts.passed_over),
+                ("duplicates", counts.duplicates),
             ]
         };
         let help = "Messages of a channel, by what became of them.";

@@ -23,7 +23,8 @@ use serde_json::json;
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 use xmsg_connect::definition::{
-    ChannelDefinition, ConnectionDefinition, Definitions, OutgoingDefinition, SpoolDefinition,
+    ChannelDefinition, ConnectionDefinition, Definitions, FederationDefinition, OutgoingDefinition,
+    SpoolDefinition,
 };
 use xmsg_connect::{Definition, OnDelete, Registry, Sort};
 use xmsg_zmq::deadline::Deadline;
@@ -86,7 +87,7 @@ where
     type Work = W;
 }
 
-pub(super) const INDEX: &str = "/connect\n/connect/export\n/connect/{outgoing|channel|connection}/{name}\n\
+pub(super) const INDEX: &str = "/connect\n/connect/export\n/connect/{outgoing|channel|connection|federation}/{name}\n\
     /connect/outgoing/{name}/dead?after=&limit=\n";
 
 pub(super) fn router() -> Router<Arc<State>> {
@@ -176,6 +177,7 @@ fn definition(sort: Sort, body: &[u8]) -> Result<Definition, Refusal> {
         Sort::Connection => read_json::<ConnectionDefinition>(body)?.into(),
         Sort::Outgoing => read_json::<OutgoingDefinition>(body)?.into(),
         Sort::Channel => read_json::<ChannelDefinition>(body)?.into(),
+        Sort::Federation => read_json::<FederationDefinition>(body)?.into(),
     })
 }
 
@@ -193,6 +195,7 @@ fn value(registry: &Registry, sort: Sort, name: &str) -> Result<serde_json::Valu
     Ok(match sort {
         Sort::Outgoing => json!(registry.outgoing(name)?),
         Sort::Channel => json!(registry.channel(name)?),
+        Sort::Federation => json!(registry.federation(name)?),
         Sort::Connection => match registry.export().find(sort, name) {
             Some(Definition::Connection(definition)) => json!({ "definition": definition }),
             _ => return Err(Refusal::unknown(sort, name)),
@@ -369,6 +372,7 @@ async fn import(Shared(state): Shared<Arc<State>>, permitted: Permitted, request
         "connections": definitions.connections.len(),
         "outgoing": definitions.outgoing.len(),
         "channels": definitions.channels.len(),
+        "federations": usize::from(definitions.federation.is_some()),
     });
     connect.run(|registry| async move { registry.import(definitions).await }).await?;
     permitted.note(format_args!("other definitions were imported: {counts}"));

@@ -1,0 +1,241 @@
+//! What a federation remembers so that nothing arrives twice: identifiers of messages that were taken in, and messages that could not be marked.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use xmsg_core::Message;
+use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::lock::lock;
+
+/// Identifiers that are remembered of one origin. Those that are sent again are among the last 1000 that were in flight, or were refused by the broker and
+/// wait for a minute at most.
+const WINDOW: usize = 65_536;
+/// Identifiers that are remembered of all origins: some 50 MB at most. Beyond that, the origin that was silent for the longest time is forgotten.
+const IDENTIFIERS: usize = 1 << 20;
+/// Messages without a mark that are expected back from the proxy. Beyond that, the oldest are forgotten.
+const UNMARKED: usize = 65_536;
+/// How long one of them is expected: the proxy holds messages for a subscriber that is behind.
+const EXPECTED: Duration = Duration::from_secs(600);
+
+/// An identifier of a message, as a number.
+pub(crate) type Id = u128;
+
+/// The memory of a federation, which its outgoing connection and its channel share. It outlives their links.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    /// When this program began to take part.
+    since: Instant,
+    seen: Mutex<Seen>,
+    unmarked: Mutex<Unmarked>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { since: Instant::now(), seen: Mutex::default(), unmarked: Mutex::default() }
+    }
+}
+
+impl Memory {
+    /// Waits until this program has been there for so long.
+    pub(crate) async fn hold(&self, time: Duration) {
+        Deadline::since(self.since.into(), time).passed().await;
+    }
+
+    /// Whether a message of this origin was taken in before.
+    pub(crate) fn has_seen(&self, origin: &str, id: Id) -> bool {
+        lock(&self.seen).contains(origin, id)
+    }
+
+    /// These messages have been taken in.
+    pub(crate) fn remember<'a>(&self, messages: impl IntoIterator<Item = &'a (Arc<str>, Id)>) {
+        let mut seen = lock(&self.seen);
+        for (origin, id) in messages {
+            seen.insert(origin, *id);
+        }
+    }
+
+    /// This message is about to be published without a mark: it will come back.
+    pub(crate) fn expect(&self, message: &Message) {
+        lock(&self.unmarked).push(fingerprint(message), Instant::now());
+    }
+
+    /// Whether this message is one that was expected. It is not expected any more after that.
+    pub(crate) fn was_expected(&self, message: &Message) -> bool {
+        let mut unmarked = lock(&self.unmarked);
+        // Nearly always: then no fingerprint is needed.
+        !unmarked.order.is_empty() && unmarked.take(fingerprint(message), Instant::now())
+    }
+}
+
+/// Windows of identifiers by origin.
+#[derive(Debug, Default)]
+struct Seen {
+    origins: HashMap<Arc<str>, Window>,
+    identifiers: usize,
+    turn: u64,
+}
+
+#[derive(Debug, Default)]
+struct Window {
+    ids: HashSet<Id>,
+    order: VecDeque<Id>,
+    used: u64,
+}
+
+impl Seen {
+    fn contains(&self, origin: &str, id: Id) -> bool {
+        self.origins.get(origin).is_some_and(|window| window.ids.contains(&id))
+    }
+
+    fn insert(&mut self, origin: &Arc<str>, id: Id) {
+        self.turn += 1;
+        let window = self.origins.entry(origin.clone()).or_default();
+        window.used = self.turn;
+        if !window.ids.insert(id) {
+            return;
+        }
+        window.order.push_back(id);
+        self.identifiers += 1;
+        if window.order.len() > WINDOW
+            && let Some(oldest) = window.order.pop_front()
+        {
+            window.ids.remove(&oldest);
+            self.identifiers -= 1;
+        }
+        while self.identifiers > IDENTIFIERS
+            && let Some(silent) = self.origins.iter().min_by_key(|(_, window)| window.used)
+        {
+            let silent = silent.0.clone();
+            let forgotten = self.origins.remove(&silent);
+            self.identifiers -= forgotten.map_or(0, |window| window.order.len());
+        }
+    }
+}
+
+/// Messages that are expected, as a multiset: two that are the same byte for byte come back twice.
+#[derive(Debug, Default)]
+struct Unmarked {
+    counts: HashMap<u128, u32>,
+    order: VecDeque<(u128, Instant)>,
+}
+
+impl Unmarked {
+    fn push(&mut self, fingerprint: u128, now: Instant) {
+        self.forget(now);
+        if self.order.len() == UNMARKED {
+            self.pop();
+        }
+        *self.counts.entry(fingerprint).or_default() += 1;
+        self.order.push_back((fingerprint, now));
+    }
+
+    fn take(&mut self, fingerprint: u128, now: Instant) -> bool {
+        self.forget(now);
+        if !self.counts.contains_key(&fingerprint) {
+            return false;
+        }
+        // They come back in about the order in which they went, so that it is near the front.
+        if let Some(place) = self.order.iter().position(|(other, _)| *other == fingerprint) {
+            self.order.remove(place);
+        }
+        self.uncount(fingerprint);
+        true
+    }
+
+    fn forget(&mut self, now: Instant) {
+        while self.order.front().is_some_and(|(_, since)| now.duration_since(*since) >= EXPECTED) {
+            self.pop();
+        }
+    }
+
+    fn pop(&mut self) {
+        if let Some((fingerprint, _)) = self.order.pop_front() {
+            self.uncount(fingerprint);
+        }
+    }
+
+    fn uncount(&mut self, fingerprint: u128) {
+        if let Some(count) = self.counts.get_mut(&fingerprint) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&fingerprint);
+            }
+        }
+    }
+}
+
+/// A number that messages with other bytes do not have, but for one in some billions of billions.
+fn fingerprint(message: &Message) -> u128 {
+    let [topic, meta, data] = message.clone().into_frames();
+    let sums = [&topic, &meta, &data].map(|frame| u128::from(crc32fast::hash(frame)));
+    let lengths = (meta.len() as u128) << 16 ^ data.len() as u128;
+    sums[0] << 96 | sums[1] << 64 | sums[2] << 32 | lengths & 0xffff_ffff
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn message(data: &'static [u8]) -> Message {
+        let meta = Bytes::from_static(b"\xff\xff");
+        Message::from_frames(Bytes::from_static(b"a"), meta, Bytes::from_static(data))
+    }
+
+    #[test]
+    fn identifiers_are_remembered_by_origin_up_to_the_window() {
+        let memory = Memory::default();
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        memory.remember(&[(a.clone(), 1), (b.clone(), 2), (a.clone(), 1)]);
+        assert!(memory.has_seen("a", 1) && memory.has_seen("b", 2));
+        assert!(!memory.has_seen("a", 2) && !memory.has_seen("c", 1));
+        let more: Vec<_> = (10..10 + WINDOW as u128).map(|id| (a.clone(), id)).collect();
+        memory.remember(&more);
+        assert!(!memory.has_seen("a", 1), "the oldest is forgotten");
+        assert!(memory.has_seen("a", 10) && memory.has_seen("b", 2), "another origin is not");
+    }
+
+    #[test]
+    fn all_windows_together_have_a_bound() {
+        let mut seen = Seen::default();
+        for origin in 0..20_u128 {
+            let name: Arc<str> = origin.to_string().into();
+            for id in 0..WINDOW as u128 {
+                seen.insert(&name, id);
+            }
+            assert!(seen.identifiers <= IDENTIFIERS);
+        }
+        assert!(!seen.contains("0", 5) && seen.contains("19", 5), "the one that was silent is forgotten");
+        let held: usize = seen.origins.values().map(|window| window.order.len()).sum();
+        assert_eq!(held, seen.identifiers);
+    }
+
+    #[test]
+    fn a_message_without_a_mark_is_expected_as_often_as_it_was_published() {
+        let memory = Memory::default();
+        assert!(!memory.was_expected(&message(b"x")));
+        memory.expect(&message(b"x"));
+        memory.expect(&message(b"x"));
+        memory.expect(&message(b"y"));
+        assert!(!memory.was_expected(&message(b"z")));
+        for (data, is_expected) in [(b"x", true), (b"y", true), (b"x", true), (b"x", false), (b"y", false)] {
+            assert_eq!(memory.was_expected(&message(data)), is_expected, "{data:?}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_come_back_is_forgotten() {
+        let (mut unmarked, start) = (Unmarked::default(), Instant::now());
+        unmarked.push(1, start);
+        unmarked.push(2, start + EXPECTED / 2);
+        assert!(!unmarked.take(1, start + EXPECTED));
+        assert!(unmarked.take(2, start + EXPECTED));
+        for number in 0..2 * UNMARKED as u128 {
+            unmarked.push(number, start);
+        }
+        assert_eq!((unmarked.order.len(), unmarked.counts.len()), (UNMARKED, UNMARKED));
+        assert!(!unmarked.take(0, start) && unmarked.take(UNMARKED as u128, start));
+    }
+}
