@@ -125,6 +125,11 @@ impl AdminOptions {
         Ok(token.is_some() || address.is_some_and(|found| !is_default(&found)))
     }
 
+    /// Whether there is a token.
+    pub(crate) fn has_token(&self) -> Result<bool> {
+        Ok(settings::ADMIN_TOKEN_FILE.current(self.admin_token_file.as_deref())?.is_some())
+    }
+
     /// Reads the token, without connecting.
     pub(crate) fn admin(self) -> anyhow::Result<Admin> {
         let file = settings::ADMIN_TOKEN_FILE.current(self.admin_token_file.as_deref())?;

@@ -166,7 +166,7 @@ async fn definitions_go_out_and_come_in_again() {
     let other = exported.replace("\"a\"", "\"b\"");
     site.said(
         &["import", &site.file(&other)],
-        "imported: 0 connections, 1 outgoing connection, 0 channels, 0 federations",
+        "imported: 0 connections, 1 outgoing connection, 0 channels, 0 durable subscriptions, 0 federations",
     )
     .await;
     assert_eq!(site.json(&["list"]).await[0]["name"], "b");

@@ -40,6 +40,7 @@ mod amqp;
 mod background;
 mod channel;
 pub mod definition;
+mod durable;
 mod error;
 mod federation;
 mod outbound;
@@ -56,8 +57,8 @@ pub use error::{Error, ErrorKind, Result};
 pub use outbound::Outbound;
 pub use outgoing::Accepted;
 pub use registry::{
-    ChannelReport, Definition, FederationReport, OnDelete, OutgoingReport, Registry, RegistryOptions, Report,
-    Sort,
+    ChannelReport, Definition, DurableReport, FederationReport, OnDelete, OutgoingReport, Registry,
+    RegistryOptions, Report, Sort,
 };
 pub use status::{Counts, DeadMessage, Incident, LinkReport, LinkState, SpoolReport};
 

@@ -50,6 +50,11 @@ pub(crate) async fn ping(
                     _ => as_reported(link)?,
                 },
             },
+            Definition::Durable(durable) => {
+                let opened = broker_of(named(all, Some(&durable.connection))?).await?;
+                crate::durable::check(&opened.channel, durable).await?;
+                opened.close().await;
+            }
             Definition::Federation(federation) => {
                 let opened = broker_of(named(all, Some(&federation.connection))?).await?;
                 crate::federation::check(&opened.channel, &federation.exchange, &federation.queue()).await?;

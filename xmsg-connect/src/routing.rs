@@ -67,6 +67,11 @@ impl FromStr for Template {
 }
 
 impl Template {
+    /// This text, as it stands.
+    pub(crate) fn text(text: String) -> Self {
+        Self(vec![Part::Text(text)])
+    }
+
     /// `{topic}`.
     pub(crate) fn topic() -> Self {
         Self(vec![Part::Topic])

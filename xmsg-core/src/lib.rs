@@ -61,6 +61,7 @@ pub mod blocking;
 pub mod connection;
 pub mod control;
 pub mod data;
+pub mod durable;
 pub mod id;
 pub mod message;
 pub mod meta;

@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use xmsg_core::{Message, Subscription, Topic};
 
+use super::durable;
 use crate::args::{ConnectOptions, TopicOptions, parse_count_from_1, parse_duration};
 use crate::exit::Exit;
 use crate::output::{Output, counted, note, note_connection, warn};
@@ -34,6 +35,7 @@ Examples:
   xmsg sub report:log --raw > app.log                data and nothing else
   xmsg sub --topic-hex 747261 --json                 topics that are not text
   xmsg sub camera --dump pictures                    each message into a file
+  xmsg sub --durable billing orders                  also what came while nobody was there
   xmsg sub '' --report                               rates
   xmsg sub '' --report --json                        rates of each topic, for a script";
 
@@ -49,12 +51,16 @@ Examples:
 /// or, if it is binary, its length and first bytes. --raw writes the data byte for byte: after `xmsg pub -l --keep-newline <
 /// FILE`, that is FILE again; --raw -l writes a newline after each message.
 ///
+/// With --durable, what is published while this command does not run waits at a broker. A message is acknowledged once it is written and
+/// flushed: what was not, because the command was killed, comes again. Several commands with one NAME share the messages. Rates (--report)
+/// can't be had of it.
+///
 /// Ends after COUNT messages, after DURATION, when nobody reads the output any more, or with Ctrl-C.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// What topics of messages start with; '' is everything
-    #[arg(value_name = "TOPIC", required = true)]
+    #[arg(value_name = "TOPIC", required_unless_present = "durable")]
     topics: Vec<String>,
 
     #[command(flatten)]
@@ -77,14 +83,23 @@ pub(crate) struct Arguments {
 
     /// Write how many messages and bytes arrive, once a second, instead of the messages: for all topics and for the
     /// busiest ones; with --json an object for each topic
-    #[arg(long, conflicts_with_all = ["format", "raw", "dump"])]
+    #[arg(long, conflicts_with_all = ["format", "raw", "dump", "durable"])]
     report: bool,
+
+    #[command(flatten)]
+    durable: durable::Options,
 
     #[command(flatten)]
     connect: ConnectOptions,
 }
 
 pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
+    if arguments.durable.name().is_some() {
+        let topics = arguments.topic.to_subscribe(&arguments.topics)?;
+        let writer = Shown::new(&arguments, &topics)?;
+        let limits = (arguments.count, arguments.timeout, verbose);
+        return durable::run(arguments.durable, &topics, &arguments.connect, writer, limits).await;
+    }
     let mut interrupt = Interrupt::new()?;
     let topics = arguments.topic.to_subscribe(&arguments.topics)?;
     let proxy = arguments.connect.proxy()?;

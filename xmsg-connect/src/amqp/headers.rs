@@ -271,6 +271,18 @@ pub(crate) fn origin_of(properties: &BasicProperties) -> Option<String> {
     text_of(properties.headers().as_ref()?.inner().get(ORIGIN)?)
 }
 
+/// The header in which queues of the type `quorum` count how often a message came back.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+
+/// How often a message came back before, where the queue counts that. A queue that does so sets the header whenever a message comes back; on one that comes
+/// for the first time it is a header that somebody has published it with.
+pub(crate) fn returned(delivery: &Delivery) -> Option<u32> {
+    if !delivery.redelivered {
+        return None;
+    }
+    text_of(delivery.properties.headers().as_ref()?.inner().get(DELIVERY_COUNT)?)?.parse().ok()
+}
+
 /// The topic that a message had in xMsg.
 pub(crate) fn topic_of(properties: &BasicProperties) -> Option<Bytes> {
     bytes_of(properties.headers().as_ref()?.inner().get(TOPIC)?)

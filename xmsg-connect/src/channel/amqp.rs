@@ -25,8 +25,6 @@ use crate::supervise::Failure;
 
 /// Messages that are given to the target at a time.
 const AT_A_TIME: usize = 256;
-/// The header in which queues of the type `quorum` count how often a message came back.
-const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// Consumes until something breaks, or `stop`.
 pub(super) async fn session(
@@ -187,7 +185,7 @@ impl Session<'_> {
         let mut passed = Vec::new();
         let mut sources = HashSet::new();
         for delivery in deliveries {
-            let tried = tried(&delivery);
+            let tried = headers::returned(&delivery);
             let mut one = Taken { tag: delivery.delivery_tag, acker: delivery.acker.clone(), source: None };
             if self.way.ack_mode == AckMode::Ack {
                 one.acker.ack(BasicAckOptions::default()).await?;
@@ -328,14 +326,4 @@ impl Session<'_> {
         }
         Ok(())
     }
-}
-
-/// How often it was tried before, where the queue counts that. A queue that does so sets the header whenever a message comes back; on a message that comes for
-/// the first time it is one that somebody has published it with.
-fn tried(delivery: &Delivery) -> Option<u32> {
-    if !delivery.redelivered {
-        return None;
-    }
-    let headers = delivery.properties.headers().as_ref()?;
-    headers::text_of(headers.inner().get(DELIVERY_COUNT)?)?.parse().ok()
 }

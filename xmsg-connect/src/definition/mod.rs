@@ -25,6 +25,7 @@
 
 mod channel;
 mod connection;
+mod durable;
 mod federation;
 mod outgoing;
 mod properties;
@@ -42,6 +43,7 @@ pub use channel::{
     AckMode, ChannelDefinition, DeadLetterExchange, OnError, QueueDeclare, ReceivingSocket, Target,
 };
 pub use connection::{ConnectionDefinition, Kind, Reconnect};
+pub use durable::DurableDefinition;
 pub use federation::FederationDefinition;
 pub use outgoing::{Body, Frames, HeaderCompat, OnReturn, OutgoingDefinition, SendingSocket, WhenInactive};
 pub use properties::{DeliveryMode, Properties};
@@ -122,6 +124,9 @@ pub struct Definitions {
     /// Ways into xMsg.
     #[serde(rename = "channel", skip_serializing_if = "Vec::is_empty")]
     pub channels: Vec<ChannelDefinition>,
+    /// Durable subscriptions.
+    #[serde(rename = "durable", skip_serializing_if = "Vec::is_empty")]
+    pub durables: Vec<DurableDefinition>,
     /// The federation that the proxy takes part in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub federation: Option<FederationDefinition>,
@@ -175,6 +180,7 @@ impl Definitions {
         unique("connection", self.connections.iter().map(|entry| &entry.name))?;
         unique("outgoing", self.outgoing.iter().map(|entry| &entry.name))?;
         unique("channel", self.channels.iter().map(|entry| &entry.name))?;
+        unique("durable", self.durables.iter().map(|entry| &entry.name))?;
         let mut folders = BTreeSet::new();
         for outgoing in &self.outgoing {
             if !folders.insert(outgoing.spool_folder()) {
@@ -184,6 +190,7 @@ impl Definitions {
         self.connections.iter().try_for_each(ConnectionDefinition::check)?;
         self.outgoing.iter().try_for_each(|outgoing| outgoing.check(self).map(drop))?;
         self.channels.iter().try_for_each(|channel| channel.check(self).map(drop))?;
+        self.durables.iter().try_for_each(|durable| durable.check(self))?;
         self.federation.iter().try_for_each(|federation| federation.check(self))
     }
 }
@@ -239,7 +246,7 @@ fn check_topics(topics: &[String]) -> Result<(), String> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DefinitionError {
-    /// `connection`, `outgoing`, `channel`, `federation` or `spool`; empty for what concerns the whole file.
+    /// `connection`, `outgoing`, `channel`, `durable`, `federation` or `spool`; empty for what concerns the whole file.
     pub sort: &'static str,
     /// The name of the entry.
     pub name: String,
@@ -311,6 +318,14 @@ mod tests {
         let defaults = Definitions::default().spool;
         assert_eq!(SpoolDefinition { max_age: None, ..definitions.spool }, defaults, "it shows the defaults");
         assert_eq!((definitions.outgoing.len(), definitions.channels.len()), (2, 2));
+        let durable =
+            page.split("```toml\n").find(|block| block.contains("[[durable]]")).expect("it shows one");
+        let durables = Definitions::parse(durable.split("```").next().unwrap()).unwrap().durables;
+        assert_eq!(
+            durables,
+            [DurableDefinition::new("billing", "rabbit", ["orders"])],
+            "it shows the defaults"
+        );
     }
 
     /// Replaces one line of the file and says what is wrong with it then.
@@ -366,6 +381,28 @@ mod tests {
             ("X-Env = \"prod\"", "X-Env = nan", "outgoing \"CRM1\": headers.X-Env is NaN"),
             ("X-Env = \"prod\"", "X-Env = -inf", "outgoing \"CRM1\": headers.X-Env is -inf"),
             ("queue = \"orders.q\"", "queue = \"\"", "channel \"in1\": queue is missing"),
+            ("exchange = \"halls\"", "exchange = \"\"", "federation \"hall-b\": exchange is empty"),
+            ("exchange = \"halls\"", "exchange = \"amq.topic\"", "begins with \"amq.\""),
+            ("keep = \"1d\"", "keep = \"59s\"", "keep is 59s, and not from 1m to 45d"),
+            ("hold = \"5s\"", "hold = \"2h\"", "hold is 2h, and at most 1h"),
+            (
+                "max_queue_bytes = \"512MiB\"",
+                "max_queue_bytes = \"0B\"",
+                "federation \"hall-b\": max_queue_bytes is 0",
+            ),
+            (
+                "import = [\"sensors:hall-a\"]",
+                "import = [\":\"]",
+                "federation \"hall-b\": import names a topic",
+            ),
+            ("name = \"hall-b\"", "name = \"hall b\"", "federation \"hall b\": name can't be used"),
+            (
+                "topics = [\"orders\"]\nis_active",
+                "topics = []\nis_active",
+                "durable \"billing\": topics is empty",
+            ),
+            ("delivery_limit = 3", "delivery_limit = 0", "durable \"billing\": delivery_limit is 0"),
+            ("lease = \"30s\"", "lease = \"2h\"", "durable \"billing\": lease is 2h"),
         ] {
             let error = error(line, instead);
             assert!(error.contains(says), "{instead}: {error}");

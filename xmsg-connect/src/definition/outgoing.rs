@@ -194,6 +194,8 @@ pub(crate) struct AmqpOutgoing {
     pub(crate) headers: BTreeMap<String, HeaderValue>,
     /// The name of this proxy in its federation, for the outgoing connection of that: the exchange is declared, and messages say where they come from.
     pub(crate) origin: Option<String>,
+    /// The durable subscription whose queue it leads to, and declares.
+    pub(crate) durable: Option<super::DurableDefinition>,
 }
 
 /// An outgoing connection to a ZeroMQ socket, checked.
@@ -384,6 +386,7 @@ impl OutgoingDefinition {
             properties: self.properties.clone(),
             headers: self.headers.clone(),
             origin: None,
+            durable: None,
         })
     }
 

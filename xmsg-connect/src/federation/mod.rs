@@ -99,6 +99,7 @@ impl Federation {
             properties: Properties::default(),
             headers: BTreeMap::new(),
             origin: Some(federation.name.clone()),
+            durable: None,
         };
         OutgoingPlan {
             broker: all.broker(Some(&federation.connection)).map(|broker| broker.resolved(base)),

@@ -79,13 +79,14 @@ pub(super) async fn session(
     ended.map_err(|error| Failure { error, had_worked })
 }
 
-/// Switches confirmations on, and looks whether the exchange is there; that of a federation is made.
+/// Switches confirmations on, and looks whether the exchange is there; what a federation or a durable subscription needs is made.
 async fn prepare(channel: &Channel, way: &AmqpOutgoing) -> Result<()> {
     let select = channel.confirm_select(ConfirmSelectOptions::default()).await;
     select.map_err(|error| refused(error, "the broker offers no confirmations"))?;
-    match way.origin {
-        Some(_) => declare_exchange(channel, &way.exchange).await,
-        None => check_exchange(channel, &way.exchange).await,
+    match (&way.origin, &way.durable) {
+        (Some(_), _) => declare_exchange(channel, &way.exchange).await,
+        (None, Some(durable)) => crate::durable::declare(channel, durable).await,
+        (None, None) => check_exchange(channel, &way.exchange).await,
     }
 }
 

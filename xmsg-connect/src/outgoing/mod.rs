@@ -274,7 +274,11 @@ impl Shared {
         if self.is_leaving.load(Ordering::Relaxed) {
             return Err(self.error(ErrorKind::Closed, "is being deleted, and takes nothing new"));
         }
-        if plan.federation.is_some() {
+        let is_internal = match &plan.way {
+            Way::Amqp(way) => way.origin.is_some() || way.durable.is_some(),
+            Way::Zmq(_) => false,
+        };
+        if is_internal {
             let what = "takes what is published at the proxy, and nothing else: publish the message there";
             return Err(self.error(ErrorKind::InvalidMessage, what));
         }

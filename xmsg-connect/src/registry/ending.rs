@@ -20,6 +20,7 @@ use xmsg_zmq::lock::lock;
 
 use crate::background::on_a_thread;
 use crate::channel::Channel;
+use crate::durable::DurableServer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::outgoing::{Outgoing, is_marked_purged};
 
@@ -47,6 +48,14 @@ impl Endings {
     pub(super) fn channel(&self, channel: Channel) -> Ending {
         self.spawn(async move {
             channel.end().await;
+            Ok(())
+        })
+    }
+
+    /// Ends the sessions of a durable subscription.
+    pub(super) fn durable(&self, server: DurableServer) -> Ending {
+        self.spawn(async move {
+            server.end().await;
             Ok(())
         })
     }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::definition::{
-    ChannelDefinition, ConnectionDefinition, Definitions, FederationDefinition, OutgoingDefinition,
+    ChannelDefinition, ConnectionDefinition, Definitions, DurableDefinition, FederationDefinition,
+    OutgoingDefinition,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -24,6 +25,8 @@ pub enum Definition {
     Channel(Box<ChannelDefinition>),
     /// How the proxy takes part in a federation.
     Federation(Box<FederationDefinition>),
+    /// A durable subscription.
+    Durable(Box<DurableDefinition>),
 }
 
 impl Definition {
@@ -35,6 +38,7 @@ impl Definition {
             Self::Outgoing(definition) => &definition.name,
             Self::Channel(definition) => &definition.name,
             Self::Federation(definition) => &definition.name,
+            Self::Durable(definition) => &definition.name,
         }
     }
 
@@ -46,6 +50,7 @@ impl Definition {
             Self::Outgoing(_) => Sort::Outgoing,
             Self::Channel(_) => Sort::Channel,
             Self::Federation(_) => Sort::Federation,
+            Self::Durable(_) => Sort::Durable,
         }
     }
 }
@@ -74,6 +79,12 @@ impl From<FederationDefinition> for Definition {
     }
 }
 
+impl From<DurableDefinition> for Definition {
+    fn from(definition: DurableDefinition) -> Self {
+        Self::Durable(Box::new(definition))
+    }
+}
+
 /// A sort of entries. Names are unique within one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -86,6 +97,8 @@ pub enum Sort {
     Channel,
     /// Federations, of which a proxy has one at most.
     Federation,
+    /// Durable subscriptions.
+    Durable,
 }
 
 impl fmt::Display for Sort {
@@ -95,6 +108,7 @@ impl fmt::Display for Sort {
             Self::Outgoing => "outgoing",
             Self::Channel => "channel",
             Self::Federation => "federation",
+            Self::Durable => "durable",
         })
     }
 }
@@ -103,12 +117,12 @@ impl FromStr for Sort {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        [Self::Connection, Self::Outgoing, Self::Channel, Self::Federation]
+        [Self::Connection, Self::Outgoing, Self::Channel, Self::Federation, Self::Durable]
             .into_iter()
             .find(|sort| sort.to_string() == text)
             .ok_or_else(|| {
                 format!(
-                    "{text:?} is no sort of entries: there are connection, outgoing, channel and federation"
+                    "{text:?} is no sort of entries: there are connection, outgoing, channel, federation and durable"
                 )
             })
     }
@@ -128,7 +142,7 @@ pub enum OnDelete {
 pub(super) fn unknown(sort: Sort, name: &str) -> Error {
     let is_internal = name.contains(':') && matches!(sort, Sort::Outgoing | Sort::Channel);
     let hint = if is_internal {
-        " in the definitions: it belongs to the federation, which is changed as a whole"
+        " in the definitions: it belongs to a federation or a durable subscription, which is changed as a whole"
     } else {
         ""
     };
@@ -150,6 +164,9 @@ impl Definitions {
             Sort::Channel => {
                 self.channels.iter().find(|entry| entry.name == *name).cloned().map(Definition::from)
             }
+            Sort::Durable => {
+                self.durables.iter().find(|entry| entry.name == *name).cloned().map(Definition::from)
+            }
             Sort::Federation => {
                 self.federation.clone().filter(|entry| entry.name == *name).map(Definition::from)
             }
@@ -165,6 +182,7 @@ impl Definitions {
             Definition::Connection(definition) => self.connections.push(*definition),
             Definition::Outgoing(definition) => self.outgoing.push(*definition),
             Definition::Channel(definition) => self.channels.push(*definition),
+            Definition::Durable(definition) => self.durables.push(*definition),
             Definition::Federation(definition) => {
                 if let Some(other) = &self.federation {
                     let what = format!("the proxy takes part in a federation already, as {:?}", other.name);
@@ -184,6 +202,11 @@ impl Definitions {
     pub(super) fn channel_mut(&mut self, name: &str) -> Result<&mut ChannelDefinition> {
         let found = self.channels.iter_mut().find(|entry| entry.name == *name);
         found.ok_or_else(|| unknown(Sort::Channel, name))
+    }
+
+    pub(super) fn durable_mut(&mut self, name: &str) -> Result<&mut DurableDefinition> {
+        let found = self.durables.iter_mut().find(|entry| entry.name == *name);
+        found.ok_or_else(|| unknown(Sort::Durable, name))
     }
 
     pub(super) fn federation_mut(&mut self, name: &str) -> Result<&mut FederationDefinition> {
@@ -207,6 +230,9 @@ impl Definitions {
                         *user = Some(new_name.clone());
                     }
                 }
+                for durable in self.durables.iter_mut().filter(|entry| entry.connection == name) {
+                    durable.connection.clone_from(&new_name);
+                }
                 if let Some(federation) = self.federation.as_mut().filter(|entry| entry.connection == name) {
                     federation.connection = new_name;
                 }
@@ -227,6 +253,15 @@ impl Definitions {
             }
             Definition::Channel(definition) => *self.channel_mut(name)? = *definition,
             Definition::Federation(definition) => *self.federation_mut(name)? = *definition,
+            Definition::Durable(definition) => {
+                let place = self.durable_mut(name)?;
+                if definition.name != name {
+                    let what =
+                        "a durable subscription can't be renamed: its messages are in a queue of its name";
+                    return Err(Error::new(ErrorKind::InvalidDefinition, what));
+                }
+                *place = *definition;
+            }
         }
         Ok(())
     }
@@ -242,14 +277,16 @@ impl Definitions {
                 let channels = channels.next().map(|entry| format!("channel {:?}", entry.name));
                 let federation = self.federation.iter().find(|entry| entry.connection == name);
                 let federation = federation.map(|entry| format!("federation {:?}", entry.name));
-                outgoing.or(channels).or(federation)
+                let durable = self.durables.iter().find(|entry| entry.connection == name);
+                let durable = durable.map(|entry| format!("durable {:?}", entry.name));
+                outgoing.or(channels).or(federation).or(durable)
             }
             Sort::Outgoing => {
                 let target = crate::definition::Target::Outgoing(name.to_owned());
                 let channel = self.channels.iter().find(|entry| entry.target == target);
                 channel.map(|entry| format!("channel {:?}", entry.name))
             }
-            Sort::Channel | Sort::Federation => None,
+            Sort::Channel | Sort::Federation | Sort::Durable => None,
         };
         match used_by {
             Some(user) => Err(Error::new(ErrorKind::InUse, format!("{sort} {name:?} is used by {user}"))),

@@ -14,6 +14,7 @@ use super::{Change, Make, Shared};
 use crate::background::in_background;
 use crate::channel::{Channel, ChannelPlan};
 use crate::definition::{Definitions, Fsync, OnFull, OutgoingDefinition, SpoolDefinition};
+use crate::durable::{DurablePlan, DurableServer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::federation::{Federation, Memory};
 use crate::outgoing::{Outgoing, OutgoingPlan};
@@ -85,8 +86,11 @@ impl Keeper {
         let mut channel_plans = channel_plans.collect::<Result<Vec<_>>>()?;
         let federation = definitions.federation.as_ref().map(|one| Federation::new(one, &self.memory));
         outgoing_plans.extend(federation.iter().map(|one| one.outgoing_plan(&definitions, base)));
+        let durable_plans: Vec<_> =
+            definitions.durables.iter().map(|durable| DurablePlan::of(durable, &definitions, base)).collect();
+        outgoing_plans.extend(durable_plans.iter().map(DurablePlan::outgoing_plan));
         channel_plans.extend(federation.iter().map(|one| one.channel_plan(&definitions, base)));
-        let (ended_channels, ended_outgoing) = {
+        let (ended_channels, ended_outgoing, ended_durables) = {
             let mut entries = self.shared.entries.write().unwrap_or_else(PoisonError::into_inner);
             let mut channels = std::mem::take(&mut entries.channels);
             let mut outgoing: HashMap<String, (String, Outgoing)> = std::mem::take(&mut entries.outgoing)
@@ -125,11 +129,25 @@ impl Keeper {
             }
             entries.federation = federation;
             *self.shared.definitions.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(definitions);
-            (channels, outgoing)
+            let mut durables = std::mem::take(&mut entries.durables);
+            for plan in durable_plans {
+                let name = plan.definition.name.clone();
+                // Another definition ends the sessions: what was not acknowledged comes again in the next ones.
+                let server = match durables.remove(&name) {
+                    Some(there) if there.plan == plan => there,
+                    former => {
+                        durables.extend(former.map(|former| (name.clone(), former)));
+                        DurableServer::start(plan, self.actor.clone())
+                    }
+                };
+                entries.durables.insert(name, server);
+            }
+            (channels, outgoing, durables)
         };
         let endings = &self.shared.endings;
         let mut ended: Vec<_> =
             ended_channels.into_values().map(|channel| endings.channel(channel)).collect();
+        ended.extend(ended_durables.into_values().map(|server| endings.durable(server)));
         ended.extend(ended_outgoing.into_iter().map(|(folder, (name, outgoing))| {
             let purge = purge.contains(&name);
             endings.outgoing(name, self.shared.spool_dir.join(folder), outgoing, purge)

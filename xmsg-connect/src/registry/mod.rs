@@ -23,13 +23,14 @@ use self::ending::{Ending, Endings};
 use self::entry::unknown;
 pub use self::entry::{Definition, OnDelete, Sort};
 use self::keeper::Keeper;
-pub use self::report::{ChannelReport, FederationReport, OutgoingReport, Report};
-use self::report::{report_channel, report_federation, report_outgoing};
+pub use self::report::{ChannelReport, DurableReport, FederationReport, OutgoingReport, Report};
+use self::report::{report_channel, report_durable, report_federation, report_outgoing};
 use self::shared::{Leaving, Shared};
 use self::state::{STATE_FILE, absolute, lock_state, read_state};
 use crate::background::{in_background, on_a_thread};
 use crate::channel::{Channel, Targets};
-use crate::definition::Definitions;
+use crate::definition::{Definitions, DurableDefinition};
+use crate::durable::DurableServer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::federation::SPOOL_FOLDER;
 use crate::outbound::Outbound;
@@ -135,7 +136,8 @@ impl Registry {
         };
         let folders = definitions.outgoing.iter().map(|outgoing| outgoing.spool_folder().to_owned());
         let of_federation = definitions.federation.iter().map(|_| SPOOL_FOLDER.to_owned());
-        let used = folders.chain(of_federation).collect();
+        let of_durables = definitions.durables.iter().map(DurableDefinition::spool_folder);
+        let used = folders.chain(of_federation).chain(of_durables).collect();
         shared.endings.clear(shared.spool_dir.clone(), used).await?;
         keeper.apply(definitions, &[])?;
         keeper.save().await?;
@@ -199,6 +201,7 @@ impl Registry {
                 Definition::Outgoing(definition) => definition.name = to,
                 Definition::Channel(definition) => definition.name = to,
                 Definition::Federation(definition) => definition.name = to,
+                Definition::Durable(definition) => definition.name = to,
             }
             all.replace(&name, definition)
         })
@@ -219,6 +222,7 @@ impl Registry {
                 Sort::Outgoing => all.outgoing_mut(&name)?.is_active = is_active,
                 Sort::Channel => all.channel_mut(&name)?.is_active = is_active,
                 Sort::Federation => all.federation_mut(&name)?.is_active = is_active,
+                Sort::Durable => all.durable_mut(&name)?.is_active = is_active,
             }
             Ok(())
         })
@@ -257,6 +261,7 @@ impl Registry {
             all.outgoing.retain(|entry| sort != Sort::Outgoing || entry.name != name);
             all.channels.retain(|entry| sort != Sort::Channel || entry.name != name);
             all.federation.take_if(|_| sort == Sort::Federation);
+            all.durables.retain(|entry| sort != Sort::Durable || entry.name != name);
             Ok(())
         });
         let deleted = deleted.await;
@@ -288,6 +293,11 @@ impl Registry {
             if let (Some(federation), None) = (&all.federation, &definitions.federation) {
                 shared.check_empty(&federation.outgoing_name())?;
             }
+            for durable in &all.durables {
+                if !definitions.durables.iter().any(|other| other.name == durable.name) {
+                    shared.check_empty(&durable.outgoing_name())?;
+                }
+            }
             if definitions.spool.dir != all.spool.dir {
                 let what = "the folder of the spools can't change while they are at work (spool.dir)";
                 return Err(Error::new(ErrorKind::InUse, what));
@@ -313,6 +323,7 @@ impl Registry {
             connections: definitions.connections.clone(),
             outgoing: entries.outgoing.values().map(report_outgoing).collect(),
             channels: entries.channels.values().map(report_channel).collect(),
+            durables: entries.durables.values().filter_map(|one| report_durable(one, &entries)).collect(),
             federations: entries
                 .federation
                 .iter()
@@ -340,6 +351,13 @@ impl Registry {
         let found = entries.federation.as_ref().filter(|one| one.definition.name == name);
         let report = found.and_then(|one| report_federation(one, &entries));
         report.ok_or_else(|| unknown(Sort::Federation, name))
+    }
+
+    /// How one durable subscription is.
+    pub fn durable(&self, name: &str) -> Result<DurableReport> {
+        let entries = self.shared.entries();
+        let report = entries.durables.get(name).and_then(|one| report_durable(one, &entries));
+        report.ok_or_else(|| unknown(Sort::Durable, name))
     }
 
     /// Sends a message by an outgoing connection. It is on disk when this returns, and goes out as soon as its peer is there.
@@ -414,10 +432,11 @@ impl Registry {
     /// what it has, and then [closes](Self::close) the rest: so what was published gets to the spools.
     pub async fn end_channels(&self) {
         self.shared.is_closed.store(true, Ordering::Release);
-        let channels = {
+        let (channels, durables) = {
             let mut entries = self.shared.entries.write().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut entries.channels)
+            (std::mem::take(&mut entries.channels), std::mem::take(&mut entries.durables))
         };
+        join_all(durables.into_values().map(DurableServer::end)).await;
         join_all(channels.into_values().map(Channel::end)).await;
     }
 

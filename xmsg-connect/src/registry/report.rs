@@ -6,7 +6,10 @@ use serde::{Serialize, Serializer};
 
 use super::shared::Entries;
 use crate::channel::Channel;
-use crate::definition::{ChannelDefinition, ConnectionDefinition, FederationDefinition, OutgoingDefinition};
+use crate::definition::{
+    ChannelDefinition, ConnectionDefinition, DurableDefinition, FederationDefinition, OutgoingDefinition,
+};
+use crate::durable::{Counted, DurableServer};
 use crate::federation::Federation;
 use crate::outgoing::Outgoing;
 use crate::status::{LinkReport, LinkState, SpoolReport};
@@ -56,6 +59,26 @@ pub struct FederationReport {
     pub spool: SpoolReport,
 }
 
+/// What is known of a durable subscription.
+///
+/// The outgoing connection to its queue stands among the others, too, under [`outgoing_name`](DurableDefinition::outgoing_name).
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct DurableReport {
+    /// Its definition.
+    pub definition: DurableDefinition,
+    /// The link that takes messages to the queue.
+    pub link: LinkReport,
+    /// The spool on the way there.
+    pub spool: SpoolReport,
+    /// Sessions of subscribers.
+    pub subscribers: u64,
+    /// Messages that were given to subscribers since it was started; each time counts.
+    pub given_out: u64,
+    /// Messages that subscribers have acknowledged since it was started.
+    pub acknowledged: u64,
+}
+
 /// Everything that is declared, and how it is.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
@@ -68,6 +91,8 @@ pub struct Report {
     pub channels: Vec<ChannelReport>,
     /// Federations: one or none.
     pub federations: Vec<FederationReport>,
+    /// Durable subscriptions.
+    pub durables: Vec<DurableReport>,
     /// Folders in that of the spools that belong to no outgoing connection: messages may be in them.
     pub orphans: Vec<String>,
 }
@@ -96,4 +121,12 @@ pub(super) fn report_federation(federation: &Federation, entries: &Entries) -> O
         link: if is_in { channel.link } else { outgoing.link },
         spool: outgoing.spool,
     })
+}
+
+pub(super) fn report_durable(server: &DurableServer, entries: &Entries) -> Option<DurableReport> {
+    let definition = server.plan.definition.clone();
+    let outgoing = report_outgoing(entries.outgoing.get(&definition.outgoing_name())?);
+    let Counted { subscribers, given_out, acknowledged } = server.counted();
+    let OutgoingReport { link, spool, .. } = outgoing;
+    Some(DurableReport { definition, link, spool, subscribers, given_out, acknowledged })
 }

@@ -14,6 +14,7 @@ use super::entry::unknown;
 use super::{Definition, Sort};
 use crate::channel::{Channel, Targets};
 use crate::definition::Definitions;
+use crate::durable::DurableServer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::federation::{Federation, SPOOL_FOLDER};
 use crate::outgoing::{self, Outgoing};
@@ -66,6 +67,8 @@ pub(super) struct Entries {
     pub(super) channels: BTreeMap<String, Channel>,
     /// Its outgoing connection and its channel are among the others.
     pub(super) federation: Option<Federation>,
+    /// Their outgoing connections are among the others.
+    pub(super) durables: BTreeMap<String, DurableServer>,
 }
 
 impl Shared {
@@ -92,6 +95,8 @@ impl Shared {
         let folder = outgoing.map(|outgoing| outgoing.spool_folder().to_owned());
         let federation = definitions.federation.iter().find(|federation| federation.outgoing_name() == name);
         let folder = folder.or_else(|| federation.map(|_| SPOOL_FOLDER.to_owned()));
+        let durable = definitions.durables.iter().find(|durable| durable.outgoing_name() == name);
+        let folder = folder.or_else(|| durable.map(|durable| durable.spool_folder()));
         folder.map(|folder| self.spool_dir.join(folder)).ok_or_else(|| unknown(Sort::Outgoing, name))
     }
 
@@ -109,7 +114,7 @@ impl Shared {
     pub(super) fn link_report(&self, sort: Sort, name: &str) -> Option<LinkReport> {
         let entries = self.entries();
         match sort {
-            Sort::Connection | Sort::Federation => None,
+            Sort::Connection | Sort::Federation | Sort::Durable => None,
             Sort::Outgoing => entries.outgoing.get(name).map(|outgoing| outgoing.shared.status.report()),
             Sort::Channel => entries.channels.get(name).map(|channel| channel.status.report()),
         }
@@ -122,6 +127,7 @@ impl Shared {
         Ok(match definition {
             Definition::Outgoing(definition) => Some(definition.name),
             Definition::Federation(definition) => Some(definition.outgoing_name()),
+            Definition::Durable(definition) => Some(definition.outgoing_name()),
             Definition::Connection(_) | Definition::Channel(_) => None,
         })
     }
@@ -153,6 +159,7 @@ impl Shared {
         let mut orphans: Vec<_> = names
             .filter(|name| !is_deleted(name) && self.endings.free(name).is_none())
             .filter(|name| !definitions.outgoing.iter().any(|outgoing| outgoing.spool_folder() == name))
+            .filter(|name| !definitions.durables.iter().any(|durable| durable.spool_folder() == *name))
             .filter(|name| definitions.federation.is_none() || name != SPOOL_FOLDER)
             .collect();
         orphans.sort_unstable();

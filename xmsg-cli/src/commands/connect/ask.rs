@@ -27,10 +27,12 @@ pub(super) enum Sort {
     Channel,
     Connection,
     Federation,
+    Durable,
 }
 
 impl Sort {
-    pub(super) const ALL: [Self; 4] = [Self::Outgoing, Self::Channel, Self::Connection, Self::Federation];
+    pub(super) const ALL: [Self; 5] =
+        [Self::Outgoing, Self::Channel, Self::Connection, Self::Federation, Self::Durable];
 
     /// Where a report has its entries.
     pub(super) fn in_report(self) -> &'static str {
@@ -39,6 +41,7 @@ impl Sort {
             Self::Channel => "channels",
             Self::Connection => "connections",
             Self::Federation => "federations",
+            Self::Durable => "durables",
         }
     }
 }
@@ -50,6 +53,7 @@ impl fmt::Display for Sort {
             Self::Channel => "channel",
             Self::Connection => "connection",
             Self::Federation => "federation",
+            Self::Durable => "durable",
         })
     }
 }

@@ -61,11 +61,11 @@ fn definitions(text: &str, name: &str) -> anyhow::Result<Vec<(Sort, Value)>> {
     if let Some(key) = table.keys().find(|key| !known(key)) {
         let hint = if key == "spool" { ": `xmsg connect import` changes it" } else { "" };
         bail!(
-            "{name}: {key:?} is no sort of entries, which are [[connection]], [[outgoing]], [[channel]] and [federation]{hint}"
+            "{name}: {key:?} is no sort of entries, which are [[connection]], [[outgoing]], [[channel]], [[durable]] and [federation]{hint}"
         );
     }
     let mut found = Vec::new();
-    for sort in [Sort::Connection, Sort::Outgoing, Sort::Channel, Sort::Federation] {
+    for sort in [Sort::Connection, Sort::Outgoing, Sort::Channel, Sort::Durable, Sort::Federation] {
         let Some(value) = table.get(&sort.to_string()) else { continue };
         let list = match (sort, value) {
             (Sort::Federation, toml::Value::Table(_)) => std::slice::from_ref(value),
@@ -81,7 +81,9 @@ fn definitions(text: &str, name: &str) -> anyhow::Result<Vec<(Sort, Value)>> {
         }
     }
     if found.is_empty() {
-        bail!("{name} has no entry: write [[connection]], [[outgoing]], [[channel]] or [federation]");
+        bail!(
+            "{name} has no entry: write [[connection]], [[outgoing]], [[channel]], [[durable]] or [federation]"
+        );
     }
     Ok(found)
 }
@@ -226,10 +228,11 @@ pub(super) async fn import(asked: &Asked, file: &Path) -> anyhow::Result<Exit> {
     if !asked.json {
         let count = |key: &str, noun: &str| counted(imported[key].as_u64().unwrap_or_default(), noun);
         note(format_args!(
-            "imported: {}, {}, {}, {}",
+            "imported: {}, {}, {}, {}, {}",
             count("connections", "connection"),
             count("outgoing", "outgoing connection"),
             count("channels", "channel"),
+            count("durables", "durable subscription"),
             count("federations", "federation")
         ));
     }

@@ -1,6 +1,7 @@
 //! `xmsg connect`: outgoing connections and channels of a proxy, or of `xmsg-connect`.
 
 mod ask;
+mod durable;
 mod entries;
 mod messages;
 mod rows;
@@ -88,7 +89,7 @@ pub(crate) struct Arguments {
     #[command(subcommand)]
     action: Action,
 
-    /// The sort of entries that is meant: outgoing, channel, connection or federation
+    /// The sort of entries that is meant: outgoing, channel, connection, federation or durable
     #[arg(long, global = true, value_name = "SORT", value_enum, hide_possible_values = true)]
     sort: Option<Sort>,
 
@@ -114,7 +115,7 @@ enum Action {
     /// Add the entries of a TOML file: all of them, or none
     #[command(after_help = ADD_EXAMPLES)]
     Add {
-        /// The file with `[[connection]]`, `[[outgoing]]`, `[[channel]]` and `[federation]`; `-`: standard input
+        /// The file with `[[connection]]`, `[[outgoing]]`, `[[channel]]`, `[[durable]]` and `[federation]`; `-`: standard input
         file: PathBuf,
     },
     /// Put the entry of a TOML file in the place of another
@@ -137,12 +138,12 @@ enum Action {
         #[arg(long)]
         purge: bool,
     },
-    /// Set an outgoing connection, a channel or a federation to work
+    /// Set an outgoing connection, a channel, a federation or a durable subscription to work
     #[command(after_help = ENABLE_EXAMPLES)]
     Enable {
         name: String,
     },
-    /// Let an outgoing connection, a channel or a federation rest
+    /// Let an outgoing connection, a channel, a federation or a durable subscription rest
     #[command(after_help = DISABLE_EXAMPLES)]
     Disable {
         name: String,
@@ -248,6 +249,17 @@ struct Change {
     /// Delete all of them
     #[arg(long)]
     discard_all: bool,
+}
+
+/// Makes the durable subscription of this name, unless it is there.
+pub(crate) async fn ensure_durable(
+    admin: AdminOptions,
+    name: &str,
+    connection: Option<&str>,
+    topics: &[String],
+) -> anyhow::Result<()> {
+    let asked = Asked { admin: admin.admin()?, sort: None, json: false };
+    durable::ensure(&asked, name, connection, topics).await
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {

@@ -17,7 +17,7 @@ impl ConnectSnapshot {
     }
 
     pub(in crate::admin) fn encode(&self, out: &mut Families<'_>) -> Result<(), fmt::Error> {
-        let Report { outgoing, channels, .. } = &self.0;
+        let Report { outgoing, channels, durables, .. } = &self.0;
         let name = |name: &str| ("name", name.to_owned());
         let of_outgoing = |counts: Counts| {
             [
@@ -56,6 +56,16 @@ impl ConnectSnapshot {
                 .map(|(result, count)| ([name(&one.definition.name), ("result", result.to_owned())], count))
         });
         out.counters("xmsg_channel_messages", help, None, values)?;
+
+        let help = "Messages of a durable subscription, by what became of them.";
+        let values = durables.iter().flat_map(|one| {
+            [("given_out", one.given_out), ("acknowledged", one.acknowledged)]
+                .map(|(result, count)| ([name(&one.definition.name), ("result", result.to_owned())], count))
+        });
+        out.counters("xmsg_durable_messages", help, None, values)?;
+        let help = "Sessions of subscribers of a durable subscription.";
+        let subscribers = durables.iter().map(|one| ([name(&one.definition.name)], one.subscribers));
+        out.gauges("xmsg_durable_subscribers", help, None, subscribers)?;
 
         let is_connected = |state| u64::from(matches!(state, LinkState::Connected | LinkState::Blocked));
         let help = "1 while an outgoing connection is connected to its peer, otherwise 0.";

@@ -23,8 +23,8 @@ use serde_json::json;
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 use xmsg_connect::definition::{
-    ChannelDefinition, ConnectionDefinition, Definitions, FederationDefinition, OutgoingDefinition,
-    SpoolDefinition,
+    ChannelDefinition, ConnectionDefinition, Definitions, DurableDefinition, FederationDefinition,
+    OutgoingDefinition, SpoolDefinition,
 };
 use xmsg_connect::{Definition, OnDelete, Registry, Sort};
 use xmsg_zmq::deadline::Deadline;
@@ -87,7 +87,7 @@ where
     type Work = W;
 }
 
-pub(super) const INDEX: &str = "/connect\n/connect/export\n/connect/{outgoing|channel|connection|federation}/{name}\n\
+pub(super) const INDEX: &str = "/connect\n/connect/export\n/connect/{outgoing|channel|connection|federation|durable}/{name}\n\
     /connect/outgoing/{name}/dead?after=&limit=\n";
 
 pub(super) fn router() -> Router<Arc<State>> {
@@ -178,6 +178,7 @@ fn definition(sort: Sort, body: &[u8]) -> Result<Definition, Refusal> {
         Sort::Outgoing => read_json::<OutgoingDefinition>(body)?.into(),
         Sort::Channel => read_json::<ChannelDefinition>(body)?.into(),
         Sort::Federation => read_json::<FederationDefinition>(body)?.into(),
+        Sort::Durable => read_json::<DurableDefinition>(body)?.into(),
     })
 }
 
@@ -196,6 +197,7 @@ fn value(registry: &Registry, sort: Sort, name: &str) -> Result<serde_json::Valu
         Sort::Outgoing => json!(registry.outgoing(name)?),
         Sort::Channel => json!(registry.channel(name)?),
         Sort::Federation => json!(registry.federation(name)?),
+        Sort::Durable => json!(registry.durable(name)?),
         Sort::Connection => match registry.export().find(sort, name) {
             Some(Definition::Connection(definition)) => json!({ "definition": definition }),
             _ => return Err(Refusal::unknown(sort, name)),
@@ -372,6 +374,7 @@ async fn import(Shared(state): Shared<Arc<State>>, permitted: Permitted, request
         "connections": definitions.connections.len(),
         "outgoing": definitions.outgoing.len(),
         "channels": definitions.channels.len(),
+        "durables": definitions.durables.len(),
         "federations": usize::from(definitions.federation.is_some()),
     });
     connect.run(|registry| async move { registry.import(definitions).await }).await?;

@@ -1,0 +1,72 @@
+//! Durable subscriptions: messages wait in a queue of a broker, and are given out to those who ask for them through the proxy.
+//!
+//! ```text
+//!  proxy ─► durable:NAME ─► spool ─► queue xmsg.durable.NAME ─► session of a subscriber ─► answers to its requests
+//! ```
+//!
+//! Each subscriber has a session with a connection to the broker of its own: what it has not acknowledged when the session ends is back in the queue then.
+
+mod broker;
+mod server;
+mod session;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::definition::{
+    AmqpOutgoing, ConnectionDefinition, Definitions, DurableDefinition, OnReturn, OutgoingDefinition,
+    Properties, Way, WhenInactive,
+};
+use crate::outgoing::OutgoingPlan;
+
+pub(crate) use broker::{check, declare};
+pub(crate) use server::{Counted, DurableServer};
+
+/// What a durable subscription goes by.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct DurablePlan {
+    pub(crate) definition: DurableDefinition,
+    /// The broker. Definitions that were checked have it.
+    pub(crate) broker: Option<ConnectionDefinition>,
+}
+
+impl DurablePlan {
+    /// The plan for one of these definitions, whose files are relative to this folder.
+    pub(crate) fn of(definition: &DurableDefinition, all: &Definitions, base: &Path) -> Self {
+        let broker = all.broker(Some(&definition.connection)).map(|broker| broker.resolved(base));
+        Self { definition: definition.clone(), broker }
+    }
+
+    /// The outgoing connection that takes messages to the queue.
+    pub(crate) fn outgoing_plan(&self) -> OutgoingPlan {
+        let durable = &self.definition;
+        let mut definition = OutgoingDefinition::amqp(durable.outgoing_name(), &durable.connection, "");
+        definition.subscribe.clone_from(&durable.topics);
+        definition.routing_key = Some(durable.queue());
+        definition.is_active = durable.is_active;
+        definition.when_inactive = WhenInactive::Store;
+        definition.spool_dir = Some(durable.spool_folder());
+        definition.max_bytes = durable.max_bytes;
+        let way = AmqpOutgoing {
+            exchange: String::new(),
+            routing_key: crate::routing::Template::text(durable.queue()),
+            is_mandatory: true,
+            confirm_timeout: std::time::Duration::from_secs(30),
+            max_in_flight: 256,
+            on_return: OnReturn::Retry,
+            max_message_size: crate::definition::MESSAGE_SIZE.get(),
+            header_compat: None,
+            body: crate::definition::Body::default(),
+            properties: Properties::default(),
+            headers: BTreeMap::new(),
+            origin: None,
+            durable: Some(durable.clone()),
+        };
+        OutgoingPlan {
+            definition,
+            way: Way::Amqp(Box::new(way)),
+            broker: self.broker.clone(),
+            federation: None,
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Answers the requests of subscribers: which session each is for.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+use xmsg_core::durable::protocol::{Reply, Request, TOPIC};
+use xmsg_core::{Actor, Message};
+use xmsg_zmq::lock::lock;
+
+use super::DurablePlan;
+use super::session::{Ask, Session};
+
+/// Sessions of one durable subscription at a time.
+const SESSIONS: usize = 64;
+/// Requests that are answered at the same time; of each session, one waits for messages and one acknowledges.
+const CONCURRENCY: usize = 256;
+/// Requests of one session that wait for the one before.
+const ASKS: usize = 8;
+/// The pause before the proxy is asked again for a subscription that it has not confirmed.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long answers on their way may take at the end.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// What was counted since the durable subscription was started.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(super) given_out: AtomicU64,
+    pub(super) acknowledged: AtomicU64,
+}
+
+/// The same, read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Counted {
+    pub(crate) subscribers: u64,
+    pub(crate) given_out: u64,
+    pub(crate) acknowledged: u64,
+}
+
+/// A durable subscription at work. Its tasks end when it is dropped, or [ended](Self::end).
+#[derive(Debug)]
+pub(crate) struct DurableServer {
+    pub(crate) plan: DurablePlan,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    plan: DurablePlan,
+    sessions: Mutex<HashMap<Bytes, mpsc::Sender<Ask>>>,
+    counters: Arc<Counters>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl DurableServer {
+    /// Starts to answer.
+    pub(crate) fn start(plan: DurablePlan, actor: Actor) -> Self {
+        let shared = Arc::new(Shared {
+            plan: plan.clone(),
+            sessions: Mutex::default(),
+            counters: Arc::default(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        shared.tasks.spawn(serve(shared.clone(), actor));
+        Self { plan, shared }
+    }
+
+    pub(crate) fn counted(&self) -> Counted {
+        let Counters { given_out, acknowledged } = &*self.shared.counters;
+        Counted {
+            subscribers: lock(&self.shared.sessions).len() as u64,
+            given_out: given_out.load(Ordering::Relaxed),
+            acknowledged: acknowledged.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Ends all sessions, and waits for that: what was not acknowledged is back in the queue then.
+    pub(crate) async fn end(self) {
+        self.shared.stop.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+}
+
+impl Drop for DurableServer {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+    }
+}
+
+/// Subscribes to the requests, until it is told to stop.
+async fn serve(shared: Arc<Shared>, actor: Actor) {
+    let topic = format!("{TOPIC}{}", shared.plan.definition.name);
+    loop {
+        let answering = shared.clone();
+        let handler = move |message: Message| {
+            let shared = answering.clone();
+            async move {
+                let reply = shared.answer(message.data().clone()).await;
+                message.reply_with(reply.encode())
+            }
+        };
+        let subscribed = tokio::select! {
+            () = shared.stop.cancelled() => return,
+            subscribed = actor.subscribe_with(&*topic, CONCURRENCY, handler) => subscribed,
+        };
+        match subscribed {
+            Ok(handle) => {
+                shared.stop.cancelled().await;
+                handle.close(GRACE).await;
+                return;
+            }
+            Err(error) => {
+                let name = &shared.plan.definition.name;
+                tracing::warn!(
+                    "durable {name:?}: requests can't be subscribed to, which is tried again: {}",
+                    error.with_causes()
+                );
+                tokio::select! {
+                    () = shared.stop.cancelled() => return,
+                    () = tokio::time::sleep(PAUSE) => {}
+                }
+            }
+        }
+    }
+}
+
+impl Shared {
+    async fn answer(self: &Arc<Self>, request: Bytes) -> Reply {
+        let request = match Request::decode(request) {
+            Ok(request) => request,
+            Err(error) => return Reply::Unavailable(error.with_causes().to_string()),
+        };
+        let (Request::Next { session, .. } | Request::Ack { session, .. } | Request::End { session, .. }) =
+            &request
+        else {
+            return self.open().await;
+        };
+        let asks = lock(&self.sessions).get(session).cloned();
+        let Some(asks) = asks else { return Reply::UnknownSession };
+        let (answer, answered) = oneshot::channel();
+        if asks.send(Ask { request, answer }).await.is_err() {
+            return Reply::UnknownSession;
+        }
+        answered.await.unwrap_or(Reply::UnknownSession)
+    }
+
+    /// Begins a session; the answer comes once it is connected to the broker.
+    async fn open(self: &Arc<Self>) -> Reply {
+        let definition = &self.plan.definition;
+        let name = &definition.name;
+        if !definition.is_active {
+            return Reply::Unavailable(format!(
+                "the durable subscription {name:?} is not active (is_active)"
+            ));
+        }
+        let id = Bytes::copy_from_slice(Uuid::new_v4().as_bytes());
+        let (asks, asked) = mpsc::channel(ASKS);
+        {
+            let mut sessions = lock(&self.sessions);
+            if sessions.len() >= SESSIONS {
+                return Reply::Unavailable(format!(
+                    "the durable subscription {name:?} has {SESSIONS} subscribers, and no room for more"
+                ));
+            }
+            sessions.insert(id.clone(), asks);
+        }
+        let (ready, is_ready) = oneshot::channel();
+        let (shared, own_id) = (self.clone(), id.clone());
+        self.tasks.spawn(async move {
+            let run = Session::run(&shared.plan, &shared.counters, asked, ready);
+            tokio::select! {
+                () = run => {}
+                () = shared.stop.cancelled() => {}
+            }
+            lock(&shared.sessions).remove(&own_id);
+        });
+        match is_ready.await {
+            Ok(Ok(())) => Reply::Opened { session: id, topics: definition.topics.clone() },
+            Ok(Err(error)) => Reply::Unavailable(format!(
+                "the durable subscription {name:?} can't get at its messages: {}",
+                error.with_causes()
+            )),
+            Err(_) => Reply::Unavailable(format!("the durable subscription {name:?} is ending")),
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The session of one subscriber: what the broker has given it, and what it has acknowledged of that.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+
+use futures::{FutureExt, StreamExt};
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Consumer};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use xmsg_core::durable::protocol::{Item, Reply, Request};
+use xmsg_zmq::deadline::Deadline;
+
+use super::server::Counters;
+use super::{DurablePlan, declare};
+use crate::amqp::{Link, headers, refused, short};
+use crate::definition::{ConnectionDefinition, Target};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Messages in one answer.
+const ANSWER: usize = 100;
+/// Messages that were given to a subscriber and are not acknowledged: one answer that is worked on, and one that waits.
+const PREFETCH: u16 = 200;
+/// Bytes of messages in one answer; one that is longer goes alone.
+const ANSWER_BYTES: usize = 4 << 20;
+/// How long a request may wait for messages.
+const WAIT: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// A request, and where its answer goes.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) request: Request,
+    pub(super) answer: oneshot::Sender<Reply>,
+}
+
+/// A request that waits for messages.
+struct Waiting {
+    after: u64,
+    max: usize,
+    until: Instant,
+    answer: oneshot::Sender<Reply>,
+}
+
+pub(super) struct Session<'a> {
+    plan: &'a DurablePlan,
+    counters: &'a Counters,
+    channel: Channel,
+    /// Not acknowledged, in the order of their numbers, which are the tags of the broker.
+    held: VecDeque<Item>,
+    waiting: Option<Waiting>,
+}
+
+impl<'a> Session<'a> {
+    /// Opens the session, says whether that went well, and answers until the subscriber ends it or is silent for too long, or the broker is lost.
+    pub(super) async fn run(
+        plan: &'a DurablePlan,
+        counters: &'a Counters,
+        mut asked: mpsc::Receiver<Ask>,
+        ready: oneshot::Sender<Result<()>>,
+    ) {
+        let (link, mut consumer) = match open(plan).await {
+            Ok(opened) => opened,
+            Err(error) => {
+                let _ = ready.send(Err(error));
+                return;
+            }
+        };
+        if ready.send(Ok(())).is_ok() {
+            let channel = link.channel.clone();
+            let mut session = Self { plan, counters, channel, held: VecDeque::new(), waiting: None };
+            if let Err(error) = session.serve(&mut asked, &mut consumer).await {
+                tracing::warn!(
+                    "durable {:?}: a subscriber has lost its session with the broker, and gets another one: {}",
+                    plan.definition.name,
+                    error
+                );
+            }
+        }
+        // What is asked from now on is answered as unknown.
+        asked.close();
+        link.close().await;
+    }
+
+    async fn serve(&mut self, asked: &mut mpsc::Receiver<Ask>, consumer: &mut Consumer) -> lapin::Result<()> {
+        let lease = self.plan.definition.lease.get();
+        let mut heard = Instant::now();
+        loop {
+            self.answer_if_due();
+            let silent_at = self.waiting.as_ref().map_or(heard, |waiting| waiting.until);
+            let ends_at = Deadline::since(silent_at, lease).instant();
+            let until = self.waiting.as_ref().map(|waiting| waiting.until);
+            tokio::select! {
+                biased;
+                ask = asked.recv() => {
+                    let Some(Ask { request, answer }) = ask else { return Ok(()) };
+                    heard = Instant::now();
+                    if self.handle(request, answer).await? {
+                        return Ok(());
+                    }
+                }
+                delivery = consumer.next() => {
+                    let Some(first) = delivery else { return Ok(()) };
+                    self.hold(first?).await?;
+                    while let Some(Some(next)) = consumer.next().now_or_never() {
+                        self.hold(next?).await?;
+                    }
+                }
+                () = at(until) => {
+                    if let Some(waiting) = self.waiting.take() {
+                        heard = Instant::now();
+                        let _ = waiting.answer.send(Reply::Messages(Vec::new()));
+                    }
+                }
+                () = tokio::time::sleep_until(ends_at) => return Ok(()),
+            }
+        }
+    }
+
+    /// Acts on a request. Whether it ends the session.
+    async fn handle(&mut self, request: Request, answer: oneshot::Sender<Reply>) -> lapin::Result<bool> {
+        match request {
+            Request::Next { after, ack, max, wait_ms, .. } => {
+                self.acknowledge(ack).await?;
+                let wait = std::time::Duration::from_millis(wait_ms.into()).min(WAIT);
+                let max = (max as usize).clamp(1, ANSWER);
+                let until = Deadline::after(wait).instant();
+                let former = self.waiting.replace(Waiting { after, max, until, answer });
+                // Nobody waits for it any more, since there is another one.
+                if let Some(former) = former {
+                    let _ = former.answer.send(Reply::Messages(Vec::new()));
+                }
+                Ok(false)
+            }
+            Request::Ack { ack, .. } => {
+                self.acknowledge(ack).await?;
+                let _ = answer.send(Reply::Messages(Vec::new()));
+                Ok(false)
+            }
+            Request::End { ack, .. } => {
+                self.acknowledge(ack).await?;
+                let _ = answer.send(Reply::Messages(Vec::new()));
+                Ok(true)
+            }
+            _ => {
+                let _ = answer.send(Reply::UnknownSession);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Messages up to this number are done with.
+    async fn acknowledge(&mut self, number: u64) -> lapin::Result<()> {
+        let count = self.held.partition_point(|item| item.number <= number);
+        let Some(last) = count.checked_sub(1).and_then(|last| self.held.get(last)) else { return Ok(()) };
+        self.channel.basic_ack(last.number, BasicAckOptions { multiple: true }).await?;
+        self.held.drain(..count);
+        self.counters.acknowledged.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Keeps a message until it is acknowledged.
+    async fn hold(&mut self, delivery: Delivery) -> lapin::Result<()> {
+        let (number, acker) = (delivery.delivery_tag, delivery.acker.clone());
+        let returned = headers::returned(&delivery).unwrap_or(0);
+        match headers::inbound(&self.plan.definition.name, delivery, &Target::Original) {
+            Ok(message) => self.held.push_back(Item { number, returned, message }),
+            Err(what) => {
+                let name = &self.plan.definition.name;
+                tracing::warn!(
+                    "durable {name:?}: a message goes to the dead letters: it can't be one of xMsg: {what}"
+                );
+                acker.reject(BasicRejectOptions { requeue: false }).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers the request that waits, if there is something for it.
+    fn answer_if_due(&mut self) {
+        let Some(waiting) = self.waiting.take() else { return };
+        let first = self.held.partition_point(|item| item.number <= waiting.after);
+        let mut bytes = 0;
+        let items: Vec<_> = self
+            .held
+            .iter()
+            .skip(first)
+            .take(waiting.max)
+            .take_while(|item| {
+                let is_first = bytes == 0;
+                bytes += item.message.size() + 64;
+                is_first || bytes <= ANSWER_BYTES
+            })
+            .cloned()
+            .collect();
+        if items.is_empty() {
+            self.waiting = Some(waiting);
+            return;
+        }
+        self.counters.given_out.fetch_add(items.len() as u64, Ordering::Relaxed);
+        let _ = waiting.answer.send(Reply::Messages(items));
+    }
+}
+
+/// Connects to one of the nodes, and begins to consume.
+async fn open(plan: &DurablePlan) -> Result<(Link, Consumer)> {
+    let Some(broker) = &plan.broker else {
+        return Err(Error::new(ErrorKind::InvalidDefinition, "its connection is not defined"));
+    };
+    let mut failure = None;
+    for turn in 0..broker.uris.len() {
+        match open_at(plan, broker, turn).await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => failure = Some(error),
+        }
+    }
+    Err(failure.unwrap_or_else(|| Error::new(ErrorKind::InvalidDefinition, "it has no address (uris)")))
+}
+
+async fn open_at(plan: &DurablePlan, broker: &ConnectionDefinition, turn: usize) -> Result<(Link, Consumer)> {
+    let link = Link::open(broker, &plan.definition.outgoing_name(), turn).await?;
+    let queue = plan.definition.queue();
+    let consuming = async {
+        declare(&link.channel, &plan.definition).await?;
+        let qos = link.channel.basic_qos(PREFETCH, BasicQosOptions::default()).await;
+        qos.map_err(|error| refused(error, "the prefetch can't be set"))?;
+        let options = BasicConsumeOptions::default();
+        let consumer =
+            link.channel.basic_consume(short(&queue), short(""), options, FieldTable::default()).await;
+        consumer.map_err(|error| refused(error, &format!("the queue {queue:?} can't be consumed")))
+    };
+    let consumer = link.within(broker.connect_timeout.get(), consuming).await?;
+    Ok((link, consumer))
+}
+
+/// Waits until then; for ever without a time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,261 @@
+//! Durable subscriptions with a real RabbitMQ.
+
+#![allow(clippy::unwrap_used, reason = "a test panics: that is how it fails")]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::time::Duration;
+
+use xmsg_connect::definition::{Definitions, DurableDefinition, Span};
+use xmsg_connect::{ErrorKind, OnDelete, Sort};
+use xmsg_core::Actor;
+use xmsg_core::durable::{DurableMessage, DurableOptions, DurableSubscription, Place};
+use xmsg_tests::rabbitmq::Broker;
+use xmsg_tests::{patient, within};
+
+use common::{LIMIT, Site, broker, message};
+
+fn durable(name: &str) -> DurableDefinition {
+    let mut definition = DurableDefinition::new(name, "broker", ["orders"]);
+    definition.lease = Span::seconds(1);
+    definition
+}
+
+/// A site with a durable subscription over this broker that has subscribed at the proxy.
+async fn site(port: u16, definition: DurableDefinition) -> Site {
+    let name = definition.outgoing_name();
+    let definitions =
+        Definitions { connections: vec![broker(port)], durables: vec![definition], ..Definitions::default() };
+    let site = Site::with(definitions).await;
+    let probing = async {
+        while site.registry.outgoing(&name).unwrap().link.counts.accepted == 0 {
+            site.actor.publish(&message("orders", "probe")).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("the subscription at the proxy", probing).await;
+    site
+}
+
+/// One that waits for messages only briefly, so that a test ends soon.
+async fn open(actor: &Actor, name: &str) -> DurableSubscription {
+    let options = DurableOptions { max: 10, wait: Duration::from_millis(500) };
+    // Its server may still be on its way to the proxy.
+    within("a durable subscription", async {
+        loop {
+            match DurableSubscription::open(actor, name, options).await {
+                Ok(subscription) => return subscription,
+                Err(error) => assert_eq!(error.kind(), xmsg_core::ErrorKind::Timeout, "{error}"),
+            }
+        }
+    })
+    .await
+}
+
+async fn publish(site: &Site, numbers: Range<usize>) {
+    for number in numbers {
+        site.actor.publish(&message("orders:new", &number.to_string())).await.unwrap();
+    }
+}
+
+/// The next message that is no probe.
+async fn next(subscription: &mut DurableSubscription) -> (usize, DurableMessage) {
+    loop {
+        let next = within("a message", subscription.next()).await.unwrap().unwrap();
+        if let Ok(number) = next.message.value::<String>().unwrap().parse() {
+            return (number, next);
+        }
+    }
+}
+
+/// These messages come next, in this order. Returns the place of the last one.
+async fn expect(subscription: &mut DurableSubscription, numbers: Range<usize>) -> Place {
+    let mut place = Place::default();
+    for number in numbers {
+        let (found, message) = next(subscription).await;
+        assert_eq!(found, number);
+        place = message.place;
+    }
+    place
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_acknowledged_and_what_came_meanwhile_arrives_after_the_return() {
+    let site = site(Broker::shared().await.port(), durable("away")).await;
+    let mut orders = open(&site.actor, "away").await;
+    assert_eq!(orders.topics(), ["orders"]);
+    publish(&site, 0..50).await;
+    let place = expect(&mut orders, 0..30).await;
+    orders.acknowledge(place);
+    expect(&mut orders, 30..40).await;
+    orders.close().await.unwrap();
+    publish(&site, 50..80).await;
+
+    // The end of a session gives back what was not acknowledged.
+    let mut orders = open(&site.actor, "away").await;
+    let place = expect(&mut orders, 30..80).await;
+    orders.acknowledge(place);
+    // The server is told while the next message is waited for.
+    let waiting = async {
+        while site.registry.durable("away").unwrap().acknowledged < 80 {
+            let _ = tokio::time::timeout(Duration::from_millis(20), orders.next()).await;
+        }
+    };
+    within("the acknowledgement", waiting).await;
+    // It vanishes without a word, as after a `kill -9`: nothing that was acknowledged comes again.
+    drop(orders);
+    publish(&site, 80..90).await;
+    let mut orders = open(&site.actor, "away").await;
+    let place = expect(&mut orders, 80..90).await;
+    orders.acknowledge(place);
+    orders.close().await.unwrap();
+    let report = site.registry.durable("away").unwrap();
+    assert!(report.acknowledged >= 90 && report.given_out >= 100, "{report:?}");
+    Broker::shared().await.queue_reaches("xmsg.durable.away", 0).await;
+    site.registry.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_subscriber_that_vanished_held_goes_to_others_after_its_lease() {
+    let site = site(Broker::shared().await.port(), durable("lease")).await;
+    let mut first = open(&site.actor, "lease").await;
+    publish(&site, 0..5).await;
+    expect(&mut first, 0..5).await;
+    let mut second = open(&site.actor, "lease").await;
+    drop(first);
+    for number in 0..5 {
+        let (found, message) = next(&mut second).await;
+        assert_eq!((found, message.returned), (number, 1));
+        second.acknowledge(message.place);
+    }
+    second.close().await.unwrap();
+    site.registry.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_subscribers_share_the_messages() {
+    let site = site(Broker::shared().await.port(), durable("shared")).await;
+    let other =
+        Actor::builder("other").proxy(site.proxy.address().clone()).options(patient()).build().unwrap();
+    let (mut one, mut two) = (open(&site.actor, "shared").await, open(&other, "shared").await);
+    let mut numbers = BTreeSet::new();
+    let (mut of_one, mut of_two) = (0, 0);
+    publish(&site, 0..200).await;
+    while numbers.len() < 200 || of_one == 0 || of_two == 0 {
+        let (number, place, subscription) = tokio::select! {
+            (number, message) = next(&mut one) => { of_one += 1; (number, message.place, &one) }
+            (number, message) = next(&mut two) => { of_two += 1; (number, message.place, &two) }
+        };
+        assert!(numbers.insert(number), "{number} came twice");
+        subscription.acknowledge(place);
+        if numbers.len() == 200 && (of_one == 0 || of_two == 0) {
+            publish(&site, 1000..1001).await;
+        }
+    }
+    one.close().await.unwrap();
+    two.close().await.unwrap();
+    site.registry.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_never_acknowledged_goes_to_the_dead_letters() {
+    let rabbit = Broker::shared().await;
+    let mut definition = durable("poison");
+    definition.delivery_limit = 2;
+    let site = site(rabbit.port(), definition).await;
+    let mut orders = open(&site.actor, "poison").await;
+    // The probes are done with.
+    publish(&site, 0..1).await;
+    let place = expect(&mut orders, 0..1).await;
+    orders.acknowledge(place);
+    publish(&site, 1..3).await;
+    for time in 0..2 {
+        let (number, message) = next(&mut orders).await;
+        assert_eq!((number, message.returned), (1, time));
+        // It ends with what it had: both messages go back.
+        orders.close().await.unwrap();
+        orders = open(&site.actor, "poison").await;
+    }
+    rabbit.queue_reaches("xmsg.durable.poison.dead", 2).await;
+    publish(&site, 3..4).await;
+    let place = expect(&mut orders, 3..4).await;
+    orders.acknowledge(place);
+    orders.close().await.unwrap();
+    site.registry.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_the_registry_or_the_broker_loses_nothing() {
+    let mut rabbit = Broker::start().await;
+    let mut site = site(rabbit.port(), durable("restart")).await;
+    let mut orders = open(&site.actor, "restart").await;
+    publish(&site, 0..20).await;
+    let place = expect(&mut orders, 0..20).await;
+    orders.acknowledge(place);
+    rabbit.eval("[dets:sync(Table) || Table <- dets:all()]").await;
+    site.restart().await;
+    // What is published is subscribed to again once it gets to the spool.
+    let probing = async {
+        while site.registry.outgoing("durable:restart").unwrap().link.counts.accepted == 0 {
+            site.actor.publish(&message("orders", "probe")).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("the subscription at the proxy", probing).await;
+    publish(&site, 20..40).await;
+    // What was acknowledged while nobody heard it may come again; nothing is left out.
+    let mut expected = 20;
+    while expected < 40 {
+        let (number, message) = next(&mut orders).await;
+        assert!(number <= expected, "{number} before {expected}");
+        expected = expected.max(number + 1);
+        orders.acknowledge(message.place);
+    }
+    rabbit.kill().await;
+    publish(&site, 40..60).await;
+    rabbit.start_again().await;
+    while expected < 60 {
+        let (number, message) = next(&mut orders).await;
+        assert!(number <= expected, "{number} before {expected}");
+        expected = expected.max(number + 1);
+        orders.acknowledge(message.place);
+    }
+    orders.close().await.unwrap();
+    site.registry.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_durable_subscription_is_managed_like_all_else() {
+    let rabbit = Broker::shared().await;
+    let site = Site::new().await;
+    site.registry.create(broker(rabbit.port())).await.unwrap();
+    let error = site.registry.create(DurableDefinition::new("m", "other", ["a"])).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidDefinition, "{error}");
+    site.registry.create(durable("managed")).await.unwrap();
+    let error = site.registry.create(durable("managed")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NameTaken, "{error}");
+    let error = site.registry.rename(Sort::Durable, "managed", "other").await.unwrap_err();
+    assert!(error.to_string().contains("can't be renamed"), "{error}");
+    let error = site.registry.delete(Sort::Connection, "broker", OnDelete::Refuse).await.unwrap_err();
+    assert!(error.to_string().contains("durable \"managed\""), "{error}");
+    open(&site.actor, "managed").await.close().await.unwrap();
+    site.registry.ping(Sort::Durable, "managed", LIMIT).await.unwrap();
+    let text = site.registry.export().to_toml().unwrap();
+    assert_eq!(Definitions::parse(&text).unwrap(), site.registry.export());
+    site.registry.set_active(Sort::Durable, "managed", false).await.unwrap();
+    let rests = within("an answer", async {
+        loop {
+            let opened = DurableSubscription::open(&site.actor, "managed", DurableOptions::default()).await;
+            match opened {
+                Err(error) if error.kind() == xmsg_core::ErrorKind::Remote => return error,
+                _ => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    });
+    assert!(rests.await.to_string().contains("is not active"));
+    site.registry.delete(Sort::Durable, "managed", OnDelete::Purge).await.unwrap();
+    assert!(site.registry.report().durables.is_empty() && site.registry.report().outgoing.is_empty());
+    site.registry.close().await.unwrap();
+}
