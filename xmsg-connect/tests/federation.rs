@@ -338,7 +338,7 @@ async fn a_federation_is_managed_like_all_else() {
     assert_eq!(error.kind(), ErrorKind::InvalidMessage, "{error}");
     let error =
         site.registry.delete(Sort::Outgoing, "federation-out:managed", OnDelete::Purge).await.unwrap_err();
-    assert!(error.to_string().contains("belongs to the federation"), "{error}");
+    assert!(error.to_string().contains("belongs to a federation"), "{error}");
 
     // While it rests, what would leave waits, also across a restart and under another name.
     site.registry.set_active(Sort::Federation, "managed", false).await.unwrap();

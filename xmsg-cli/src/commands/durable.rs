@@ -72,12 +72,15 @@ pub(crate) async fn run<W: Writer<xmsg_core::Result<Message>> + Sync>(
         let shown = |topics: BTreeSet<&str>| {
             topics.into_iter().map(|topic| format!("{topic:?}")).collect::<Vec<_>>().join(", ")
         };
-        bail!(Usage(format!(
+        let what = format!(
             "the durable subscription {name:?} subscribes to {}, and not to {}: leave the topics out, choose another name, or change it \
              with `xmsg connect edit`",
             shown(has),
             shown(wanted)
-        )));
+        );
+        // Its session would keep messages from others until its lease has run out.
+        let _ = opened.close().await;
+        bail!(Usage(what));
     }
     if verbose {
         note(format_args!("receives from the durable subscription {name:?}"));
