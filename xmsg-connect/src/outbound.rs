@@ -52,6 +52,17 @@ impl Outbound {
 
     /// With this identifier, instead of a new one: who sends a message a second time, because it is not known whether it was accepted, gives both the
     /// same, so that its receivers can tell that they are one. An outgoing connection has no two messages of one identifier on their way at the same time.
+    ///
+    /// ```
+    /// use uuid::Uuid;
+    /// use xmsg_connect::Outbound;
+    /// use xmsg_core::Message;
+    ///
+    /// let id = Uuid::new_v4(); // kept by the caller until the message is known to be accepted
+    /// let order = Outbound::new(Message::of("orders:new", "17 pieces")?).id(id);
+    /// # let _ = order;
+    /// # Ok::<(), xmsg_core::Error>(())
+    /// ```
     #[must_use]
     pub fn id(mut self, id: Uuid) -> Self {
         self.id = Some(id);

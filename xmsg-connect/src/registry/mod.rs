@@ -153,7 +153,7 @@ impl Registry {
         Ok(Self { shared, changes })
     }
 
-    /// Adds an entry: it is at work when this returns, if it is active. Where its spool can't be opened, it is [`Faulted`](LinkState::Faulted), and tried
+    /// Adds an entry: it is at work when this returns, if it is active. Where its spool can't be opened, it is [`Faulted`](crate::LinkState::Faulted), and tried
     /// again.
     ///
     /// [`ErrorKind::NameTaken`]; [`ErrorKind::InvalidDefinition`], with the field.
