@@ -1,5 +1,6 @@
 //! The monitoring kit in `packaging/monitoring`: its alert rules, and its dashboard, with a real Prometheus that reads a real proxy.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -69,7 +70,10 @@ impl Prometheus {
 
     /// The series that answer this query.
     async fn query(&self, query: &str) -> Vec<Value> {
-        let encoded: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let mut encoded = String::new();
+        for byte in query.bytes() {
+            write!(encoded, "%{byte:02X}").expect("a string takes all");
+        }
         let response = get(&self.address, &format!("/api/v1/query?query={encoded}")).await;
         let answer: Value = serde_json::from_str(&response.body).expect("JSON");
         assert_eq!(answer["status"], "success", "{query}: {answer}");

@@ -13,7 +13,7 @@ use super::ending::{Endings, is_deleted};
 use super::entry::unknown;
 use super::{Definition, Sort};
 use crate::channel::{Channel, Targets};
-use crate::definition::Definitions;
+use crate::definition::{Definitions, DurableDefinition};
 use crate::durable::DurableServer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::federation::{Federation, SPOOL_FOLDER};
@@ -96,7 +96,7 @@ impl Shared {
         let federation = definitions.federation.iter().find(|federation| federation.outgoing_name() == name);
         let folder = folder.or_else(|| federation.map(|_| SPOOL_FOLDER.to_owned()));
         let durable = definitions.durables.iter().find(|durable| durable.outgoing_name() == name);
-        let folder = folder.or_else(|| durable.map(|durable| durable.spool_folder()));
+        let folder = folder.or_else(|| durable.map(DurableDefinition::spool_folder));
         folder.map(|folder| self.spool_dir.join(folder)).ok_or_else(|| unknown(Sort::Outgoing, name))
     }
 

@@ -16,10 +16,7 @@ use crate::admin::access::{Caller, Role, is_own_page};
 use crate::admin::server::Connection;
 
 /// Who asks, and what they may do.
-#[allow(
-    clippy::struct_excessive_bools,
-    reason = "they are answers to questions that have nothing to do with one another"
-)]
+#[allow(clippy::struct_excessive_bools, reason = "each answers a question of its own")]
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Session {
     /// Missing: nobody in particular.
