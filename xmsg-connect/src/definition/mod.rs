@@ -318,9 +318,9 @@ mod tests {
         let defaults = Definitions::default().spool;
         assert_eq!(SpoolDefinition { max_age: None, ..definitions.spool }, defaults, "it shows the defaults");
         assert_eq!((definitions.outgoing.len(), definitions.channels.len()), (2, 2));
-        let durable =
-            page.split("```toml\n").find(|block| block.contains("[[durable]]")).expect("it shows one");
-        let durables = Definitions::parse(durable.split("```").next().unwrap()).unwrap().durables;
+        let mut blocks = page.split("```toml\n").skip(1).filter_map(|block| block.split("```").next());
+        let durable = blocks.find(|block| block.contains("[[durable]]")).expect("it shows one");
+        let durables = Definitions::parse(durable).unwrap().durables;
         assert_eq!(
             durables,
             [DurableDefinition::new("billing", "rabbit", ["orders"])],
