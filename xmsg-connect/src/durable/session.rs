@@ -60,8 +60,8 @@ impl<'a> Session<'a> {
         mut asked: mpsc::Receiver<Ask>,
         ready: oneshot::Sender<Result<()>>,
     ) {
-        let (link, mut consumer) = match open(plan).await {
-            Ok(opened) => opened,
+        let link = match open(plan).await {
+            Ok(link) => link,
             Err(error) => {
                 let _ = ready.send(Err(error));
                 return;
@@ -70,7 +70,7 @@ impl<'a> Session<'a> {
         if ready.send(Ok(())).is_ok() {
             let channel = link.channel.clone();
             let mut session = Self { plan, counters, channel, held: VecDeque::new(), waiting: None };
-            if let Err(error) = session.serve(&mut asked, &mut consumer).await {
+            if let Err(error) = session.serve(&mut asked).await {
                 tracing::warn!(
                     "durable {:?}: a subscriber has lost its session with the broker, and gets another one: {}",
                     plan.definition.name,
@@ -83,7 +83,9 @@ impl<'a> Session<'a> {
         link.close().await;
     }
 
-    async fn serve(&mut self, asked: &mut mpsc::Receiver<Ask>, consumer: &mut Consumer) -> lapin::Result<()> {
+    async fn serve(&mut self, asked: &mut mpsc::Receiver<Ask>) -> lapin::Result<()> {
+        // None until messages are asked for: a subscriber that only looks keeps none from others.
+        let mut consumer = None;
         let lease = self.plan.definition.lease.get();
         let mut heard = Instant::now();
         loop {
@@ -96,14 +98,17 @@ impl<'a> Session<'a> {
                 ask = asked.recv() => {
                     let Some(Ask { request, answer }) = ask else { return Ok(()) };
                     heard = Instant::now();
+                    if consumer.is_none() && matches!(request, Request::Next { .. }) {
+                        consumer = Some(consume(&self.channel, self.plan).await?);
+                    }
                     if self.handle(request, answer).await? {
                         return Ok(());
                     }
                 }
-                delivery = consumer.next() => {
+                delivery = next_of(&mut consumer) => {
                     let Some(first) = delivery else { return Ok(()) };
                     self.hold(first?).await?;
-                    while let Some(Some(next)) = consumer.next().now_or_never() {
+                    while let Some(Some(next)) = next_of(&mut consumer).now_or_never() {
                         self.hold(next?).await?;
                     }
                 }
@@ -203,8 +208,8 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Connects to one of the nodes, and begins to consume.
-async fn open(plan: &DurablePlan) -> Result<(Link, Consumer)> {
+/// Connects to one of the nodes, and makes the queue if it is not there.
+async fn open(plan: &DurablePlan) -> Result<Link> {
     let Some(broker) = &plan.broker else {
         return Err(Error::new(ErrorKind::InvalidDefinition, "its connection is not defined"));
     };
@@ -218,20 +223,28 @@ async fn open(plan: &DurablePlan) -> Result<(Link, Consumer)> {
     Err(failure.unwrap_or_else(|| Error::new(ErrorKind::InvalidDefinition, "it has no address (uris)")))
 }
 
-async fn open_at(plan: &DurablePlan, broker: &ConnectionDefinition, turn: usize) -> Result<(Link, Consumer)> {
+async fn open_at(plan: &DurablePlan, broker: &ConnectionDefinition, turn: usize) -> Result<Link> {
     let link = Link::open(broker, &plan.definition.outgoing_name(), turn).await?;
-    let queue = plan.definition.queue();
-    let consuming = async {
+    let preparing = async {
         declare(&link.channel, &plan.definition).await?;
         let qos = link.channel.basic_qos(PREFETCH, BasicQosOptions::default()).await;
-        qos.map_err(|error| refused(error, "the prefetch can't be set"))?;
-        let options = BasicConsumeOptions::default();
-        let consumer =
-            link.channel.basic_consume(short(&queue), short(""), options, FieldTable::default()).await;
-        consumer.map_err(|error| refused(error, &format!("the queue {queue:?} can't be consumed")))
+        qos.map_err(|error| refused(error, "the prefetch can't be set"))
     };
-    let consumer = link.within(broker.connect_timeout.get(), consuming).await?;
-    Ok((link, consumer))
+    link.within(broker.connect_timeout.get(), preparing).await?;
+    Ok(link)
+}
+
+async fn consume(channel: &Channel, plan: &DurablePlan) -> lapin::Result<Consumer> {
+    let (queue, options) = (plan.definition.queue(), BasicConsumeOptions::default());
+    channel.basic_consume(short(&queue), short(""), options, FieldTable::default()).await
+}
+
+/// What comes next from the broker; for ever nothing while nothing is consumed.
+async fn next_of(consumer: &mut Option<Consumer>) -> Option<lapin::Result<Delivery>> {
+    match consumer {
+        Some(consumer) => consumer.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits until then; for ever without a time.
