@@ -1,8 +1,7 @@
-//! Metadata on the command line, `--meta key=value`, and in JSON.
+//! Metadata on the command line: `--meta key=value`.
 
 use std::str::FromStr;
 
-use serde_json::{Map, Value};
 use xmsg_core::Meta;
 use xmsg_core::meta::{Action, ByteOrder, Control, Status};
 
@@ -93,63 +92,6 @@ impl Field {
     }
 }
 
-/// Returns the fields that are present, without the MIME type, under the keys of [`Field`].
-pub(crate) fn json(meta: &Meta) -> Map<String, Value> {
-    let name = |name: &str| Value::from(name);
-    let fields = [
-        ("version", meta.version.as_deref().map(Value::from)),
-        ("description", meta.description.as_deref().map(Value::from)),
-        ("author", meta.author.as_deref().map(Value::from)),
-        ("severityId", meta.severity_id.map(Value::from)),
-        ("sender", meta.sender.as_deref().map(Value::from)),
-        ("senderState", meta.sender_state.as_deref().map(Value::from)),
-        ("communicationId", meta.communication_id.map(Value::from)),
-        ("composition", meta.composition.as_deref().map(Value::from)),
-        ("executionTime", meta.execution_time.map(Value::from)),
-        ("dataTypeDescription", meta.data_type_description.as_deref().map(Value::from)),
-        ("replyTo", meta.reply_to.as_deref().map(Value::from)),
-        (
-            "status",
-            meta.status.map(|status| match status {
-                Status::Info => name("info"),
-                Status::Warning => name("warning"),
-                Status::Error => name("error"),
-                Status::Unknown(number) => number.into(),
-            }),
-        ),
-        (
-            "action",
-            meta.action.map(|action| match action {
-                Action::Execute => name("execute"),
-                Action::Configure => name("configure"),
-                Action::Unknown(number) => number.into(),
-            }),
-        ),
-        (
-            "control",
-            meta.control.map(|control| match control {
-                Control::Skip => name("skip"),
-                Control::Unknown(number) => number.into(),
-            }),
-        ),
-        (
-            "byteOrder",
-            meta.byte_order.map(|order| match order {
-                ByteOrder::Little => name("little"),
-                ByteOrder::Big => name("big"),
-                ByteOrder::Unknown(number) => number.into(),
-            }),
-        ),
-    ];
-    let mut json: Map<_, _> =
-        fields.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
-    if !meta.headers.is_empty() {
-        let headers = meta.headers.iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
-        json.insert("headers".to_owned(), Value::Object(headers));
-    }
-    json
-}
-
 fn number<T: FromStr>(key: &str, value: &str) -> Result<T, String> {
     value.parse().map_err(|_| format!("`{value}` is not a number that {key} can be"))
 }
@@ -189,10 +131,10 @@ mod tests {
             assert!(KEYS.contains(key));
             format!("{key}={value}").parse::<Field>().unwrap().apply(&mut meta);
         }
-        let json = json(&meta);
+        let json = xmsg_proxy::shown::metadata(&meta);
         assert_eq!(json.len(), texts.len());
         meta.headers.insert("trace", "0af7").unwrap();
-        assert_eq!(super::json(&meta)["headers"], serde_json::json!({ "trace": "0af7" }));
+        assert_eq!(xmsg_proxy::shown::metadata(&meta)["headers"], serde_json::json!({ "trace": "0af7" }));
         for (key, value) in texts {
             assert_eq!(json[key].as_str().map_or_else(|| json[key].to_string(), str::to_owned), value);
         }

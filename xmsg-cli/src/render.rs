@@ -3,15 +3,12 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use jiff::Timestamp;
-use serde_json::Value;
-use xmsg_core::data::mime;
 use xmsg_core::text::{escaped, is_unsafe, json_escaped};
-use xmsg_core::{Data, Message, Topic};
+use xmsg_core::{Message, Topic};
+use xmsg_proxy::shown::{self, typed};
 
-use crate::{metadata, value};
+use crate::value;
 
 /// The number of bytes of binary data that are shown.
 const PREVIEW_LEN: usize = 16;
@@ -69,56 +66,12 @@ pub(crate) fn bytes_text(data: &[u8]) -> String {
 /// Appends the message as one line of JSON, without a newline.
 pub(crate) fn json(out: &mut Vec<u8>, message: &Message, time: Timestamp) {
     let mut line = Vec::new();
-    raw_json(&mut line, message, time);
+    shown::message(&mut line, message, format!("{time:.6}").into());
     // JSON is UTF-8.
     out.extend_from_slice(json_escaped(&String::from_utf8_lossy(&line)).as_bytes());
 }
 
-fn raw_json(out: &mut Vec<u8>, message: &Message, time: Timestamp) {
-    let mut first = true;
-    let mut member = |key: &str, value: Value| {
-        out.extend_from_slice(if first { b"{\"" } else { b",\"" });
-        first = false;
-        out.extend_from_slice(key.as_bytes());
-        out.extend_from_slice(b"\":");
-        // Writing to memory cannot fail.
-        let _ = serde_json::to_writer(&mut *out, &value);
-    };
-    member("topic", String::from_utf8_lossy(message.topic().as_bytes()).into());
-    if message.topic().to_str().is_err() {
-        member("topic_base64", BASE64.encode(message.topic().as_bytes()).into());
-    }
-    let meta = message.meta();
-    member("mime", meta.as_ref().map_or(Value::Null, |meta| meta.data_type.as_str().into()));
-    member("time", format!("{time:.6}").into());
-    member("length", message.data().len().into());
-    let (data, encoding) = bytes_json(message.data());
-    member("data", data);
-    member("encoding", encoding.into());
-    if let Some(value) = typed(message) {
-        member("value", value::json(&value));
-    }
-    match meta {
-        Ok(meta) => match metadata::json(&meta) {
-            fields if fields.is_empty() => {}
-            fields => member("meta", fields.into()),
-        },
-        // A plain ZeroMQ publisher sends no metadata.
-        Err(_) if message.size() == message.topic().as_bytes().len() + message.data().len() => {}
-        Err(error) => member("meta_error", error.to_string().into()),
-    }
-    out.push(b'}');
-}
-
-/// Returns bytes as a JSON value, and the name of their encoding.
-pub(crate) fn bytes_json(data: &[u8]) -> (Value, &'static str) {
-    match str::from_utf8(data) {
-        Ok(text) => (text.into(), "utf-8"),
-        Err(_) => (BASE64.encode(data).into(), "base64"),
-    }
-}
-
-/// Returns a topic as text for people. Characters that could harm a terminal or end a line are escaped.
+/// A topic as people read it: what could do harm to a terminal is escaped, and what ends a line.
 pub(crate) fn topic_text(topic: &Topic) -> Cow<'_, str> {
     match String::from_utf8_lossy(topic.as_bytes()) {
         Cow::Borrowed(text) => escaped(text),
@@ -135,17 +88,7 @@ pub(crate) fn topics_text(topics: &[Topic]) -> String {
     topics.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
-/// Returns the value, if the MIME type says that there is one and the data can be decoded. `binary/bytes` has
-/// no value.
-fn typed(message: &Message) -> Option<Data> {
-    let mime_type = message.mime_type().ok()?;
-    if mime_type == mime::BYTES {
-        return None;
-    }
-    Data::decode(mime_type, message.data()).ok()
-}
-
-/// Returns whether the data is UTF-8 without unsafe characters. Tabs and line ends are allowed.
+/// Whether it is UTF-8 without characters that could do harm to a terminal, other than those of plain text.
 fn is_text(data: &[u8]) -> bool {
     let control = |byte: &u8| *byte < b' ' && !b"\t\n\r".contains(byte) || *byte == 0x7f;
     let is_safe = |text: &str| !text.chars().any(|c| !c.is_ascii() && is_unsafe(c));
@@ -191,6 +134,8 @@ fn preview(data: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::Value;
+    use xmsg_core::data::mime;
 
     use super::*;
 

@@ -1,13 +1,10 @@
-//! Values of xMsg's MIME types: from text, and to text and JSON.
+//! Values of the mime types that all xMsg libraries can read, from text and to text.
 
 use std::fmt::{Debug, Write};
 use std::str::FromStr;
 
 use anyhow::{Context, anyhow};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use serde_json::{Number, Value};
 use xmsg_core::Data;
 use xmsg_core::data::mime;
 
@@ -105,38 +102,6 @@ fn list<T: Debug>(array: &[T]) -> String {
     text
 }
 
-/// Converts a value to JSON. Bytes are encoded in base64. A number that JSON cannot represent becomes a text,
-/// such as `"NaN"`.
-pub(crate) fn json(data: &Data) -> Value {
-    fn all<T: Copy>(array: &[T], json: impl Fn(T) -> Value) -> Value {
-        array.iter().map(|value| json(*value)).collect()
-    }
-    match data {
-        Data::String(text) => text.as_str().into(),
-        Data::Sint32(number) | Data::Sfixed32(number) => (*number).into(),
-        Data::Sint64(number) | Data::Sfixed64(number) => (*number).into(),
-        Data::Float(number) => float(*number),
-        Data::Double(number) => double(*number),
-        Data::Bytes(bytes) => BASE64.encode(bytes).into(),
-        Data::Sint32Array(array) | Data::Sfixed32Array(array) => all(array, Value::from),
-        Data::Sint64Array(array) | Data::Sfixed64Array(array) => all(array, Value::from),
-        Data::FloatArray(array) => all(array, float),
-        Data::DoubleArray(array) => all(array, double),
-        Data::StringArray(array) => array.as_slice().into(),
-        Data::BytesArray(array) => array.iter().map(|bytes| Value::from(BASE64.encode(bytes))).collect(),
-    }
-}
-
-/// Converts an `f32` with its shortest decimal form: `0.1`, not `0.10000000149011612`.
-fn float(number: f32) -> Value {
-    let shortest = number.to_string().parse().unwrap_or_else(|_| f64::from(number));
-    double(if number.is_finite() { shortest } else { f64::from(number) })
-}
-
-fn double(number: f64) -> Value {
-    Number::from_f64(number).map_or_else(|| number.to_string().into(), Value::Number)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,7 +134,7 @@ mod tests {
             assert!(is_typed(mime_type));
             let value = value(mime_type, given);
             assert_eq!(text(&value), shown, "{mime_type}");
-            assert_eq!(json(&value).to_string(), in_json, "{mime_type}");
+            assert_eq!(xmsg_proxy::shown::value(&value).to_string(), in_json, "{mime_type}");
         }
     }
 

@@ -37,6 +37,7 @@ pub mod registrar;
 pub mod security;
 #[cfg(feature = "daemon")]
 pub mod settings;
+pub mod shown;
 mod stats;
 pub mod switch;
 mod upstream;

@@ -7,9 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// The most bytes of lines that wait or are being written. Lines beyond it are dropped and counted.
+use tokio::sync::watch;
+
+/// Bytes of lines that wait, those that are being written included. Lines for which there is no room are dropped and counted.
 const BYTES_MAX: usize = 1 << 20;
-/// The stack size of the writing thread, in bytes. The thread formats a line of its own now and then.
+/// The last lines, which are kept to be shown: so many, with so many bytes, each cut to so many.
+const TAIL_LINES: usize = 1000;
+const TAIL_BYTES: usize = 256 << 10;
+const TAIL_LINE: usize = 4 << 10;
+/// What the thread that writes needs: it formats a line of its own now and then.
 const STACK: usize = 256 << 10;
 
 /// A queue of log lines that a thread of its own writes. It is cheap to clone. Each write adds one line.
@@ -24,6 +30,77 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     lost: AtomicU64,
+    tail: Mutex<Tail>,
+    /// How many lines there were, for those who follow them.
+    lines: watch::Sender<u64>,
+}
+
+/// The last lines, whether they could be written or not.
+#[derive(Debug, Default)]
+struct Tail {
+    lines: VecDeque<String>,
+    bytes: usize,
+    /// How many there were in all.
+    count: u64,
+}
+
+impl Tail {
+    fn push(&mut self, line: String) {
+        self.bytes += line.len();
+        self.lines.push_back(line);
+        self.count += 1;
+        while self.lines.len() > TAIL_LINES || self.bytes > TAIL_BYTES {
+            let Some(first) = self.lines.pop_front() else { break };
+            self.bytes -= first.len();
+        }
+    }
+}
+
+/// Follows the log: first come the last lines that are kept, then what is added.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    queue: LogQueue,
+    lines: watch::Receiver<u64>,
+    /// How many lines were seen.
+    seen: u64,
+}
+
+impl Follower {
+    /// The lines that were not seen yet, and how many were missed because they came too fast. It waits for one.
+    pub(crate) async fn next(&mut self) -> (Vec<String>, u64) {
+        loop {
+            let found = self.look();
+            if !found.0.is_empty() || self.lines.changed().await.is_err() {
+                return found;
+            }
+        }
+    }
+
+    fn look(&mut self) -> (Vec<String>, u64) {
+        self.lines.borrow_and_update();
+        let tail = self.queue.0.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = tail.count - tail.lines.len() as u64;
+        let missed = first.saturating_sub(self.seen);
+        let from = self.seen.max(first) - first;
+        let lines = tail.lines.iter().skip(from as usize).cloned().collect();
+        self.seen = tail.count;
+        (lines, missed)
+    }
+}
+
+/// A line as text: without colours, and not too long.
+fn plain(line: &[u8]) -> String {
+    let (mut text, mut is_code) = (String::new(), false);
+    for character in String::from_utf8_lossy(line).trim_end().chars() {
+        match character {
+            '\u{1b}' => is_code = true,
+            'm' if is_code => is_code = false,
+            _ if is_code => {}
+            _ if text.len() >= TAIL_LINE => break,
+            _ => text.push(character),
+        }
+    }
+    text
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +136,8 @@ impl LogQueue {
             state: Mutex::default(),
             changed: Condvar::new(),
             lost: AtomicU64::new(0),
+            tail: Mutex::default(),
+            lines: watch::Sender::new(0),
         }));
         let writing = queue.clone();
         // Nothing waits for this thread, because it may be blocked for ever. See `flush_within`.
@@ -71,6 +150,7 @@ impl LogQueue {
 
     /// Adds a line, or drops it if there is no room. It never waits for the reader of the log.
     pub fn push(&self, line: &[u8]) {
+        self.keep(line);
         let mut state = self.state();
         if state.bytes + line.len() > BYTES_MAX {
             self.lose(&mut state, 1);
@@ -82,7 +162,12 @@ impl LogQueue {
         self.0.changed.notify_all();
     }
 
-    /// Returns how many lines were lost since the start.
+    /// Follows what is logged. Whoever does it slowly misses lines.
+    pub(crate) fn follow(&self) -> Follower {
+        Follower { queue: self.clone(), lines: self.0.lines.subscribe(), seen: 0 }
+    }
+
+    /// Lines that were not written, since the start.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.0.lost.load(Ordering::Relaxed)
@@ -125,6 +210,15 @@ impl LogQueue {
             }
             state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Keeps a line for those who look at the last ones.
+    fn keep(&self, line: &[u8]) {
+        let mut tail = self.0.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        tail.push(plain(line));
+        let count = tail.count;
+        drop(tail);
+        self.0.lines.send_replace(count);
     }
 
     fn lose(&self, state: &mut State, lines: u64) {
@@ -222,5 +316,29 @@ mod tests {
         assert_eq!(queue.lost(), 2);
         allow.send(Ok(())).unwrap();
         assert_eq!(told.recv_timeout(PATIENCE).unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn who_follows_gets_the_last_lines_and_those_that_are_added() {
+        let queue = LogQueue::start(io::sink()).unwrap();
+        queue.push(b"\x1b[2mtime\x1b[0m \x1b[33m WARN\x1b[0m one\n");
+        let mut follower = queue.follow();
+        assert_eq!(follower.next().await, (vec!["time  WARN one".to_owned()], 0));
+        let adding = queue.clone();
+        let added = std::thread::spawn(move || adding.push(b"two\n"));
+        assert_eq!(follower.next().await, (vec!["two".to_owned()], 0));
+        added.join().unwrap();
+        // More than are kept: some are missed, and counted.
+        for number in 0..TAIL_LINES + 5 {
+            queue.push(format!("{number}\n").as_bytes());
+        }
+        let (lines, missed) = follower.next().await;
+        assert_eq!((lines.len(), missed, &*lines[0]), (TAIL_LINES, 5, "5"));
+        queue.push(&vec![b'x'; TAIL_LINE * 2]);
+        assert_eq!(follower.next().await.0[0].len(), TAIL_LINE);
+        for _ in 0..TAIL_BYTES / TAIL_LINE * 2 {
+            queue.push(&vec![b'x'; TAIL_LINE]);
+        }
+        assert_eq!(follower.next().await.0.len(), TAIL_BYTES / TAIL_LINE);
     }
 }

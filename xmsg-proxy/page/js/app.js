@@ -7,11 +7,19 @@ import * as live from "./live.js";
 import { overview } from "./overview.js";
 import { connections } from "./connections.js";
 import { topics } from "./topics.js";
+import { messages } from "./messages.js";
+import { connect } from "./connect.js";
+import { settings } from "./settings.js";
+import { log } from "./log.js";
 
 const VIEWS = [
   { path: "overview", title: "Overview", view: overview },
   { path: "connections", title: "Connections", view: connections },
   { path: "topics", title: "Topics", view: topics },
+  { path: "messages", title: "Messages", view: messages },
+  { path: "connect", title: "Outgoing and channels", view: connect },
+  { path: "settings", title: "Settings", view: settings },
+  { path: "log", title: "Log", view: log },
 ];
 
 const main = document.getElementById("main");
@@ -144,5 +152,6 @@ async function open() {
   }
 }
 
-window.addEventListener("hashchange", show);
+// The link with the token may be opened where the page is open already.
+window.addEventListener("hashchange", () => (location.hash.startsWith("#token=") ? open() : show()));
 open();

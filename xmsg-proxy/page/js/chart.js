@@ -15,7 +15,7 @@ function round(value, isBytes) {
 
 function ago(seconds) {
   if (seconds === 0) return "now";
-  if (seconds < 120) return `−${seconds} s`;
+  if (seconds < 60 || seconds % 60) return `−${seconds} s`;
   return seconds < 7200 ? `−${Math.round(seconds / 60)} min` : `−${Math.round(seconds / 3600)} h`;
 }
 

@@ -103,7 +103,8 @@ export function confirm(title, text, action) {
 /**
  * A table whose rows are kept by their key, so that values change where they stand.
  *
- * Columns have `title`, `cell(row)`, which returns a text or a node, and if wanted `number`, `text` (wraps) and `sort`. While the pointer is over the rows,
+ * Columns have `title`, `cell(row)`, which returns a text or a node, and if wanted `number`, `text` (wraps) and `sort`. A node is made anew
+ * each time if the column is `live`, else when its `version(row)` has changed. While the pointer is over the rows,
  * or the focus in them, no row moves, comes or goes: those that have left are dimmed.
  */
 export function table({ caption, columns, key, onsort }) {
@@ -126,7 +127,13 @@ export function table({ caption, columns, key, onsort }) {
     columns.forEach((column, at) => {
       const value = column.cell(row);
       if (value instanceof Node) {
-        if (!cells[at].firstChild || column.live) cells[at].replaceChildren(value);
+        const version = column.version?.(row) ?? "";
+        if (!cells[at].firstChild || column.live || cells[at].dataset.version !== version) {
+          const hadFocus = cells[at].contains(document.activeElement);
+          cells[at].dataset.version = version;
+          cells[at].replaceChildren(value);
+          if (hadFocus) cells[at].querySelector("button")?.focus();
+        }
       } else {
         say(cells[at], value);
       }

@@ -15,6 +15,7 @@ export function topics(main, { values }) {
       { title: "Messages/s", number: true, cell: (row) => format.rate(row.messages_per_s) },
       { title: "Bytes/s", number: true, cell: (row) => format.bytes(row.bytes_per_s) },
       { title: "Messages", number: true, cell: (row) => format.count(row.messages) },
+      { title: "", cell: (row) => el("a", { href: query("#/messages", { topic: row.topic }), text: "Watch", "aria-label": `Watch ${row.topic}` }) },
     ],
   });
   const shown = el("p", { class: "muted" });

@@ -20,6 +20,7 @@ mod access;
 mod answers;
 #[allow(unused_qualifications, reason = "the macros of utoipa write whole paths")]
 mod api;
+mod compose;
 #[cfg(feature = "connect")]
 mod connect;
 mod history;
@@ -29,6 +30,7 @@ mod page;
 mod process;
 mod routes;
 mod server;
+mod tap;
 mod text_format;
 mod token;
 mod turned_away;
@@ -49,6 +51,7 @@ use xmsg_zmq::link::transport::{Closer, Listener};
 pub use access::Tokens;
 #[cfg(feature = "connect")]
 pub use connect::Connect;
+pub use tap::Reach;
 pub use token::Token;
 
 use crate::log::LogQueue;
@@ -58,6 +61,7 @@ use access::Access;
 use answers::Answers;
 use api::Streams;
 use look::Looks;
+use tap::Client;
 use turned_away::TurnedAway;
 
 /// What the kernel holds of an answer that is not read, bytes. By itself it would take some MiB of each, which count nowhere.
@@ -77,6 +81,8 @@ pub struct Sources {
     pub authority: Option<Arc<Authority>>,
     /// The log on its way out.
     pub log: Option<LogQueue>,
+    /// Where the proxy is reached, so that messages can be watched and published.
+    pub reach: Option<Reach>,
 }
 
 /// Where in its life a daemon is.
@@ -116,6 +122,7 @@ struct State {
     access: Access,
     looks: Looks,
     streams: Streams,
+    client: Client,
     /// The settings, as JSON.
     config: RwLock<Arc<serde_json::Value>>,
     started: Instant,
@@ -202,6 +209,7 @@ impl Admin {
             access: Access::new(tokens, address.port()),
             looks: Looks::default(),
             streams: Streams::default(),
+            client: Client::new(sources.reach),
             config: RwLock::new(Arc::new(config)),
             started: Instant::now(),
             started_at: SystemTime::now(),
@@ -228,6 +236,7 @@ impl Admin {
                 let serve = async {
                     server::run(listener, routes::router(state.clone()), stop.clone()).await;
                     ended.cancel();
+                    state.client.close().await;
                 };
                 tokio::join!(serve, look);
             }

@@ -32,7 +32,7 @@ macro_rules! files {
 }
 
 /// All files but the page itself.
-const FILES: [File; 11] = files![
+const FILES: [File; 16] = files![
     "style.css": "text/css; charset=utf-8",
     "icon.svg": "image/svg+xml",
     "js/app.js": SCRIPT,
@@ -44,6 +44,11 @@ const FILES: [File; 11] = files![
     "js/overview.js": SCRIPT,
     "js/connections.js": SCRIPT,
     "js/topics.js": SCRIPT,
+    "js/messages.js": SCRIPT,
+    "js/connect.js": SCRIPT,
+    "js/spool.js": SCRIPT,
+    "js/settings.js": SCRIPT,
+    "js/log.js": SCRIPT,
 ];
 
 const INDEX: File =

@@ -13,8 +13,8 @@ const LEN_MIN: usize = 16;
 /// A longer one would not fit into a header.
 const LEN_MAX: usize = 1024;
 
-/// Random bytes of a token that is made: nobody guesses 192 bits.
-const RANDOM: usize = 24;
+/// Random bytes of a token that is made: nobody guesses 128 bits, and a link with it fits into a line of a terminal.
+const RANDOM: usize = 16;
 
 /// A bearer token. It is never shown, and compared in constant time.
 #[derive(Clone)]
@@ -43,7 +43,7 @@ impl Token {
         })
     }
 
-    /// Makes one that nobody can guess: 24 random bytes as hexadecimal digits.
+    /// Makes one that nobody can guess: 16 random bytes as hexadecimal digits.
     ///
     /// ```
     /// use xmsg_proxy::admin::Token;
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn one_that_is_made_is_new_each_time_and_can_be_shown_to_who_asks() {
         let (one, other) = (Token::random().unwrap(), Token::random().unwrap());
-        assert!(one != other && one.reveal().len() == 48, "{}", one.reveal());
+        assert!(one != other && one.reveal().len() == 32, "{}", one.reveal());
         assert_eq!(Token::new(one.reveal()).unwrap(), one);
     }
 

@@ -11,13 +11,15 @@ use clap::Parser;
 use daemon::arguments::Switchable;
 #[cfg(feature = "connect")]
 use daemon::connect::{self, Connecting};
+use daemon::reached_at;
 use daemon::{Asked, Common, Daemon, Program, Signals, ready, say, set, stopping};
 use tokio::runtime::{Builder, Runtime};
 #[cfg(feature = "connect")]
 use xmsg_core::ProxyAddress;
-use xmsg_proxy::admin::{Phase, Sources};
+use xmsg_proxy::admin::{Phase, Reach, Sources};
 use xmsg_proxy::memory;
 use xmsg_proxy::registrar::{self, Registrar};
+use xmsg_proxy::security::Mechanism;
 #[cfg(feature = "connect")]
 use xmsg_proxy::settings::ConnectSection;
 use xmsg_proxy::settings::{
@@ -224,6 +226,11 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
         registrar: registrar.as_ref().map(Registrar::monitor),
         #[cfg(feature = "connect")]
         connect: connecting.as_ref().map(Connecting::source),
+        // Under security, the page has no identity of its own that clients would have to be told apart from.
+        reach: match daemon.security().0 {
+            Mechanism::Null => Some(Reach::new(reached_at(&address)?)),
+            _ => None,
+        },
         ..Sources::default()
     })?;
     daemon.warn_if_open(address.host(), "whoever reaches these ports can publish and subscribe");
@@ -353,7 +360,7 @@ async fn start_connecting(
     let plan = connect::Plan {
         state_dir: state_dir.clone(),
         definitions: definitions.clone(),
-        proxy: connect::reached_at(proxy)?,
+        proxy: reached_at(proxy)?,
         security: daemon.settings.connect.security(&mechanism)?,
     };
     let connecting = Connecting::start(plan).await?;

@@ -202,6 +202,16 @@ impl Browser {
         panic!("{what}: not within {:?}, but:\n{last}", xmsg_tests::PATIENCE)
     }
 
+    /// Waits until a function body returns this text.
+    pub(crate) async fn until_run(&self, what: &str, script: &str, wanted: &str) {
+        within(what, async {
+            while self.run(script, json!([])).await != wanted {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
     /// Waits until this can be read.
     pub(crate) async fn reads(&self, part: &str) -> String {
         self.until(part, |text| text.contains(part)).await

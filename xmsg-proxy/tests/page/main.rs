@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
 mod browser;
+mod connect;
+mod messages;
 mod site;
 
 use browser::Browser;
@@ -198,5 +200,35 @@ async fn a_lost_connection_is_shown_and_heals() {
     browser.picture("connection-lost").await;
     site.start_http();
     browser.until("it is back", |text| text.contains("live") && !text.contains("connection lost")).await;
+    browser.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_is_read_by_the_operator_alone_and_settings_by_all() {
+    let site = Site::start().await;
+    let browser = Browser::start().await;
+    site.log.push(b"\x1b[33m WARN\x1b[0m slow subscriber peer=<script>document.title='owned'</script>\n");
+    browser.open(&site.url("#/log")).await;
+    browser.reads("log in with the operator's token").await;
+    assert!(!browser.text().await.contains("slow subscriber"));
+    browser.open(&site.url(&format!("#token={TOKEN}"))).await;
+    browser.reads("Log out (operator)").await;
+    browser.click("link", "Log").await;
+    browser.reads("slow subscriber peer=<script>").await;
+    site.log.push(b" INFO another line\n");
+    browser.reads("another line").await;
+    browser.write("searchbox", "Show lines with", "another").await;
+    browser
+        .until("one line", |text| text.contains("another line") && !text.contains("slow subscriber"))
+        .await;
+    browser.check("the log").await;
+    browser.picture("log").await;
+    browser.click("link", "Settings").await;
+    browser.reads("tcp.keepalive_s").await;
+    browser.write("searchbox", "Filter", "port").await;
+    browser.until("one setting", |text| text.contains("7771") && !text.contains("keepalive")).await;
+    browser.check("settings").await;
+    browser.picture("settings").await;
+    assert_eq!(browser.mistakes().await, Vec::<String>::new());
     browser.close().await;
 }

@@ -2,9 +2,13 @@
 
 use std::net::{SocketAddr, TcpListener};
 
+use tempfile::TempDir;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
+use xmsg_connect::{Registry, RegistryOptions};
 use xmsg_core::{Connection, Message};
-use xmsg_proxy::admin::{Admin, Sources, Token, Tokens};
+use xmsg_proxy::admin::{Admin, Connect, Reach, Sources, Token, Tokens};
+use xmsg_proxy::log::LogQueue;
 use xmsg_proxy::{Policy, Proxy};
 use xmsg_tests::raw::{Raw, command};
 use xmsg_tests::{connect, topic, within};
@@ -17,6 +21,9 @@ pub(crate) const TOKEN: &str = "operator-0123456789abcdef";
 /// A proxy that others can look at.
 pub(crate) struct Site {
     pub(crate) proxy: Proxy,
+    pub(crate) log: LogQueue,
+    registry: Registry,
+    _state: TempDir,
     admin: Option<Admin>,
     address: SocketAddr,
 }
@@ -58,16 +65,32 @@ impl Site {
             proxy.high_water_mark(HighWaterMark::bytes(1 << 20)).start().await.expect("a proxy starts");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound");
-        let mut site = Self { proxy, admin: None, address };
+        let state = tempfile::tempdir().expect("a folder");
+        let options = RegistryOptions::new(state.path().join("state"), proxy.address().clone());
+        let registry = Registry::open(options).await.expect("a registry opens");
+        let log = LogQueue::start(std::io::sink()).expect("a log starts");
+        let mut site = Self { proxy, log, registry, _state: state, admin: None, address };
         site.serve(listener);
         site
     }
 
     fn serve(&mut self, listener: TcpListener) {
-        let sources = Sources { proxy: Some(self.proxy.monitor()), ..Sources::default() };
+        let sources = Sources {
+            proxy: Some(self.proxy.monitor()),
+            connect: Some(Connect::new(self.registry.clone(), Handle::current())),
+            log: Some(self.log.clone()),
+            reach: Some(Reach::new(self.proxy.address().clone())),
+            ..Sources::default()
+        };
         let token = Token::new(TOKEN).expect("it is long enough");
         let tokens = Tokens { operator: Some(token), viewer: None, open_to_look: true };
-        let admin = Admin::start(listener, "xmsg-proxy", sources, tokens, serde_json::json!({}));
+        let admin = Admin::start(
+            listener,
+            "xmsg-proxy",
+            sources,
+            tokens,
+            serde_json::json!({ "port": 7771, "tcp": { "keepalive_s": 60 } }),
+        );
         self.admin = Some(admin.expect("HTTP starts"));
     }
 

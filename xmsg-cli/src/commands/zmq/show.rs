@@ -3,11 +3,12 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use xmsg_proxy::shown::bytes as bytes_json;
 use xmsg_zmq::Multipart;
 
 use super::socket::Received;
 use crate::output::Output;
-use crate::render::{bytes_json, bytes_text};
+use crate::render::bytes_text;
 
 /// The options for writing messages.
 #[derive(Clone, Copy, Debug, clap::Args)]

@@ -6,10 +6,14 @@
 //! | [`session`] | a token is exchanged for a cookie |
 //! | [`overview`] | how the proxy does: now, each second, and in the last five minutes, hour and day |
 //! | [`lists`] | connections, topics, prefixes |
+//! | [`messages`] | messages of a topic as they come, and messages that are published |
+//! | [`log`] | the end of the log |
 //! | [`events`] | streams of events, few at a time |
 
 mod events;
 mod lists;
+mod log;
+mod messages;
 mod overview;
 mod session;
 
@@ -137,6 +141,9 @@ pub(super) fn router() -> Router<Arc<State>> {
         .routes(routes!(lists::connections))
         .routes(routes!(lists::end))
         .routes(routes!(lists::topics))
+        .routes(routes!(messages::tap))
+        .routes(routes!(messages::publish))
+        .routes(routes!(log::tail))
         .split_for_parts();
     let text: Arc<str> = document.to_json().unwrap_or_default().into();
     let shown = move || {

@@ -16,7 +16,7 @@ use crate::admin::access::{Caller, Role, is_own_page};
 use crate::admin::server::Connection;
 
 /// Who asks, and what they may do.
-#[allow(clippy::struct_excessive_bools, reason = "each answers a question of its own")]
+#[allow(clippy::struct_excessive_bools, reason = "they answer different questions")]
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Session {
     /// Missing: nobody in particular.
@@ -32,6 +32,8 @@ pub(super) struct Session {
     has_connect: bool,
     /// Whether it has a registrar.
     has_registrar: bool,
+    /// Whether messages can be watched and published here.
+    has_messages: bool,
 }
 
 /// What is shown to begin a session.
@@ -51,6 +53,7 @@ fn session(state: &State, caller: Option<Caller>) -> Session {
         version: env!("CARGO_PKG_VERSION"),
         has_connect: state.has_connect(),
         has_registrar: state.registrar.is_some(),
+        has_messages: state.client.is_there(),
     }
 }
 

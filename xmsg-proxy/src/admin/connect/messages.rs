@@ -8,18 +8,15 @@ use axum::extract::{DefaultBodyLimit, Path, Query, Request, State as Shared};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
 use serde_json::json;
 use xmsg_connect::Outbound;
 use xmsg_connect::definition::{HeaderValue, Properties};
-use xmsg_core::Message;
-use xmsg_core::data::mime;
 
 use super::refusal::Refusal;
 use super::{Answer, Permitted, body, outgoing, read_json, seconds};
 use crate::admin::State;
+use crate::admin::compose::Composed;
 
 /// Bytes of a request that sends a message: base64 takes a third more than the message.
 const SEND_MAX: usize = 24 << 20;
@@ -42,9 +39,7 @@ pub(super) fn router(entry: &str) -> Router<Arc<State>> {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Send {
-    /// The topic that it has in xMsg.
     topic: String,
-    /// Default: what goes with the form of the data.
     mime: Option<String>,
     text: Option<String>,
     json: Option<serde_json::Value>,
@@ -61,37 +56,6 @@ struct Send {
     timeout_s: Option<f64>,
 }
 
-impl Send {
-    fn message(&self) -> Result<Message, Refusal> {
-        let topic: xmsg_core::Topic = self
-            .topic
-            .parse()
-            .map_err(|error: xmsg_core::Error| Refusal::invalid_message("topic", error.to_string()))?;
-        let with_mime = |default: &str, data: Vec<u8>| {
-            Message::with_mime(topic.clone(), self.mime.as_deref().unwrap_or(default), data)
-        };
-        match (&self.text, &self.json, &self.base64) {
-            (Some(text), None, None) if self.mime.as_deref().is_none_or(|mime| mime == mime::STRING) => {
-                let made = Message::of(topic.clone(), text.as_str());
-                made.map_err(|error| Refusal::invalid_message("text", error.to_string()))
-            }
-            (Some(text), None, None) => Ok(with_mime(mime::STRING, text.clone().into_bytes())),
-            (None, Some(value), None) => Ok(with_mime(mime::JSON, value.to_string().into_bytes())),
-            (None, None, Some(text)) => {
-                let data = BASE64.decode(text);
-                let data = data.map_err(|error| {
-                    Refusal::invalid_message("base64", format!("the data is not base64: {error}"))
-                })?;
-                Ok(with_mime(mime::BYTES, data))
-            }
-            _ => {
-                let what = "the data is one of text, json and base64: give one of them";
-                Err(Refusal::invalid_message("text", what.to_owned()))
-            }
-        }
-    }
-}
-
 async fn send(
     Shared(state): Shared<Arc<State>>,
     Path((of, name)): Path<(String, String)>,
@@ -102,7 +66,11 @@ async fn send(
     outgoing(&of)?;
     let asked: Send = read_json(&body(request).await?)?;
     let limit = seconds(asked.timeout_s, CONFIRM_TIME)?;
-    let mut outbound = Outbound::new(asked.message()?).properties(asked.properties);
+    // Serde would not refuse unknown fields beside a part that is flattened.
+    let Send { topic, mime, text, json, base64, .. } = asked;
+    let message = Composed { topic, mime, text, json, base64 }.message();
+    let message = message.map_err(|(field, what)| Refusal::invalid_message(field, what))?;
+    let mut outbound = Outbound::new(message).properties(asked.properties);
     if let Some(exchange) = asked.exchange {
         outbound = outbound.exchange(exchange);
     }

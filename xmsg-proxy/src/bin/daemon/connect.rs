@@ -1,6 +1,5 @@
 //! Outgoing connections and channels at work in a daemon: on a thread of their own, so that brokers, disks and TLS take no time from messages.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
@@ -122,14 +121,4 @@ impl Drop for OwnRuntime {
             runtime.shutdown_background();
         }
     }
-}
-
-/// Where a proxy that listens at this address is reached from its own machine.
-pub(crate) fn reached_at(listening: &ProxyAddress) -> xmsg_core::Result<ProxyAddress> {
-    let host = match listening.host().parse::<IpAddr>() {
-        Ok(IpAddr::V4(address)) if address.is_unspecified() => "127.0.0.1",
-        Ok(IpAddr::V6(address)) if address.is_unspecified() => "::1",
-        _ => listening.host(),
-    };
-    ProxyAddress::new(host, listening.publish_port())
 }

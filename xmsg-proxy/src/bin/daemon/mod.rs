@@ -10,6 +10,7 @@ mod signals;
 mod systemd;
 
 use std::io::{self, IsTerminal, Write};
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use anyhow::{Context, bail};
 use log::Logging;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
+use xmsg_core::ProxyAddress;
 use xmsg_core::text::escaped;
 use xmsg_proxy::admin::{Admin, Sources, Token, Tokens};
 use xmsg_proxy::memory;
@@ -313,4 +315,15 @@ pub(crate) fn say(line: std::fmt::Arguments<'_>) {
     if writing.is_ok() {
         let _ = is_done.recv_timeout(BLOCKED_MAX);
     }
+}
+
+/// Where a proxy that listens at this address is reached from its own machine.
+#[allow(dead_code, reason = "each daemon uses its part")]
+pub(crate) fn reached_at(listening: &ProxyAddress) -> xmsg_core::Result<ProxyAddress> {
+    let host = match listening.host().parse::<IpAddr>() {
+        Ok(IpAddr::V4(address)) if address.is_unspecified() => "127.0.0.1",
+        Ok(IpAddr::V6(address)) if address.is_unspecified() => "::1",
+        _ => listening.host(),
+    };
+    ProxyAddress::new(host, listening.publish_port())
 }

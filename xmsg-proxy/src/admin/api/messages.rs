@@ -1,0 +1,133 @@
+//! Messages: watched as they come, and published.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Query, State as Shared};
+use axum::http::StatusCode;
+use axum::response::Response;
+use futures::stream;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use xmsg_core::{Error, ErrorKind, Topic};
+
+use super::events::{Place, event, streamed};
+use super::{Answer, Operator, Problem};
+use crate::admin::State;
+use crate::admin::access::Caller;
+use crate::admin::compose::Composed;
+use crate::admin::routes::Asked;
+use crate::admin::tap::{Counts, RATE_DEFAULT, RATE_MAX, Tap, Told};
+
+/// Which messages, and how many.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TapQuery {
+    /// What the topics start with; empty: all.
+    #[serde(default)]
+    topic: String,
+    /// Messages that are shown in a second: 20 unless given, 200 at most. The others are counted.
+    rate: Option<u32>,
+}
+
+fn no_way() -> Problem {
+    let what = "this proxy has security, and its page no identity of its own: use xmsg sub and xmsg pub with your keys";
+    Problem::new(StatusCode::FORBIDDEN, "not_allowed", what)
+}
+
+fn failed(error: &Error) -> Problem {
+    let (status, kind) = match error.kind() {
+        ErrorKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
+        ErrorKind::NotAllowed => (StatusCode::FORBIDDEN, "not_allowed"),
+        _ => (StatusCode::BAD_GATEWAY, "failed"),
+    };
+    Problem::new(status, kind, error.to_string())
+}
+
+/// Messages as they come, as server-sent events: `message` has what `xmsg sub --json` writes, with `time` in seconds since 1970, and with `shown_bytes` if
+/// only the beginning of its data is shown; `counts`, once a second, says how many came and how many of them were left out.
+#[utoipa::path(
+    get, path = "/api/v1/tap", params(TapQuery),
+    responses((status = 200, content_type = "text/event-stream", body = Counts), (status = 403, body = Problem), (status = 503, body = Problem))
+)]
+pub(super) async fn tap(
+    Shared(state): Shared<Arc<State>>,
+    asked: Asked,
+    Query(query): Query<TapQuery>,
+) -> Result<Response, Problem> {
+    let rate = query.rate.unwrap_or(RATE_DEFAULT);
+    if !(1..=RATE_MAX).contains(&rate) {
+        let what = format!("the rate is from 1 to {RATE_MAX} messages a second");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_request", what).at("rate"));
+    }
+    let place = state.streams.place()?;
+    let tap = state.client.tap(Topic::wrap(query.topic), rate).await.ok_or_else(no_way)?;
+    let tap = tap.map_err(|error| failed(&error))?;
+    let follower = Follower { tap, state, caller: asked.caller, is_first: true, _place: place };
+    Ok(streamed(stream::unfold(follower, |mut follower| async {
+        let event = follower.next().await?;
+        Some((event, follower))
+    })))
+}
+
+/// Somebody who watches messages.
+struct Follower {
+    tap: Tap,
+    state: Arc<State>,
+    caller: Option<Caller>,
+    is_first: bool,
+    _place: Place,
+}
+
+impl Follower {
+    async fn next(&mut self) -> Option<Bytes> {
+        if std::mem::take(&mut self.is_first) {
+            // The subscription is confirmed: whatever is published from now on comes.
+            return Some(event("counts", b"{\"messages\":0,\"left_out\":0}"));
+        }
+        let told = tokio::select! {
+            () = self.state.streams.stop.cancelled() => return None,
+            told = self.tap.next() => told?,
+        };
+        if !self.state.access.still(self.caller) {
+            return None;
+        }
+        Some(match told {
+            Told::Message(json) => event("message", &json),
+            Told::Counts(json) => event("counts", &json),
+        })
+    }
+}
+
+/// A message that the proxy has.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Published {
+    topic: String,
+    /// Bytes of its data.
+    length: usize,
+}
+
+/// Publishes a message. The answer comes once the proxy has it.
+#[utoipa::path(
+    post, path = "/api/v1/publish", request_body = Composed,
+    responses((status = 200, body = Published), (status = 403, body = Problem), (status = 422, body = Problem), (status = 504, body = Problem))
+)]
+pub(super) async fn publish(
+    Shared(state): Shared<Arc<State>>,
+    operator: Operator,
+    body: Bytes,
+) -> Answer<Published> {
+    let composed: Composed = serde_json::from_slice(&body).map_err(|error| {
+        Problem::new(StatusCode::BAD_REQUEST, "invalid_request", format!("the body is no message: {error}"))
+    })?;
+    let message = composed.message().map_err(|(field, what)| {
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_message", what).at(field)
+    })?;
+    let published = state.client.publish(&message).await.ok_or_else(no_way)?;
+    published.map_err(|error| failed(&error))?;
+    let length = message.data().len();
+    tracing::info!(by = operator.by, topic = composed.topic, length, "HTTP: a message was published");
+    Ok(Json(Published { topic: composed.topic, length }))
+}

@@ -1,0 +1,129 @@
+//! Messages that are watched as they come, and published.
+
+use serde_json::json;
+use tokio::process::Command;
+use xmsg_tests::raw::Raw;
+use xmsg_tests::{next, topic, within};
+
+use super::browser::Browser;
+use super::site::{Site, TOKEN};
+
+/// What somebody who knows only ZeroMQ writes: it waits until it is subscribed to, and sends one message.
+const SCRIPT: &str = "
+import sys, zmq
+socket = zmq.Context().socket(zmq.XPUB)
+socket.connect(sys.argv[1])
+while not socket.recv().startswith(b'\\x01level:'):
+    pass
+socket.send_multipart([b'level:tank', b'', b'17.5 from Python'])
+socket.close()
+zmq.Context.instance().term()
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_of_a_python_script_is_seen() {
+    let site = Site::start().await;
+    let browser = Browser::start().await;
+    browser.open(&site.url("#/messages")).await;
+    browser.reads("Nothing is watched yet").await;
+    browser.check("messages, empty").await;
+    browser.write("textbox", "Topics that begin with", "level:").await;
+    browser.click("button", "Watch").await;
+    browser.reads("Messages so far: 0").await;
+    let python = std::env::var("XMSG_TEST_PYTHON").expect("XMSG_TEST_PYTHON: run the tests with ./tests/run");
+    let publishers = format!("tcp://127.0.0.1:{}", site.proxy.address().publish_port());
+    let script = Command::new(python).args(["-c", SCRIPT, &publishers]).kill_on_drop(true).status();
+    assert!(within("the script", script).await.expect("Python runs").success());
+    browser.reads("17.5 from Python").await;
+    browser.reads("Messages so far: 1").await;
+    browser.picture("messages-light").await;
+    browser.click("button", "Stop").await;
+    browser.find("button", "Watch").await;
+    assert_eq!(browser.mistakes().await, Vec::<String>::new());
+    browser.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_messages_are_text_and_a_pause_holds_them_back() {
+    let site = Site::start().await;
+    let browser = Browser::start().await;
+    browser.open(&site.url("#/messages?topic=evil")).await;
+    browser.reads("Messages so far: 0").await;
+    let mut raw = Raw::handshake(site.proxy.address().publish_port(), "PUB").await;
+    let long = vec![b'x'; 1 << 20];
+    for data in [
+        &b"<img src=x onerror=\"document.title='owned'\">"[..],
+        "\u{202e}turned".as_bytes(),
+        b"\xff\xfe\xfd",
+        &long,
+    ] {
+        raw.send_message(&[&b"evil:<b>topic</b>"[..], b"\xff no metadata", data]).await;
+    }
+    let text = browser.until("all four", |text| text.contains("Messages so far: 4")).await;
+    for part in [
+        "<img src=x onerror",
+        "\\u{202e}turned",
+        "shown as base64",
+        "only the first 16 KiB are shown",
+        "evil:<b>topic</b>",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert_eq!(
+        browser
+            .run("return document.querySelectorAll('main img, main pre *, main b *').length", json!([]))
+            .await,
+        0
+    );
+    browser.check("messages").await;
+    browser.dark(true).await;
+    browser.picture("messages-hostile-dark").await;
+    browser.resize(390, 844).await;
+    browser.check("messages, on a phone").await;
+    browser.picture("messages-phone").await;
+    browser.click("button", "Pause").await;
+    raw.send_message(&[&b"evil:late"[..], b"", b"while it is paused"]).await;
+    let text = browser.reads("1 wait").await;
+    assert!(!text.contains("while it is paused"), "{text}");
+    browser.click("button", "Go on").await;
+    browser.reads("while it is paused").await;
+    browser.write("searchbox", "Keep only those with", "paused").await;
+    browser.until("one", |text| !text.contains("turned") && text.contains("while it is paused")).await;
+    browser.click("button", "Clear").await;
+    browser.until("none", |text| !text.contains("while it is paused")).await;
+    assert_eq!(browser.mistakes().await, Vec::<String>::new());
+    browser.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_operator_publishes_and_mistakes_are_said_beside_the_field() {
+    let site = Site::start().await;
+    let reader = xmsg_tests::connect(&site.proxy);
+    let mut subscription =
+        within("a subscription", reader.subscribe([topic("page:")])).await.expect("it is made");
+    let browser = Browser::start().await;
+    browser.open(&site.url("#/messages")).await;
+    browser.reads("To publish, log in").await;
+    browser.open(&site.url(&format!("#token={TOKEN}"))).await;
+    browser.reads("Log out (operator)").await;
+    browser.click("link", "Messages").await;
+    browser.write("textbox", "Topic", "page:test").await;
+    browser.choose("The data is", "JSON").await;
+    browser.write("textbox", "Data", "{\"pieces\": }").await;
+    browser.click("button", "Publish").await;
+    browser.reads("This is no JSON").await;
+    browser.write("textbox", "Data", "{\"pieces\": 17}").await;
+    browser.write("textbox", "Topic", ":").await;
+    browser.click("button", "Publish").await;
+    browser.reads("the topic `:` has no domain").await;
+    browser.check("a mistake in a field").await;
+    browser.write("textbox", "Topic", "page:test").await;
+    browser.click("button", "Publish").await;
+    browser.reads("Published to page:test").await;
+    let message = next(&mut subscription).await;
+    assert_eq!(
+        (message.mime_type().unwrap(), &message.data()[..]),
+        ("application/json", &b"{\"pieces\":17}"[..])
+    );
+    browser.close().await;
+}
