@@ -19,8 +19,9 @@ const KEPT_FOR: Duration = Duration::from_secs(10);
 const TOPICS_MAX: usize = 16 << 10;
 /// Bytes of a topic that are kept.
 const TOPIC_MAX: usize = 256;
-/// Samples in a second, of all publishers together: a few hundredths of a processor's time. Up to there, every message is counted.
-const SAMPLES_PER_S: f64 = 20_000.0;
+/// Samples in a second, of all publishers together: a few thousandths of a processor's time. Up to there, every message is counted.
+/// Measured with a web page open at 400,000 messages a second, 20,000 of them took 7 % of the proxy's time.
+const SAMPLES_PER_S: f64 = 5_000.0;
 /// Samples that may be taken at once after a pause.
 const SAMPLES_MAX: f64 = SAMPLES_PER_S / 2.0;
 /// Messages from one sample to the next at most, on average, as a power of two.
