@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use common::terminal::{Terminal, keep};
 use common::{Running, proxy, within};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use xmsg_proxy::Proxy;
 
 /// Returns whether the demo is running: the slow subscriber has lost messages.
@@ -60,6 +61,18 @@ async fn the_demo_is_a_picture_that_others_take_part_in() {
         assert!(!text.contains("xmsg:control"), "{text}");
         assert!(demo.written().contains("\x1b[1"), "there are colours or bold letters");
         assert!(demo.written().contains("\x1b[?2026h"), "terminals that can show a drawing all at once");
+
+        // The link in the picture leads to the web page.
+        let link = text.lines().find_map(|line| line.split_once("In a browser: http://")).unwrap().1.trim();
+        let (page, token) = link.split_once("/#token=").unwrap();
+        assert!(token.len() == 32 && token.bytes().all(|byte| byte.is_ascii_hexdigit()), "{link}");
+        let mut browser = within("connect", tokio::net::TcpStream::connect(page)).await.unwrap();
+        let request =
+            format!("GET / HTTP/1.1\r\nHost: {page}\r\nAccept: text/html\r\nConnection: close\r\n\r\n");
+        browser.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        within("the page", browser.read_to_string(&mut answer)).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("/page/js/app.js"), "{answer}");
 
         let words = told(&text, " pub beam:note 'hello' ");
         let address = words.last().unwrap();

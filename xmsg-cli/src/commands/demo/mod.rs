@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`picture`] | on a terminal: a small experiment at work, drawn again and again |
 //! | [`experiment`] | its sensors, its detector, and who listens to them |
+//! | [`page`] | the web page of the proxy, with the picture |
 //! | [`rates`] | elsewhere, or for a given time: as fast as it goes, with a line each second |
 
 mod experiment;
+mod page;
 mod picture;
 mod rates;
 
@@ -31,7 +33,8 @@ Examples:
 /// See xmsg at work: a proxy, publishers and subscribers in one process, through TCP
 ///
 /// On a terminal this shows a small experiment: its topics with their rates, the last minute and the latest values, who publishes and
-/// who subscribes, and one subscriber that is slow on purpose, with its queue and what is dropped for it. Other terminals can join in.
+/// who subscribes, and one subscriber that is slow on purpose, with its queue and what is dropped for it. Other terminals can join in,
+/// and a link leads to a web page that shows the same proxy in a browser.
 ///
 /// With any option, or without a terminal, messages flow as fast as they can. Once a second a line says how many were published and
 /// delivered, and whether any was lost: each subscriber checks the sequence numbers of each publisher. At the end, publishers stop,

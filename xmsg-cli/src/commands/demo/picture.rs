@@ -15,6 +15,7 @@ use xmsg_proxy::{Monitor, Policy, Proxy};
 use xmsg_zmq::HighWaterMark;
 
 use super::experiment::{Experiment, Member};
+use super::page::{self, Page};
 use super::program;
 use crate::exit::Exit;
 use crate::output::{grouped, rounded};
@@ -42,9 +43,13 @@ pub(super) async fn run() -> anyhow::Result<Exit> {
         .start()
         .await
         .context("cannot start a proxy")?;
+    let page = page::open(&proxy)?;
     let monitor = proxy.monitor();
     let (mut experiment, mut shown) = Experiment::start(proxy.address(), &monitor).await?;
-    let mut view = View::new(proxy.address().to_string(), program(), experiment.members.clone());
+    let mut view = View {
+        page: page.as_ref().map(|page| page.link().to_owned()),
+        ..View::new(proxy.address().to_string(), program(), experiment.members.clone())
+    };
     let mut screen = Screen::open()?;
     let look = Look::of_environment();
     let mut ticks = tokio::time::interval_at(Instant::now() + FIRST, INTERVAL);
@@ -75,6 +80,7 @@ pub(super) async fn run() -> anyhow::Result<Exit> {
     };
     drop(screen);
     drop(experiment);
+    drop::<Option<Page>>(page);
     proxy.stop(LINGER).await;
     view.say_goodbye()?;
     Ok(exit)
@@ -96,6 +102,8 @@ struct Client {
 #[derive(Debug)]
 struct View {
     address: String,
+    /// The link to the web page.
+    page: Option<String>,
     program: String,
     members: Vec<Member>,
     started: Instant,
@@ -112,6 +120,7 @@ impl View {
         let now = Instant::now();
         Self {
             address,
+            page: None,
             program,
             members,
             started: now,
@@ -165,7 +174,7 @@ impl View {
             Constraint::Min(4),
             Constraint::Length(members + 2),
             Constraint::Length(1),
-            Constraint::Length(commands.len() as u16 + 2),
+            Constraint::Length(commands.len() as u16 + 2 + u16::from(self.page.is_some())),
         ])
         .areas(frame.area());
         let seconds = self.started.elapsed().as_secs();
@@ -191,6 +200,12 @@ impl View {
         frame.render_widget(line, totals);
         let mut lines = vec![Line::raw("Join in from another terminal; what you publish appears above:")];
         lines.extend(commands.into_iter().map(|command| Line::styled(command, look.command())));
+        if let Some(link) = &self.page {
+            lines.push(Line::from(vec![
+                Span::raw("In a browser: "),
+                Span::styled(link.clone(), look.command()),
+            ]));
+        }
         lines.push(Line::from(vec![
             Span::styled("q", look.command()),
             Span::styled(" ends the demo", look.aside()),

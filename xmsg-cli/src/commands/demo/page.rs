@@ -1,0 +1,44 @@
+//! The web page of the demo's proxy, if this program is built with it.
+
+use xmsg_proxy::Proxy;
+
+/// The page at work. It ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Page {
+    #[cfg(feature = "page")]
+    _admin: xmsg_proxy::admin::Admin,
+    link: String,
+}
+
+impl Page {
+    /// The link to it, with which one may also change something: whoever sees this terminal runs the proxy.
+    pub(super) fn link(&self) -> &str {
+        &self.link
+    }
+}
+
+/// Serves the page of this proxy on a free port of the loopback.
+#[cfg(feature = "page")]
+pub(super) fn open(proxy: &Proxy) -> anyhow::Result<Option<Page>> {
+    use anyhow::Context;
+    use xmsg_proxy::admin::{Admin, Reach, Sources, Token, Tokens};
+
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").context("no free port for the web page")?;
+    let token = Token::random()?;
+    let sources = Sources {
+        proxy: Some(proxy.monitor()),
+        reach: Some(Reach::new(proxy.address().clone())),
+        ..Sources::default()
+    };
+    let tokens = Tokens { operator: Some(token.clone()), viewer: None, open_to_look: true };
+    let admin = Admin::start(socket, "xmsg demo", sources, tokens, serde_json::json!({}))?;
+    let link = format!("http://{}/#token={}", admin.address(), token.reveal());
+    Ok(Some(Page { _admin: admin, link }))
+}
+
+/// There is none.
+#[cfg(not(feature = "page"))]
+#[allow(clippy::unnecessary_wraps, reason = "with the page, it can fail")]
+pub(super) fn open(_: &Proxy) -> anyhow::Result<Option<Page>> {
+    Ok(None)
+}
