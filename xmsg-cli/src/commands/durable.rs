@@ -28,7 +28,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NAME")]
     durable: Option<String>,
 
-    /// The [[connection]] to the broker, for a durable subscription that is made
+    /// The `[[connection]]` to the broker, for a durable subscription that is made
     #[arg(long, value_name = "NAME", requires = "durable")]
     durable_connection: Option<String>,
 
