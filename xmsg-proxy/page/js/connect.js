@@ -153,7 +153,7 @@ export function connect(main, { page, logIn }) {
   const key = (row) => row.definition.name;
   const version = (row) => JSON.stringify(row.definition);
   const outgoing = table({
-    caption: "Outgoing connections", key,
+    caption: "Outgoing connections", hasHeading: true, key,
     columns: [
       { title: "Name", text: true, cell: (row) => row.definition.name },
       { title: "To", text: true, cell: way },
@@ -167,7 +167,7 @@ export function connect(main, { page, logIn }) {
     ],
   });
   const channels = table({
-    caption: "Channels", key,
+    caption: "Channels", hasHeading: true, key,
     columns: [
       { title: "Name", text: true, cell: (row) => row.definition.name },
       { title: "From", text: true, cell: way },
@@ -179,7 +179,7 @@ export function connect(main, { page, logIn }) {
     ],
   });
   const brokers = table({
-    caption: "Connections to brokers", key,
+    caption: "Connections to brokers", hasHeading: true, key,
     columns: [
       { title: "Name", text: true, cell: (row) => row.definition.name },
       { title: "Addresses", text: true, cell: (row) => (row.definition.uris ?? []).join(", ") },

@@ -107,7 +107,7 @@ export function confirm(title, text, action) {
  * each time if the column is `live`, else when its `version(row)` has changed. While the pointer is over the rows,
  * or the focus in them, no row moves, comes or goes: those that have left are dimmed.
  */
-export function table({ caption, columns, key, onsort }) {
+export function table({ caption, columns, key, onsort, hasHeading }) {
   const head = columns.map((column) => {
     const cell = el("th", { scope: "col", class: column.number ? "number" : undefined });
     if (column.sort && onsort) cell.append(el("button", { type: "button", text: column.title, onclick: () => onsort(column.sort) }));
@@ -119,7 +119,8 @@ export function table({ caption, columns, key, onsort }) {
   let isTouched = false;
   body.addEventListener("pointerenter", () => { isTouched = true; });
   body.addEventListener("pointerleave", () => { isTouched = false; });
-  const captionNode = el("caption", { text: caption ?? "" });
+  // Where a heading above says the same, the caption is there for screen readers only.
+  const captionNode = el("caption", { text: caption ?? "", class: hasHeading ? "unseen" : undefined });
   const node = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption ?? "Table" },
     el("table", {}, captionNode, el("thead", {}, el("tr", {}, ...head)), body));
 
