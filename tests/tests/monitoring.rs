@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use xmsg_core::{Connection, Message, ProxyAddress};
-use xmsg_tests::http::get;
+use xmsg_tests::http::{ask, get};
 use xmsg_tests::process::{Daemon, built, run};
 use xmsg_tests::{next, patient, within};
 use xmsg_zmq::{Pull, SocketOptions};
@@ -74,7 +74,9 @@ impl Prometheus {
         for byte in query.bytes() {
             write!(encoded, "%{byte:02X}").expect("a string takes all");
         }
-        let response = get(&self.address, &format!("/api/v1/query?query={encoded}")).await;
+        // In the version of the protocol that has no answers in chunks.
+        let request = format!("GET /api/v1/query?query={encoded} HTTP/1.0\r\nHost: {}\r\n\r\n", self.address);
+        let response = ask(&self.address, request.as_bytes()).await.expect("an answer");
         let answer: Value = serde_json::from_str(&response.body).expect("JSON");
         assert_eq!(answer["status"], "success", "{query}: {answer}");
         answer["data"]["result"].as_array().expect("a vector").clone()

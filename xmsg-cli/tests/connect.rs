@@ -173,7 +173,10 @@ async fn definitions_go_out_and_come_in_again() {
     // The definitions may come from a pipe.
     let mut importing = site.start(&["import", "-", "--json"]);
     importing.stdin.take().unwrap().write_all(exported.as_bytes()).await.unwrap();
-    assert_eq!(importing.end().await.text(), "{\"channels\":0,\"connections\":0,\"outgoing\":1}\n");
+    assert_eq!(
+        importing.end().await.text(),
+        "{\"channels\":0,\"connections\":0,\"durables\":0,\"federations\":0,\"outgoing\":1}\n"
+    );
     assert_eq!(site.json(&["list"]).await[0]["name"], "a");
 }
 

@@ -134,6 +134,47 @@ async fn what_a_subscriber_that_vanished_held_goes_to_others_after_its_lease() {
     site.registry.close().await.unwrap();
 }
 
+/// A subscriber that takes longer for all messages of an answer than its lease lasts, and less for each.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_subscriber_keeps_its_session() {
+    let site = site(Broker::shared().await.port(), durable("slow")).await;
+    let mut orders = open(&site.actor, "slow").await;
+    publish(&site, 0..12).await;
+    for number in 0..12 {
+        let (found, message) = next(&mut orders).await;
+        assert_eq!((found, message.returned), (number, 0));
+        // The work that it does with the message.
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        orders.acknowledge(message.place);
+    }
+    orders.close().await.unwrap();
+    site.close().await;
+}
+
+/// What the subscription and its server say to each other goes through the same proxy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_to_everything_does_not_feed_on_itself() {
+    let definition = DurableDefinition { topics: vec![String::new()], ..durable("everything") };
+    let site = site(Broker::shared().await.port(), definition).await;
+    let mut all = open(&site.actor, "everything").await;
+    for number in 0..20 {
+        publish(&site, number..number + 1).await;
+        loop {
+            let next = within("a message", all.next()).await.unwrap().unwrap();
+            let topic = next.message.topic().to_string();
+            assert!(topic.starts_with("orders"), "{topic}");
+            all.acknowledge(next.place);
+            if next.message.value::<String>().unwrap() == number.to_string() {
+                break;
+            }
+        }
+    }
+    all.close().await.unwrap();
+    let passed_over = site.registry.durable("everything").unwrap().link.counts.passed_over;
+    assert!(passed_over >= 20, "{passed_over}");
+    site.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn several_subscribers_share_the_messages() {
     let site = site(Broker::shared().await.port(), durable("shared")).await;

@@ -76,7 +76,8 @@ pub fn typed(message: &Message) -> Option<Data> {
 ///
 /// ```
 /// use xmsg_core::Meta;
-/// let meta = Meta { author: Some("daq".to_owned()), ..Meta::default() };
+/// let mut meta = Meta::new("text/plain");
+/// meta.author = Some("daq".to_owned());
 /// assert_eq!(xmsg_proxy::shown::metadata(&meta)["author"], "daq");
 /// ```
 #[must_use]

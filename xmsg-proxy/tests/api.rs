@@ -359,3 +359,44 @@ async fn streams_are_few() {
     streams.pop();
     within("a place is free again", async { while open().await.1 != "200" {} }).await;
 }
+
+/// A request that asks who one is tells whether its token is right: that is a guess as any other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_token_is_a_wrong_token_also_where_everybody_may_ask() {
+    for open_to_look in [true, false] {
+        let site = Site::start(open_to_look).await;
+        let ask = |token: &str| format!("Authorization: Bearer {token}\r\n");
+        for _ in 0..3 {
+            let wrong = get_with(&site.address, "/api/v1/session", &ask("operator-0123456789abcdeF")).await;
+            assert_eq!(wrong.status, 401, "{}", wrong.body);
+        }
+        let right = get_with(&site.address, "/api/v1/session", &ask(OPERATOR)).await;
+        assert_eq!(read(&right)["role"], "operator");
+        assert_eq!(read(&get(&site.address, "/api/v1/session").await)["role"], Value::Null);
+        let metrics = get_with(&site.address, "/metrics", &ask(OPERATOR)).await;
+        let counted = "xmsg_proxy_admin_refused_requests_total{reason=\"wrong_token\"} 3\n";
+        assert!(metrics.body.contains(counted), "{}", metrics.body);
+    }
+}
+
+/// All connections may be of clients that announce a body and never send it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logins_that_never_arrive_keep_nobody_out() {
+    let site = Site::start(true).await;
+    let head =
+        format!("POST /api/v1/session HTTP/1.1\r\nHost: {}\r\nContent-Length: 10\r\n{OWN}\r\n", site.address);
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        let mut stream = within("connect", TcpStream::connect(&site.address)).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        silent.push(stream);
+    }
+    let started = std::time::Instant::now();
+    assert_eq!(get(&site.address, "/healthz").await.status, 200);
+    assert_eq!(site.log_in(OPERATOR, OWN).await.status, 200);
+    // The time limit of such a login would have to pass first, and is no way in for others.
+    assert!(started.elapsed() < std::time::Duration::from_secs(4), "{:?}", started.elapsed());
+    // What comes too late, or is no login, is refused.
+    let long = site.send("POST", "/api/v1/session", OWN, &"x".repeat(9 << 10)).await;
+    assert_eq!(long.status, 400);
+}

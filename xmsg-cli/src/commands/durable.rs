@@ -62,8 +62,12 @@ pub(crate) async fn run<W: Writer<xmsg_core::Result<Message>> + Sync>(
         .registrar(RegistrarAddress::default())
         .options(connect.options()?)
         .build()?;
+    // Messages that are not written have been tried in vain.
+    let most = DurableOptions::default().max;
+    let max = count.and_then(|count| u32::try_from(count).ok()).map_or(most, |count| count.clamp(1, most));
+    let asking = DurableOptions { max, ..DurableOptions::default() };
     let opened = tokio::select! {
-        opened = open(&actor, &name, &topics, options, connect) => opened?,
+        opened = open(&actor, &name, &topics, options, connect, asking) => opened?,
         exit = interrupt.wait() => return Ok(exit),
     };
     let wanted: BTreeSet<_> = topics.iter().map(String::as_str).collect();
@@ -117,6 +121,7 @@ async fn open(
     topics: &[String],
     options: Options,
     connect: &ConnectOptions,
+    asking: DurableOptions,
 ) -> anyhow::Result<DurableSubscription> {
     let may_make = !topics.is_empty() && options.admin.has_token()?;
     if may_make {
@@ -125,7 +130,7 @@ async fn open(
     }
     let attempts = if may_make { ATTEMPTS } else { 1 };
     for attempt in 1.. {
-        match DurableSubscription::open(actor, name, DurableOptions::default()).await {
+        match DurableSubscription::open(actor, name, asking).await {
             Err(error) if error.kind() == ErrorKind::Timeout && attempt < attempts => {}
             Err(error) if error.kind() == ErrorKind::Timeout => {
                 let topics = if topics.is_empty() { "TOPIC" } else { &*topics.join(" ") };

@@ -109,8 +109,10 @@ pub(crate) fn outbound(
     if plan.origin.is_none()
         && let Ok(meta) = message.meta()
     {
-        // RabbitMQ routes by these two, and ends the channel where they are texts.
-        let is_plain = |key: &str| !matches!(key, "CC" | "BCC") && not_short(key).is_none();
+        // RabbitMQ routes by these two, and ends the channel where they are texts. Ours say how a message is to be read.
+        let is_plain = |key: &str| {
+            !matches!(key, "CC" | "BCC") && !key.starts_with("X-Xmsg-") && not_short(key).is_none()
+        };
         for (key, value) in meta.headers.iter().filter(|(key, _)| is_plain(key)) {
             headers.insert(key.to_owned(), AMQPValue::LongString(value.as_bytes().into()));
         }

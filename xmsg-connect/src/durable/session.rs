@@ -15,14 +15,15 @@ use xmsg_zmq::deadline::Deadline;
 
 use super::server::Counters;
 use super::{DurablePlan, declare};
-use crate::amqp::{Link, headers, refused, short};
+use crate::amqp::{Link, headers, short};
 use crate::definition::{ConnectionDefinition, Target};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Messages in one answer.
 const ANSWER: usize = 100;
-/// Messages that were given to a subscriber and are not acknowledged: one answer that is worked on, and one that waits.
-const PREFETCH: u16 = 200;
+/// Answers whose messages a subscriber may hold without an acknowledgement: one that is worked on, and one that waits. The broker is asked for no more
+/// messages, since it counts each of them as tried when the session ends.
+const ANSWERS: usize = 2;
 /// Bytes of messages in one answer; one that is longer goes alone.
 const ANSWER_BYTES: usize = 4 << 20;
 /// How long a request may wait for messages.
@@ -89,7 +90,10 @@ impl<'a> Session<'a> {
         let lease = self.plan.definition.lease.get();
         let mut heard = Instant::now();
         loop {
-            self.answer_if_due();
+            if self.answer_if_due() {
+                // From now on the subscriber has the time of its lease to come back.
+                heard = Instant::now();
+            }
             let silent_at = self.waiting.as_ref().map_or(heard, |waiting| waiting.until);
             let ends_at = Deadline::since(silent_at, lease).instant();
             let until = self.waiting.as_ref().map(|waiting| waiting.until);
@@ -98,8 +102,15 @@ impl<'a> Session<'a> {
                 ask = asked.recv() => {
                     let Some(Ask { request, answer }) = ask else { return Ok(()) };
                     heard = Instant::now();
-                    if consumer.is_none() && matches!(request, Request::Next { .. }) {
-                        consumer = Some(consume(&self.channel, self.plan).await?);
+                    if let (None, Request::Next { max, .. }) = (&consumer, &request) {
+                        match consume(&self.channel, self.plan, *max).await {
+                            Ok(begun) => consumer = Some(begun),
+                            Err(error) => {
+                                let text = format!("the queue {} can't be read: {error}", self.plan.definition.queue());
+                                let _ = answer.send(Reply::Unavailable(text));
+                                return Err(error);
+                            }
+                        }
                     }
                     if self.handle(request, answer).await? {
                         return Ok(());
@@ -182,9 +193,9 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Answers the request that waits, if there is something for it.
-    fn answer_if_due(&mut self) {
-        let Some(waiting) = self.waiting.take() else { return };
+    /// Answers the request that waits, if there is something for it. Whether it did.
+    fn answer_if_due(&mut self) -> bool {
+        let Some(waiting) = self.waiting.take() else { return false };
         let first = self.held.partition_point(|item| item.number <= waiting.after);
         let mut bytes = 0;
         let items: Vec<_> = self
@@ -201,10 +212,11 @@ impl<'a> Session<'a> {
             .collect();
         if items.is_empty() {
             self.waiting = Some(waiting);
-            return;
+            return false;
         }
         self.counters.given_out.fetch_add(items.len() as u64, Ordering::Relaxed);
         let _ = waiting.answer.send(Reply::Messages(items));
+        true
     }
 }
 
@@ -225,16 +237,14 @@ async fn open(plan: &DurablePlan) -> Result<Link> {
 
 async fn open_at(plan: &DurablePlan, broker: &ConnectionDefinition, turn: usize) -> Result<Link> {
     let link = Link::open(broker, &plan.definition.outgoing_name(), turn).await?;
-    let preparing = async {
-        declare(&link.channel, &plan.definition).await?;
-        let qos = link.channel.basic_qos(PREFETCH, BasicQosOptions::default()).await;
-        qos.map_err(|error| refused(error, "the prefetch can't be set"))
-    };
-    link.within(broker.connect_timeout.get(), preparing).await?;
+    link.within(broker.connect_timeout.get(), declare(&link.channel, &plan.definition)).await?;
     Ok(link)
 }
 
-async fn consume(channel: &Channel, plan: &DurablePlan) -> lapin::Result<Consumer> {
+/// Begins to consume for a subscriber that wants at most so many messages in an answer.
+async fn consume(channel: &Channel, plan: &DurablePlan, max: u32) -> lapin::Result<Consumer> {
+    let prefetch = (max as usize).clamp(1, ANSWER) * ANSWERS;
+    channel.basic_qos(u16::try_from(prefetch).unwrap_or(u16::MAX), BasicQosOptions::default()).await?;
     let (queue, options) = (plan.definition.queue(), BasicConsumeOptions::default());
     channel.basic_consume(short(&queue), short(""), options, FieldTable::default()).await
 }

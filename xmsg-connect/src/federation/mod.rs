@@ -143,7 +143,10 @@ impl Federation {
 
     /// Whether a message of the local proxy leaves: not if it was taken in by the federation, or is one that proxies use among themselves.
     pub(crate) fn leaves(&self, message: &Message, status: &Status) -> bool {
-        let leaves = !message.topic().as_bytes().starts_with(b"xmsg:")
+        // Requests to a durable subscription are for the one at this proxy.
+        let topic = message.topic().as_bytes();
+        let leaves = !topic.starts_with(b"xmsg:")
+            && !topic.starts_with(b"xmsg-durable:")
             && mark::origin_of(message).is_none()
             && !self.memory.was_expected(message);
         if !leaves {

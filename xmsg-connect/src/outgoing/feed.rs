@@ -12,6 +12,7 @@ use xmsg_core::{Actor, DropReason, Message, SocketEvent, Subscription, Topic};
 use xmsg_zmq::deadline::Deadline;
 
 use super::{Shared, storage};
+use crate::definition::Way;
 use crate::error::{Error, ErrorKind, Result};
 use crate::outbound::{Outbound, Stored};
 use crate::spool::SpoolErrorKind;
@@ -141,12 +142,27 @@ async fn drain(link: &Arc<Shared>, mut subscription: Subscription) -> Result<()>
     Ok(())
 }
 
+/// Whether a message is a request to a durable subscription, an answer to a request, or one that proxies use among themselves. A durable subscription to
+/// everything would otherwise store its own answers, and answer with them.
+fn is_of_requests(message: &Message) -> bool {
+    [&b"xmsg:"[..], b"xmsg-durable:", b"ret:", b"return:"]
+        .iter()
+        .any(|prefix| message.topic().as_bytes().starts_with(prefix))
+}
+
 /// Puts messages into the spool in their order; waits while it is full. One that the disk refuses is tried again for as long as it takes: nothing more
 /// is read from the proxy meanwhile.
 async fn store(link: &Arc<Shared>, batch: xmsg_core::Messages) -> Result<()> {
     let spool = link.spool.get()?;
     let federation = link.plan().federation.clone();
-    let leaves = |message: &Message| federation.as_ref().is_none_or(|one| one.leaves(message, &link.status));
+    let is_durable = matches!(&link.plan().way, Way::Amqp(amqp) if amqp.durable.is_some());
+    let leaves = |message: &Message| {
+        if is_durable && is_of_requests(message) {
+            add(&link.status.counters.passed_over, 1);
+            return false;
+        }
+        federation.as_ref().is_none_or(|one| one.leaves(message, &link.status))
+    };
     let messages = batch.filter_map(|message| match message {
         Ok(message) => leaves(&message).then_some(message),
         Err(error) => {

@@ -182,6 +182,10 @@ impl DurableSubscription {
     /// The next message. Waits for it for as long as it takes; what goes wrong meanwhile is tried again, and told by [`trouble`](Self::trouble). Dropping
     /// the future loses nothing. An error is one that would not go away. It never returns `Ok(None)` so far.
     pub async fn next(&mut self) -> Result<Option<DurableMessage>> {
+        // However slowly messages are taken, the server is told meanwhile what was acknowledged, and that somebody is there.
+        if let Some(worked) = self.work().now_or_never() {
+            worked?;
+        }
         loop {
             if let Some(message) = self.received.pop_front() {
                 return Ok(Some(message));

@@ -11,7 +11,7 @@
 //! header that only a page of this server can add, so that a page of another site that a browser shows beside ours can do nothing.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderValue, Method, header};
@@ -76,6 +76,8 @@ pub(super) struct Caller {
     pub(super) role: Role,
     /// The number of the session that was used.
     pub(super) session: Option<u64>,
+    /// Which tokens were in force.
+    generation: u64,
 }
 
 /// Why somebody was not.
@@ -126,7 +128,8 @@ struct Sessions {
 /// Tokens and sessions of one server.
 #[derive(Debug)]
 pub(super) struct Access {
-    tokens: RwLock<Tokens>,
+    /// Those in force, and how often they were replaced.
+    tokens: RwLock<(u64, Tokens)>,
     sessions: Mutex<Sessions>,
     /// The name of the cookie. Browsers do not tell ports apart, so that it has the port in it.
     cookie: String,
@@ -135,7 +138,7 @@ pub(super) struct Access {
 impl Access {
     pub(super) fn new(tokens: Tokens, port: u16) -> Self {
         Self {
-            tokens: RwLock::new(tokens),
+            tokens: RwLock::new((0, tokens)),
             sessions: Mutex::default(),
             cookie: format!("xmsg_session_{port}"),
         }
@@ -147,25 +150,31 @@ impl Access {
 
     /// Other tokens count from now on. All sessions end: whoever had the former ones is to show that the new ones are known.
     pub(super) fn replace(&self, tokens: Tokens) {
-        *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = tokens;
+        let mut in_force = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
+        *in_force = (in_force.0 + 1, tokens);
+        // Under the same lock: nobody who has shown a former token begins a session after this.
         self.sessions().all.clear();
     }
 
     /// Those in force.
     pub(super) fn tokens(&self) -> Tokens {
-        self.tokens.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.in_force().1.clone()
+    }
+
+    fn in_force(&self) -> RwLockReadGuard<'_, (u64, Tokens)> {
+        self.tokens.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Who asks, by what the request brings; `Ok(None)`: nobody in particular, and everybody may look.
     pub(super) fn caller(&self, method: &Method, headers: &HeaderMap) -> Result<Option<Caller>, Denied> {
-        let tokens = self.tokens();
+        let (generation, tokens) = self.in_force().clone();
         let has_tokens = tokens.operator.is_some() || tokens.viewer.is_some();
         if has_tokens && headers.contains_key(header::AUTHORIZATION) {
             let role = bearer(headers).and_then(|token| tokens.role(token)).ok_or(Denied::WrongToken)?;
-            return Ok(Some(Caller { role, session: None }));
+            return Ok(Some(Caller { role, session: None, generation }));
         }
         if let Some(key) = self.key(headers)
-            && let Some(caller) = self.session(&key, method, headers)?
+            && let Some(caller) = self.session(&key, method, headers, generation)?
         {
             return Ok(Some(caller));
         }
@@ -173,13 +182,19 @@ impl Access {
     }
 
     /// Whose session has this key; `None`: it has ended.
-    fn session(&self, key: &[u8], method: &Method, headers: &HeaderMap) -> Result<Option<Caller>, Denied> {
+    fn session(
+        &self,
+        key: &[u8],
+        method: &Method,
+        headers: &HeaderMap,
+        generation: u64,
+    ) -> Result<Option<Caller>, Denied> {
         let mut sessions = self.sessions();
         sessions.all.retain(|session| !session.until.has_passed());
         let Some(session) = sessions.all.iter_mut().find(|session| session.key.ct_eq(key).into()) else {
             return Ok(None);
         };
-        let caller = Caller { role: session.role, session: Some(session.number) };
+        let caller = Caller { role: session.role, session: Some(session.number), generation };
         if !method.is_safe() {
             if !is_own_page(headers) {
                 return Err(Denied::Foreign);
@@ -198,26 +213,30 @@ impl Access {
             Some(Caller { session: Some(number), .. }) => {
                 self.sessions().all.iter().any(|one| one.number == number && !one.until.has_passed())
             }
-            Some(_) => true,
+            Some(Caller { generation, .. }) => generation == self.in_force().0,
         }
     }
 
     /// Begins a session with this token, and returns its cookie; `None`: it is none of ours.
     pub(super) fn log_in(&self, token: &str, is_encrypted: bool) -> Option<(Caller, HeaderValue)> {
-        let role = self.tokens().role(token.as_bytes())?;
+        let in_force = self.in_force();
+        let (generation, role) = (in_force.0, in_force.1.role(token.as_bytes())?);
         let mut key = [0; KEY];
         getrandom::fill(&mut key).ok()?;
         let mut sessions = self.sessions();
         sessions.all.retain(|session| !session.until.has_passed());
         while sessions.all.len() >= SESSIONS {
-            sessions.all.pop_front();
+            // A viewer never ends the session of an operator.
+            let viewer = sessions.all.iter().position(|one| one.role == Role::Viewer);
+            let oldest = viewer.or((role == Role::Operator).then_some(0))?;
+            sessions.all.remove(oldest);
         }
         sessions.next += 1;
         let number = sessions.next;
         let until = Deadline::after(SESSION_TIME);
         sessions.all.push_back(Session { number, key, role, until, left: CHANGES, refilled: Instant::now() });
         let cookie = self.cookie(&hex(&key), SESSION_TIME, is_encrypted)?;
-        Some((Caller { role, session: Some(number) }, cookie))
+        Some((Caller { role, session: Some(number), generation }, cookie))
     }
 
     /// Ends the session of a request, and returns the cookie that takes its own away.
@@ -365,6 +384,31 @@ mod tests {
         assert!(others.iter().all(|one| access.still(Some(*one))));
         access.replace(access.tokens());
         assert!(!others.iter().any(|one| access.still(Some(*one))));
+    }
+
+    #[test]
+    fn what_was_let_in_by_a_token_ends_with_it() {
+        let access = access(false);
+        let bearer = headers(&[("authorization", &format!("Bearer {OPERATOR}"))]);
+        let caller = access.caller(&Method::GET, &bearer).unwrap();
+        assert!(access.still(caller));
+        access.replace(access.tokens());
+        assert!(!access.still(caller));
+    }
+
+    #[test]
+    fn viewers_end_no_session_of_an_operator() {
+        let access = access(false);
+        let first = access.log_in(OPERATOR, false).unwrap().0;
+        for _ in 0..2 * SESSIONS {
+            access.log_in(VIEWER, false).unwrap();
+        }
+        assert!(access.still(Some(first)));
+        for _ in 0..SESSIONS {
+            access.log_in(OPERATOR, false).unwrap();
+        }
+        assert!(!access.still(Some(first)), "the oldest gave way to operators");
+        assert!(access.log_in(VIEWER, false).is_none(), "all are operators");
     }
 
     #[test]

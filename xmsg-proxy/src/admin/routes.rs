@@ -100,7 +100,7 @@ async fn guard(Shared(state): Shared<Arc<State>>, mut request: Request, next: Ne
         Ok(caller) => {
             let peer = connection.as_deref().map(Connection::peer);
             let from = peer.map_or_else(|| "HTTP".to_owned(), |peer| format!("HTTP from {peer}"));
-            if let Some(Caller { role: Role::Operator, session }) = caller {
+            if let Some(Caller { role: Role::Operator, session, .. }) = caller {
                 let by = session.map_or(from.clone(), |number| format!("{from}, session {number}"));
                 request.extensions_mut().insert(Authorized { by });
             }
@@ -154,8 +154,9 @@ fn admit(state: &State, request: &Request) -> Result<Option<Caller>, Away> {
     let is_local = is_local_name(request.uri(), headers);
     let tokens = state.access.tokens();
     let is_page = path.starts_with(page::FOLDER) || (path == "/" && page::is_wanted(headers));
-    // Who has no session yet gets the page, which asks for the token.
-    if OPEN.contains(&path) || (state.has_page() && (is_page || path == api::SESSION)) {
+    // Who has no session yet gets the page, which asks for the token. A token that is brought is always looked at: wrong ones count.
+    let asks_who = path == api::SESSION && !headers.contains_key(header::AUTHORIZATION);
+    if OPEN.contains(&path) || (state.has_page() && (is_page || asks_who)) {
         return if is_local || !tokens.open_to_look { Ok(None) } else { Err(Away::Name) };
     }
     match state.access.caller(request.method(), headers).map_err(Away::Denied)? {

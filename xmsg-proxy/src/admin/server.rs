@@ -90,6 +90,18 @@ impl Connection {
         }
     }
 
+    /// Notes that the rest of its request is waited for: meanwhile it gives way to others as one that has yet to ask.
+    pub(super) fn awaits_rest(&self) {
+        self.is_busy.store(false, Ordering::Relaxed);
+        self.waits();
+        self.changed.notify_one();
+    }
+
+    /// Notes that its request is there.
+    pub(super) fn has_rest(&self) {
+        self.is_busy.store(true, Ordering::Relaxed);
+    }
+
     /// Notes that it has sent a wrong token: its answer waits, and it gives way to others before any of them does.
     pub(super) fn suspect(&self) {
         self.is_suspect.store(true, Ordering::Relaxed);

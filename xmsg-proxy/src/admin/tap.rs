@@ -23,6 +23,8 @@ pub(super) const RATE_MAX: u32 = 200;
 const BYTES_PER_S: usize = 1 << 20;
 /// Bytes of a message's data that are shown; the length is told in full.
 const DATA_MAX: usize = 16 << 10;
+/// Bytes of topic and metadata of a message that is shown: one with more is counted as left out.
+const REST_MAX: usize = 16 << 10;
 /// Events that wait for whoever reads them. Beyond, messages are counted and not shown.
 const WAITING: usize = 64;
 /// How long subscribing may take, and publishing until the proxy has the message.
@@ -208,13 +210,26 @@ async fn read(mut subscription: Subscription, rate: u32, tell: mpsc::Sender<Told
                 counts.left_out += 1;
                 continue;
             };
-            let has_room = tell.capacity() > 1 && budget.take(message.data().len().min(DATA_MAX));
-            let told = has_room && tell.try_send(Told::Message(json(message.to_message()))).is_ok();
+            let message = message.to_message();
+            let has_room = is_shown(&message)
+                && tell.capacity() > 1
+                && budget.take(message.data().len().min(DATA_MAX) + rest(&message));
+            let told = has_room && tell.try_send(Told::Message(json(message))).is_ok();
             counts.left_out += u64::from(!told);
         }
         // A topic that never pauses lets others on this thread have their turn.
         tokio::task::yield_now().await;
     }
+}
+
+/// Bytes beside the data.
+fn rest(message: &Message) -> usize {
+    message.size() - message.data().len()
+}
+
+/// Whether a message is one that is shown: it takes some memory, and others choose how long its topic and its metadata are.
+fn is_shown(message: &Message) -> bool {
+    rest(message) <= REST_MAX
 }
 
 /// A message as it is told: long data is cut, and then has no value.
@@ -265,6 +280,19 @@ mod tests {
         assert_eq!(told["data"].as_str().unwrap().len(), DATA_MAX - 1);
         let short = read(&json(Message::of("a", 17).unwrap()));
         assert_eq!((&short["value"], short.get("shown_bytes")), (&17.into(), None));
+    }
+
+    /// Each frame may be as long as the proxy lets messages be.
+    #[test]
+    fn long_topics_and_metadata_are_not_shown() {
+        let long = || "\u{1}".repeat(REST_MAX);
+        let meta = || xmsg_core::Meta::new("text/plain").encode();
+        let mut description = xmsg_core::Meta::new("text/plain");
+        description.description = Some(long());
+        for (topic, meta) in [(long(), meta()), ("a".to_owned(), description.encode())] {
+            assert!(!is_shown(&Message::from_frames(topic.into(), meta, Bytes::from_static(b"data"))));
+        }
+        assert!(is_shown(&Message::from_frames("a".into(), meta(), vec![1; 4 << 20].into())));
     }
 
     #[test]

@@ -1,19 +1,25 @@
 //! Sessions: a browser shows a token once, and has a cookie from then on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::State as Shared;
+use axum::body::to_bytes;
+use axum::extract::{Request, State as Shared};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use xmsg_zmq::deadline::Deadline;
 
 use super::Problem;
 use crate::admin::State;
 use crate::admin::access::{Caller, Role, is_own_page};
 use crate::admin::server::Connection;
+
+/// Bytes of a request to log in, and the time that it may take to arrive.
+const LOGIN_MAX: usize = 8 << 10;
+const LOGIN_TIME: Duration = Duration::from_secs(5);
 
 /// Who asks, and what they may do.
 #[allow(clippy::struct_excessive_bools, reason = "they answer different questions")]
@@ -72,19 +78,25 @@ pub(super) async fn look(Shared(state): Shared<Arc<State>>, headers: HeaderMap) 
 pub(super) async fn log_in(
     Shared(state): Shared<Arc<State>>,
     connection: Option<Extension<Arc<Connection>>>,
-    headers: HeaderMap,
-    body: Bytes,
+    request: Request,
 ) -> Result<Response, Problem> {
+    let connection = connection.as_ref().map(|Extension(one)| &**one);
+    let (head, body) = request.into_parts();
+    let headers = head.headers;
     if !is_own_page(&headers) {
         return Err(foreign());
     }
+    // Nobody knows yet who this is: whoever sends no body is in nobody's way.
+    connection.inspect(|one| one.awaits_rest());
+    let body = Deadline::after(LOGIN_TIME).limit(to_bytes(body, LOGIN_MAX)).await;
+    connection.inspect(|one| one.has_rest());
+    let body = body.ok().and_then(Result::ok).unwrap_or_default();
     let Login { token } = serde_json::from_slice(&body).map_err(|_| {
         let what = "the body is to be {\"token\": \"…\"}";
         Problem::new(StatusCode::BAD_REQUEST, "invalid_request", what)
     })?;
     // Whoever is in front of us and speaks TLS says so.
     let is_encrypted = headers.get("x-forwarded-proto").is_some_and(|proto| proto.as_bytes() == b"https");
-    let connection = connection.as_ref().map(|Extension(one)| &**one);
     let Some((caller, cookie)) = state.access.log_in(token.trim(), is_encrypted) else {
         state.turned_away.wrong(connection).await;
         return Err(Problem::new(

@@ -61,7 +61,9 @@ impl Tokens {
     fn double_path(&self, proxy: u128) -> Option<(Arc<Subscriber>, Arc<Subscriber>)> {
         let mut links: BTreeMap<u32, BTreeMap<u32, &Arc<Subscriber>>> = BTreeMap::new();
         for (token, subscribers) in self.of_proxy(proxy) {
-            links.entry(token.link).or_default().extend(subscribers.iter().map(|(id, one)| (*id, one)));
+            // If there is a pair, there is one among two of each.
+            let some = subscribers.iter().take(2);
+            links.entry(token.link).or_default().extend(some.map(|(id, one)| (*id, one)));
         }
         let (_, first) = links.pop_first()?;
         // If there is a pair without the first link, there is one with it, too.
