@@ -213,6 +213,8 @@ async fn a_message_that_is_never_acknowledged_goes_to_the_dead_letters() {
     for time in 0..2 {
         let (number, message) = next(&mut orders).await;
         assert_eq!((number, message.returned), (1, time));
+        // The other one has come, too.
+        assert_eq!(next(&mut orders).await.0, 2);
         // It ends with what it had: both messages go back.
         orders.close().await.unwrap();
         orders = open(&site.actor, "poison").await;
