@@ -10,6 +10,7 @@ use xmsg_core::Topic;
 
 use crate::args::ConnectOptions;
 use crate::exit::is_without_proxy;
+use crate::live::Asking;
 use crate::stats::{Connection, Source, SourceOptions, Stats, Unknown};
 use crate::tap::Tap;
 use crate::traffic::Counts;
@@ -79,17 +80,13 @@ impl Look {
             ),
         }
     }
+}
 
-    /// Returns the address of the source.
-    pub(crate) fn address(&self) -> String {
-        match &self.from {
-            From::Proxy(source) => source.address(),
-            From::Subscription(watcher) => watcher.address.clone(),
-        }
-    }
+impl Asking for Look {
+    type Found = Rates;
 
     /// Takes a sample and computes the rates since the last one. The first sample has no rates.
-    pub(crate) async fn take(&mut self) -> anyhow::Result<Rates> {
+    async fn take(&mut self) -> anyhow::Result<Rates> {
         let stats = match &mut self.from {
             From::Proxy(source) => source.ask().await?.0,
             From::Subscription(watcher) => watcher.look()?,
@@ -100,14 +97,20 @@ impl Look {
         let last = last.filter(|(_, last)| last.uptime_s <= stats.uptime_s);
         Ok(rates(stats, last.map(|(at, last)| (now - at, last))))
     }
-}
 
-/// Returns whether sampling may be retried after this error, because the proxy may come back.
-pub(crate) fn may_come_back(error: &anyhow::Error) -> bool {
-    error.is::<Unknown>()
-        || error.downcast_ref::<xmsg_core::Error>().is_some_and(|error| {
-            is_without_proxy(error.kind()) || error.kind() == xmsg_core::ErrorKind::Timeout
-        })
+    fn may_come_back(error: &anyhow::Error) -> bool {
+        error.is::<Unknown>()
+            || error.downcast_ref::<xmsg_core::Error>().is_some_and(|error| {
+                is_without_proxy(error.kind()) || error.kind() == xmsg_core::ErrorKind::Timeout
+            })
+    }
+
+    fn address(&self) -> String {
+        match &self.from {
+            From::Proxy(source) => source.address(),
+            From::Subscription(watcher) => watcher.address.clone(),
+        }
+    }
 }
 
 fn rates(stats: Stats, last: Option<(Duration, Stats)>) -> Rates {

@@ -29,6 +29,7 @@ mod contexts;
 mod control;
 mod exit;
 mod format;
+mod live;
 mod looks;
 mod metadata;
 mod output;

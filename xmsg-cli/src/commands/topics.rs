@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::args::parse_duration;
 use crate::exit::Exit;
+use crate::live::Asking;
 use crate::looks::{Look, Rates};
 use crate::output::{Output, grouped, note, rounded};
 use crate::signals::Interrupt;

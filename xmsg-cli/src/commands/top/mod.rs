@@ -4,18 +4,15 @@ mod view;
 
 use std::time::Duration;
 
-use anyhow::bail;
 use clap::{Args, ValueEnum};
-use crossterm::event::KeyCode;
 use serde_json::{Value, json};
-use tokio::sync::watch;
-use tokio::task::JoinSet;
 
 use crate::args::parse_duration;
-use crate::exit::{Exit, Usage};
-use crate::looks::{Look, Rates, may_come_back};
-use crate::output::{Output, note};
-use crate::screen::{self, Input, Screen};
+use crate::exit::Exit;
+use crate::live::{self, Asking, check_interval};
+use crate::looks::{Look, Rates};
+use crate::output::note;
+use crate::screen::Screen;
 use crate::signals::Interrupt;
 use crate::stats::SourceOptions;
 use view::{Frozen, View};
@@ -76,60 +73,41 @@ pub(crate) enum Sort {
     Name,
 }
 
-/// What was found in the end, or why nothing was.
-type Found = Result<Rates, String>;
-
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
-    if arguments.interval < Duration::from_millis(100) {
-        bail!(Usage("--interval is 100ms at least".to_owned()));
-    }
+    check_interval(arguments.interval)?;
     let is_live = !arguments.once && !arguments.json && Screen::is_possible();
     let work = async {
         let mut look = Look::open(&arguments.source).await?;
         look.take().await?;
         if is_live {
-            return Ok(Some(look));
+            let view = View::new(look.address(), look.unseen(), arguments.sort, arguments.filter.clone());
+            return live::watch(look, arguments.interval, view).await;
         }
         if let Some(unseen) = look.unseen() {
             note(unseen);
         }
-        write(look, &arguments).await.map(|()| None)
+        write(look, &arguments).await.map(|()| Exit::Done)
     };
-    let look = tokio::select! {
-        look = work => look?,
-        exit = interrupt.wait() => return Ok(exit),
-    };
-    match look {
-        None => Ok(Exit::Done),
-        Some(look) => watch(look, arguments, interrupt).await,
+    tokio::select! {
+        exit = work => exit,
+        exit = interrupt.wait() => Ok(exit),
     }
 }
 
 /// Writes what is found: once, or again and again.
 async fn write(mut look: Look, arguments: &Arguments) -> anyhow::Result<()> {
     let is_repeated = arguments.json && !arguments.once;
-    let mut output = Output::stdout()?;
-    loop {
-        tokio::time::sleep(arguments.interval).await;
-        let rates = match look.take().await {
-            Err(error) if is_repeated && may_come_back(&error) => {
-                note(format_args!("{error:#}: trying again"));
-                continue;
-            }
-            rates => rates?,
-        };
+    live::write(&mut look, arguments.interval, is_repeated, |look, rates, output| {
         let frozen = Frozen::of(&rates, arguments.sort, &arguments.filter);
         if arguments.json {
             output.json(&document(&look.address(), &rates, &frozen))?;
         } else {
             output.buffer().extend_from_slice(frozen.text(&look.address(), &rates).as_bytes());
         }
-        output.flush()?;
-        if !is_repeated {
-            return Ok(());
-        }
-    }
+        Ok(())
+    })
+    .await
 }
 
 /// Fields are added, never renamed: docs/operations.md lists them.
@@ -170,62 +148,4 @@ fn document(address: &str, rates: &Rates, frozen: &Frozen<'_>) -> Value {
         "connections": connections,
         "topics": topics,
     })
-}
-
-/// Shows what is found until a key or a signal ends it.
-async fn watch(look: Look, arguments: Arguments, mut interrupt: Interrupt) -> anyhow::Result<Exit> {
-    let mut view = View::new(look.address(), look.unseen(), arguments.sort, arguments.filter);
-    let (sender, mut found) = watch::channel(Found::Ok(Rates::default()));
-    let mut tasks = JoinSet::new();
-    // On its own, so that keys are heard while the proxy is away.
-    tasks.spawn(look_again_and_again(look, arguments.interval, sender));
-    let mut screen = Screen::open()?;
-    let style = screen::Look::of_environment();
-    screen.draw(|frame| view.draw(frame, style))?;
-    loop {
-        tokio::select! {
-            biased;
-            exit = interrupt.wait() => return Ok(exit),
-            input = screen.input() => match input {
-                Input::Interrupt => return Ok(Exit::Interrupted),
-                Input::Gone => return Ok(Exit::Done),
-                Input::Key(KeyCode::Char('q' | 'Q')) if !view.is_typing() => return Ok(Exit::Done),
-                Input::Key(key) => view.press(key),
-                Input::Resized => {}
-            },
-            changed = found.changed() => {
-                if changed.is_err() {
-                    drop(screen);
-                    return match tasks.join_next().await {
-                        Some(Ok(error)) => Err(error),
-                        _ => Err(anyhow::anyhow!("the proxy can't be looked at any more")),
-                    };
-                }
-                view.show(found.borrow_and_update().clone());
-            }
-        }
-        screen.draw(|frame| view.draw(frame, style))?;
-    }
-}
-
-/// Returns when it makes no sense to go on.
-async fn look_again_and_again(
-    mut look: Look,
-    interval: Duration,
-    found: watch::Sender<Found>,
-) -> anyhow::Error {
-    let mut ticks = tokio::time::interval(interval);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    ticks.tick().await;
-    loop {
-        ticks.tick().await;
-        match look.take().await {
-            Ok(rates) => drop(found.send(Ok(rates))),
-            Err(error) if may_come_back(&error) => {
-                let text = format!("{} does not answer: trying again", look.address());
-                drop(found.send(Err(text)));
-            }
-            Err(error) => return error,
-        }
-    }
 }

@@ -10,7 +10,8 @@ use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 use xmsg_core::text::escaped;
 
-use super::{Found, Sort};
+use super::Sort;
+use crate::live::{Controls, LiveView};
 use crate::looks::{ConnectionRates, Rates, TopicRates};
 use crate::output::{grouped, rounded};
 use crate::screen::{Look, draw_table};
@@ -139,12 +140,8 @@ pub(super) struct View {
     address: String,
     unseen: Option<&'static str>,
     sort: Sort,
-    filter: String,
-    is_typing: bool,
-    is_paused: bool,
+    controls: Controls,
     shown: Shown,
-    /// Rows that are scrolled away at the top.
-    skipped: usize,
     rates: Rates,
     /// Whether anything was found yet.
     has_looked: bool,
@@ -158,25 +155,25 @@ impl View {
             address,
             unseen,
             sort,
-            filter,
-            is_typing: false,
-            is_paused: false,
+            controls: Controls::new(filter),
             shown,
-            skipped: 0,
             rates: Rates::default(),
             has_looked: false,
             trouble: None,
         }
     }
+}
 
-    /// Whether keys are letters of the filter.
-    pub(super) fn is_typing(&self) -> bool {
-        self.is_typing
+impl LiveView for View {
+    type Found = Rates;
+
+    fn controls(&self) -> &Controls {
+        &self.controls
     }
 
-    pub(super) fn show(&mut self, found: Found) {
+    fn show(&mut self, found: Result<Rates, String>) {
         match found {
-            Ok(_) if self.is_paused => {}
+            Ok(_) if self.controls.is_paused => {}
             Ok(rates) => {
                 (self.rates, self.trouble, self.has_looked) = (rates, None, true);
             }
@@ -184,51 +181,26 @@ impl View {
         }
     }
 
-    pub(super) fn press(&mut self, key: KeyCode) {
-        if self.is_typing {
-            match key {
-                KeyCode::Char(letter) => self.filter.push(letter),
-                KeyCode::Backspace => drop(self.filter.pop()),
-                KeyCode::Esc => {
-                    self.filter.clear();
-                    self.is_typing = false;
-                }
-                KeyCode::Enter => self.is_typing = false,
-                _ => {}
-            }
-            self.skipped = 0;
-            return;
-        }
-        match key {
-            KeyCode::Char('/') => {
-                self.filter.clear();
-                self.is_typing = true;
-            }
-            KeyCode::Esc => self.filter.clear(),
-            KeyCode::Char('p' | ' ') => self.is_paused = !self.is_paused,
-            KeyCode::Char('t') if self.unseen.is_none() => {
+    fn press(&mut self, key: KeyCode) {
+        match self.controls.press(key) {
+            Some(KeyCode::Char('t')) if self.unseen.is_none() => {
                 self.shown = match self.shown {
                     Shown::Both => Shown::Connections,
                     Shown::Connections => Shown::Topics,
                     Shown::Topics => Shown::Both,
                 };
-                self.skipped = 0;
+                self.controls.skipped = 0;
             }
-            KeyCode::Char('r') => self.sort = Sort::Rate,
-            KeyCode::Char('b') => self.sort = Sort::Bytes,
-            KeyCode::Char('u') => self.sort = Sort::Queue,
-            KeyCode::Char('d') => self.sort = Sort::Drops,
-            KeyCode::Char('n') => self.sort = Sort::Name,
-            KeyCode::Down => self.skipped += 1,
-            KeyCode::Up => self.skipped = self.skipped.saturating_sub(1),
-            KeyCode::PageDown => self.skipped += 20,
-            KeyCode::PageUp => self.skipped = self.skipped.saturating_sub(20),
-            KeyCode::Home => self.skipped = 0,
+            Some(KeyCode::Char('r')) => self.sort = Sort::Rate,
+            Some(KeyCode::Char('b')) => self.sort = Sort::Bytes,
+            Some(KeyCode::Char('u')) => self.sort = Sort::Queue,
+            Some(KeyCode::Char('d')) => self.sort = Sort::Drops,
+            Some(KeyCode::Char('n')) => self.sort = Sort::Name,
             _ => {}
         }
     }
 
-    pub(super) fn draw(&self, frame: &mut Frame<'_>, look: Look) {
+    fn draw(&self, frame: &mut Frame<'_>, look: Look) {
         let area = frame.area();
         let [title, second, tables, keys] = Layout::vertical([
             Constraint::Length(1),
@@ -250,7 +222,7 @@ impl View {
                 look.aside(),
             ));
         }
-        if self.is_paused {
+        if self.controls.is_paused {
             head.push(Span::styled("  paused", look.warning()));
         }
         frame.render_widget(Line::from(head), title);
@@ -264,7 +236,7 @@ impl View {
             (None, None) => Line::styled("looking …", look.aside()),
         };
         frame.render_widget(line, second);
-        let frozen = Frozen::of(&self.rates, self.sort, &self.filter);
+        let frozen = Frozen::of(&self.rates, self.sort, &self.controls.filter);
         match self.shown {
             Shown::Both => {
                 let wanted = frozen.connections.len() as u16 + 2;
@@ -279,38 +251,17 @@ impl View {
             Shown::Connections => self.draw_connections(frame, tables, &frozen, look),
             Shown::Topics => self.draw_topics(frame, tables, &frozen, look),
         }
-        let line = if self.is_typing {
-            Line::from(vec![
-                Span::styled("filter: ", look.command()),
-                Span::raw(escaped(&self.filter).into_owned()),
-                Span::styled("_  Enter keeps it, Esc takes it away", look.aside()),
-            ])
-        } else {
-            let filter = if self.filter.is_empty() {
-                String::new()
-            } else {
-                format!("  filter: {}", escaped(&self.filter))
-            };
-            Line::from(vec![
-                Span::styled("q", look.command()),
-                Span::styled(" quits  ", look.aside()),
-                Span::styled("p", look.command()),
-                Span::styled(" pauses  ", look.aside()),
-                Span::styled("/", look.command()),
-                Span::styled(" filters  ", look.aside()),
-                Span::styled("t", look.command()),
-                Span::styled(" tables  sort: ", look.aside()),
-                Span::styled("r b u d n", look.command()),
-                Span::styled(format!(" ({:?}){filter}", self.sort).to_lowercase(), look.aside()),
-            ])
-        };
+        let own = [("t", " tables  ")];
+        let line = self.controls.line(&own, "r b u d n", &format!("{:?}", self.sort), look);
         frame.render_widget(line, keys);
     }
+}
 
+impl View {
     /// What is in a table: so many, of as many as the proxy has told; it has left some out.
     fn title(&self, what: &str, count: usize, told: usize, left_out: u64) -> String {
         let [count, told, all] = [count as u64, told as u64, told as u64 + left_out].map(grouped);
-        match (self.filter.is_empty(), left_out) {
+        match (self.controls.filter.is_empty(), left_out) {
             (true, 0) => format!(" {what}: {count} "),
             (true, _) => format!(" {what}: the first {count} of {all} "),
             (false, 0) => format!(" {what}: {count} of {all} match "),
@@ -320,7 +271,7 @@ impl View {
 
     fn draw_connections(&self, frame: &mut Frame<'_>, area: Rect, frozen: &Frozen<'_>, look: Look) {
         // Scrolling moves the topics where both are shown.
-        let skipped = if self.shown == Shown::Connections { self.skipped } else { 0 };
+        let skipped = if self.shown == Shown::Connections { self.controls.skipped } else { 0 };
         let rows = frozen.connections.iter().map(|one| {
             let style = if one.connection.slow_s.is_some() { look.warning() } else { Style::new() };
             (connection_cells(one), style)
@@ -344,7 +295,7 @@ impl View {
     }
 
     fn draw_topics(&self, frame: &mut Frame<'_>, area: Rect, frozen: &Frozen<'_>, look: Look) {
-        let skipped = self.skipped.min(frozen.topics.len().saturating_sub(1));
+        let skipped = self.controls.skipped.min(frozen.topics.len().saturating_sub(1));
         let rows = frozen.topics.iter().map(|one| (topic_cells(one), Style::new()));
         let title =
             self.title("Topics", frozen.topics.len(), self.rates.topics.len(), self.rates.topics_left_out);

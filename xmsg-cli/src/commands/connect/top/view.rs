@@ -9,8 +9,9 @@ use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 use xmsg_core::text::escaped;
 
+use super::Order;
 use super::rates::LinkRates;
-use super::{Found, Order};
+use crate::live::{Controls, LiveView};
 use crate::output::{grouped, rounded};
 use crate::screen::{Look, draw_table};
 use crate::table::{self, size, time};
@@ -121,74 +122,47 @@ fn incident_cells(link: &LinkRates, is_short: bool) -> Option<[String; 3]> {
 pub(super) struct View {
     address: String,
     by: Order,
-    filter: String,
-    is_typing: bool,
-    is_paused: bool,
-    /// Rows that are scrolled away at the top.
-    skipped: usize,
+    controls: Controls,
     links: Option<Vec<LinkRates>>,
     trouble: Option<String>,
 }
 
 impl View {
     pub(super) fn new(address: String, by: Order, filter: String) -> Self {
-        let (is_typing, is_paused, skipped) = (false, false, 0);
-        Self { address, by, filter, is_typing, is_paused, skipped, links: None, trouble: None }
+        Self { address, by, controls: Controls::new(filter), links: None, trouble: None }
+    }
+}
+
+impl LiveView for View {
+    type Found = Vec<LinkRates>;
+
+    fn controls(&self) -> &Controls {
+        &self.controls
     }
 
-    /// Whether keys are letters of the filter.
-    pub(super) fn is_typing(&self) -> bool {
-        self.is_typing
-    }
-
-    pub(super) fn show(&mut self, found: Found) {
+    fn show(&mut self, found: Result<Vec<LinkRates>, String>) {
         match found {
-            Ok(_) if self.is_paused => {}
+            Ok(_) if self.controls.is_paused => {}
             Ok(links) => (self.links, self.trouble) = (Some(links), None),
             Err(trouble) => self.trouble = Some(trouble),
         }
     }
 
-    pub(super) fn press(&mut self, key: KeyCode) {
-        if self.is_typing {
-            match key {
-                KeyCode::Char(letter) => self.filter.push(letter),
-                KeyCode::Backspace => drop(self.filter.pop()),
-                KeyCode::Esc => {
-                    self.filter.clear();
-                    self.is_typing = false;
-                }
-                KeyCode::Enter => self.is_typing = false,
-                _ => {}
-            }
-            self.skipped = 0;
-            return;
-        }
-        match key {
-            KeyCode::Char('/') => {
-                self.filter.clear();
-                self.is_typing = true;
-            }
-            KeyCode::Esc => self.filter.clear(),
-            KeyCode::Char('p' | ' ') => self.is_paused = !self.is_paused,
-            KeyCode::Char('r') => self.by = Order::Rate,
-            KeyCode::Char('w') => self.by = Order::Waiting,
-            KeyCode::Char('o') => self.by = Order::Oldest,
-            KeyCode::Char('d') => self.by = Order::Dead,
-            KeyCode::Char('s') => self.by = Order::State,
-            KeyCode::Char('n') => self.by = Order::Name,
-            KeyCode::Down => self.skipped += 1,
-            KeyCode::Up => self.skipped = self.skipped.saturating_sub(1),
-            KeyCode::PageDown => self.skipped += 20,
-            KeyCode::PageUp => self.skipped = self.skipped.saturating_sub(20),
-            KeyCode::Home => self.skipped = 0,
+    fn press(&mut self, key: KeyCode) {
+        match self.controls.press(key) {
+            Some(KeyCode::Char('r')) => self.by = Order::Rate,
+            Some(KeyCode::Char('w')) => self.by = Order::Waiting,
+            Some(KeyCode::Char('o')) => self.by = Order::Oldest,
+            Some(KeyCode::Char('d')) => self.by = Order::Dead,
+            Some(KeyCode::Char('s')) => self.by = Order::State,
+            Some(KeyCode::Char('n')) => self.by = Order::Name,
             _ => {}
         }
     }
 
-    pub(super) fn draw(&self, frame: &mut Frame<'_>, look: Look) {
+    fn draw(&self, frame: &mut Frame<'_>, look: Look) {
         let links = self.links.as_deref().unwrap_or_default();
-        let arranged = arranged(links, self.by, &self.filter);
+        let arranged = arranged(links, self.by, &self.controls.filter);
         let incidents: Vec<_> = arranged.iter().filter_map(|link| incident_cells(link, true)).collect();
         let lower = if incidents.is_empty() { 0 } else { (incidents.len() as u16 + 2).min(8) };
         let [title, second, upper, below, keys] = Layout::vertical([
@@ -203,7 +177,7 @@ impl View {
             Span::styled("xmsg connect top", look.title()),
             Span::raw(format!("  {}", escaped(&self.address))),
         ];
-        if self.is_paused {
+        if self.controls.is_paused {
             head.push(Span::styled("  paused", look.warning()));
         }
         frame.render_widget(Line::from(head), title);
@@ -218,12 +192,12 @@ impl View {
         };
         frame.render_widget(line, second);
         let count = grouped(arranged.len() as u64);
-        let shown = if self.filter.is_empty() {
+        let shown = if self.controls.filter.is_empty() {
             format!(" Links: {count} ")
         } else {
             format!(" Links: {count} of {} match ", grouped(links.len() as u64))
         };
-        let skipped = self.skipped.min(arranged.len().saturating_sub(1));
+        let skipped = self.controls.skipped.min(arranged.len().saturating_sub(1));
         let rows = arranged.iter().skip(skipped).map(|link| {
             let style = if link.trouble() > 2 { look.warning() } else { Style::new() };
             (cells(link), style)
@@ -233,31 +207,7 @@ impl View {
             let rows = incidents.into_iter().map(|cells| (cells, Style::new()));
             draw_table(frame, below, " Incidents ", INCIDENT_COLUMNS, INCIDENT_WIDTHS, (0, 0), rows, look);
         }
-        frame.render_widget(self.keys(look), keys);
-    }
-
-    fn keys(&self, look: Look) -> Line<'static> {
-        if self.is_typing {
-            return Line::from(vec![
-                Span::styled("filter: ", look.command()),
-                Span::raw(escaped(&self.filter).into_owned()),
-                Span::styled("_  Enter keeps it, Esc takes it away", look.aside()),
-            ]);
-        }
-        let filter = if self.filter.is_empty() {
-            String::new()
-        } else {
-            format!("  filter: {}", escaped(&self.filter))
-        };
-        Line::from(vec![
-            Span::styled("q", look.command()),
-            Span::styled(" quits  ", look.aside()),
-            Span::styled("p", look.command()),
-            Span::styled(" pauses  ", look.aside()),
-            Span::styled("/", look.command()),
-            Span::styled(" filters  sort: ", look.aside()),
-            Span::styled("r w o d s n", look.command()),
-            Span::styled(format!(" ({:?}){filter}", self.by).to_lowercase(), look.aside()),
-        ])
+        let line = self.controls.line(&[], "r w o d s n", &format!("{:?}", self.by), look);
+        frame.render_widget(line, keys);
     }
 }
