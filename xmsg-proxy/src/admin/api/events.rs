@@ -66,10 +66,7 @@ impl Streams {
             is_first: true,
             _place: place,
         };
-        Ok(streamed(stream::unfold(follower, |mut follower| async {
-            let event = follower.next().await?;
-            Some((event, follower))
-        })))
+        Ok(follower.stream())
     }
 }
 
@@ -83,7 +80,7 @@ struct Follower {
     _place: Place,
 }
 
-impl Follower {
+impl Follow for Follower {
     async fn next(&mut self) -> Option<Bytes> {
         if std::mem::take(&mut self.is_first) {
             return Some(RETRY.into());
@@ -110,15 +107,23 @@ pub(super) fn event(name: &str, json: &[u8]) -> Bytes {
     text.freeze()
 }
 
-/// The answer that is made of these events.
-pub(super) fn streamed(events: impl futures::Stream<Item = Bytes> + Send + 'static) -> Response {
-    use futures::StreamExt;
-    let body = Body::from_stream(events.map(Ok::<_, std::convert::Infallible>));
-    let mut response = body.into_response();
-    let kind = HeaderValue::from_static("text/event-stream");
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
-    response.extensions_mut().insert(Streamed);
-    response
+/// Somebody to whom events are sent, one after another.
+pub(super) trait Follow: Sized + Send + 'static {
+    /// The next event; `None` ends the stream.
+    fn next(&mut self) -> impl Future<Output = Option<Bytes>> + Send;
+
+    /// The answer that is made of these events.
+    fn stream(self) -> Response {
+        let events = stream::unfold(self, |mut follower| async {
+            let event = follower.next().await?;
+            Some((Ok::<_, std::convert::Infallible>(event), follower))
+        });
+        let mut response = Body::from_stream(events).into_response();
+        let kind = HeaderValue::from_static("text/event-stream");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        response.extensions_mut().insert(Streamed);
+        response
+    }
 }
 
 #[cfg(test)]

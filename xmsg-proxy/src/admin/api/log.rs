@@ -6,9 +6,8 @@ use axum::extract::State as Shared;
 use axum::http::StatusCode;
 use axum::response::Response;
 use bytes::Bytes;
-use futures::stream;
 
-use super::events::{Place, event, streamed};
+use super::events::{Follow, Place, event};
 use super::{Operator, Problem};
 use crate::admin::State;
 use crate::admin::access::Caller;
@@ -35,10 +34,7 @@ pub(super) async fn tail(
         _place: state.streams.place()?,
         state: state.clone(),
     };
-    Ok(streamed(stream::unfold(reader, |mut reader| async {
-        let event = reader.next().await?;
-        Some((event, reader))
-    })))
+    Ok(reader.stream())
 }
 
 /// Somebody who reads the log.
@@ -49,7 +45,7 @@ struct Reader {
     _place: Place,
 }
 
-impl Reader {
+impl Follow for Reader {
     async fn next(&mut self) -> Option<Bytes> {
         let (mut lines, missed) = tokio::select! {
             () = self.state.streams.stop.cancelled() => return None,

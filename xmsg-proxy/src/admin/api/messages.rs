@@ -7,12 +7,11 @@ use axum::body::Bytes;
 use axum::extract::{Query, State as Shared};
 use axum::http::StatusCode;
 use axum::response::Response;
-use futures::stream;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use xmsg_core::{Error, ErrorKind, Topic};
 
-use super::events::{Place, event, streamed};
+use super::events::{Follow, Place, event};
 use super::{Answer, Operator, Problem};
 use crate::admin::State;
 use crate::admin::access::Caller;
@@ -65,11 +64,7 @@ pub(super) async fn tap(
     let place = state.streams.place()?;
     let tap = state.client.tap(Topic::wrap(query.topic), rate).await.ok_or_else(no_way)?;
     let tap = tap.map_err(|error| failed(&error))?;
-    let follower = Follower { tap, state, caller: asked.caller, is_first: true, _place: place };
-    Ok(streamed(stream::unfold(follower, |mut follower| async {
-        let event = follower.next().await?;
-        Some((event, follower))
-    })))
+    Ok(Follower { tap, state, caller: asked.caller, is_first: true, _place: place }.stream())
 }
 
 /// Somebody who watches messages.
@@ -81,7 +76,7 @@ struct Follower {
     _place: Place,
 }
 
-impl Follower {
+impl Follow for Follower {
     async fn next(&mut self) -> Option<Bytes> {
         if std::mem::take(&mut self.is_first) {
             // The subscription is confirmed: whatever is published from now on comes.
