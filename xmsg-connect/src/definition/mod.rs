@@ -51,7 +51,7 @@ pub use values::{ByteSize, HeaderValue, Span};
 pub use zmq::{Curve, SocketMethod};
 
 pub(crate) use channel::{AmqpChannel, Origin, ZmqChannel};
-pub(crate) use outgoing::{AmqpOutgoing, MESSAGE_SIZE, Way, ZmqOutgoing};
+pub(crate) use outgoing::{AmqpOutgoing, Way, ZmqOutgoing};
 pub(crate) use properties::not_short;
 pub(crate) use zmq::ZmqFields;
 

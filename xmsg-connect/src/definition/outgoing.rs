@@ -198,6 +198,27 @@ pub(crate) struct AmqpOutgoing {
     pub(crate) durable: Option<super::DurableDefinition>,
 }
 
+impl AmqpOutgoing {
+    /// A way to this exchange with this routing key, and the defaults.
+    pub(crate) fn new(exchange: String, routing_key: Template) -> Self {
+        Self {
+            exchange,
+            routing_key,
+            is_mandatory: true,
+            confirm_timeout: CONFIRM_TIMEOUT,
+            max_in_flight: IN_FLIGHT as usize,
+            on_return: OnReturn::default(),
+            max_message_size: MESSAGE_SIZE.get(),
+            body: Body::default(),
+            header_compat: None,
+            properties: Properties::default(),
+            headers: BTreeMap::new(),
+            origin: None,
+            durable: None,
+        }
+    }
+}
+
 /// An outgoing connection to a ZeroMQ socket, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ZmqOutgoing {
@@ -216,6 +237,7 @@ pub(crate) enum Way {
 /// The largest window of messages that are not confirmed yet.
 const IN_FLIGHT_MAX: u32 = 10_000;
 const IN_FLIGHT: u32 = 256;
+const CONFIRM_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
 /// The longest message that RabbitMQ takes unless it is configured otherwise.
 pub(crate) const MESSAGE_SIZE: ByteSize = ByteSize::of(128 << 20);
 
@@ -357,7 +379,7 @@ impl OutgoingDefinition {
                 self.wrong("max_in_flight", format!("is {max_in_flight}, and not from 1 to {IN_FLIGHT_MAX}"))
             );
         }
-        let confirm_timeout = self.confirm_timeout.unwrap_or(Span::seconds(30)).get();
+        let confirm_timeout = self.confirm_timeout.map_or(CONFIRM_TIMEOUT, Span::get);
         if confirm_timeout.is_zero() {
             return Err(self.wrong("confirm_timeout", "is 0: no broker confirms in that time"));
         }
@@ -374,8 +396,6 @@ impl OutgoingDefinition {
             }
         }
         Ok(AmqpOutgoing {
-            exchange,
-            routing_key,
             is_mandatory: self.mandatory.unwrap_or(true),
             confirm_timeout,
             max_in_flight: max_in_flight as usize,
@@ -385,8 +405,7 @@ impl OutgoingDefinition {
             header_compat: self.header_compat,
             properties: self.properties.clone(),
             headers: self.headers.clone(),
-            origin: None,
-            durable: None,
+            ..AmqpOutgoing::new(exchange, routing_key)
         })
     }
 

@@ -10,12 +10,10 @@ mod broker;
 mod server;
 mod session;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::definition::{
-    AmqpOutgoing, ConnectionDefinition, Definitions, DurableDefinition, OnReturn, OutgoingDefinition,
-    Properties, Way, WhenInactive,
+    AmqpOutgoing, ConnectionDefinition, Definitions, DurableDefinition, OutgoingDefinition, Way, WhenInactive,
 };
 use crate::outgoing::OutgoingPlan;
 
@@ -48,19 +46,8 @@ impl DurablePlan {
         definition.spool_dir = Some(durable.spool_folder());
         definition.max_bytes = durable.max_bytes;
         let way = AmqpOutgoing {
-            exchange: String::new(),
-            routing_key: crate::routing::Template::text(durable.queue()),
-            is_mandatory: true,
-            confirm_timeout: std::time::Duration::from_secs(30),
-            max_in_flight: 256,
-            on_return: OnReturn::Retry,
-            max_message_size: crate::definition::MESSAGE_SIZE.get(),
-            header_compat: None,
-            body: crate::definition::Body::default(),
-            properties: Properties::default(),
-            headers: BTreeMap::new(),
-            origin: None,
             durable: Some(durable.clone()),
+            ..AmqpOutgoing::new(String::new(), crate::routing::Template::text(durable.queue()))
         };
         OutgoingPlan {
             definition,

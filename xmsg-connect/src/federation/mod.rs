@@ -12,7 +12,6 @@ mod broker;
 mod mark;
 mod memory;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -23,7 +22,7 @@ use crate::amqp::headers;
 use crate::channel::ChannelPlan;
 use crate::definition::{
     AckMode, AmqpChannel, AmqpOutgoing, ChannelDefinition, Definitions, FederationDefinition, OnError,
-    OnReturn, Origin, OutgoingDefinition, Properties, QueueDeclare, Target, Way, WhenInactive,
+    Origin, OutgoingDefinition, QueueDeclare, Target, Way, WhenInactive,
 };
 use crate::outgoing::OutgoingPlan;
 use crate::status::{Status, add};
@@ -87,19 +86,10 @@ impl Federation {
         definition.max_bytes = federation.max_bytes;
         definition.mandatory = Some(false);
         let way = AmqpOutgoing {
-            exchange: federation.exchange.clone(),
-            routing_key: crate::routing::Template::topic(),
             is_mandatory: false,
-            confirm_timeout: std::time::Duration::from_secs(30),
             max_in_flight: IN_FLIGHT,
-            on_return: OnReturn::Retry,
-            max_message_size: crate::definition::MESSAGE_SIZE.get(),
-            header_compat: None,
-            body: crate::definition::Body::default(),
-            properties: Properties::default(),
-            headers: BTreeMap::new(),
             origin: Some(federation.name.clone()),
-            durable: None,
+            ..AmqpOutgoing::new(federation.exchange.clone(), crate::routing::Template::topic())
         };
         OutgoingPlan {
             broker: all.broker(Some(&federation.connection)).map(|broker| broker.resolved(base)),
@@ -146,7 +136,7 @@ impl Federation {
         // Requests to a durable subscription are for the one at this proxy.
         let topic = message.topic().as_bytes();
         let leaves = !topic.starts_with(b"xmsg:")
-            && !topic.starts_with(b"xmsg-durable:")
+            && !topic.starts_with(xmsg_core::durable::protocol::TOPIC.as_bytes())
             && mark::origin_of(message).is_none()
             && !self.memory.was_expected(message);
         if !leaves {

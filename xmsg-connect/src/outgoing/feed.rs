@@ -145,9 +145,9 @@ async fn drain(link: &Arc<Shared>, mut subscription: Subscription) -> Result<()>
 /// Whether a message is a request to a durable subscription, an answer to a request, or one that proxies use among themselves. A durable subscription to
 /// everything would otherwise store its own answers, and answer with them.
 fn is_of_requests(message: &Message) -> bool {
-    [&b"xmsg:"[..], b"xmsg-durable:", b"ret:", b"return:"]
+    ["xmsg:", xmsg_core::durable::protocol::TOPIC, "ret:", "return:"]
         .iter()
-        .any(|prefix| message.topic().as_bytes().starts_with(prefix))
+        .any(|prefix| message.topic().as_bytes().starts_with(prefix.as_bytes()))
 }
 
 /// Puts messages into the spool in their order; waits while it is full. One that the disk refuses is tried again for as long as it takes: nothing more
