@@ -16,7 +16,7 @@ pub(crate) struct Browser {
     driver: String,
     session: String,
     child: Child,
-    _profile: tempfile::TempDir,
+    profile: tempfile::TempDir,
 }
 
 /// Something on the page.
@@ -37,6 +37,20 @@ const named = (node) => [node.getAttribute("aria-label"), ...[...(node.labels ??
   .some((text) => text !== null && text !== undefined && (role === "row" ? text.includes(name) : text.trim() === name));
 return [...root.querySelectorAll(tags[role])].filter((node) => node.checkVisibility() && named(node));
 "#;
+
+/// The driver starts Chromium in a process group of its own, so that killing the driver is not enough when a test fails.
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let profile = self.profile.path().display().to_string();
+        for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+            if String::from_utf8_lossy(&line).contains(&profile) {
+                // It may have ended meanwhile.
+                let _ = std::process::Command::new("kill").arg("-KILL").arg(process.file_name()).status();
+            }
+        }
+    }
+}
 
 impl Browser {
     /// Starts one that opens nothing yet.
@@ -83,7 +97,7 @@ impl Browser {
         let driver = format!("127.0.0.1:{port}");
         let made = command(&driver, "POST", "/session", &options).await;
         let session = made["sessionId"].as_str().expect("a session").to_owned();
-        Self { driver, session, child, _profile: profile }
+        Self { driver, session, child, profile }
     }
 
     async fn ask(&self, method: &str, path: &str, body: Value) -> Value {
