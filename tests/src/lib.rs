@@ -36,6 +36,16 @@ pub async fn within<T>(what: &str, step: impl Future<Output = T>) -> T {
     value
 }
 
+/// Waits until a condition holds that no event tells of: it is checked again and again.
+pub async fn until(what: &str, holds: impl Fn() -> bool) {
+    within(what, async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
 /// Returns a builder for a proxy on free ports of the loopback interface, which drops no messages.
 pub fn proxy() -> Builder {
     start_tracing();

@@ -9,20 +9,10 @@ use futures::future::join_all;
 use tokio::sync::{Notify, Semaphore};
 use xmsg_core::{Actor, ConnectOptions, Connection, ErrorKind, Message, OwnerType, Unfinished};
 use xmsg_proxy::Proxy;
-use xmsg_tests::{PATIENCE, connect, patient, proxy, topic, within};
+use xmsg_tests::{PATIENCE, connect, patient, proxy, topic, until, within};
 
 fn actor(proxy: &Proxy) -> Actor {
     Actor::builder("tester").proxy(proxy.address()).options(patient()).build().unwrap()
-}
-
-/// Polls until a condition holds, for conditions without a notification.
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    within(what, async {
-        while !condition() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
 }
 
 /// Publishes `count` numbers, and waits until the proxy has confirmed them.

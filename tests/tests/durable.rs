@@ -1,4 +1,4 @@
-//! `xmsg sub --durable` with a proxy, a command and a RabbitMQ that are processes of their own, and are killed.
+//! Tests of `xmsg sub --durable` in which the command, the proxy and RabbitMQ are killed.
 
 #![allow(clippy::unwrap_used, reason = "a test panics: that is how it fails")]
 

@@ -12,7 +12,7 @@ use tokio::process::Command;
 use xmsg_core::{Actor, ErrorKind, Message};
 use xmsg_proxy::Proxy;
 use xmsg_tests::process::{Daemon, built};
-use xmsg_tests::{PATIENCE, patient, proxy, within};
+use xmsg_tests::{PATIENCE, patient, proxy, until, within};
 
 fn start(example: &str, proxy: &Proxy, argument: &str) -> Daemon {
     let mut command = Command::new(built("examples").join(example));
@@ -25,16 +25,6 @@ fn start(example: &str, proxy: &Proxy, argument: &str) -> Daemon {
 
 fn actor(proxy: &Proxy) -> Actor {
     Actor::builder("tester").proxy(proxy.address()).options(patient()).build().unwrap()
-}
-
-/// Polls until a condition holds, for conditions without a notification.
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    within(what, async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
 }
 
 /// A browser that has `/events` open.

@@ -98,7 +98,7 @@ async fn bytes_that_open_nothing_end_that_connection_alone() {
             };
             scene.under(attack).await;
         }
-        // The same bytes are sent after a good handshake.
+        // Garbage is sent after a good handshake, too.
         for bytes in [&random[..], &giant, &raw::message(&["innocent", "meta", "data"]), &raw::ping()] {
             let attack = async {
                 let mut peer = Raw::connect(port).await;

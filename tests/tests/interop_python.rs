@@ -88,8 +88,8 @@ async fn libzmq_reaches_libzmq() {
 /// The control handshakes of the Java, C++ and Python peers, as they are on the wire.
 ///
 /// The peers publish immediately after the confirmation. A libzmq publisher learns of subscriptions in its
-/// own thread, some time later. So it misses nothing only with `publishers_send = "all"`, where it has nothing to
-/// learn.
+/// own thread, some time later. The test sets `publishers_send = "all"`, because the publisher then does not
+/// need to know any subscription, and nothing is missed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_handshakes_of_all_peers_are_answered() {
     let proxy = proxy().publishers_send(PublishersSend::All).start().await.unwrap();

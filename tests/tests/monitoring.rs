@@ -1,4 +1,4 @@
-//! The monitoring kit in `packaging/monitoring`: its alert rules, and its dashboard, with a real Prometheus that reads a real proxy.
+//! Tests of the alert rules and the dashboard in `packaging/monitoring`. A real Prometheus reads a real proxy.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -137,10 +137,12 @@ async fn each_query_of_the_dashboard_finds_its_series() {
     let pull = Pull::new(SocketOptions::default());
     let reached = pull.bind(&"tcp://127.0.0.1:0".parse().expect("an endpoint")).await.expect("a port");
     let definitions = format!(
-        "[[outgoing]]\nname = \"feed\"\nkind = \"zmq\"\nsocket_type = \"PUSH\"\naddress = \"{reached}\"\n\
-         [[outgoing]]\nname = \"waits\"\nkind = \"zmq\"\nsocket_type = \"PUSH\"\naddress = \"tcp://127.0.0.1:1\"\nsubscribe = [\"a\"]\n\
-         [[channel]]\nname = \"in\"\nkind = \"zmq\"\nsocket_type = \"PULL\"\nsocket_method = \"bind\"\naddress = \"tcp://127.0.0.1:0\"\n\
-         target = \"topic:b\"\n"
+        "[[outgoing]]\nname = \"feed\"\nkind = \"zmq\"\nsocket_type = \"PUSH\"\n\
+         address = \"{reached}\"\n\
+         [[outgoing]]\nname = \"waits\"\nkind = \"zmq\"\nsocket_type = \"PUSH\"\n\
+         address = \"tcp://127.0.0.1:1\"\nsubscribe = [\"a\"]\n\
+         [[channel]]\nname = \"in\"\nkind = \"zmq\"\nsocket_type = \"PULL\"\nsocket_method = \"bind\"\n\
+         address = \"tcp://127.0.0.1:0\"\ntarget = \"topic:b\"\n"
     );
     std::fs::write(folder.path().join("connect.toml"), definitions).expect("a file");
     let settings = "port = 0\n[registrar]\nenabled = true\nport = 0\n\

@@ -18,7 +18,7 @@ use xmsg_zmq::{Dealer, Endpoint, Multipart, Requester, SocketOptions};
 /// it.
 const PUBLISHER: &[u8] =
     b"\x0a\x04bass\x1a\x0810.2.9.1\x25\x5b\x1e\0\0\x2a\x04rock\x32\x05metal\x3a\x01x\x40\x01";
-/// The same registration as a subscriber, with a description.
+/// The registration of the subscriber `bass` of `rock:metal:x` at 10.2.9.1:7771, with a description.
 const SUBSCRIBER: &[u8] =
     b"\x0a\x04bass\x12\x05plays\x1a\x0810.2.9.1\x25\x5b\x1e\0\0\x2a\x04rock\x32\x05metal\x3a\x01x\x40\x02";
 /// The query for all publishers below `rock:metal`.

@@ -200,7 +200,7 @@ async fn the_registrar_lets_in_and_lets_register_whom_it_should() {
     assert!(error.to_string().contains("not allowed"), "{error}");
     within("a removal", owner_client.deregister(&record)).await.unwrap();
 
-    // The same is done with libzmq, with a key that may register.
+    // A libzmq client whose key may register does so, and is refused what its key may not do.
     let port = registrar.address().port().to_string();
     let (public, secret) = (server.public().to_string(), owner.secret().expose_text());
     let arguments = ["--port", &port, "--curve-client", &public, &secret];

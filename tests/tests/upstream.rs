@@ -14,22 +14,12 @@ use xmsg_tests::http;
 use xmsg_tests::peer::Peer;
 use xmsg_tests::process::{Daemon, built, run};
 use xmsg_tests::raw::{self, Raw};
-use xmsg_tests::{connect, next, patient, proxy, start_tracing, topic, within};
+use xmsg_tests::{connect, next, patient, proxy, start_tracing, topic, until, within};
 use xmsg_zmq::{Endpoint, HighWaterMark, Publisher, SocketOptions, Subscriber, TcpOptions};
 
 /// The other proxy, as an upstream.
 fn upstream(proxy: &Proxy) -> Upstream {
     proxy.address().to_string().parse().unwrap()
-}
-
-/// Waits until something holds that no event tells.
-async fn until(what: &str, holds: impl Fn() -> bool) {
-    within(what, async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
 }
 
 fn link(proxy: &Proxy) -> UpstreamStats {

@@ -5,20 +5,11 @@ use std::time::Duration;
 use xmsg_proxy::{Proxy, Upstream, UpstreamState};
 use xmsg_tests::peer::Peer;
 use xmsg_tests::raw::Raw;
-use xmsg_tests::{PATIENCE, proxy, within};
+use xmsg_tests::{PATIENCE, proxy, until, within};
 use xmsg_zmq::{Endpoint, Publisher, SocketOptions, Subscriber};
 
 fn upstream(proxy: &Proxy) -> Upstream {
     proxy.address().to_string().parse().unwrap()
-}
-
-async fn until(what: &str, holds: impl Fn() -> bool) {
-    within(what, async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
 }
 
 fn states(proxies: &[&Proxy]) -> Vec<UpstreamState> {

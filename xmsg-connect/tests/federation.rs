@@ -16,7 +16,7 @@ use xmsg_core::{Actor, Message, ProxyAddress, Subscription, Topic};
 use xmsg_tests::http::ask;
 use xmsg_tests::process::{Daemon, built};
 use xmsg_tests::rabbitmq::Broker;
-use xmsg_tests::{connect, next, patient, within};
+use xmsg_tests::{connect, next, patient, until, within};
 
 use common::{LIMIT, Site, broker, message};
 
@@ -49,16 +49,6 @@ fn out(site: &Site) -> xmsg_connect::OutgoingReport {
 fn into(site: &Site) -> xmsg_connect::ChannelReport {
     let federation = site.registry.export().federation.unwrap();
     site.registry.channel(&federation.channel_name()).unwrap()
-}
-
-/// Waits until this holds. Nothing tells of it, so it is looked at again and again.
-async fn until(what: &str, holds: impl Fn() -> bool) {
-    within(what, async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
 }
 
 /// Waits until the members are connected, and subscribed at their proxies: until a message under this topic has got to the spool of each, and to all others.

@@ -182,7 +182,7 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
     let mut rng = Rng::with_seed(seed);
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
-    // The same seed may run on two threads at the same time.
+    // Two threads may run one seed at the same time, so the name has a number, too.
     let name = format!("simulation-{}-{seed}", RUNS.fetch_add(1, Ordering::Relaxed));
     let mut config = config(&mut rng);
     config.limits.message_size = message_limit(&mut rng);
