@@ -1,4 +1,5 @@
-//! Tests of the alert rules and the dashboard in `packaging/monitoring`. A real Prometheus reads a real proxy.
+//! Tests of the alert rules and the dashboard in `packaging/monitoring`. A real Prometheus reads a real
+//! proxy.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;

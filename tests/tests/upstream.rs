@@ -289,7 +289,8 @@ async fn a_slow_subscriber_under_block_holds_the_source_up_and_loses_nothing() {
     assert!(below.totals().waits > 0);
 }
 
-/// Whatever happens to messages for it: others get all of them, the link goes on, and every drop is counted here.
+/// Whatever happens to messages for it: others get all of them, the link goes on, and every drop is counted
+/// here.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_subscriber_under_every_other_policy_harms_nobody_else() {
     for policy in [Policy::DropNewest, Policy::DropOldest, Policy::Conflate, Policy::Disconnect] {
@@ -462,7 +463,8 @@ async fn a_hostile_upstream_harms_its_own_link_and_nothing_else() {
         xmsg_zmtp::Command::Subscribe(Bytes::from_static(b"a")).write(&mut bytes);
         bytes.to_vec()
     };
-    // Each of these is the end of its connection, but for the last: who has no business to subscribe is not heard.
+    // Each of these is the end of its connection, but for the last: who has no business to subscribe is not
+    // heard.
     for (number, (attack, ends)) in
         [(&b"HTTP/1.1 200 OK\r\n\r\n"[..], true), (&huge, true), (&subscription, false)]
             .into_iter()
@@ -489,7 +491,8 @@ async fn a_hostile_upstream_harms_its_own_link_and_nothing_else() {
     assert_eq!(link(&below).received.messages, 0);
 }
 
-/// It takes the connection and nothing else: neither the link's subscriptions, nor, without end, anything here, is held up by it.
+/// It takes the connection and nothing else: neither the link's subscriptions, nor, without end, anything
+/// here, is held up by it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upstream_that_never_reads_holds_nobody_up() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

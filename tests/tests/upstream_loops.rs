@@ -215,7 +215,8 @@ async fn two_ways_to_the_same_proxy_are_seen_where_they_meet() {
     until("one way", || top.monitor().double_paths() == 0).await;
 }
 
-/// Tokens are no subscriptions: they are neither shown nor counted, match nothing, and come from whoever may do nothing else.
+/// Tokens are no subscriptions: they are neither shown nor counted, match nothing, and come from whoever may
+/// do nothing else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_is_no_subscription_and_there_may_be_so_many() {
     let [own] = proxies().await;

@@ -1,4 +1,5 @@
-//! What live views have in common: the loop that asks, draws and hears keys; the filter, the pause and the scrolling.
+//! What live views have in common: the loop that asks, draws and hears keys; the filter, the pause and the
+//! scrolling.
 
 use std::time::Duration;
 
@@ -178,8 +179,8 @@ impl Controls {
         None
     }
 
-    /// Returns the lowest line: the filter while it is typed, otherwise the keys. `own` are further keys of the view, each
-    /// with what it does; `sort_keys` choose the order, which is `order` now.
+    /// Returns the lowest line: the filter while it is typed, otherwise the keys. `own` are further keys of
+    /// the view, each with what it does; `sort_keys` choose the order, which is `order` now.
     pub(crate) fn line(
         &self,
         own: &[(&'static str, &'static str)],

@@ -1,5 +1,6 @@
-//! What an outgoing connection takes: memory while 1 GiB goes through it into a queue of RabbitMQ, memory with 1 GiB in its spool, and the time to start
-//! again with many messages in the spool. Memory is what the process has resident, at most.
+//! What an outgoing connection takes: memory while 1 GiB goes through it into a queue of RabbitMQ, memory
+//! with 1 GiB in its spool, and the time to start again with many messages in the spool. Memory is what the
+//! process has resident, at most.
 //!
 //! ```text
 //! cargo run --release -p xmsg-connect --example connect_memory -- [MIB] [BYTES] [ENTRIES]

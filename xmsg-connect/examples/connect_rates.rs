@@ -1,6 +1,7 @@
-//! How fast messages get to a durable queue of RabbitMQ: by a plain loop of the AMQP client with confirmations, through the spool of an outgoing
-//! connection, from the first send to the last confirmation, and by RabbitMQ's Shovel, from another queue of the same broker, acknowledged on
-//! confirmation. All in one run, turn about; ratios are printed.
+//! How fast messages get to a durable queue of RabbitMQ: by a plain loop of the AMQP client with
+//! confirmations, through the spool of an outgoing connection, from the first send to the last confirmation,
+//! and by RabbitMQ's Shovel, from another queue of the same broker, acknowledged on confirmation. All in one
+//! run, turn about; ratios are printed.
 //!
 //! ```text
 //! cargo run --release -p xmsg-connect --example connect_rates -- [MESSAGES] [BYTES] [ROUNDS]

@@ -1,5 +1,6 @@
-//! Sends numbered messages to a RabbitMQ queue until it is killed, or until it has sent as many as it was asked for and all are delivered. Each is told on
-//! standard output once it was accepted, that is, once it is on disk. The tests kill it at random moments, and count what has arrived.
+//! Sends numbered messages to a RabbitMQ queue until it is killed, or until it has sent as many as it was
+//! asked for and all are delivered. Each is told on standard output once it was accepted, that is, once it is
+//! on disk. The tests kill it at random moments, and count what has arrived.
 //!
 //! ```text
 //! cargo run -p xmsg-connect --example courier -- STATE_DIR BROKER_PORT QUEUE FIRST COUNT

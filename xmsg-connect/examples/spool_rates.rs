@@ -4,7 +4,8 @@
 //! cargo run --release --example spool_rates -- DIR [SECONDS]
 //! ```
 //!
-//! `DIR` has to be on the disk that is meant, with 2 GiB free; a directory is made in it, and removed at the end.
+//! `DIR` has to be on the disk that is meant, with 2 GiB free; a directory is made in it, and removed at the
+//! end.
 
 use std::error::Error;
 use std::fs;
@@ -45,7 +46,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// So many writers, each with so many entries on their way, and perhaps a delivery that confirms all it is given.
+/// So many writers, each with so many entries on their way, and perhaps a delivery that confirms all it is
+/// given.
 async fn rates(
     dir: &Path,
     writers: usize,

@@ -12,7 +12,8 @@ pub(crate) async fn in_background<T: Send + 'static>(
     ended.map_err(|error| Error::new(ErrorKind::Closed, "the runtime has ended").with_source(error))?
 }
 
-/// Runs what waits for a disk that may not answer, on a thread of its own: others that wait for theirs find the threads for that free.
+/// Runs what waits for a disk that may not answer, on a thread of its own: others that wait for theirs find
+/// the threads for that free.
 pub(crate) async fn on_a_thread<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> Result<T> + Send + 'static,

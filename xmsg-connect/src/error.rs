@@ -45,8 +45,8 @@ pub enum ErrorKind {
     Closed,
 }
 
-/// An error of this library. `Display` says what failed, where, and what can be done about it; [`source`](StdError::source) is what the layer
-/// below said.
+/// An error of this library. `Display` says what failed, where, and what can be done about it;
+/// [`source`](StdError::source) is what the layer below said.
 #[derive(Clone)]
 pub struct Error {
     kind: ErrorKind,

@@ -1,8 +1,9 @@
 //! Named outgoing connections and channels between xMsg, ZeroMQ sockets and RabbitMQ, with nothing lost.
 //!
-//! A [`Registry`] keeps what is declared at work: [outgoing connections](definition::OutgoingDefinition), which take messages out of xMsg, and
-//! [channels](definition::ChannelDefinition), which bring them in. What goes out is in a [spool] on disk before it counts as accepted, and stays there until
-//! the other side has it.
+//! A [`Registry`] keeps what is declared at work: [outgoing connections](definition::OutgoingDefinition),
+//! which take messages out of xMsg, and [channels](definition::ChannelDefinition), which bring them in. What
+//! goes out is in a [spool] on disk before it counts as accepted, and stays there until the other side has
+//! it.
 //!
 //! ```
 //! use std::time::Duration;

@@ -10,8 +10,8 @@ use xmsg_core::Message;
 use crate::definition::{DeliveryMode, HeaderValue, Properties};
 use crate::error::{Error, ErrorKind, Result};
 
-/// A message, and what is different about this one send of it. What is not set comes from the definition of the outgoing connection. ZeroMQ sockets
-/// have none of the rest: there, the message is all.
+/// A message, and what is different about this one send of it. What is not set comes from the definition of
+/// the outgoing connection. ZeroMQ sockets have none of the rest: there, the message is all.
 ///
 /// ```
 /// use xmsg_connect::definition::Properties;
@@ -50,8 +50,9 @@ impl Outbound {
         }
     }
 
-    /// With this identifier, instead of a new one: who sends a message a second time, because it is not known whether it was accepted, gives both the
-    /// same, so that its receivers can tell that they are one. An outgoing connection has no two messages of one identifier on their way at the same time.
+    /// With this identifier, instead of a new one: who sends a message a second time, because it is not known
+    /// whether it was accepted, gives both the same, so that its receivers can tell that they are one. An
+    /// outgoing connection has no two messages of one identifier on their way at the same time.
     ///
     /// ```
     /// use uuid::Uuid;
@@ -153,7 +154,8 @@ impl Stored {
     }
 }
 
-/// An entry of the spool on disk. Numbers of fields are never used again for something else: files of former versions are read.
+/// An entry of the spool on disk. Numbers of fields are never used again for something else: files of former
+/// versions are read.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Wire {
     #[prost(bytes = "bytes", tag = "1")]

@@ -77,7 +77,8 @@ impl Template {
         Self(vec![Part::Topic])
     }
 
-    /// The routing key for a message with this topic, where parts that the topic does not have are empty; why there is none, in words, when it would be longer than AMQP allows.
+    /// The routing key for a message with this topic, where parts that the topic does not have are empty; why
+    /// there is none, in words, when it would be longer than AMQP allows.
     pub fn fill(&self, topic: &Topic) -> Result<String, String> {
         let mut key = String::new();
         for part in &self.0 {

@@ -33,7 +33,8 @@ pub enum LinkState {
     Blocked,
     /// It has lost its peer, or could not reach it, and tries again after a pause.
     Disconnected,
-    /// The peer is there and refuses: a wrong password, a missing exchange. It tries again after a pause, in case that somebody mends it.
+    /// The peer is there and refuses: a wrong password, a missing exchange. It tries again after a pause, in
+    /// case that somebody mends it.
     Faulted,
     /// It has ended.
     Ended,
@@ -91,9 +92,11 @@ const WINDOW: Duration = Duration::from_secs(10);
 pub struct Counts {
     /// Messages that were taken in: into the spool of an outgoing connection, or from the peer of a channel.
     pub accepted: u64,
-    /// Messages that are where they belong: confirmed by the broker, written to the ZeroMQ peer, or taken by the target.
+    /// Messages that are where they belong: confirmed by the broker, written to the ZeroMQ peer, or taken by
+    /// the target.
     pub delivered: u64,
-    /// Times that a message was tried again: after a return or a negative confirmation, or since the target of a channel did not take it.
+    /// Times that a message was tried again: after a return or a negative confirmation, or since the target
+    /// of a channel did not take it.
     pub repeated: u64,
     /// Messages that the broker returned, because no queue is bound for them; each time counts.
     pub returned: u64,
@@ -107,10 +110,12 @@ pub struct Counts {
     pub lost_before: u64,
     /// Messages that a DEALER received, which nobody waits for.
     pub ignored: u64,
-    /// Messages of a federation that were passed over, because they have been where they would go: those that were taken in and came back from the proxy, our
-    /// own that came back from the broker, and those with a topic that is not taken in.
+    /// Messages of a federation that were passed over, because they have been where they would go: those that
+    /// were taken in and came back from the proxy, our own that came back from the broker, and those with a
+    /// topic that is not taken in.
     pub passed_over: u64,
-    /// Messages of a federation that the broker had for us once more, and that were recognized by their identifiers.
+    /// Messages of a federation that the broker had for us once more, and that were recognized by their
+    /// identifiers.
     pub duplicates: u64,
     /// Connections that were made.
     pub connections: u64,
@@ -245,8 +250,8 @@ impl Status {
         self.change(state);
     }
 
-    /// Something went wrong that does not change the state. It is logged, unless there were many such lines just before; how many were left out is said
-    /// with the next one.
+    /// Something went wrong that does not change the state. It is logged, unless there were many such lines
+    /// just before; how many were left out is said with the next one.
     pub(crate) fn note(&self, what: String) {
         self.log(&what);
         self.remember(what);
@@ -398,7 +403,8 @@ pub struct DeadMessage {
     pub mime_type: Option<String>,
     /// Bytes of its data.
     pub size: u64,
-    /// Headers of its metadata, and those that it was sent with: of one that came from a queue of dead letters, `x-death` tells what has become of it there, as JSON.
+    /// Headers of its metadata, and those that it was sent with: of one that came from a queue of dead
+    /// letters, `x-death` tells what has become of it there, as JSON.
     pub headers: BTreeMap<String, String>,
     /// The message itself.
     #[serde(skip)]

@@ -1,5 +1,5 @@
-//! Keeps a link at work: starts its session, waits and starts it again when it has ended, follows changes of its definition. Each link has a task of its
-//! own, so that one that hangs holds up no other.
+//! Keeps a link at work: starts its session, waits and starts it again when it has ended, follows changes of
+//! its definition. Each link has a task of its own, so that one that hangs holds up no other.
 
 use std::future::Future;
 use std::time::Duration;
@@ -13,7 +13,8 @@ use crate::definition::Reconnect;
 use crate::error::{Error, ErrorKind};
 use crate::status::{LinkState, Status};
 
-/// How long a session may take to end by itself once it is told to: what is on its way may arrive. After that it is dropped.
+/// How long a session may take to end by itself once it is told to: what is on its way may arrive. After that
+/// it is dropped.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// What a link is to do.
@@ -51,8 +52,8 @@ impl Pauses {
     }
 }
 
-/// Runs sessions by the plan of the moment until there are no plans any more. A session gets the number of the attempt, counted from 0, and a token: once
-/// that is cancelled, it ends soon, or is dropped.
+/// Runs sessions by the plan of the moment until there are no plans any more. A session gets the number of
+/// the attempt, counted from 0, and a token: once that is cancelled, it ends soon, or is dropped.
 pub(crate) async fn supervise<P, S>(
     status: &Status,
     mut plans: watch::Receiver<Plan<P>>,

@@ -43,7 +43,8 @@ async fn a_message_that_passes_through_keeps_the_identity_that_it_has() {
     for queue in ["passing", "passed"] {
         rabbit.declare_queue(queue).await;
     }
-    // Twice the same, as a publisher does that was not told of the first; and one of another outgoing connection.
+    // Twice the same, as a publisher does that was not told of the first; and one of another outgoing
+    // connection.
     let foreign = || BasicProperties::default().with_message_id("order-17".into());
     publish(rabbit, "passing", b"17", foreign()).await;
     publish(rabbit, "passing", b"17", foreign()).await;
@@ -118,7 +119,8 @@ async fn a_routing_key_that_is_not_allowed_concerns_its_messages_only() {
     let bodies: BTreeSet<_> = rabbit.drain("verses").await.into_iter().map(|got| got.data.clone()).collect();
     assert_eq!(bodies.len(), 57);
 
-    // Where the exchange itself is not allowed, all messages stay. The broker remembers for each channel what it has allowed.
+    // Where the exchange itself is not allowed, all messages stay. The broker remembers for each channel what
+    // it has allowed.
     set_active(&site, Sort::Outgoing, "out", false).await;
     rabbit.set_permissions("poet", "/", ["", "^nothing$", ""]).await;
     site.registry.send("out", Outbound::new(message("a", "kept")).routing_key("good")).await.unwrap();

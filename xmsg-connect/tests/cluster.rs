@@ -1,4 +1,5 @@
-//! A cluster of three nodes: one is killed under load, and nothing that was acknowledged is missing in the queue.
+//! A cluster of three nodes: one is killed under load, and nothing that was acknowledged is missing in the
+//! queue.
 
 #![allow(clippy::unwrap_used, reason = "a test panics: that is how it fails")]
 

@@ -24,7 +24,8 @@ fn spool(site: &Site, name: &str) -> PathBuf {
     site.folder.path().join("state/spool").join(name)
 }
 
-/// Makes a spool whose disk does not answer: opening its lock waits until somebody reads from it, which this does when it is dropped.
+/// Makes a spool whose disk does not answer: opening its lock waits until somebody reads from it, which this
+/// does when it is dropped.
 struct Hanging {
     /// Another name of the lock, which stays when the folder goes.
     lock: PathBuf,

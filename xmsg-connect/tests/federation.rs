@@ -51,8 +51,8 @@ fn into(site: &Site) -> xmsg_connect::ChannelReport {
     site.registry.channel(&federation.channel_name()).unwrap()
 }
 
-/// Waits until the members are connected, and subscribed at their proxies: until a message under this topic has got to the spool of each, and to all others.
-/// Returns how many messages each has sent for that.
+/// Waits until the members are connected, and subscribed at their proxies: until a message under this topic
+/// has got to the spool of each, and to all others. Returns how many messages each has sent for that.
 async fn joined(members: &[&Site], topic: &str) -> Vec<u64> {
     for site in members {
         until("both links", || {
@@ -72,7 +72,8 @@ async fn joined(members: &[&Site], topic: &str) -> Vec<u64> {
         })
         .await;
         site.actor.flush(LIMIT).await.unwrap();
-        // All that it has published is in the spool once one more message is there for which the spool was looked at.
+        // All that it has published is in the spool once one more message is there for which the spool was
+        // looked at.
         let mut own = site.actor.subscribe(topic).await.unwrap();
         let before = out(site).link.counts.accepted;
         site.actor.publish(&probe).await.unwrap();
@@ -152,7 +153,8 @@ async fn what_is_published_at_one_arrives_once_and_in_order_at_the_subscribers_o
     }
     settled(&members).await;
 
-    // Nothing goes round: what each has sent is what was published there, and the queues have got nothing more.
+    // Nothing goes round: what each has sent is what was published there, and the queues have got nothing
+    // more.
     let sent: Vec<_> = probes.iter().map(|probes| probes + MESSAGES as u64).collect();
     let total: u64 = sent.iter().sum();
     for (site, own) in members.iter().zip(&sent) {
@@ -193,7 +195,8 @@ async fn a_message_arrives_as_it_was_but_for_the_mark() {
         let [topic, meta, data] = [topic, meta, data].map(Bytes::copy_from_slice);
         Message::from_frames(topic, meta, data)
     };
-    // Metadata of programs that do not know xMsg, topics that are no text, longer than a routing key, or with a zero byte.
+    // Metadata of programs that do not know xMsg, topics that are no text, longer than a routing key, or with
+    // a zero byte.
     let sent = [
         plain.clone(),
         frames(b"orders:raw", b"\xff\xff", b"data"),
@@ -232,7 +235,8 @@ async fn a_message_arrives_as_it_was_but_for_the_mark() {
 
     // What B has taken in has come back to it, but for the one under a topic that does not leave there.
     until("what comes back", || out(&b).link.counts.passed_over + 1 >= into(&b).link.counts.delivered).await;
-    // What A has received under its own topics is what was published there, and then the answer: B has sent nothing back.
+    // What A has received under its own topics is what was published there, and then the answer: B has sent
+    // nothing back.
     for _ in 0..sent.len() {
         next_real(&mut at_home).await;
     }
@@ -263,7 +267,8 @@ async fn the_broker_is_killed_under_traffic_and_nothing_is_lost_or_repeated() {
     };
     publish(500).await;
     receive(0..250).await;
-    // A queue that is half a second old is not in all tables on the disk of this broker yet, and does not survive its death.
+    // A queue that is half a second old is not in all tables on the disk of this broker yet, and does not
+    // survive its death.
     rabbit.eval("[dets:sync(Table) || Table <- dets:all()]").await;
     rabbit.kill().await;
     publish(500).await;
@@ -376,7 +381,8 @@ struct Process {
 }
 
 impl Process {
-    /// Starts it with its files in this folder. Its port is the one that it had before, if it was there before.
+    /// Starts it with its files in this folder. Its port is the one that it had before, if it was there
+    /// before.
     async fn start(folder: &Path, rabbit: u16, definition: &FederationDefinition) -> Self {
         let definitions = Definitions {
             connections: vec![broker(rabbit)],

@@ -1,4 +1,5 @@
-//! Brokers that accept and say nothing leave nothing behind. This is the only test of its process, whose threads and descriptors it counts.
+//! Brokers that accept and say nothing leave nothing behind. This is the only test of its process, whose
+//! threads and descriptors it counts.
 
 #![allow(clippy::unwrap_used, reason = "a test panics: that is how it fails")]
 

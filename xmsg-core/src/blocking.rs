@@ -9,8 +9,8 @@
 //! use the async types there. For this reason [`Actor::close`] and [`Actor::drain`] also return a `Result`.
 //!
 //! A handle that is dropped goes on sending what it has accepted, for its
-//! [linger](crate::ConnectOptions::linger) at most, and `drop` waits for that. Within an async runtime, `drop`
-//! returns at once, and a thread of its own waits.
+//! [linger](crate::ConnectOptions::linger) at most, and `drop` waits for that. Within an async runtime,
+//! `drop` returns at once, and a thread of its own waits.
 //!
 //! # Errors
 //! A call returns the errors of the async call that its documentation names. If it waits, it also returns

@@ -1,7 +1,8 @@
-//! How long the registrar takes: `cargo run --release -p xmsg-proxy --example registrar_bench [REGISTRATIONS]`.
+//! How long the registrar takes: `cargo run --release -p xmsg-proxy --example registrar_bench
+//! [REGISTRATIONS]`.
 //!
-//! Ten registrations a topic: the time of each kind of question in the store, the round trip through TCP, and how many
-//! registrations a second are acknowledged, by 1 and by 200 clients, in memory and on the disk.
+//! Ten registrations a topic: the time of each kind of question in the store, the round trip through TCP, and
+//! how many registrations a second are acknowledged, by 1 and by 200 clients, in memory and on the disk.
 
 use std::time::{Duration, Instant};
 

@@ -12,11 +12,12 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The [data plane](switch) forwards, and hands control requests to the [control plane](control), so that a slow answer can't stall a
-//! message.
+//! The [data plane](switch) forwards, and hands control requests to the [control plane](control), so that a
+//! slow answer can't stall a message.
 //!
-//! With the feature `daemon` (on by default) there is also what only the daemons need: their settings and the HTTP server.
-//! Nothing of it starts by itself. The feature `connect` (on by default, too) adds outgoing connections and channels to the daemons.
+//! With the feature `daemon` (on by default) there is also what only the daemons need: their settings and the
+//! HTTP server. Nothing of it starts by itself. The feature `connect` (on by default, too) adds outgoing
+//! connections and channels to the daemons.
 
 #![warn(missing_docs)]
 

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-/// Bytes of lines that wait, those that are being written included. Lines for which there is no room are dropped and counted.
+/// Bytes of lines that wait, those that are being written included. Lines for which there is no room are
+/// dropped and counted.
 const BYTES_MAX: usize = 1 << 20;
 /// The last lines, which are kept to be shown: so many, with so many bytes, each cut to so many.
 const TAIL_LINES: usize = 1000;
@@ -66,7 +67,8 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    /// The lines that were not seen yet, and how many were missed because they came too fast. It waits for one.
+    /// The lines that were not seen yet, and how many were missed because they came too fast. It waits for
+    /// one.
     pub(crate) async fn next(&mut self) -> (Vec<String>, u64) {
         loop {
             let found = self.look();

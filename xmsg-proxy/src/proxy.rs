@@ -65,7 +65,8 @@ impl Builder {
         self
     }
 
-    /// Another proxy to whose subscribers' port this one connects, for what its own subscribers want. Several are linked each on its own.
+    /// Another proxy to whose subscribers' port this one connects, for what its own subscribers want. Several
+    /// are linked each on its own.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_core::Result<()> {
@@ -106,8 +107,8 @@ impl Builder {
         Ok(Proxy::start(address, switch, publishers, subscribers, router))
     }
 
-    /// Goes to work on sockets that listen already, instead of binding its address: those of a service manager. They have to
-    /// be at three ports in a row of one address; their order does not matter.
+    /// Goes to work on sockets that listen already, instead of binding its address: those of a service
+    /// manager. They have to be at three ports in a row of one address; their order does not matter.
     #[allow(clippy::unused_async, reason = "it has to be called in a runtime, as `start` does")]
     pub async fn start_on(self, mut sockets: [TcpListener; 3]) -> Result<Proxy> {
         Upstream::check(&self.config.upstreams)?;
@@ -144,8 +145,8 @@ impl Builder {
     }
 }
 
-/// A proxy at work. It stops with [`stop`](Self::stop), which delivers what is queued. Dropping it stops it at once: its ports are free
-/// when that returns, and what was queued is lost.
+/// A proxy at work. It stops with [`stop`](Self::stop), which delivers what is queued. Dropping it stops it
+/// at once: its ports are free when that returns, and what was queued is lost.
 #[derive(Debug)]
 pub struct Proxy {
     address: ProxyAddress,
@@ -155,7 +156,8 @@ pub struct Proxy {
     authority: Arc<Authority>,
 }
 
-/// Watches a proxy from any thread: it reads counts, and changes nothing but by [`end_connection`](Self::end_connection). Cheap to clone.
+/// Watches a proxy from any thread: it reads counts, and changes nothing but by
+/// [`end_connection`](Self::end_connection). Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Monitor {
     switch: Switch,
@@ -189,14 +191,16 @@ impl Monitor {
         self.switch.upstreams()
     }
 
-    /// How many proxies reach this one over two ways at once: whoever subscribes there gets what is published here twice.
+    /// How many proxies reach this one over two ways at once: whoever subscribes there gets what is published
+    /// here twice.
     #[must_use]
     pub fn double_paths(&self) -> usize {
         self.switch.double_paths()
     }
 
-    /// Ends the connection of the publisher or subscriber with this [`id`](SubscriberStats::id), also while it waits for somebody, or
-    /// somebody for it. Whoever waited for it goes on; what was queued for it is lost, and counted as undelivered. It may connect again.
+    /// Ends the connection of the publisher or subscriber with this [`id`](SubscriberStats::id), also while
+    /// it waits for somebody, or somebody for it. Whoever waited for it goes on; what was queued for it is
+    /// lost, and counted as undelivered. It may connect again.
     ///
     /// `by` says in the log who asked for it. `None`: nobody who is connected has this number.
     #[allow(clippy::must_use_candidate, reason = "it does something")]
@@ -210,8 +214,9 @@ impl Monitor {
         self.switch.memory()
     }
 
-    /// Who is connected and what flows, as JSON: what the control request `stats` is answered with. It is made five times a second at
-    /// most. For ten seconds from now on, messages are counted by topic, from samples.
+    /// Who is connected and what flows, as JSON: what the control request `stats` is answered with. It is
+    /// made five times a second at most. For ten seconds from now on, messages are counted by topic, from
+    /// samples.
     #[must_use]
     pub fn stats(&self) -> Bytes {
         self.documents.get(&self.switch)
@@ -241,8 +246,9 @@ impl Monitor {
         self.switch.subscriptions()
     }
 
-    /// Calls `found` with every prefix that somebody subscribed to, and the number of its subscribers; in no particular
-    /// order. It never keeps the switch waiting for long: while it looks, subscriptions may come and go.
+    /// Calls `found` with every prefix that somebody subscribed to, and the number of its subscribers; in no
+    /// particular order. It never keeps the switch waiting for long: while it looks, subscriptions may come
+    /// and go.
     pub fn prefixes(&self, found: impl FnMut(Vec<u8>, usize)) {
         self.switch.prefixes(found);
     }
@@ -332,7 +338,8 @@ impl Proxy {
         self.switch.upstreams()
     }
 
-    /// Replaces the upstreams: links to those that are not wanted any more end, new ones begin, and the others go on as they are.
+    /// Replaces the upstreams: links to those that are not wanted any more end, new ones begin, and the
+    /// others go on as they are.
     ///
     /// [`ErrorKind::InvalidOption`], and nothing changes, if there are more than [`UPSTREAMS_MAX`](crate::UPSTREAMS_MAX), or two with the
     /// same endpoint.
@@ -346,15 +353,15 @@ impl Proxy {
         self.switch.subscriptions()
     }
 
-    /// Replaces what happens at a subscriber's mark: in general, and for topics with these prefixes. Nobody is
-    /// disconnected for it. What is read from publishers after it returns is treated in the new way; what is queued
-    /// already, in the old one.
+    /// Replaces what happens at a subscriber's mark: in general, and for topics with these prefixes. Nobody
+    /// is disconnected for it. What is read from publishers after it returns is treated in the new way; what
+    /// is queued already, in the old one.
     pub async fn set_policies(&self, policy: Policy, policies: &[TopicPolicy]) {
         self.switch.set_policies(policy, policies).await;
     }
 
-    /// Stops in order, within about `linger`: accepts nobody any more, reads what publishers had already sent, delivers what is
-    /// queued. Returns all counts.
+    /// Stops in order, within about `linger`: accepts nobody any more, reads what publishers had already
+    /// sent, delivers what is queued. Returns all counts.
     pub async fn stop(self, linger: Duration) -> Totals {
         let totals = self.switch.stop(linger).await;
         self.controller.abort();

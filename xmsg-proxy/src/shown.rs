@@ -1,4 +1,5 @@
-//! Messages as JSON, for people and programs: what `xmsg sub --json` writes, and what the web page's tap shows.
+//! Messages as JSON, for people and programs: what `xmsg sub --json` writes, and what the web page's tap
+//! shows.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -7,9 +8,10 @@ use xmsg_core::data::mime;
 use xmsg_core::meta::{Action, ByteOrder, Control, Status};
 use xmsg_core::{Data, Message, Meta};
 
-/// Appends a message as one line of JSON, without a newline: `topic` (and `topic_base64`, if it is no UTF-8), `mime`, `time` as it is given,
-/// `length` of the data in bytes, `data` and its `encoding` (`utf-8` or `base64`), `value`, if the mime type is one that xMsg gives a meaning,
-/// and `meta`, the other metadata, or `meta_error`.
+/// Appends a message as one line of JSON, without a newline: `topic` (and `topic_base64`, if it is no UTF-8),
+/// `mime`, `time` as it is given, `length` of the data in bytes, `data` and its `encoding` (`utf-8` or
+/// `base64`), `value`, if the mime type is one that xMsg gives a meaning, and `meta`, the other metadata, or
+/// `meta_error`.
 ///
 /// ```
 /// use xmsg_core::{Message, Topic};
@@ -56,7 +58,8 @@ pub fn message(out: &mut Vec<u8>, message: &Message, time: Value) {
     out.push(b'}');
 }
 
-/// The value, when the mime type says that there is one and the data is one; `None` for bytes, which are shown as they are.
+/// The value, when the mime type says that there is one and the data is one; `None` for bytes, which are
+/// shown as they are.
 ///
 /// ```
 /// use xmsg_core::{Data, Message};

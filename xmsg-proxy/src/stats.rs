@@ -1,4 +1,5 @@
-//! Who is connected and what flows, as documents that others read: over HTTP, and as the answer to a control request.
+//! Who is connected and what flows, as documents that others read: over HTTP, and as the answer to a control
+//! request.
 
 use std::cmp::Reverse;
 use std::sync::{Mutex, PoisonError};
@@ -311,7 +312,8 @@ fn first_within(lengths: impl Iterator<Item = usize>) -> usize {
     lengths.take(ROWS_MAX).take_while(fits).count()
 }
 
-/// A topic as text: bytes that are none are shown as `\\xff`, and what could do harm to a terminal as `\\u{9b}`.
+/// A topic as text: bytes that are none are shown as `\\xff`, and what could do harm to a terminal as
+/// `\\u{9b}`.
 pub(crate) fn text(topic: &[u8]) -> String {
     match std::str::from_utf8(topic) {
         Ok(text) => escaped(text).into_owned(),

@@ -10,14 +10,16 @@ use xmsg_core::{Error, ErrorKind, ProxyAddress, Result};
 use xmsg_zmq::security::{PublicKey, Security};
 use xmsg_zmq::{Amount, Endpoint};
 
-/// A proxy has at most so many upstreams: each is a task and a connection, and is told every change of subscriptions.
+/// A proxy has at most so many upstreams: each is a task and a connection, and is told every change of
+/// subscriptions.
 pub const UPSTREAMS_MAX: usize = 64;
 
-/// A proxy to whose subscribers' port (XPUB) this one connects: it subscribes there to what its own subscribers want, and passes on to them
-/// what comes. The other proxy may be an xMsg proxy, or any ZeroMQ socket of type XPUB.
+/// A proxy to whose subscribers' port (XPUB) this one connects: it subscribes there to what its own
+/// subscribers want, and passes on to them what comes. The other proxy may be an xMsg proxy, or any ZeroMQ
+/// socket of type XPUB.
 ///
-/// An address without `tcp://` is that of an xMsg proxy: its host and the first of its three ports, 7771 unless told otherwise. One with
-/// `tcp://` or `ipc://` is that of the subscribers' port itself.
+/// An address without `tcp://` is that of an xMsg proxy: its host and the first of its three ports, 7771
+/// unless told otherwise. One with `tcp://` or `ipc://` is that of the subscribers' port itself.
 ///
 /// ```
 /// use xmsg_proxy::Upstream;
@@ -63,7 +65,7 @@ impl Upstream {
         Ok(Self { endpoint, security: Security::Null, is_anonymous: false, topics: vec![Bytes::new()] })
     }
 
-    /// The same, to be connected to as a client with this security.
+    /// Connects to it as a client with this security.
     ///
     /// [`ErrorKind::InvalidOption`] for the security of a server.
     pub fn security(self, security: Security) -> Result<Self> {
@@ -79,7 +81,7 @@ impl Upstream {
         Ok(Self { security: Security::anonymous(server)?, is_anonymous: true, ..self })
     }
 
-    /// The same, from which only topics with these prefixes are asked for and taken. Default: all topics.
+    /// Asks only for topics with these prefixes, and takes no others. Default: all topics.
     #[must_use]
     pub fn topics<T: Into<Bytes>>(self, prefixes: impl IntoIterator<Item = T>) -> Self {
         Self { topics: prefixes.into_iter().map(Into::into).collect(), ..self }
@@ -167,7 +169,8 @@ pub enum UpstreamState {
     /// A connection is being made.
     #[default]
     Connecting,
-    /// There is a connection, and it is being found out whether it would close a loop. Nothing is subscribed to yet.
+    /// There is a connection, and it is being found out whether it would close a loop. Nothing is subscribed
+    /// to yet.
     Checking,
     /// At work.
     Connected,
@@ -194,7 +197,8 @@ impl UpstreamState {
 /// A snapshot of the link to one upstream.
 #[derive(Clone, Debug)]
 pub struct UpstreamStats {
-    /// The number of the link, which it keeps through all its connections. No other connection of this proxy has it.
+    /// The number of the link, which it keeps through all its connections. No other connection of this proxy
+    /// has it.
     pub id: u32,
     /// The endpoint that it connects to.
     pub address: String,
@@ -208,7 +212,8 @@ pub struct UpstreamStats {
     pub reconnections: u64,
     /// How often it was ended because it would have closed a loop.
     pub loops: u64,
-    /// Messages that went to the other proxy or its own clients and are passed on to nobody: control requests, and answers to them.
+    /// Messages that went to the other proxy or its own clients and are passed on to nobody: control
+    /// requests, and answers to them.
     pub control: u64,
     /// Messages that the link's topics do not allow.
     pub denied: u64,

@@ -353,7 +353,8 @@ async fn subscriptions_are_listed_the_most_wanted_first() {
     assert_eq!((&own["total"], &own["limit"]), (&3.into(), &2.into()));
 }
 
-/// Peers choose how long prefixes are, and of what bytes: whoever lists them is not to have the proxy put together hundreds of megabytes.
+/// Peers choose how long prefixes are, and of what bytes: whoever lists them is not to have the proxy put
+/// together hundreds of megabytes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_list_of_subscriptions_has_a_bound_in_bytes() {
     const LONG: usize = 300;

@@ -275,7 +275,8 @@ async fn sigterm_delivers_what_is_queued() {
     assert!(daemon.end().await.success());
 }
 
-/// After `kill -9` only what the dead proxy had already been given can be missing; all that the publisher still holds arrives.
+/// After `kill -9` only what the dead proxy had already been given can be missing; all that the publisher
+/// still holds arrives.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_kill_clients_go_on_and_the_publisher_sends_what_it_holds() {
     let (mut daemon, address) = start("0").await;

@@ -28,7 +28,7 @@ fn file(folder: &Path, name: &str, text: &str) -> String {
     path.display().to_string()
 }
 
-/// The same, readable to nobody else.
+/// Writes a file that only its owner can read.
 fn secret(folder: &Path, name: &str, text: &str) -> String {
     let path = file(folder, name, text);
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();

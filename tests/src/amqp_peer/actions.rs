@@ -194,8 +194,8 @@ impl Consumer {
         Action::new(step).on(self.connection)
     }
 
-    /// Delivers a message whose content header consists of the bytes `header`, which are sent as they are. The
-    /// header contains the length of the body, and the body has to fit into one frame.
+    /// Delivers a message whose content header consists of the bytes `header`, which are sent as they are.
+    /// The header contains the length of the body, and the body has to fit into one frame.
     #[must_use]
     pub fn deliver_raw(&self, tag: u64, header: &[u8], body: &[u8]) -> Vec<Action> {
         let deliver = basic::AMQPMethod::Deliver(basic::Deliver {

@@ -229,8 +229,8 @@ impl Broker {
         Self::new_with(site, name, peers, "")
     }
 
-    /// Creates a node that does not run yet. `more` are further settings of the application `rabbit`, each after
-    /// a comma.
+    /// Creates a node that does not run yet. `more` are further settings of the application `rabbit`, each
+    /// after a comma.
     fn new_with(site: Arc<Site>, name: &str, peers: &[&str], more: &str) -> Self {
         let [amqp, distribution, management, prometheus] = free_ports();
         let ports = Ports { amqp, distribution, management, prometheus, tls: 0 };

@@ -116,8 +116,8 @@ impl Broker {
         assert_eq!(self.eval(&expression).await, "ok", "{user}");
     }
 
-    /// Sets the routing keys with which a user may publish to an exchange (`write`), and those which it may bind
-    /// (`read`). Both are regular expressions: `.*` allows all.
+    /// Sets the routing keys with which a user may publish to an exchange (`write`), and those which it may
+    /// bind (`read`). Both are regular expressions: `.*` allows all.
     pub async fn set_topic_permissions(
         &self,
         user: &str,

@@ -23,7 +23,8 @@ subjectAltName = DNS:localhost
 ";
 
 impl Broker {
-    /// Starts one that also listens with TLS, at [`tls_port`](Self::tls_port), with a certificate for `localhost`.
+    /// Starts one that also listens with TLS, at [`tls_port`](Self::tls_port), with a certificate for
+    /// `localhost`.
     pub async fn with_tls() -> Self {
         let site = Arc::new(Site::new(&[]).await);
         let [port] = free_ports();

@@ -34,11 +34,13 @@ Examples:
 
 /// List the connections of a running proxy, or end one of them
 ///
-/// For a subscriber, the list has the messages and bytes in its queue, the messages that were dropped for it, and how
-/// long publishers have waited for it. For a publisher, it says whether the publisher has already closed its connection
-/// while a slow subscriber blocks what it sent. For an upstream that is not connected, it says how the link stands.
+/// For a subscriber, the list has the messages and bytes in its queue, the messages that were dropped for it,
+/// and how long publishers have waited for it. For a publisher, it says whether the publisher has already
+/// closed its connection while a slow subscriber blocks what it sent. For an upstream that is not connected,
+/// it says how the link stands.
 ///
-/// The proxy itself lists the 1,000 most important connections; its HTTP server (--admin) lists all. Only the HTTP server can end one.
+/// The proxy itself lists the 1,000 most important connections; its HTTP server (--admin) lists all. Only the
+/// HTTP server can end one.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -63,8 +65,8 @@ pub(crate) struct Arguments {
 enum Action {
     /// End the connection of a publisher or subscriber; needs the token (--admin-token-file)
     ///
-    /// No other connection is ended, and publishers that waited for this one go on. What was queued for it is lost. A client that
-    /// reconnects by itself comes back; to keep it out, take away its rights.
+    /// No other connection is ended, and publishers that waited for this one go on. What was queued for it is
+    /// lost. A client that reconnects by itself comes back; to keep it out, take away its rights.
     #[command(after_help = END_EXAMPLES)]
     End {
         /// Its number, as `xmsg connections` shows it

@@ -17,14 +17,16 @@ use crate::output::{note, warn};
 use crate::receiving::{Receiver, Source, Writer};
 use crate::signals::Interrupt;
 
-/// How often a durable subscription that was just made is asked for: its server may still be on its way to the proxy.
+/// How often a durable subscription that was just made is asked for: its server may still be on its way to
+/// the proxy.
 const ATTEMPTS: u32 = 3;
 
 /// What `xmsg sub` is told of a durable subscription.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Receive the messages of this durable subscription: also those that came while nobody was there; each is acknowledged once it
-    /// is written. With TOPICs and a token for the HTTP server, it is made if it is not there
+    /// Receive the messages of this durable subscription: also those that came while nobody was there; each
+    /// is acknowledged once it is written. With TOPICs and a token for the HTTP server, it is made if it is
+    /// not there
     #[arg(long, value_name = "NAME")]
     durable: Option<String>,
 

@@ -41,19 +41,21 @@ Examples:
 
 /// Subscribe, and write what arrives to standard output
 ///
-/// A message arrives when its topic starts with one of those given, byte by byte: `a:b` receives `a:b`, `a:b:c` and also
-/// `a:bc`; `a:b:` receives only what is below `a:b`. There are no wildcards: where MQTT has `a/#` and NATS `a.>`, it is `a:`
-/// here. The empty topic receives everything but control requests; to see those, subscribe to `xmsg:control`.
+/// A message arrives when its topic starts with one of those given, byte by byte: `a:b` receives `a:b`,
+/// `a:b:c` and also `a:bc`; `a:b:` receives only what is below `a:b`. There are no wildcards: where MQTT has
+/// `a/#` and NATS `a.>`, it is `a:` here. The empty topic receives everything but control requests; to see
+/// those, subscribe to `xmsg:control`.
 ///
 /// Messages of plain ZeroMQ publishers, topic and data in two frames, are shown, too.
 ///
-/// Each message is written on one line: its topic, then its data: as text, as the value if it has one of xMsg's own types,
-/// or, if it is binary, its length and first bytes. --raw writes the data byte for byte: after `xmsg pub -l --keep-newline <
-/// FILE`, that is FILE again; --raw -l writes a newline after each message.
+/// Each message is written on one line: its topic, then its data: as text, as the value if it has one of
+/// xMsg's own types, or, if it is binary, its length and first bytes. --raw writes the data byte for byte:
+/// after `xmsg pub -l --keep-newline < FILE`, that is FILE again; --raw -l writes a newline after each
+/// message.
 ///
-/// With --durable, what is published while this command does not run waits at a broker. A message is acknowledged once it is written and
-/// flushed: what was not, because the command was killed, comes again. Several commands with one NAME share the messages. Rates (--report)
-/// can't be had of it.
+/// With --durable, what is published while this command does not run waits at a broker. A message is
+/// acknowledged once it is written and flushed: what was not, because the command was killed, comes again.
+/// Several commands with one NAME share the messages. Rates (--report) can't be had of it.
 ///
 /// Ends after COUNT messages, after DURATION, when nobody reads the output any more, or with Ctrl-C.
 #[derive(Debug, Args)]
@@ -70,7 +72,8 @@ pub(crate) struct Arguments {
     #[arg(short = 'n', long, value_name = "COUNT", value_parser = parse_count_from_1)]
     count: Option<u64>,
 
-    /// End after this time in all, such as 500ms, 10s or 2m; exit code 27 if fewer than COUNT messages arrived
+    /// End after this time in all, such as 500ms, 10s or 2m; exit code 27 if fewer than COUNT messages
+    /// arrived
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     timeout: Option<Duration>,
 
@@ -81,8 +84,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR", group = "how")]
     dump: Option<PathBuf>,
 
-    /// Write how many messages and bytes arrive, once a second, instead of the messages: for all topics and for the
-    /// busiest ones; with --json an object for each topic
+    /// Write how many messages and bytes arrive, once a second, instead of the messages: for all topics and
+    /// for the busiest ones; with --json an object for each topic
     #[arg(long, conflicts_with_all = ["format", "raw", "dump", "durable"])]
     report: bool,
 

@@ -1,5 +1,6 @@
-//! Messages of xMsg as messages of AMQP, and back. One that went through a broker comes out the same, byte by byte: its topic and its metadata travel
-//! as headers. Foreign messages become messages of xMsg by rules, which are those of [`inbound`].
+//! Messages of xMsg as messages of AMQP, and back. One that went through a broker comes out the same, byte by
+//! byte: its topic and its metadata travel as headers. Foreign messages become messages of xMsg by rules,
+//! which are those of [`inbound`].
 //!
 //! | header | type | what it is |
 //! |---|---|---|
@@ -11,8 +12,8 @@
 //! | `X-Xmsg-Msg-TS` | long string | when it was accepted: RFC 3339, UTC, in milliseconds |
 //! | `X-Xmsg-Origin` | long string | in a federation: the name of the proxy that it was published at |
 //!
-//! The headers of a message of xMsg stand beside these, under their own names; in a federation, they stand in the metadata alone, which has twice the room
-//! then.
+//! The headers of a message of xMsg stand beside these, under their own names; in a federation, they stand in
+//! the metadata alone, which has twice the room then.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -97,7 +98,8 @@ pub(crate) fn outbound(
         set.content_type = as_plain.as_ref().map(|(_, content_type)| (*content_type).to_owned());
     }
     if set.content_type.is_none() {
-        // Metadata that can't be read, or a type that is too long for AMQP: it travels as bytes, in its header.
+        // Metadata that can't be read, or a type that is too long for AMQP: it travels as bytes, in its
+        // header.
         let mime_type = message.mime_type().ok().filter(|mime_type| not_short(mime_type).is_none());
         set.content_type = Some(mime_type.unwrap_or("application/octet-stream").to_owned());
     }
@@ -109,7 +111,8 @@ pub(crate) fn outbound(
     if plan.origin.is_none()
         && let Ok(meta) = message.meta()
     {
-        // RabbitMQ routes by these two, and ends the channel where they are texts. Ours say how a message is to be read.
+        // RabbitMQ routes by these two, and ends the channel where they are texts. Ours say how a message is
+        // to be read.
         let is_plain = |key: &str| {
             !matches!(key, "CC" | "BCC") && !key.starts_with("X-Xmsg-") && not_short(key).is_none()
         };
@@ -246,8 +249,8 @@ impl Identity {
     }
 }
 
-/// The identity of a message of a queue: its header `X-Xmsg-Id`, or what is made of its property `message_id`, which stays what it was. One that has
-/// neither gets a new one each time.
+/// The identity of a message of a queue: its header `X-Xmsg-Id`, or what is made of its property
+/// `message_id`, which stays what it was. One that has neither gets a new one each time.
 pub(crate) fn identity(channel: &str, properties: &BasicProperties) -> Identity {
     let message_id =
         properties.message_id().as_ref().map(|id| id.as_str().to_owned()).filter(|id| !id.is_empty());
@@ -276,8 +279,9 @@ pub(crate) fn origin_of(properties: &BasicProperties) -> Option<String> {
 /// The header in which queues of the type `quorum` count how often a message came back.
 const DELIVERY_COUNT: &str = "x-delivery-count";
 
-/// How often a message came back before, where the queue counts that. A queue that does so sets the header whenever a message comes back; on one that comes
-/// for the first time it is a header that somebody has published it with.
+/// How often a message came back before, where the queue counts that. A queue that does so sets the header
+/// whenever a message comes back; on one that comes for the first time it is a header that somebody has
+/// published it with.
 pub(crate) fn returned(delivery: &Delivery) -> Option<u32> {
     if !delivery.redelivered {
         return None;
@@ -292,9 +296,10 @@ pub(crate) fn topic_of(properties: &BasicProperties) -> Option<Bytes> {
 
 /// A message of a queue as one of xMsg, for this target; or why it is none, in words.
 ///
-/// One of xMsg's own, by its headers, keeps its metadata and its data as they were. Of a foreign one, the data is what its content type says:
-/// JSON for `application/json` and whatever ends in `+json`, a text for `text/*` that is valid UTF-8, else bytes; its properties and headers become
-/// headers of the message. Its topic is that of the target, or its own, or the routing key.
+/// One of xMsg's own, by its headers, keeps its metadata and its data as they were. Of a foreign one, the
+/// data is what its content type says: JSON for `application/json` and whatever ends in `+json`, a text for
+/// `text/*` that is valid UTF-8, else bytes; its properties and headers become headers of the message. Its
+/// topic is that of the target, or its own, or the routing key.
 pub(crate) fn inbound(channel: &str, delivery: Delivery, target: &Target) -> Result<Message, String> {
     let empty = BTreeMap::new();
     let headers = delivery.properties.headers().as_ref().map_or(&empty, FieldTable::inner);
@@ -343,7 +348,8 @@ pub(crate) fn inbound(channel: &str, delivery: Delivery, target: &Target) -> Res
     Ok(message.with_meta(&meta))
 }
 
-/// What a foreign message says of itself, as headers; those that do not fit are left out, and counted in a header of their own.
+/// What a foreign message says of itself, as headers; those that do not fit are left out, and counted in a
+/// header of their own.
 fn add_headers(
     meta: &mut Meta,
     channel: &str,

@@ -34,8 +34,8 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Connects to one node of the broker, logs in, and opens a channel; all within the time that the definition allows. `turn` says which node: they
-    /// are tried one after another.
+    /// Connects to one node of the broker, logs in, and opens a channel; all within the time that the
+    /// definition allows. `turn` says which node: they are tried one after another.
     pub(crate) async fn open(broker: &ConnectionDefinition, name: &str, turn: usize) -> Result<Self> {
         let uri = &broker.uris[turn % broker.uris.len()];
         let parsed = full_uri(broker, uri)?;
@@ -113,7 +113,8 @@ fn full_uri(broker: &ConnectionDefinition, uri: &str) -> Result<AMQPUri> {
     Ok(parsed)
 }
 
-/// What a broker said when it ended a channel or a connection: the code, its text, and whether only the channel is concerned.
+/// What a broker said when it ended a channel or a connection: the code, its text, and whether only the
+/// channel is concerned.
 pub(crate) fn verdict(error: &lapin::Error) -> Option<(u16, String)> {
     match error.kind() {
         lapin::ErrorKind::ProtocolError(said) => Some((said.get_id(), said.get_message().to_string())),

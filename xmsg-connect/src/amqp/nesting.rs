@@ -1,11 +1,12 @@
-//! Keeps tables that are nested deeply from the AMQP client, whose parser calls itself for each level: some ten thousand of them, which fit into one
-//! frame, would overflow its stack and end the process.
+//! Keeps tables that are nested deeply from the AMQP client, whose parser calls itself for each level: some
+//! ten thousand of them, which fit into one frame, would overflow its stack and end the process.
 //!
-//! A table or list below [`DEPTH_MAX`] is given to the client as an array of bytes. Both have a type, a length and so many bytes, so that one letter is
-//! changed where it stands, and the message keeps its length and all else. Nobody has to be refused: the message arrives, with bytes in the place of
-//! what is too deep.
+//! A table or list below [`DEPTH_MAX`] is given to the client as an array of bytes. Both have a type, a
+//! length and so many bytes, so that one letter is changed where it stands, and the message keeps its length
+//! and all else. Nobody has to be refused: the message arrives, with bytes in the place of what is too deep.
 //!
-//! The format: AMQP 0-9-1, sections 2.3 and 4.2, with the types of fields as RabbitMQ has them (<https://www.rabbitmq.com/amqp-0-9-1-errata>).
+//! The format: AMQP 0-9-1, sections 2.3 and 4.2, with the types of fields as RabbitMQ has them
+//! (<https://www.rabbitmq.com/amqp-0-9-1-errata>).
 
 use std::io;
 
@@ -112,7 +113,8 @@ impl Nesting {
         self.flattened
     }
 
-    /// Reads what has come, and changes it where it is nested too deeply. An error is what no broker sends: the connection can't go on after it.
+    /// Reads what has come, and changes it where it is nested too deeply. An error is what no broker sends:
+    /// the connection can't go on after it.
     pub(super) fn read(&mut self, bytes: &mut [u8]) -> io::Result<()> {
         let mut at = 0;
         while at < bytes.len() {
@@ -348,7 +350,8 @@ mod tests {
         AMQPFrame::Header(1, AMQPContentHeader { class_id: 60, body_size: 3, properties })
     }
 
-    /// A content header with so many lists within each other, each of five bytes, in a table with one field `a`.
+    /// A content header with so many lists within each other, each of five bytes, in a table with one field
+    /// `a`.
     fn nested(kind: u8, levels: usize) -> Vec<u8> {
         let (mut fields, mut len) = (Vec::new(), 0_usize);
         // From within: what is around is written before it.

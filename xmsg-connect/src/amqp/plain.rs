@@ -1,4 +1,5 @@
-//! Bodies that consumers can read who do not know xMsg: texts and numbers as UTF-8, arrays as JSON; and the way back, which gives the same bytes.
+//! Bodies that consumers can read who do not know xMsg: texts and numbers as UTF-8, arrays as JSON; and the
+//! way back, which gives the same bytes.
 
 use std::fmt::Debug;
 use std::str::FromStr;
@@ -10,8 +11,8 @@ use xmsg_core::data::{Data, mime};
 /// The type of a text or a number.
 const TEXT: &str = "text/plain";
 
-/// A body as foreign consumers read it, with its content type. `None` for what stays as it is: bytes, JSON and objects, which are no protobuf, and what
-/// would not come back as the same bytes.
+/// A body as foreign consumers read it, with its content type. `None` for what stays as it is: bytes, JSON
+/// and objects, which are no protobuf, and what would not come back as the same bytes.
 pub(super) fn of(message: &Message) -> Option<(Bytes, &'static str)> {
     let mime_type = message.mime_type().ok()?;
     let data = Data::decode(mime_type, message.data()).ok()?;
@@ -59,7 +60,8 @@ pub(super) fn back(mime_type: &str, body: &[u8]) -> Option<Bytes> {
     Some(data.encode())
 }
 
-/// Numbers as JSON; the way in which Rust shows those with a fraction is the shortest that gives the same number.
+/// Numbers as JSON; the way in which Rust shows those with a fraction is the shortest that gives the same
+/// number.
 fn list<N: Debug>(numbers: &[N]) -> String {
     let numbers: Vec<_> = numbers.iter().map(|number| format!("{number:?}")).collect();
     format!("[{}]", numbers.join(","))

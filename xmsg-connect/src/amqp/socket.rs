@@ -1,8 +1,9 @@
 //! The way to a broker, beneath the AMQP client: made here, watched over, and ended here.
 //!
-//! The client has a thread for each connection, which waits for its socket without a time limit: against a broker that accepts and says nothing, each
-//! attempt would leave a thread and a socket behind. So the socket is ours: once the [`End`] of a connection is dropped, it is broken, whatever the
-//! broker does, and the thread ends.
+//! The client has a thread for each connection, which waits for its socket without a time limit: against a
+//! broker that accepts and says nothing, each attempt would leave a thread and a socket behind. So the socket
+//! is ours: once the [`End`] of a connection is dropped, it is broken, whatever the broker does, and the
+//! thread ends.
 
 use std::fmt;
 use std::future::Future;
@@ -54,8 +55,9 @@ struct Shared {
     writer: AtomicWaker,
 }
 
-/// Connects to this address, with TLS if it says so. `ca_file` has the certificates of those who may vouch for the broker; without it, those of the system
-/// may. The deadline is that of the caller: dropping the future ends the attempt.
+/// Connects to this address, with TLS if it says so. `ca_file` has the certificates of those who may vouch
+/// for the broker; without it, those of the system may. The deadline is that of the caller: dropping the
+/// future ends the attempt.
 pub(super) async fn connect(uri: &AMQPUri, ca_file: Option<&Path>, frame_max: u32) -> Result<(Socket, End)> {
     let (host, port) = (uri.authority.host.as_str(), uri.authority.port);
     let unreachable = |error: io::Error| {

@@ -1,4 +1,5 @@
-//! From a queue of a broker to the target: consuming with acknowledgements, a bound for what is tried again, and what a broker refuses.
+//! From a queue of a broker to the target: consuming with acknowledgements, a bound for what is tried again,
+//! and what a broker refuses.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -230,8 +231,9 @@ impl Session<'_> {
         self.hand_over(taken, messages, passed, stop).await
     }
 
-    /// Tries until the target has all of them. What it does not take for a fault of its own stays here, without an acknowledgement, so that the broker keeps
-    /// it and sends no more than the prefetch; the fault is no reason to give a message up.
+    /// Tries until the target has all of them. What it does not take for a fault of its own stays here,
+    /// without an acknowledgement, so that the broker keeps it and sends no more than the prefetch; the fault
+    /// is no reason to give a message up.
     async fn hand_over(
         &mut self,
         mut taken: Vec<Taken>,
@@ -283,7 +285,8 @@ impl Session<'_> {
         self.settle(handed, is_plain).await
     }
 
-    /// Waits before the target is tried again. Whether that makes sense: nobody has told the session to end, and the broker still waits for us.
+    /// Waits before the target is tried again. Whether that makes sense: nobody has told the session to end,
+    /// and the broker still waits for us.
     async fn pause(&self, fault: &Error, messages: usize, stop: &CancellationToken) -> bool {
         add(&self.status.counters.repeated, messages as u64);
         self.status.note(format!("{messages} messages are held, and tried again: {}", fault.with_causes()));
@@ -293,7 +296,8 @@ impl Session<'_> {
         }
     }
 
-    /// The target has these, or does not get them for good reasons. `are_all`: no other message came between them that was settled otherwise.
+    /// The target has these, or does not get them for good reasons. `are_all`: no other message came between
+    /// them that was settled otherwise.
     async fn settle(&mut self, handed: Vec<Taken>, are_all: bool) -> lapin::Result<()> {
         let Some(last) = handed.last().map(|one| one.tag) else { return Ok(()) };
         self.has_worked = true;

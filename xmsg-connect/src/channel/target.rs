@@ -1,4 +1,5 @@
-//! Where the messages of a channel go: to the proxy, as those of an ordinary publisher, or into the spool of an outgoing connection.
+//! Where the messages of a channel go: to the proxy, as those of an ordinary publisher, or into the spool of
+//! an outgoing connection.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -63,7 +64,8 @@ pub(super) enum Way {
 }
 
 impl Way {
-    /// Gives these messages to the target, in their order. Returns for each whether it has been taken; it is safe once it is [confirmed](Self::confirm).
+    /// Gives these messages to the target, in their order. Returns for each whether it has been taken; it is
+    /// safe once it is [confirmed](Self::confirm).
     pub(super) async fn hand_over(&self, messages: &[Outbound]) -> Vec<Result<()>> {
         match self {
             Self::Proxy(connection) => {
@@ -96,8 +98,9 @@ impl Way {
         matches!(self, Self::Outgoing(_))
     }
 
-    /// Returns once all that was taken is safe: the proxy has confirmed that it has it. What is in a spool is safe already. After an error the messages are
-    /// still on their way: to be asked again, not to be handed over again.
+    /// Returns once all that was taken is safe: the proxy has confirmed that it has it. What is in a spool is
+    /// safe already. After an error the messages are still on their way: to be asked again, not to be handed
+    /// over again.
     pub(super) async fn confirm(&self) -> Result<()> {
         match self {
             Self::Proxy(connection) => connection.flush(CONFIRMED_WITHIN).await.map_err(|error| {

@@ -1,4 +1,5 @@
-//! From a ZeroMQ socket to the target. ZeroMQ has no acknowledgements: what was received and not delivered when the process is killed is lost.
+//! From a ZeroMQ socket to the target. ZeroMQ has no acknowledgements: what was received and not delivered
+//! when the process is killed is lost.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -102,8 +103,9 @@ impl Socket {
     }
 }
 
-/// Messages that a channel has received and its target does not have yet. They stay when its session ends, such as for an edit, and the next one delivers them
-/// first: there is nobody to give them back to. There are no more of them than the socket holds, and what is taken from it at a time.
+/// Messages that a channel has received and its target does not have yet. They stay when its session ends,
+/// such as for an edit, and the next one delivers them first: there is nobody to give them back to. There are
+/// no more of them than the socket holds, and what is taken from it at a time.
 #[derive(Debug, Default)]
 pub(super) struct Held(Mutex<VecDeque<Outbound>>);
 
@@ -226,7 +228,8 @@ fn hold(status: &Status, plan: &ChannelPlan, received: &mut Vec<Multipart>, held
 /// Tries until the target has all of them.
 async fn deliver(status: &Status, target: &Way, mut messages: Taken<'_>) {
     let mut delivered = 0;
-    // Those that the target has taken, and has not confirmed: should this be dropped, they are delivered again.
+    // Those that the target has taken, and has not confirmed: should this be dropped, they are delivered
+    // again.
     let mut unconfirmed = Vec::new();
     let mut waiting = std::mem::take(&mut messages.messages);
     while !waiting.is_empty() {
@@ -286,8 +289,9 @@ fn look(status: &Status, way: &ZmqChannel, socket: &Socket) {
 
 /// A message of a ZeroMQ socket as one of xMsg.
 ///
-/// One with three frames, of which the second is metadata, is one of xMsg. Of a foreign one, the last frame is the data: JSON or a text where it is one,
-/// else bytes. With two frames, the first one is the topic, as with most publishers.
+/// One with three frames, of which the second is metadata, is one of xMsg. Of a foreign one, the last frame
+/// is the data: JSON or a text where it is one, else bytes. With two frames, the first one is the topic, as
+/// with most publishers.
 fn inbound(channel: &str, message: &Multipart, target: &Target) -> Result<Message, String> {
     let frames = message.frames();
     let own = match frames {

@@ -22,19 +22,22 @@ pub enum AckMode {
     Ack,
     /// It is rejected after the target has it: with a dead-letter exchange, a copy ends there.
     Reject,
-    /// The broker does not wait for acknowledgements: what is on its way when the connection breaks is lost, and nothing bounds what the broker sends.
+    /// The broker does not wait for acknowledgements: what is on its way when the connection breaks is lost,
+    /// and nothing bounds what the broker sends.
     NoAck,
 }
 
-/// What happens to a message of a queue that the target does not take for a fault of its own: it is full, not active, or away. One that no target could take
-/// is rejected.
+/// What happens to a message of a queue that the target does not take for a fault of its own: it is full, not
+/// active, or away. One that no target could take is rejected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnError {
-    /// It is held without an acknowledgement, and tried again after `requeue_delay`. If the connection ends meanwhile, it is back in its queue.
+    /// It is held without an acknowledgement, and tried again after `requeue_delay`. If the connection ends
+    /// meanwhile, it is back in its queue.
     #[default]
     Requeue,
-    /// It is rejected: it goes to the dead-letter exchange of the queue, and is dropped by the broker if there is none.
+    /// It is rejected: it goes to the dead-letter exchange of the queue, and is dropped by the broker if
+    /// there is none.
     Reject,
 }
 
@@ -45,7 +48,8 @@ pub enum QueueDeclare {
     /// It checks that the queue is there.
     #[default]
     Passive,
-    /// It makes the queue if it is not there: durable, of the type `quorum`, with the dead-letter exchange and the delivery limit of the channel.
+    /// It makes the queue if it is not there: durable, of the type `quorum`, with the dead-letter exchange
+    /// and the delivery limit of the channel.
     Active,
     /// It does neither.
     None,
@@ -151,14 +155,15 @@ pub struct ChannelDefinition {
     /// AMQP: what the tag of the consumer begins with, by which the broker lists it. Default: `xmsg`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consumer_tag_prefix: Option<String>,
-    /// AMQP: what happens to a message that the target does not take for a fault of its own. Default: it is held, and tried again.
+    /// AMQP: what happens to a message that the target does not take for a fault of its own. Default: it is
+    /// held, and tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_error: Option<OnError>,
     /// AMQP: how long it waits before it is tried again. Default: `"1s"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requeue_delay: Option<Span>,
-    /// AMQP: how often a message may come back to a queue of the type `quorum`, which counts that, before it is rejected: such as one that ends the process
-    /// whenever it comes. Default: 5.
+    /// AMQP: how often a message may come back to a queue of the type `quorum`, which counts that, before it
+    /// is rejected: such as one that ends the process whenever it comes. Default: 5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivery_limit: Option<u32>,
     /// AMQP: whether the queue is made. Default: it is only checked for.

@@ -24,7 +24,8 @@ pub struct Reconnect {
     pub min: Span,
     /// The longest pause. Default: `"30s"`.
     pub max: Span,
-    /// Whether each pause is shortened by up to half of it, by chance, so that many do not come back at the same moment. Default: true.
+    /// Whether each pause is shortened by up to half of it, by chance, so that many do not come back at the
+    /// same moment. Default: true.
     pub jitter: bool,
 }
 
@@ -36,7 +37,8 @@ impl Default for Reconnect {
 
 /// How to reach a broker.
 ///
-/// Each outgoing connection and channel has a connection of its own to it, so that one that is held up holds up no other.
+/// Each outgoing connection and channel has a connection of its own to it, so that one that is held up holds
+/// up no other.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConnectionDefinition {
@@ -45,8 +47,8 @@ pub struct ConnectionDefinition {
     /// Only `amqp`, so far.
     #[serde(default = "amqp")]
     pub kind: Kind,
-    /// Where the broker is: `amqp://host:port` or, with TLS, `amqps://host:port`. The nodes of a cluster, or of two, are tried in turn. Neither user
-    /// nor password stands here.
+    /// Where the broker is: `amqp://host:port` or, with TLS, `amqps://host:port`. The nodes of a cluster, or
+    /// of two, are tried in turn. Neither user nor password stands here.
     pub uris: Vec<String>,
     /// The virtual host. Default: `/`.
     #[serde(default = "root", skip_serializing_if = "is_root")]
@@ -54,13 +56,16 @@ pub struct ConnectionDefinition {
     /// The login. Default: `guest`.
     #[serde(default = "guest")]
     pub username: String,
-    /// The file with the password, which only its owner may read; relative to the folder of the state file. Default: the password `guest`, which brokers accept from their own machine.
+    /// The file with the password, which only its owner may read; relative to the folder of the state file.
+    /// Default: the password `guest`, which brokers accept from their own machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
-    /// The file with the certificates (PEM) of those who may vouch for the broker; relative to the folder of the state file. Default: those of the system.
+    /// The file with the certificates (PEM) of those who may vouch for the broker; relative to the folder of
+    /// the state file. Default: those of the system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
-    /// How long the broker may be silent before it counts as gone; half of it goes by between signs of life. Default: `"30s"`.
+    /// How long the broker may be silent before it counts as gone; half of it goes by between signs of life.
+    /// Default: `"30s"`.
     #[serde(default = "half_a_minute")]
     pub heartbeat: Span,
     /// The longest frame, in bytes. Default: 131072.
@@ -136,7 +141,7 @@ impl ConnectionDefinition {
         }
     }
 
-    /// The same, with files that are relative counted from this folder.
+    /// Returns a copy whose relative files count from this folder.
     pub(crate) fn resolved(&self, base: &Path) -> Self {
         let resolve = |file: &Option<PathBuf>| file.as_ref().map(|file| base.join(file));
         Self { password_file: resolve(&self.password_file), ca_file: resolve(&self.ca_file), ..self.clone() }

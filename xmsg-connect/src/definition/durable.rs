@@ -6,10 +6,12 @@ use super::{
     ByteSize, DeadLetterExchange, DefinitionError, Definitions, Span, check_name, check_topics, not_short,
 };
 
-/// A durable subscription: what is published under its topics waits in a queue until a subscriber has acknowledged it.
+/// A durable subscription: what is published under its topics waits in a queue until a subscriber has
+/// acknowledged it.
 ///
-/// It works by an internal outgoing connection, [`outgoing_name`](Self::outgoing_name), and answers requests under the topic `xmsg-durable:NAME`, through
-/// the proxy: whoever may publish there may receive the messages.
+/// It works by an internal outgoing connection, [`outgoing_name`](Self::outgoing_name), and answers requests
+/// under the topic `xmsg-durable:NAME`, through the proxy: whoever may publish there may receive the
+/// messages.
 ///
 /// ```
 /// use xmsg_connect::definition::DurableDefinition;
@@ -26,19 +28,24 @@ pub struct DurableDefinition {
     pub connection: String,
     /// What it subscribes to, as prefixes of topics.
     pub topics: Vec<String>,
-    /// Whether it is at work. While it is not, what is published waits in the spool, and nobody gets messages. Default: true.
+    /// Whether it is at work. While it is not, what is published waits in the spool, and nobody gets
+    /// messages. Default: true.
     #[serde(default = "yes")]
     pub is_active: bool,
-    /// How often a message is tried, until it is given up: once, and then again each time that it was not acknowledged. Default: 10.
+    /// How often a message is tried, until it is given up: once, and then again each time that it was not
+    /// acknowledged. Default: 10.
     #[serde(default = "ten")]
     pub delivery_limit: u32,
-    /// Where the broker puts what is given up. Default: the queue `xmsg.durable.NAME.dead`, which is declared.
+    /// Where the broker puts what is given up. Default: the queue `xmsg.durable.NAME.dead`, which is
+    /// declared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_letter: Option<DeadLetterExchange>,
-    /// How long a subscriber may be silent before its messages go to others: from one second to an hour. Default: `"1m"`.
+    /// How long a subscriber may be silent before its messages go to others: from one second to an hour.
+    /// Default: `"1m"`.
     #[serde(default = "a_minute")]
     pub lease: Span,
-    /// The most that the queue holds at the broker. Beyond that, messages wait in the spool. Default: `"1GiB"`.
+    /// The most that the queue holds at the broker. Beyond that, messages wait in the spool. Default:
+    /// `"1GiB"`.
     #[serde(default = "a_gibibyte")]
     pub max_queue_bytes: ByteSize,
     /// The most that the spool on the way to the queue holds. Default: that of `[spool]`.

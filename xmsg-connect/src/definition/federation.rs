@@ -4,9 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{ByteSize, DefinitionError, Definitions, Span, check_name, check_topics, not_short};
 
-/// How this proxy takes part in a federation: any number of proxies that share messages over one topic exchange.
+/// How this proxy takes part in a federation: any number of proxies that share messages over one topic
+/// exchange.
 ///
-/// It works as an internal outgoing connection, [`outgoing_name`](Self::outgoing_name), and an internal channel,
+/// It works as an internal outgoing connection, [`outgoing_name`](Self::outgoing_name), and an internal
+/// channel,
 /// [`channel_name`](Self::channel_name). A proxy takes part in one federation at most.
 ///
 /// ```
@@ -24,7 +26,8 @@ pub struct FederationDefinition {
     pub name: String,
     /// The name of the `[[connection]]` to the broker.
     pub connection: String,
-    /// The topic exchange that all proxies of the federation have in common. It is declared as durable. Default: `xmsg.federation`.
+    /// The topic exchange that all proxies of the federation have in common. It is declared as durable.
+    /// Default: `xmsg.federation`.
     #[serde(default = "exchange")]
     pub exchange: String,
     /// Topics, each a prefix, that leave here and are taken in.
@@ -36,16 +39,20 @@ pub struct FederationDefinition {
     /// Topics, each a prefix, that are taken in beside `topics`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub import: Vec<String>,
-    /// Whether it is at work. While it is not, what leaves here waits in the spool, and what comes waits in the queue. Default: true.
+    /// Whether it is at work. While it is not, what leaves here waits in the spool, and what comes waits in
+    /// the queue. Default: true.
     #[serde(default = "yes")]
     pub is_active: bool,
-    /// How long the queue of this proxy exists at the broker while the proxy is away: from one minute to 45 days. Default: `"7d"`.
+    /// How long the queue of this proxy exists at the broker while the proxy is away: from one minute to 45
+    /// days. Default: `"7d"`.
     #[serde(default = "a_week")]
     pub keep: Span,
-    /// How long nothing is taken in after this program has started, so that subscribers that were there before can come back: at most an hour. Default: `"2s"`.
+    /// How long nothing is taken in after this program has started, so that subscribers that were there
+    /// before can come back: at most an hour. Default: `"2s"`.
     #[serde(default = "two_seconds")]
     pub hold: Span,
-    /// The most that the queue of this proxy holds at the broker. Beyond that the broker drops the oldest messages. Default: `"1GiB"`.
+    /// The most that the queue of this proxy holds at the broker. Beyond that the broker drops the oldest
+    /// messages. Default: `"1GiB"`.
     #[serde(default = "a_gibibyte")]
     pub max_queue_bytes: ByteSize,
     /// The most that the spool of what leaves here holds. Default: that of `[spool]`.
@@ -80,7 +87,8 @@ const KEEP_MAX_S: u64 = 45 * 86_400;
 const HOLD_MAX_S: u64 = 3600;
 
 impl FederationDefinition {
-    /// This proxy under this name, over the broker that the connection leads to, with the defaults, and no topics so far.
+    /// This proxy under this name, over the broker that the connection leads to, with the defaults, and no
+    /// topics so far.
     #[must_use]
     pub fn new(name: impl Into<String>, connection: impl Into<String>) -> Self {
         Self {

@@ -1,5 +1,6 @@
-//! What may be declared: connections to brokers, outgoing connections, channels, and the spool, as they stand in TOML. Reading is pure: text in,
-//! checked values or an error out that names the entry and the field. Writing gives the same text back, whatever was in it.
+//! What may be declared: connections to brokers, outgoing connections, channels, and the spool, as they stand
+//! in TOML. Reading is pure: text in, checked values or an error out that names the entry and the field.
+//! Writing gives the same text back, whatever was in it.
 //!
 //! ```
 //! use xmsg_connect::definition::Definitions;
@@ -77,7 +78,8 @@ pub enum OnFull {
     Reject,
 }
 
-/// `[spool]`: where messages wait on disk until they are delivered. Each outgoing connection has a spool of its own, with these limits unless it has others.
+/// `[spool]`: where messages wait on disk until they are delivered. Each outgoing connection has a spool of
+/// its own, with these limits unless it has others.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SpoolDefinition {
@@ -92,7 +94,8 @@ pub struct SpoolDefinition {
     pub max_age: Option<Span>,
     /// What happens when it is full. Default: sends wait.
     pub on_full: OnFull,
-    /// The most that the dead letters of one outgoing connection hold. Beyond that the oldest are dropped, which is logged and counted. Default: `"256MiB"`.
+    /// The most that the dead letters of one outgoing connection hold. Beyond that the oldest are dropped,
+    /// which is logged and counted. Default: `"256MiB"`.
     pub max_dead_bytes: ByteSize,
 }
 
@@ -157,7 +160,7 @@ impl Definitions {
         self.connections.iter().find(|broker| Some(&broker.name) == connection)
     }
 
-    /// The same, or what is wrong with the field `connection`.
+    /// Returns the connection of this name, or what is wrong with the field `connection`.
     fn named_broker(&self, connection: Option<&String>) -> Result<&ConnectionDefinition, String> {
         let Some(name) = connection else {
             return Err("is missing: name the [[connection]] to the broker".to_owned());
@@ -221,7 +224,8 @@ fn unique<'a>(sort: &'static str, names: impl Iterator<Item = &'a String>) -> Re
 /// The longest name of an entry, in bytes.
 const NAME_MAX: usize = 64;
 
-/// A name is a folder and the label of a metric, too: letters, digits, `-`, `_` and `.`, with no `.` at the beginning.
+/// A name is a folder and the label of a metric, too: letters, digits, `-`, `_` and `.`, with no `.` at the
+/// beginning.
 fn check_name(sort: &'static str, name: &str) -> Result<(), DefinitionError> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > NAME_MAX || name.starts_with('.') || !name.chars().all(is_plain) {
@@ -246,7 +250,8 @@ fn check_topics(topics: &[String]) -> Result<(), String> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DefinitionError {
-    /// `connection`, `outgoing`, `channel`, `durable`, `federation` or `spool`; empty for what concerns the whole file.
+    /// `connection`, `outgoing`, `channel`, `durable`, `federation` or `spool`; empty for what concerns the
+    /// whole file.
     pub sort: &'static str,
     /// The name of the entry.
     pub name: String,

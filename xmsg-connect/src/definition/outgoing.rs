@@ -26,7 +26,8 @@ pub enum WhenInactive {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnReturn {
-    /// It stays in the spool and is sent again after a pause, until somebody has bound a queue; others go on meanwhile.
+    /// It stays in the spool and is sent again after a pause, until somebody has bound a queue; others go on
+    /// meanwhile.
     #[default]
     Retry,
     /// It goes to the dead letters.
@@ -59,8 +60,8 @@ pub enum Body {
     /// The data of the message as xMsg has it: texts and numbers are protobuf.
     #[default]
     Data,
-    /// Texts and numbers as UTF-8 (`text/plain`), arrays as JSON, so that consumers can read them who do not know xMsg; all else as it is. A channel of xMsg
-    /// gives the same message again, byte by byte.
+    /// Texts and numbers as UTF-8 (`text/plain`), arrays as JSON, so that consumers can read them who do not
+    /// know xMsg; all else as it is. A channel of xMsg gives the same message again, byte by byte.
     Plain,
 }
 
@@ -109,20 +110,23 @@ pub struct OutgoingDefinition {
     /// What happens when its spool is full. Default: that of `[spool]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_full: Option<OnFull>,
-    /// The folder of its spool, in that of all spools. Default: its name; it stays what it was when the connection is renamed.
+    /// The folder of its spool, in that of all spools. Default: its name; it stays what it was when the
+    /// connection is renamed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spool_dir: Option<String>,
 
     /// AMQP: the exchange. An empty text is the default exchange, whose routing keys are names of queues.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exchange: Option<String>,
-    /// AMQP: the routing key, with `{topic}`, `{domain}`, `{subject}` and `{type}` of the message. Default: `{topic}`.
+    /// AMQP: the routing key, with `{topic}`, `{domain}`, `{subject}` and `{type}` of the message. Default:
+    /// `{topic}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routing_key: Option<String>,
     /// AMQP: whether the broker returns what no queue is bound for, instead of dropping it. Default: true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mandatory: Option<bool>,
-    /// AMQP: how long the broker may take to confirm before the message is sent again over a new connection. Default: `"30s"`.
+    /// AMQP: how long the broker may take to confirm before the message is sent again over a new connection.
+    /// Default: `"30s"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirm_timeout: Option<Span>,
     /// AMQP: messages on their way that are not confirmed yet. Default: 256.
@@ -192,7 +196,8 @@ pub(crate) struct AmqpOutgoing {
     pub(crate) header_compat: Option<HeaderCompat>,
     pub(crate) properties: Properties,
     pub(crate) headers: BTreeMap<String, HeaderValue>,
-    /// The name of this proxy in its federation, for the outgoing connection of that: the exchange is declared, and messages say where they come from.
+    /// The name of this proxy in its federation, for the outgoing connection of that: the exchange is
+    /// declared, and messages say where they come from.
     pub(crate) origin: Option<String>,
     /// The durable subscription whose queue it leads to, and declares.
     pub(crate) durable: Option<super::DurableDefinition>,

@@ -1,4 +1,5 @@
-//! Properties of AMQP messages: a template in the definition of an outgoing connection, and what one send sets instead.
+//! Properties of AMQP messages: a template in the definition of an outgoing connection, and what one send
+//! sets instead.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,8 +13,8 @@ pub enum DeliveryMode {
     Transient,
 }
 
-/// The properties of an AMQP message. Those that are not set come from the template of the outgoing connection, or from its defaults; whatever is
-/// set counts, also `0` and an empty text.
+/// The properties of an AMQP message. Those that are not set come from the template of the outgoing
+/// connection, or from its defaults; whatever is set counts, also `0` and an empty text.
 ///
 /// ```
 /// use xmsg_connect::definition::{DeliveryMode, Properties};
@@ -47,7 +48,8 @@ pub struct Properties {
     /// How long the message may stay in a queue, in milliseconds, as a text of digits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expiration: Option<String>,
-    /// Default: an identifier of its own for each message, which stays the same when the message is sent again.
+    /// Default: an identifier of its own for each message, which stays the same when the message is sent
+    /// again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message_id: Option<String>,
     /// Seconds since 1970. Default: when the message was accepted.
@@ -101,7 +103,8 @@ impl Properties {
         }
     }
 
-    /// The name of the first property that AMQP, or a broker where `login` is who we are, does not take, and why.
+    /// The name of the first property that AMQP, or a broker where `login` is who we are, does not take, and
+    /// why.
     pub(crate) fn invalid(&self, login: &str) -> Option<(&'static str, String)> {
         let texts = [
             ("content_type", &self.content_type),

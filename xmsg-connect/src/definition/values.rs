@@ -1,4 +1,5 @@
-//! The values of definitions as they stand in TOML: lengths of time such as `"30s"`, amounts of memory such as `"1GiB"`, values of headers.
+//! The values of definitions as they stand in TOML: lengths of time such as `"30s"`, amounts of memory such
+//! as `"1GiB"`, values of headers.
 
 use std::fmt;
 use std::str::FromStr;

@@ -23,7 +23,8 @@ pub struct Curve {
     /// When we connect: the public key of the peer, 40 characters of Z85.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_key: Option<String>,
-    /// The file with our key pair; relative to the folder of the state file. When we connect, it may be left out: a new one is made each time.
+    /// The file with our key pair; relative to the folder of the state file. When we connect, it may be left
+    /// out: a new one is made each time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
     /// When we are bound: the public keys of those who may connect. None: everybody who knows our public key.
@@ -40,7 +41,7 @@ pub(crate) struct ZmqFields {
 }
 
 impl ZmqFields {
-    /// The same, with files that are relative counted from this folder.
+    /// Returns a copy whose relative files count from this folder.
     pub(crate) fn resolved(mut self, base: &Path) -> Self {
         if let Some(file) = self.curve.as_mut().and_then(|curve| curve.key_file.as_mut()) {
             *file = base.join(&*file);

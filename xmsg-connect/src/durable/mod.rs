@@ -1,10 +1,12 @@
-//! Durable subscriptions: messages wait in a queue of a broker, and are given out to those who ask for them through the proxy.
+//! Durable subscriptions: messages wait in a queue of a broker, and are given out to those who ask for them
+//! through the proxy.
 //!
 //! ```text
 //!  proxy ─► durable:NAME ─► spool ─► queue xmsg.durable.NAME ─► session of a subscriber ─► answers to its requests
 //! ```
 //!
-//! Each subscriber has a session with a connection to the broker of its own: what it has not acknowledged when the session ends is back in the queue then.
+//! Each subscriber has a session with a connection to the broker of its own: what it has not acknowledged
+//! when the session ends is back in the queue then.
 
 mod broker;
 mod server;

@@ -35,7 +35,7 @@ pub(crate) struct Counters {
     pub(super) acknowledged: AtomicU64,
 }
 
-/// The same, read.
+/// The counters of a durable subscription, read at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Counted {
     pub(crate) subscribers: u64,

@@ -21,8 +21,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Messages in one answer.
 const ANSWER: usize = 100;
-/// Answers whose messages a subscriber may hold without an acknowledgement: one that is worked on, and one that waits. The broker is asked for no more
-/// messages, since it counts each of them as tried when the session ends.
+/// Answers whose messages a subscriber may hold without an acknowledgement: one that is worked on, and one
+/// that waits. The broker is asked for no more messages, since it counts each of them as tried when the
+/// session ends.
 const ANSWERS: usize = 2;
 /// Bytes of messages in one answer; one that is longer goes alone.
 const ANSWER_BYTES: usize = 4 << 20;
@@ -54,7 +55,8 @@ pub(super) struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// Opens the session, says whether that went well, and answers until the subscriber ends it or is silent for too long, or the broker is lost.
+    /// Opens the session, says whether that went well, and answers until the subscriber ends it or is silent
+    /// for too long, or the broker is lost.
     pub(super) async fn run(
         plan: &'a DurablePlan,
         counters: &'a Counters,

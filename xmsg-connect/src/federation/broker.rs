@@ -1,4 +1,5 @@
-//! What a federation declares at the broker: the exchange that all proxies have in common, and the queue of this one.
+//! What a federation declares at the broker: the exchange that all proxies have in common, and the queue of
+//! this one.
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -31,7 +32,8 @@ pub(crate) async fn check(channel: &Channel, exchange: &str, queue: &str) -> Res
 }
 
 impl Federation {
-    /// Makes the queue of this proxy if it is not there, binds it, and makes sure that no other proxy has the name. The connection holds the name until it ends.
+    /// Makes the queue of this proxy if it is not there, binds it, and makes sure that no other proxy has the
+    /// name. The connection holds the name until it ends.
     pub(crate) async fn prepare(&self, channel: &Channel) -> Result<()> {
         let (exchange, queue) = (&self.definition.exchange, self.definition.queue());
         self.hold_name(channel, &queue).await?;
@@ -78,7 +80,8 @@ impl Federation {
         })
     }
 
-    /// Declares a queue that belongs to this connection alone: a second proxy of the same name can't, for as long as the first one is there.
+    /// Declares a queue that belongs to this connection alone: a second proxy of the same name can't, for as
+    /// long as the first one is there.
     async fn hold_name(&self, channel: &Channel, queue: &str) -> Result<()> {
         let exclusive = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
         let lock = format!("{queue}.lock");

@@ -1,13 +1,15 @@
 //! The mark of a message that came from another proxy of the federation: a header of its metadata.
 //!
-//! It has the name of the origin, a space, and sixteen hexadecimal digits: the CRC-32 of the topic and that of the data. Programs that answer with the
-//! metadata of the request, as those in Java do, send the mark back with another message: its checksums tell that it is not meant.
+//! It has the name of the origin, a space, and sixteen hexadecimal digits: the CRC-32 of the topic and that
+//! of the data. Programs that answer with the metadata of the request, as those in Java do, send the mark
+//! back with another message: its checksums tell that it is not meant.
 
 use xmsg_core::Message;
 
 use super::MARK;
 
-/// The message with the mark, or as it is when it can't have one: its metadata is not that of xMsg, or has no room for another header.
+/// The message with the mark, or as it is when it can't have one: its metadata is not that of xMsg, or has no
+/// room for another header.
 pub(crate) fn marked(mut message: Message, origin: &str) -> (Message, bool) {
     let value = format!("{origin} {}", sums(&message));
     let is_marked = message.set_header(MARK, &value).is_ok();
@@ -25,8 +27,9 @@ fn sums(message: &Message) -> String {
     format!("{:08x}{:08x}", crc32fast::hash(message.topic().as_bytes()), crc32fast::hash(message.data()))
 }
 
-/// The routing key under which a message leaves: its topic with `.` for `:`, so that other consumers of the exchange can bind to parts of it. What AMQP does
-/// not take is replaced, and what is too long for it is cut off: proxies go by the topic in the header.
+/// The routing key under which a message leaves: its topic with `.` for `:`, so that other consumers of the
+/// exchange can bind to parts of it. What AMQP does not take is replaced, and what is too long for it is cut
+/// off: proxies go by the topic in the header.
 pub(crate) fn routing_key(topic: &[u8]) -> String {
     let mut key = String::from_utf8_lossy(topic).replace(':', ".").replace('\0', "\u{fffd}");
     let end = (0..=KEY_MAX.min(key.len())).rev().find(|end| key.is_char_boundary(*end));

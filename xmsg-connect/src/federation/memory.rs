@@ -1,4 +1,5 @@
-//! What a federation remembers so that nothing arrives twice: identifiers of messages that were taken in, and messages that could not be marked.
+//! What a federation remembers so that nothing arrives twice: identifiers of messages that were taken in, and
+//! messages that could not be marked.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -8,10 +9,11 @@ use xmsg_core::Message;
 use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::lock::lock;
 
-/// Identifiers that are remembered of one origin. Those that are sent again are among the last 1000 that were in flight, or were refused by the broker and
-/// wait for a minute at most.
+/// Identifiers that are remembered of one origin. Those that are sent again are among the last 1000 that were
+/// in flight, or were refused by the broker and wait for a minute at most.
 const WINDOW: usize = 65_536;
-/// Identifiers that are remembered of all origins: some 50 MB at most. Beyond that, the origin that was silent for the longest time is forgotten.
+/// Identifiers that are remembered of all origins: some 50 MB at most. Beyond that, the origin that was
+/// silent for the longest time is forgotten.
 const IDENTIFIERS: usize = 1 << 20;
 /// Messages without a mark that are expected back from the proxy. Beyond that, the oldest are forgotten.
 const UNMARKED: usize = 65_536;

@@ -5,8 +5,8 @@
 //!                 (what was not taken in)                         └─► queues of the others   (what others have sent)
 //! ```
 //!
-//! Both ends are an outgoing connection and a channel like any other, with what is different kept here: which messages go which way, so that none goes in
-//! a circle and none arrives twice.
+//! Both ends are an outgoing connection and a channel like any other, with what is different kept here: which
+//! messages go which way, so that none goes in a circle and none arrives twice.
 
 mod broker;
 mod mark;
@@ -39,8 +39,8 @@ pub(crate) const SPOOL_FOLDER: &str = ".federation";
 const IN_FLIGHT: usize = 1000;
 /// Messages of the queue that are not acknowledged yet.
 const PREFETCH: u16 = 256;
-/// How often a message may come back to the queue before it is given up. It is far more than connections break in a row, and keeps a message that ends the
-/// process whenever it comes from doing so for ever.
+/// How often a message may come back to the queue before it is given up. It is far more than connections
+/// break in a row, and keeps a message that ends the process whenever it comes from doing so for ever.
 const DELIVERIES: u32 = 1000;
 
 /// A federation at work: its definition, and what its outgoing connection and its channel have in common.
@@ -126,12 +126,14 @@ impl Federation {
         }
     }
 
-    /// Waits, right after the start of this program, so that subscribers can come back before anything is taken in.
+    /// Waits, right after the start of this program, so that subscribers can come back before anything is
+    /// taken in.
     pub(crate) async fn hold(&self) {
         self.memory.hold(self.definition.hold.get()).await;
     }
 
-    /// Whether a message of the local proxy leaves: not if it was taken in by the federation, or is one that proxies use among themselves.
+    /// Whether a message of the local proxy leaves: not if it was taken in by the federation, or is one that
+    /// proxies use among themselves.
     pub(crate) fn leaves(&self, message: &Message, status: &Status) -> bool {
         // Requests to a durable subscription are for the one at this proxy.
         let topic = message.topic().as_bytes();
@@ -163,7 +165,8 @@ impl Federation {
         }
     }
 
-    /// A message on its way to the local proxy, from this origin: marked, so that it is known when it comes back.
+    /// A message on its way to the local proxy, from this origin: marked, so that it is known when it comes
+    /// back.
     pub(crate) fn taken_in(&self, message: Message, origin: &str) -> Message {
         let (message, is_marked) = mark::marked(message, origin);
         if !is_marked && begins_with_any(message.topic().as_bytes(), &self.definition.exported()) {

@@ -79,7 +79,8 @@ pub(super) async fn session(
     ended.map_err(|error| Failure { error, had_worked })
 }
 
-/// Switches confirmations on, and looks whether the exchange is there; what a federation or a durable subscription needs is made.
+/// Switches confirmations on, and looks whether the exchange is there; what a federation or a durable
+/// subscription needs is made.
 async fn prepare(channel: &Channel, way: &AmqpOutgoing) -> Result<()> {
     let select = channel.confirm_select(ConfirmSelectOptions::default()).await;
     select.map_err(|error| refused(error, "the broker offers no confirmations"))?;
@@ -112,10 +113,12 @@ struct Retry {
 const RETRIES: usize = 100_000;
 /// Bytes of messages that are not confirmed yet. One that is longer goes alone.
 const IN_FLIGHT_BYTES: usize = 64 << 20;
-/// How often the broker may end a channel while a certain message alone is in flight, until that message is given up.
+/// How often the broker may end a channel while a certain message alone is in flight, until that message is
+/// given up.
 const BLAMED: u32 = 3;
-/// How long the broker may refuse one message after the other, and take none, until another connection is tried: a channel that was open while the leader of
-/// a replicated queue died refuses whatever it is given from then on, although the queue has a new leader.
+/// How long the broker may refuse one message after the other, and take none, until another connection is
+/// tried: a channel that was open while the leader of a replicated queue died refuses whatever it is given
+/// from then on, although the queue has a new leader.
 const REFUSED_MAX: Duration = Duration::from_secs(5);
 
 struct Session<'a> {
@@ -217,8 +220,8 @@ impl Session<'_> {
         }
     }
 
-    /// How many messages may be sent now. After the broker has ended a channel because of a message, those that were in flight go out one by one, so
-    /// that the next time it is known which one it was.
+    /// How many messages may be sent now. After the broker has ended a channel because of a message, those
+    /// that were in flight go out one by one, so that the next time it is known which one it was.
     fn room(&self) -> usize {
         let is_probing = self.sent_until < self.link.suspects_until.load(Ordering::Relaxed);
         let window = if is_probing { 1 } else { self.way.max_in_flight };
@@ -342,7 +345,8 @@ impl Session<'_> {
 
     fn retry(&mut self, sent: &Sent) {
         let age = sent.entry.accepted_at.elapsed().unwrap_or_default();
-        // A message is sent again after about as long as it has waited already: soon at first, and then ever less often.
+        // A message is sent again after about as long as it has waited already: soon at first, and then ever
+        // less often.
         self.retry_after(sent.entry.sequence, age.clamp(RETRY_MIN, RETRY_MAX));
     }
 
@@ -352,8 +356,8 @@ impl Session<'_> {
         self.retries.insert(place, Retry { sequence, at });
     }
 
-    /// The channel or the connection has ended, with this. If the broker ended it because of a message, and only one can be meant, that goes to the
-    /// dead letters.
+    /// The channel or the connection has ended, with this. If the broker ended it because of a message, and
+    /// only one can be meant, that goes to the dead letters.
     async fn ended(&mut self, error: &lapin::Error, uri: &str) -> Error {
         let Some((code, text)) = verdict(error) else {
             let what = format!("the connection to the broker {uri} has ended");
@@ -387,8 +391,9 @@ impl Session<'_> {
     }
 }
 
-/// Whether a broker that ends a channel with this code means this message, and not the exchange that all go to. For a routing key that we may not use, the
-/// broker says that we have no access to a topic *in* the exchange: the exchange itself is allowed then.
+/// Whether a broker that ends a channel with this code means this message, and not the exchange that all go
+/// to. For a routing key that we may not use, the broker says that we have no access to a topic *in* the
+/// exchange: the exchange itself is allowed then.
 fn is_fault_of(entry: &Entry, code: u16, text: &str) -> bool {
     match code {
         311 | 406 | 501 | 502 | 503 | 505 => true,
@@ -400,8 +405,9 @@ fn is_fault_of(entry: &Entry, code: u16, text: &str) -> bool {
     }
 }
 
-/// Whether a broker that ends a channel with this code again and again, while the same message is in flight, may mean that message. Not when it goes down
-/// (320), has a fault of its own (541), or refuses whatever goes to the exchange (403, 404): then all messages are kept.
+/// Whether a broker that ends a channel with this code again and again, while the same message is in flight,
+/// may mean that message. Not when it goes down (320), has a fault of its own (541), or refuses whatever goes
+/// to the exchange (403, 404): then all messages are kept.
 fn may_be_fault_of(code: u16) -> bool {
     !matches!(code, 320 | 403 | 404 | 541)
 }

@@ -19,7 +19,8 @@ use crate::spool::SpoolErrorKind;
 use crate::status::add;
 use crate::supervise::Plan;
 
-/// The pause before the proxy is asked again for a subscription that it has not confirmed, or the disk for what it has refused.
+/// The pause before the proxy is asked again for a subscription that it has not confirmed, or the disk for
+/// what it has refused.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Messages that are put into the spool at a time, with one fsync, and their bytes.
 const AT_A_TIME: usize = 1000;
@@ -27,7 +28,8 @@ const BYTES: usize = 1 << 20;
 /// What an entry is charged beside the message, with room to spare.
 const OVERHEAD: usize = 256;
 
-/// Subscribes by the plan of the moment, and puts what comes into the spool, until there are no plans any more.
+/// Subscribes by the plan of the moment, and puts what comes into the spool, until there are no plans any
+/// more.
 pub(super) async fn run(link: &Arc<Shared>, actor: &Actor, mut plans: watch::Receiver<Plan<Vec<String>>>) {
     // Nothing is taken from the proxy before there is a place for it.
     while link.spool.get().is_err() {
@@ -120,7 +122,8 @@ async fn feed(
     }
 }
 
-/// What proxies have dropped, by the totals that they tell. They tell them again and again: what was missed while the spool took nothing is in the next one.
+/// What proxies have dropped, by the totals that they tell. They tell them again and again: what was missed
+/// while the spool took nothing is in the next one.
 #[derive(Debug, Default)]
 struct Losses(HashMap<(String, DropReason), u64>);
 
@@ -142,16 +145,17 @@ async fn drain(link: &Arc<Shared>, mut subscription: Subscription) -> Result<()>
     Ok(())
 }
 
-/// Whether a message is a request to a durable subscription, an answer to a request, or one that proxies use among themselves. A durable subscription to
-/// everything would otherwise store its own answers, and answer with them.
+/// Whether a message is a request to a durable subscription, an answer to a request, or one that proxies use
+/// among themselves. A durable subscription to everything would otherwise store its own answers, and answer
+/// with them.
 fn is_of_requests(message: &Message) -> bool {
     ["xmsg:", xmsg_core::durable::protocol::TOPIC, "ret:", "return:"]
         .iter()
         .any(|prefix| message.topic().as_bytes().starts_with(prefix.as_bytes()))
 }
 
-/// Puts messages into the spool in their order; waits while it is full. One that the disk refuses is tried again for as long as it takes: nothing more
-/// is read from the proxy meanwhile.
+/// Puts messages into the spool in their order; waits while it is full. One that the disk refuses is tried
+/// again for as long as it takes: nothing more is read from the proxy meanwhile.
 async fn store(link: &Arc<Shared>, batch: xmsg_core::Messages) -> Result<()> {
     let spool = link.spool.get()?;
     let federation = link.plan().federation.clone();
@@ -187,7 +191,8 @@ async fn store(link: &Arc<Shared>, batch: xmsg_core::Messages) -> Result<()> {
                 }
                 Err(error) if error.kind() == SpoolErrorKind::Closed => return Err(storage(error)),
                 Err(error) => {
-                    // Full, and told to refuse, or a disk that does not take it: nobody else has the messages, so they wait here.
+                    // Full, and told to refuse, or a disk that does not take it: nobody else has the
+                    // messages, so they wait here.
                     link.status.note(format!("{count} messages wait: {error}"));
                     tokio::time::sleep(PAUSE).await;
                     continue;
@@ -198,7 +203,8 @@ async fn store(link: &Arc<Shared>, batch: xmsg_core::Messages) -> Result<()> {
     }
 }
 
-/// As many of these as are put into the spool at a time. One that is long goes alone, so that its size concerns no other.
+/// As many of these as are put into the spool at a time. One that is long goes alone, so that its size
+/// concerns no other.
 fn group(messages: &mut Peekable<impl Iterator<Item = Message>>, max_bytes: u64) -> Vec<Bytes> {
     let (mut bodies, mut bytes) = (Vec::new(), 0);
     // A spool is never so small that a group does not fit although each message of it would.

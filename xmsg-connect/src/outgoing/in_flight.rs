@@ -1,9 +1,10 @@
 //! Messages that were given to a broker and are not confirmed yet.
 //!
-//! The client gives a message that the broker returned along with *some* confirmation that comes after it, not always with that of the same message:
-//! where one confirmation is for many messages, it completes them in no particular order, and each takes the return that has waited longest. So a
-//! confirmation alone does not say that the message has arrived. What can be relied on: a return comes before the confirmation of its message, and
-//! it is handed out with the first confirmation that is completed after it. Therefore
+//! The client gives a message that the broker returned along with *some* confirmation that comes after it,
+//! not always with that of the same message: where one confirmation is for many messages, it completes them
+//! in no particular order, and each takes the return that has waited longest. So a confirmation alone does
+//! not say that the message has arrived. What can be relied on: a return comes before the confirmation of its
+//! message, and it is handed out with the first confirmation that is completed after it. Therefore
 //!
 //! 1. a message whose confirmation came *without* a return, while everything that had completed by then was looked at, has arrived, unless one of
 //!    those carried its return;
@@ -87,12 +88,14 @@ impl std::fmt::Debug for InFlight {
 }
 
 impl InFlight {
-    /// Whether a message of this identifier is among them. Another one must not be added then: a return would be taken for that of the other.
+    /// Whether a message of this identifier is among them. Another one must not be added then: a return would
+    /// be taken for that of the other.
     pub(super) fn has(&self, id: Uuid) -> bool {
         self.ids.contains(&id)
     }
 
-    /// Adds a message. `answer` is polled once at once, which sends it: so messages are sent in the order of these calls.
+    /// Adds a message. `answer` is polled once at once, which sends it: so messages are sent in the order of
+    /// these calls.
     pub(super) fn push(&mut self, sent: Sent, mut answer: BoxFuture<'static, Answer>) {
         let first = answer.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop()));
         let answer = match first {
@@ -151,14 +154,16 @@ impl InFlight {
         pending.chain(self.undecided.values().map(|(sent, _)| sent))
     }
 
-    /// Waits until something is decided; for ever if nothing is in flight. An error is what has ended the channel: nothing is decided any more then.
+    /// Waits until something is decided; for ever if nothing is in flight. An error is what has ended the
+    /// channel: nothing is decided any more then.
     pub(super) async fn decided(&mut self) -> Result<Vec<(Sent, Outcome)>, lapin::Error> {
         poll_fn(|cx| self.poll_decided(cx)).await
     }
 
     fn poll_decided(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<(Sent, Outcome)>, lapin::Error>> {
         let mut answered = Vec::new();
-        // Until a look at all of them finds nothing more: what had completed before any of those that were found is among them then.
+        // Until a look at all of them finds nothing more: what had completed before any of those that were
+        // found is among them then.
         loop {
             let before = answered.len();
             let mut at = 0;
@@ -309,7 +314,8 @@ mod tests {
         assert_eq!(*order.lock().unwrap(), (0..10).collect::<Vec<_>>());
     }
 
-    /// What the client does: returns are kept in a queue, and each confirmation that is completed takes the one that has waited longest.
+    /// What the client does: returns are kept in a queue, and each confirmation that is completed takes the
+    /// one that has waited longest.
     #[derive(Debug, Clone)]
     struct Script {
         /// For each message: whether it is returned.
@@ -331,7 +337,8 @@ mod tests {
     }
 
     proptest! {
-        /// However the client mixes up returns, each message is decided once, and rightly; nobody is told that a message has arrived that came back.
+        /// However the client mixes up returns, each message is decided once, and rightly; nobody is told
+        /// that a message has arrived that came back.
         #[test]
         fn every_message_is_decided_rightly(script in script()) {
             let mut random = fastrand::Rng::with_seed(script.seed);

@@ -103,7 +103,8 @@ pub(crate) struct Shared {
     waiters: Mutex<HashMap<Uuid, oneshot::Sender<Result<()>>>>,
     /// AMQP: the broker has ended a channel because of a message, and one up to this place may be the one.
     suspects_until: AtomicU64,
-    /// AMQP: the message for which the broker has ended the channel last, while it alone was in flight, and how often.
+    /// AMQP: the message for which the broker has ended the channel last, while it alone was in flight, and
+    /// how often.
     blamed: Mutex<(u64, u32)>,
     /// It is being deleted, and takes nothing new.
     is_leaving: AtomicBool,
@@ -171,8 +172,8 @@ impl Outgoing {
         set(&self.feeds, feeds);
     }
 
-    /// Ends the tasks, and waits for them: what is on its way has half a second. Then the spool is closed. Returns what is left in it; nothing if it
-    /// was never open.
+    /// Ends the tasks, and waits for them: what is on its way has half a second. Then the spool is closed.
+    /// Returns what is left in it; nothing if it was never open.
     pub(crate) async fn end(self) -> Result<Option<SpoolStatus>> {
         let Self { shared, plans, feeds, tasks } = self;
         drop((plans, feeds));
@@ -234,7 +235,8 @@ impl Shared {
         self.append(&stored).await
     }
 
-    /// The same, and waits until the peer has it, for at most this time. What is not confirmed by then is still on its way.
+    /// Sends a message, and waits until the peer has it, for at most this time. What is not confirmed by then
+    /// is still on its way.
     pub(crate) async fn send_confirmed(&self, outbound: Outbound, limit: Duration) -> Result<Accepted> {
         let stored = self.prepare(outbound)?;
         let (sender, confirmed) = oneshot::channel();
@@ -255,7 +257,8 @@ impl Shared {
         xmsg_zmq::deadline::Deadline::after(limit).limit(waiting).await.map_err(timed_out)?
     }
 
-    /// Takes a message from a channel, as [`send`](Self::send) does. What AMQP has beside it goes along only to AMQP.
+    /// Takes a message from a channel, as [`send`](Self::send) does. What AMQP has beside it goes along only
+    /// to AMQP.
     pub(crate) async fn relay(&self, mut outbound: Outbound) -> Result<Accepted> {
         if matches!(self.plan().way, Way::Zmq(_)) {
             outbound = Outbound { id: outbound.id, ..Outbound::new(outbound.message) };
@@ -383,7 +386,8 @@ impl Shared {
         Ok(())
     }
 
-    /// The broker has ended the channel while this message alone was in flight. Returns how often that happened in a row.
+    /// The broker has ended the channel while this message alone was in flight. Returns how often that
+    /// happened in a row.
     fn blame(&self, sequence: u64) -> u32 {
         let mut blamed = lock(&self.blamed);
         *blamed = if blamed.0 == sequence { (sequence, blamed.1 + 1) } else { (sequence, 1) };

@@ -1,4 +1,5 @@
-//! The spool of an outgoing connection, which may not be open yet, or cannot be opened: then this one connection is at fault, and all others go on.
+//! The spool of an outgoing connection, which may not be open yet, or cannot be opened: then this one
+//! connection is at fault, and all others go on.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
@@ -56,7 +57,7 @@ impl Slot {
         })
     }
 
-    /// The same, and waits for a moment while it is being opened.
+    /// Returns the spool, and waits for a moment while it is being opened.
     pub(super) async fn opened(&self) -> Result<&Spool> {
         if self.spool.get().is_none() {
             self.wait(OPENED_WITHIN).await;
@@ -102,8 +103,8 @@ impl Slot {
         }
     }
 
-    /// Opens it, and tries that again after pauses and whenever the plan changes, until there are no plans any more: then it returns false. `free` says
-    /// when whoever had the folder before has left it.
+    /// Opens it, and tries that again after pauses and whenever the plan changes, until there are no plans
+    /// any more: then it returns false. `free` says when whoever had the folder before has left it.
     pub(super) async fn open(
         &self,
         status: &Status,
@@ -154,7 +155,8 @@ async fn ended(plans: &watch::Receiver<Plan<OutgoingPlan>>) {
     while plans.changed().await.is_ok() {}
 }
 
-/// Opens a spool on a thread of its own: a disk that does not answer holds up that thread, and nobody else. It is closed again if nobody waits any more.
+/// Opens a spool on a thread of its own: a disk that does not answer holds up that thread, and nobody else.
+/// It is closed again if nobody waits any more.
 async fn open_on_a_thread(path: PathBuf, options: SpoolOptions) -> Result<Spool> {
     let work = move || {
         // Its entry is there: whoever had it deleted was cut short before that counted.

@@ -1,4 +1,5 @@
-//! From the spool to a ZeroMQ socket. ZeroMQ has no acknowledgements: a message leaves the spool once it has been written to the peer.
+//! From the spool to a ZeroMQ socket. ZeroMQ has no acknowledgements: a message leaves the spool once it has
+//! been written to the peer.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -73,7 +74,8 @@ impl Socket {
     async fn wait_for_peer(&self, topic: &[u8]) -> xmsg_zmq::Result<()> {
         each!(self, socket => socket.connected().await)?;
         if let Self::Publisher(socket) = self {
-            // Their subscriptions follow the handshake. Somebody who does not want this topic holds up nobody.
+            // Their subscriptions follow the handshake. Somebody who does not want this topic holds up
+            // nobody.
             let wanted = socket.wait_for_subscriber(topic);
             let _ = xmsg_zmq::deadline::Deadline::after(SUBSCRIPTIONS).limit(wanted).await;
         }
@@ -169,7 +171,8 @@ impl Session<'_> {
                 self.look();
             }
             if self.lost_a_peer() {
-                // What was queued for it is gone, and nothing says which messages that were: all of the page are sent again.
+                // What was queued for it is gone, and nothing says which messages that were: all of the page
+                // are sent again.
                 add(&self.link.status.counters.repeated, self.sent.len() as u64);
                 cursor = self.sent.first().map_or(cursor, |(sequence, _)| sequence - 1);
                 self.sent.clear();
@@ -179,7 +182,8 @@ impl Session<'_> {
         }
     }
 
-    /// Whether the connection of a subscriber has ended since this was asked last. What a PUSH or a DEALER has not written goes to others, or waits.
+    /// Whether the connection of a subscriber has ended since this was asked last. What a PUSH or a DEALER
+    /// has not written goes to others, or waits.
     fn lost_a_peer(&mut self) -> bool {
         let mut is_lost = false;
         while let Some(Some(event)) = self.events.next().now_or_never() {
@@ -246,7 +250,8 @@ impl Session<'_> {
         }
     }
 
-    /// Closes the socket. If it could write all it had accepted, those messages leave the spool; else all of them stay.
+    /// Closes the socket. If it could write all it had accepted, those messages leave the spool; else all of
+    /// them stay.
     async fn end(mut self) -> Result<()> {
         let unsent = each!(&self.socket, socket => socket.close(LINGER).await);
         self.link.status.in_flight.store(0, Ordering::Relaxed);

@@ -1,8 +1,11 @@
-//! How entries end: beside the task that changes what is declared, so that a disk that does not answer holds up no other change.
+//! How entries end: beside the task that changes what is declared, so that a disk that does not answer holds
+//! up no other change.
 //!
-//! A spool that is deleted with what is in it goes in steps, each of which a crash may follow: its folder is marked, the state file says that there is no
-//! such entry, the spool is closed, the folder gets another name, its files are removed. Before the second step the entry is there with all its messages;
-//! after it, whoever opens the registry next finishes the work. At no time do its messages belong to a later entry of the same name.
+//! A spool that is deleted with what is in it goes in steps, each of which a crash may follow: its folder is
+//! marked, the state file says that there is no such entry, the spool is closed, the folder gets another
+//! name, its files are removed. Before the second step the entry is there with all its messages; after it,
+//! whoever opens the registry next finishes the work. At no time do its messages belong to a later entry of
+//! the same name.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -77,8 +80,9 @@ impl Endings {
         })
     }
 
-    /// Finishes what a crash has cut short: folders in `spool_dir` that were to be deleted, but for those that entries `use`. Those cannot be taken for
-    /// spools any more when this returns; their files are removed after that.
+    /// Finishes what a crash has cut short: folders in `spool_dir` that were to be deleted, but for those
+    /// that entries `use`. Those cannot be taken for spools any more when this returns; their files are
+    /// removed after that.
     pub(super) async fn clear(&self, spool_dir: PathBuf, used: BTreeSet<String>) -> Result<()> {
         let looking = move || {
             let Ok(folders) = std::fs::read_dir(&spool_dir) else { return Ok(Vec::new()) };

@@ -133,7 +133,8 @@ impl FromStr for Sort {
 pub enum OnDelete {
     /// It is not deleted while there are any, or dead letters: [`ErrorKind::InUse`].
     Refuse,
-    /// Nothing new is taken; it is deleted once all are delivered, and not at all if that takes longer than this. Dead letters still stop it.
+    /// Nothing new is taken; it is deleted once all are delivered, and not at all if that takes longer than
+    /// this. Dead letters still stop it.
     Drain(Duration),
     /// They are deleted, with the dead letters.
     Purge,
@@ -214,7 +215,8 @@ impl Definitions {
         found.ok_or_else(|| unknown(Sort::Federation, name))
     }
 
-    /// Puts a definition in the place of the one of this name; what refers to it follows when it gets another name.
+    /// Puts a definition in the place of the one of this name; what refers to it follows when it gets another
+    /// name.
     pub(super) fn replace(&mut self, name: &str, definition: Definition) -> Result<()> {
         let (sort, new_name) = (definition.sort(), definition.name().to_owned());
         if new_name != name && self.find(sort, &new_name).is_some() {

@@ -75,7 +75,8 @@ impl Keeper {
         in_background(move || replace_file(&file, &text)).await
     }
 
-    /// Makes what is at work what these say. What can fail is done first, and nothing is waited for: what ends is returned.
+    /// Makes what is at work what these say. What can fail is done first, and nothing is waited for: what
+    /// ends is returned.
     pub(super) fn apply(&mut self, definitions: Definitions, purge: &[String]) -> Result<Vec<Ending>> {
         let base = &self.shared.state_dir;
         let outgoing_plans =
@@ -132,7 +133,8 @@ impl Keeper {
             let mut durables = std::mem::take(&mut entries.durables);
             for plan in durable_plans {
                 let name = plan.definition.name.clone();
-                // Another definition ends the sessions: what was not acknowledged comes again in the next ones.
+                // Another definition ends the sessions: what was not acknowledged comes again in the next
+                // ones.
                 let server = match durables.remove(&name) {
                     Some(there) if there.plan == plan => there,
                     former => {

@@ -40,7 +40,8 @@ use crate::status::DeadMessage;
 
 /// Changes that wait for the one before them.
 const CHANGES: usize = 64;
-/// How long whoever adds an outgoing connection waits for its spool, and whoever begins waits for those of all.
+/// How long whoever adds an outgoing connection waits for its spool, and whoever begins waits for those of
+/// all.
 const OPENED_WITHIN: Duration = Duration::from_secs(5);
 const ALL_OPENED_WITHIN: Duration = Duration::from_secs(10);
 /// How long the end of the registry waits for entries that were deleted before.
@@ -49,8 +50,9 @@ const ENDED_WITHIN: Duration = Duration::from_secs(30);
 /// How a registry begins.
 #[derive(Clone, Debug)]
 pub struct RegistryOptions {
-    /// The folder of its state: the file `connect.toml` with the definitions, and the spools. It is made if it is not there. Files that definitions name
-    /// (passwords, certificates, keys) count from it, unless they are absolute.
+    /// The folder of its state: the file `connect.toml` with the definitions, and the spools. It is made if
+    /// it is not there. Files that definitions name (passwords, certificates, keys) count from it, unless
+    /// they are absolute.
     pub state_dir: PathBuf,
     /// The proxy that outgoing connections subscribe at, and channels publish to.
     pub proxy: ProxyAddress,
@@ -75,8 +77,8 @@ impl RegistryOptions {
 
 /// Named connections, outgoing connections and channels at work. Clones share it.
 ///
-/// Each change is saved to the state file before it counts, and takes effect at once; it disturbs no other entry. Dropping the last clone ends everything
-/// without waiting; [`close`](Self::close) waits.
+/// Each change is saved to the state file before it counts, and takes effect at once; it disturbs no other
+/// entry. Dropping the last clone ends everything without waiting; [`close`](Self::close) waits.
 #[derive(Clone, Debug)]
 pub struct Registry {
     shared: Arc<Shared>,
@@ -95,8 +97,8 @@ struct Change {
 }
 
 impl Registry {
-    /// Reads the state directory, opens the spools, and starts everything that is active. Does not wait for any peer: a broker that is not there is tried
-    /// again and again, in the background.
+    /// Reads the state directory, opens the spools, and starts everything that is active. Does not wait for
+    /// any peer: a broker that is not there is tried again and again, in the background.
     ///
     /// [`ErrorKind::InvalidDefinition`] if the state file can't be understood, [`ErrorKind::InUse`] if another registry uses the folder,
     /// [`ErrorKind::Storage`] if it can't be used.
@@ -153,8 +155,8 @@ impl Registry {
         Ok(Self { shared, changes })
     }
 
-    /// Adds an entry: it is at work when this returns, if it is active. Where its spool can't be opened, it is [`Faulted`](crate::LinkState::Faulted), and tried
-    /// again.
+    /// Adds an entry: it is at work when this returns, if it is active. Where its spool can't be opened, it
+    /// is [`Faulted`](crate::LinkState::Faulted), and tried again.
     ///
     /// [`ErrorKind::NameTaken`]; [`ErrorKind::InvalidDefinition`], with the field.
     pub async fn create(&self, definition: impl Into<Definition>) -> Result<()> {
@@ -184,8 +186,8 @@ impl Registry {
         Ok(())
     }
 
-    /// Puts another definition in the place of the one of this name. Its link is made anew if anything of it has changed. A new name renames it, and what
-    /// refers to it; its spool stays.
+    /// Puts another definition in the place of the one of this name. Its link is made anew if anything of it
+    /// has changed. A new name renames it, and what refers to it; its spool stays.
     pub async fn update(&self, name: &str, definition: impl Into<Definition>) -> Result<()> {
         let (name, definition) = (name.to_owned(), definition.into());
         self.change(Vec::new(), move |all| all.replace(&name, definition)).await
@@ -232,7 +234,8 @@ impl Registry {
     /// Deletes an entry. [`ErrorKind::InUse`] if others refer to it, or messages would be lost.
     pub async fn delete(&self, sort: Sort, name: &str, on_delete: OnDelete) -> Result<()> {
         let mut purge = Vec::new();
-        // Nothing new is taken from here on, or else it would never be empty. If it is not deleted after all, it goes on.
+        // Nothing new is taken from here on, or else it would never be empty. If it is not deleted after all,
+        // it goes on.
         let spooled = self.shared.spooled(sort, name)?;
         let leaving = spooled.as_deref().map(|name| Leaving::begin(&self.shared, name)).transpose()?;
         if let Some(name) = &spooled {
@@ -279,7 +282,8 @@ impl Registry {
         deleted
     }
 
-    /// Puts other definitions in the place of all: those that are not among them are deleted, unless messages would be lost.
+    /// Puts other definitions in the place of all: those that are not among them are deleted, unless messages
+    /// would be lost.
     pub async fn import(&self, definitions: Definitions) -> Result<()> {
         definitions.check()?;
         let shared = self.shared.clone();
@@ -360,7 +364,8 @@ impl Registry {
         report.ok_or_else(|| unknown(Sort::Durable, name))
     }
 
-    /// Sends a message by an outgoing connection. It is on disk when this returns, and goes out as soon as its peer is there.
+    /// Sends a message by an outgoing connection. It is on disk when this returns, and goes out as soon as
+    /// its peer is there.
     ///
     /// ```no_run
     /// # async fn send(registry: xmsg_connect::Registry) -> Result<(), Box<dyn std::error::Error>> {
@@ -380,7 +385,8 @@ impl Registry {
         self.shared.sending(outgoing)?.send(message.into()).await
     }
 
-    /// The same, and waits until the peer has it: until the broker has confirmed it, or until it was written to the ZeroMQ peer.
+    /// Sends a message, and waits until the peer has it: until the broker has confirmed it, or until it was
+    /// written to the ZeroMQ peer.
     ///
     /// [`ErrorKind::Timeout`]: it was accepted, and is still on its way. [`ErrorKind::Undeliverable`]: it is among the dead letters.
     pub async fn send_confirmed(
@@ -392,8 +398,9 @@ impl Registry {
         self.shared.sending(outgoing)?.send_confirmed(message.into(), limit).await
     }
 
-    /// Looks whether the peer of an entry can be reached, and is as it is declared: a broker is logged in to, its exchange or queue looked for; with a
-    /// ZeroMQ socket there has to be a handshake. Returns how long that took.
+    /// Looks whether the peer of an entry can be reached, and is as it is declared: a broker is logged in to,
+    /// its exchange or queue looked for; with a ZeroMQ socket there has to be a handshake. Returns how long
+    /// that took.
     pub async fn ping(&self, sort: Sort, name: &str, limit: Duration) -> Result<Duration> {
         let definitions = self.shared.definitions();
         let definition = definitions.find(sort, name).ok_or_else(|| unknown(sort, name))?;
@@ -428,8 +435,9 @@ impl Registry {
         discarded.map_err(storage)
     }
 
-    /// Ends the channels, and waits for that: nothing more comes in by them. Whoever is about to stop the proxy does this first, lets the proxy deliver
-    /// what it has, and then [closes](Self::close) the rest: so what was published gets to the spools.
+    /// Ends the channels, and waits for that: nothing more comes in by them. Whoever is about to stop the
+    /// proxy does this first, lets the proxy deliver what it has, and then [closes](Self::close) the rest: so
+    /// what was published gets to the spools.
     pub async fn end_channels(&self) {
         self.shared.is_closed.store(true, Ordering::Release);
         let (channels, durables) = {

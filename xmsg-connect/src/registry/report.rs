@@ -61,7 +61,8 @@ pub struct FederationReport {
 
 /// What is known of a durable subscription.
 ///
-/// The outgoing connection to its queue stands among the others, too, under [`outgoing_name`](DurableDefinition::outgoing_name).
+/// The outgoing connection to its queue stands among the others, too, under
+/// [`outgoing_name`](DurableDefinition::outgoing_name).
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct DurableReport {

@@ -100,7 +100,8 @@ impl Shared {
         folder.map(|folder| self.spool_dir.join(folder)).ok_or_else(|| unknown(Sort::Outgoing, name))
     }
 
-    /// Waits until the spool of each of these outgoing connections, or of all, is open or could not be opened; for at most so long.
+    /// Waits until the spool of each of these outgoing connections, or of all, is open or could not be
+    /// opened; for at most so long.
     pub(super) async fn wait_for_spools(&self, names: Option<&[String]>, limit: Duration) {
         let waited: Vec<_> = {
             let entries = self.entries();

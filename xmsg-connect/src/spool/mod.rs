@@ -1,9 +1,9 @@
 //! The spool: what an outgoing connection has accepted and not delivered yet, on disk, in order.
 //!
-//! An entry that was [appended](Spool::append) is on disk, and stays there until it is [removed](Spool::remove)
-//! because it was delivered, or [buried](Spool::bury) among the dead letters because it cannot be. A process that is
-//! killed at any moment loses nothing that it acknowledged. What was removed may come back after that, so that
-//! delivery is *at least once*.
+//! An entry that was [appended](Spool::append) is on disk, and stays there until it is
+//! [removed](Spool::remove) because it was delivered, or [buried](Spool::bury) among the dead letters because
+//! it cannot be. A process that is killed at any moment loses nothing that it acknowledged. What was removed
+//! may come back after that, so that delivery is *at least once*.
 //!
 //! Each spool has a directory:
 //!
@@ -14,8 +14,8 @@
 //! | `reserve` | space that is given up when the disk is full, so that entries can still be removed |
 //! | `lock` | locked by the process that has the spool open |
 //!
-//! Each spool has a thread, which alone reads and writes these files: a disk or a file that is slow holds up no other
-//! spool, and no task. The thread takes all appends that wait, and writes and syncs them together.
+//! Each spool has a thread, which alone reads and writes these files: a disk or a file that is slow holds up
+//! no other spool, and no task. The thread takes all appends that wait, and writes and syncs them together.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -80,8 +80,8 @@ pub const DEAD_PAGE_MAX_BYTES: usize = 16 << 20;
 /// Sequences that go into the queue together.
 const REMOVAL_MAX: usize = 4096;
 
-/// A handle on a spool. Clones are handles on the same one; it is closed by [`close`](Self::close), or when the last
-/// handle is dropped.
+/// A handle on a spool. Clones are handles on the same one; it is closed by [`close`](Self::close), or when
+/// the last handle is dropped.
 #[derive(Clone)]
 pub struct Spool {
     handles: Arc<Handles>,
@@ -100,9 +100,10 @@ pub struct Purged {
 impl Spool {
     /// Opens the spool in this directory, and makes both if they are not there.
     ///
-    /// This reads and writes files, and so may take a moment: within an async runtime, call it on a thread for that.
-    /// It takes milliseconds, whatever is in the spool and however the last process ended, unless the file is
-    /// damaged: then it is rebuilt, which takes about ten seconds for each GiB. See [`SpoolStatus::rebuilt`].
+    /// This reads and writes files, and so may take a moment: within an async runtime, call it on a thread
+    /// for that. It takes milliseconds, whatever is in the spool and however the last process ended, unless
+    /// the file is damaged: then it is rebuilt, which takes about ten seconds for each GiB. See
+    /// [`SpoolStatus::rebuilt`].
     ///
     /// # Errors
     ///
@@ -133,9 +134,9 @@ impl Spool {
     /// Calls are served in order of their first poll. Where the spool is full, they wait for room or fail, as
     /// [`SpoolOptions::on_full`] says.
     ///
-    /// It is cancel safe: a future that is dropped while it waits leaves the line, and its entry is not accepted. If
-    /// the thread of the spool is writing the entry at that moment, the entry is accepted as a whole, and nobody
-    /// learns its sequence.
+    /// It is cancel safe: a future that is dropped while it waits leaves the line, and its entry is not
+    /// accepted. If the thread of the spool is writing the entry at that moment, the entry is accepted as a
+    /// whole, and nobody learns its sequence.
     ///
     /// # Errors
     ///
@@ -146,12 +147,12 @@ impl Spool {
         self.append_all(vec![body]).await
     }
 
-    /// Appends several entries in one piece, and returns their sequences, which follow each other, once all are on
-    /// disk.
+    /// Appends several entries in one piece, and returns their sequences, which follow each other, once all
+    /// are on disk.
     ///
-    /// This is for who has many messages at hand: it costs less than as many calls of [`append`](Self::append), and
-    /// one task reaches large groups with it. They are accepted together or not at all, also when the call is
-    /// cancelled, and wait for room together.
+    /// This is for who has many messages at hand: it costs less than as many calls of
+    /// [`append`](Self::append), and one task reaches large groups with it. They are accepted together or not
+    /// at all, also when the call is cancelled, and wait for room together.
     ///
     /// # Errors
     ///
@@ -188,17 +189,17 @@ impl Spool {
         Ok(first..first + entries)
     }
 
-    /// Waits until there are entries with sequences above `sequence`, and returns the first of them, in order: at
-    /// most `max_entries`, of at most `max_bytes` together, but always at least one.
+    /// Waits until there are entries with sequences above `sequence`, and returns the first of them, in
+    /// order: at most `max_entries`, of at most `max_bytes` together, but always at least one.
     ///
     /// They stay in the spool. To replay it from its start, begin with 0.
     ///
-    /// A call that comes while a group is being written waits until that is done, some ten milliseconds. Whoever
-    /// delivers fast asks for pages of 1,000 entries or more, ahead of need, and not for each entry that was
-    /// confirmed.
+    /// A call that comes while a group is being written waits until that is done, some ten milliseconds.
+    /// Whoever delivers fast asks for pages of 1,000 entries or more, ahead of need, and not for each entry
+    /// that was confirmed.
     ///
-    /// It is cancel safe: nothing changes. Up to [`READS_WAITING_MAX`] calls wait for entries; others wait for their
-    /// turn.
+    /// It is cancel safe: nothing changes. Up to [`READS_WAITING_MAX`] calls wait for entries; others wait
+    /// for their turn.
     pub async fn next_after(
         &self,
         sequence: u64,
@@ -213,9 +214,10 @@ impl Spool {
 
     /// Takes out entries that were delivered, in any order. Sequences that are not there do no harm.
     ///
-    /// This returns at once, unless [`REMOVALS_WAITING_MAX`] removals wait for the disk. They are written with the
-    /// next appends, or soon. A process that is killed before that finds the entries again: see [`sync`](Self::sync).
-    /// An entry that became too old while it was on its way is taken out of the dead letters.
+    /// This returns at once, unless [`REMOVALS_WAITING_MAX`] removals wait for the disk. They are written
+    /// with the next appends, or soon. A process that is killed before that finds the entries again: see
+    /// [`sync`](Self::sync). An entry that became too old while it was on its way is taken out of the dead
+    /// letters.
     ///
     /// If it is cancelled, a part of the sequences may have been taken.
     pub async fn remove(&self, sequences: &[u64]) -> Result<(), SpoolError> {
@@ -242,8 +244,8 @@ impl Spool {
         self.change(|answer| Change::Bury { sequence, reason, answer }).await
     }
 
-    /// The dead letters with sequences above `after`, in order: at most `limit`, of at most [`DEAD_PAGE_MAX_BYTES`]
-    /// together, but at least one if there is one.
+    /// The dead letters with sequences above `after`, in order: at most `limit`, of at most
+    /// [`DEAD_PAGE_MAX_BYTES`] together, but at least one if there is one.
     pub async fn dead(&self, after: u64, limit: usize) -> Result<Vec<DeadLetter>, SpoolError> {
         self.change(|answer| Change::Dead { after, limit, answer }).await
     }
@@ -270,8 +272,8 @@ impl Spool {
         self.change(|answer| Change::Discard { sequences: None, answer }).await
     }
 
-    /// Drops all entries, but not the dead letters, and returns how many there were. It takes about two seconds for
-    /// 1,000,000 entries.
+    /// Drops all entries, but not the dead letters, and returns how many there were. It takes about two
+    /// seconds for 1,000,000 entries.
     pub async fn purge(&self) -> Result<Purged, SpoolError> {
         self.change(|answer| Change::Purge { answer }).await
     }
@@ -288,14 +290,15 @@ impl Spool {
         self.shared().options()
     }
 
-    /// Changes the options. Nothing is dropped if a limit becomes lower than what is inside: appends wait or fail
-    /// until enough has left. Appends that wait meanwhile follow the new options.
+    /// Changes the options. Nothing is dropped if a limit becomes lower than what is inside: appends wait or
+    /// fail until enough has left. Appends that wait meanwhile follow the new options.
     pub fn set_options(&self, options: SpoolOptions) {
         self.shared().set_options(options);
     }
 
-    /// Closes the spool: later calls, and appends that wait for room, fail with [`Closed`](SpoolErrorKind::Closed).
-    /// Once this returns, all that was accepted or confirmed is on disk, and the directory can be opened again.
+    /// Closes the spool: later calls, and appends that wait for room, fail with
+    /// [`Closed`](SpoolErrorKind::Closed). Once this returns, all that was accepted or confirmed is on disk,
+    /// and the directory can be opened again.
     ///
     /// # Errors
     ///

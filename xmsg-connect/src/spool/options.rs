@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// The limits of a spool, and how it writes. The values are checked where they are read from the configuration.
+/// The limits of a spool, and how it writes. The values are checked where they are read from the
+/// configuration.
 ///
 /// ```
 /// use std::time::Duration;
@@ -16,8 +17,9 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SpoolOptions {
-    /// Bytes that the entries may take: of each its body, and [`ENTRY_OVERHEAD_BYTES`](super::ENTRY_OVERHEAD_BYTES).
-    /// The file on disk is larger: about 1.35 times as large with bodies of 1 KiB. Default: 1 GiB.
+    /// Bytes that the entries may take: of each its body, and
+    /// [`ENTRY_OVERHEAD_BYTES`](super::ENTRY_OVERHEAD_BYTES). The file on disk is larger: about 1.35 times as
+    /// large with bodies of 1 KiB. Default: 1 GiB.
     pub max_bytes: u64,
     /// An entry that has waited for so long becomes a dead letter. Default: `None`, which keeps it for ever.
     pub max_age: Option<Duration>,
@@ -29,7 +31,8 @@ pub struct SpoolOptions {
     pub max_entry_bytes: usize,
     /// Bytes that dead letters may take: of each its body, its reason, and
     /// [`ENTRY_OVERHEAD_BYTES`](super::ENTRY_OVERHEAD_BYTES). Beyond that the oldest dead letters are dropped, which
-    /// is logged and counted in [`SpoolStatus::dead_dropped`](super::SpoolStatus::dead_dropped). Default: 256 MiB.
+    /// is logged and counted in [`SpoolStatus::dead_dropped`](super::SpoolStatus::dead_dropped). Default: 256
+    /// MiB.
     pub max_dead_bytes: u64,
 }
 
@@ -46,7 +49,8 @@ impl Default for SpoolOptions {
     }
 }
 
-/// What becomes of an append that finds the spool full. Nothing that was accepted is ever dropped to make room.
+/// What becomes of an append that finds the spool full. Nothing that was accepted is ever dropped to make
+/// room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnFull {
     /// It waits for room, first come, first served.

@@ -1,7 +1,7 @@
 //! What handles ask of the thread of a spool, until it comes to it.
 //!
-//! Everything here is bounded: see the constants. The lock is held for moments only, never while something is written
-//! or awaited.
+//! Everything here is bounded: see the constants. The lock is held for moments only, never while something is
+//! written or awaited.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -17,13 +17,14 @@ use super::{Fsync, OnFull, SpoolError, SpoolErrorKind, SpoolOptions, SpoolStatus
 
 /// Entries whose appends may wait, for the disk or for room. One more fails with [`SpoolErrorKind::Full`].
 pub const APPENDS_WAITING_MAX: usize = 65_536;
-/// Bytes that these may have together: of each its body and the overhead. An append always finds a place when no
-/// other one waits.
+/// Bytes that these may have together: of each its body and the overhead. An append always finds a place when
+/// no other one waits.
 pub const APPENDS_WAITING_MAX_BYTES: u64 = 64 << 20;
-/// Entries that may be confirmed without their removal being on disk. [`Spool::remove`](super::Spool::remove) waits
-/// for less.
+/// Entries that may be confirmed without their removal being on disk. [`Spool::remove`](super::Spool::remove)
+/// waits for less.
 pub const REMOVALS_WAITING_MAX: usize = 65_536;
-/// Calls of [`Spool::next_after`](super::Spool::next_after) that may wait for entries. Others wait for their turn.
+/// Calls of [`Spool::next_after`](super::Spool::next_after) that may wait for entries. Others wait for their
+/// turn.
 pub const READS_WAITING_MAX: usize = 16;
 /// Calls about dead letters, and others that are rare, at a time. Others wait for their turn.
 pub const CHANGES_WAITING_MAX: usize = 64;
@@ -34,8 +35,8 @@ pub const GROUP_MAX_BYTES: u64 = 4 << 20;
 
 /// How long removals wait for something else to be written with.
 const REMOVALS_LINGER: Duration = Duration::from_millis(20);
-/// How long a group waits for those who were in the last one: they come back as soon as they are told that it is
-/// written.
+/// How long a group waits for those who were in the last one: they come back as soon as they are told that it
+/// is written.
 const GATHER: Duration = Duration::from_millis(1);
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, SpoolError>>;

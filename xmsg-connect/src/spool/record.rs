@@ -9,16 +9,17 @@
 //! | 2 | – | the length of the reason |
 //! | … | the body | the reason, then the body |
 //!
-//! Numbers are little-endian, times are milliseconds since 1970. The sequence is the key under which the store keeps
-//! the record. The checksum is our own: the store returns the bytes of a damaged value as if they were good.
+//! Numbers are little-endian, times are milliseconds since 1970. The sequence is the key under which the
+//! store keeps the record. The checksum is our own: the store returns the bytes of a damaged value as if they
+//! were good.
 
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use crc32fast::Hasher;
 
-/// What is charged for an entry or a dead letter, beside its bytes: about what the store needs for its key and its
-/// place.
+/// What is charged for an entry or a dead letter, beside its bytes: about what the store needs for its key
+/// and its place.
 pub const ENTRY_OVERHEAD_BYTES: u64 = 64;
 /// Bytes of a reason that are kept. What is longer is cut off.
 pub const REASON_MAX_BYTES: usize = 1024;
@@ -35,7 +36,8 @@ const DEAD_HEADER: usize = 4 + 8 + 8 + 1 + 2;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Entry {
-    /// Its place in the order: later entries have larger ones. No two entries of a directory ever have the same one.
+    /// Its place in the order: later entries have larger ones. No two entries of a directory ever have the
+    /// same one.
     pub sequence: u64,
     /// When it was accepted, in whole milliseconds.
     pub accepted_at: SystemTime,

@@ -1,15 +1,15 @@
 //! Space on the disk that is kept for removals.
 //!
-//! Taking an entry out writes to the disk, too: the database never changes a page in place. On a disk that is full a
-//! spool could not be drained, which is what would make room in it. So each spool keeps a file of zeros, and gives it
-//! up when the disk is full.
+//! Taking an entry out writes to the disk, too: the database never changes a page in place. On a disk that is
+//! full a spool could not be drained, which is what would make room in it. So each spool keeps a file of
+//! zeros, and gives it up when the disk is full.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// Bytes that are kept for removals while the disk is full. Groups of removals on a file of 1 GiB take a third of
-/// that.
+/// Bytes that are kept for removals while the disk is full. Groups of removals on a file of 1 GiB take a
+/// third of that.
 pub(super) const RESERVE_BYTES: usize = 2 << 20;
 
 /// The file that holds the space.

@@ -1,11 +1,11 @@
-//! What is done when the file of a spool is damaged: what can be read goes into a new file, and the damaged one is
-//! kept aside.
+//! What is done when the file of a spool is damaged: what can be read goes into a new file, and the damaged
+//! one is kept aside.
 //!
-//! A record whose bytes are damaged is not a case for this: it becomes a dead letter. This is for damage to the pages
-//! that hold the records together, which the database reports as an error or as a panic.
+//! A record whose bytes are damaged is not a case for this: it becomes a dead letter. This is for damage to
+//! the pages that hold the records together, which the database reports as an error or as a panic.
 //!
-//! The new file is complete and on disk before the damaged one is renamed. A process that dies between the two
-//! renames leaves the new file under its temporary name, and the next [`open`] goes on from there.
+//! The new file is complete and on disk before the damaged one is renamed. A process that dies between the
+//! two renames leaves the new file under its temporary name, and the next [`open`] goes on from there.
 
 use std::fs;
 use std::io;
@@ -59,7 +59,8 @@ pub(super) fn open(dir: &Path) -> Result<(Store, Rebuilt), StoreError> {
     }
 }
 
-/// Makes a new file of what can be read of the damaged one, which nobody has open. The damaged one is kept aside.
+/// Makes a new file of what can be read of the damaged one, which nobody has open. The damaged one is kept
+/// aside.
 pub(super) fn rebuild(dir: &Path, cause: &str) -> Result<(Store, Rebuilt), StoreError> {
     let (file, draft) = (dir.join(FILE), dir.join(DRAFT));
     if draft.try_exists()? {
@@ -102,8 +103,8 @@ pub(super) fn rebuild(dir: &Path, cause: &str) -> Result<(Store, Rebuilt), Store
     Ok((Store::open(&file, unused_sequence())?, rebuilt))
 }
 
-/// A sequence that is larger than any given before, without knowing them: microseconds since 1970. A spool that
-/// starts with 1 and takes less than a million entries a second stays below that.
+/// A sequence that is larger than any given before, without knowing them: microseconds since 1970. A spool
+/// that starts with 1 and takes less than a million entries a second stays below that.
 fn unused_sequence() -> u64 {
     millis(SystemTime::now()).saturating_mul(1000)
 }
@@ -177,7 +178,8 @@ fn readable_from(table: &ReadOnlyTable<u64, &'static [u8]>, from: u64) -> Option
     if let Ok(found) = first(from) {
         return found;
     }
-    // A page that is damaged holds neighbours: what comes after it is found with steps that double, then halve.
+    // A page that is damaged holds neighbours: what comes after it is found with steps that double, then
+    // halve.
     let (mut bad, mut step) = (from, 1_u64);
     let mut good = loop {
         let at = from.checked_add(step)?;

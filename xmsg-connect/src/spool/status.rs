@@ -10,8 +10,8 @@ use super::SpoolError;
 pub struct SpoolStatus {
     /// Entries inside.
     pub entries: u64,
-    /// Bytes that are charged for them: their bodies, and [`ENTRY_OVERHEAD_BYTES`](super::ENTRY_OVERHEAD_BYTES) for
-    /// each.
+    /// Bytes that are charged for them: their bodies, and
+    /// [`ENTRY_OVERHEAD_BYTES`](super::ENTRY_OVERHEAD_BYTES) for each.
     pub bytes: u64,
     /// When the oldest of them was accepted.
     pub oldest_accepted_at: Option<SystemTime>,
@@ -35,11 +35,11 @@ pub struct SpoolStatus {
     pub expired: u64,
     /// Entries whose bytes were found damaged. They became dead letters, too.
     pub damaged: u64,
-    /// Times that the store's file was damaged as a whole: it was kept aside, and what could be read went into a new
-    /// one.
+    /// Times that the store's file was damaged as a whole: it was kept aside, and what could be read went
+    /// into a new one.
     pub rebuilt: u64,
-    /// Entries and dead letters that could not be read then, or that were counted and are not there. A file that
-    /// cannot be opened at all does not say how many it had: those are missing here.
+    /// Entries and dead letters that could not be read then, or that were counted and are not there. A file
+    /// that cannot be opened at all does not say how many it had: those are missing here.
     pub lost: u64,
     /// Dead letters that were dropped because there was no room for them.
     pub dead_dropped: u64,

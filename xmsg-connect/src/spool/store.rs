@@ -1,11 +1,11 @@
 //! The store of one spool: a file of the embedded database `redb`, and what has to hold between its tables.
 //!
-//! One thread owns it, so there are no locks here. Three tables: the entries and the dead letters by sequence, and
-//! the ledger, which says how many there are, so that opening needs no scan. The ledger is written in the same
-//! transaction as what it counts.
+//! One thread owns it, so there are no locks here. Three tables: the entries and the dead letters by
+//! sequence, and the ledger, which says how many there are, so that opening needs no scan. The ledger is
+//! written in the same transaction as what it counts.
 //!
-//! A transaction saves the state of the database's allocator with it ("quick repair"): a file of 1 GiB then opens
-//! within milliseconds after a `kill -9`. Without that, all of the file is read first.
+//! A transaction saves the state of the database's allocator with it ("quick repair"): a file of 1 GiB then
+//! opens within milliseconds after a `kill -9`. Without that, all of the file is read first.
 
 use std::fs::{self, File};
 use std::io;
@@ -111,8 +111,8 @@ impl Store {
         Ok(())
     }
 
-    /// The entries after this sequence, but for those that `skip` knows. At least one, if there is one, however large
-    /// it is.
+    /// The entries after this sequence, but for those that `skip` knows. At least one, if there is one,
+    /// however large it is.
     pub(super) fn read(
         &self,
         after: u64,
@@ -210,8 +210,8 @@ impl Store {
         fs::metadata(&self.path).map_or(0, taken)
     }
 
-    /// Gives space in the file that is free back to the file system. Takes about half a second for a file of 1 GiB
-    /// that is nearly empty.
+    /// Gives space in the file that is free back to the file system. Takes about half a second for a file of
+    /// 1 GiB that is nearly empty.
     pub(super) fn compact(&mut self) -> Result<(), StoreError> {
         guarded(|| Ok(self.database.compact().map(|_| ())?))
     }

@@ -79,8 +79,8 @@ impl<'t> Tables<'t> {
         Ok(true)
     }
 
-    /// Makes dead letters of the entries that were accepted before `before_ms`: of `max` at most. Returns how many
-    /// there were.
+    /// Makes dead letters of the entries that were accepted before `before_ms`: of `max` at most. Returns how
+    /// many there were.
     pub(super) fn expire(&mut self, before_ms: u64, max: usize, now_ms: u64) -> Result<u64, StoreError> {
         let mut expired = 0;
         for _ in 0..max {

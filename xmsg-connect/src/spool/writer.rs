@@ -1,8 +1,8 @@
 //! The thread of a spool: it alone touches the files.
 //!
-//! It takes what handles ask for, job by job: it serves those who read, then does everything that writes in one
-//! transaction, then tells those who wait. A failure of the operating system fails what was asked, and the store is
-//! opened again; a damaged file is rebuilt.
+//! It takes what handles ask for, job by job: it serves those who read, then does everything that writes in
+//! one transaction, then tells those who wait. A failure of the operating system fails what was asked, and
+//! the store is opened again; a damaged file is rebuilt.
 
 mod failure;
 
@@ -40,8 +40,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const ROOM_AFTER_FULL: u64 = 2 * RESERVE_BYTES as u64;
 /// The longest time until the age of entries is looked at again: the clock may be set.
 const AGE_LOOK_MAX: Duration = Duration::from_secs(60);
-/// A file is compacted if it has at least so many bytes, holds at most so many, and nothing has been written for so
-/// long.
+/// A file is compacted if it has at least so many bytes, holds at most so many, and nothing has been written
+/// for so long.
 const COMPACT_MIN_BYTES: u64 = if cfg!(test) { 4 << 20 } else { 64 << 20 };
 const COMPACT_CONTENT_MAX_BYTES: u64 = 2 << 20;
 const COMPACT_IDLE: Duration = Duration::from_secs(1);
@@ -162,8 +162,8 @@ impl Writer {
         options: &SpoolOptions,
     ) -> Result<(), SpoolError> {
         if !appends.is_empty() && self.retry_at.is_some() {
-            // On a disk that is full, appends must not make removals fail, time after time. Whatever comes of it,
-            // appends are tried.
+            // On a disk that is full, appends must not make removals fail, time after time. Whatever comes of
+            // it, appends are tried.
             let _ = self.write_removals(options);
         }
         if !appends.is_empty()
@@ -415,8 +415,8 @@ impl Drop for Writer {
         if let Some(store) = self.store.take() {
             store.discard();
         }
-        // The directory is free before anybody is told that it is. A process that is being started from this one may
-        // hold the descriptor for a moment longer, so that closing it is not enough.
+        // The directory is free before anybody is told that it is. A process that is being started from this
+        // one may hold the descriptor for a moment longer, so that closing it is not enough.
         let _ = self.lock.unlock();
         self.shared.abandon();
     }

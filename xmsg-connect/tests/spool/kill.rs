@@ -16,8 +16,8 @@ const WRITERS: u64 = 32;
 /// The directory, for the process that is killed.
 const DIR: &str = "XMSG_TEST_SPOOL_DIR";
 
-/// Not a test by itself: the process that is killed. It appends and removes until then, and says what it has done,
-/// line by line.
+/// Not a test by itself: the process that is killed. It appends and removes until then, and says what it has
+/// done, line by line.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child() {
     let Some(dir) = std::env::var_os(DIR) else { return };

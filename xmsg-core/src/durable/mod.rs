@@ -1,6 +1,7 @@
 //! Durable subscriptions: what is published while the subscriber is away arrives when it returns.
 //!
-//! A program beside the proxy (`xmsg-proxy` with `[connect]`, or `xmsg-connect`) subscribes and keeps the messages in a queue of a broker. A
+//! A program beside the proxy (`xmsg-proxy` with `[connect]`, or `xmsg-connect`) subscribes and keeps the
+//! messages in a queue of a broker. A
 //! [`DurableSubscription`] asks it for them, with requests through the proxy, and acknowledges them: at least once. Several with the same name share the
 //! messages. Each message that was not acknowledged when its subscriber went goes to the next one that asks.
 //!
@@ -119,10 +120,12 @@ impl fmt::Debug for DurableSubscription {
 }
 
 impl DurableSubscription {
-    /// Begins to receive the messages of the durable subscription with this name. Returns once its server has answered.
+    /// Begins to receive the messages of the durable subscription with this name. Returns once its server has
+    /// answered.
     ///
     /// [`ErrorKind::Timeout`]: nobody answers, because there is no durable subscription of this name at the proxy. [`ErrorKind::NotAllowed`]: we may not
-    /// publish to its topic, `xmsg-durable:NAME`. [`ErrorKind::Remote`]: the server can't get at the messages, for the reason that it says.
+    /// publish to its topic, `xmsg-durable:NAME`. [`ErrorKind::Remote`]: the server can't get at the
+    /// messages, for the reason that it says.
     pub async fn open(actor: &Actor, name: &str, options: DurableOptions) -> Result<Self> {
         let topic: Topic = format!("{TOPIC}{name}").parse()?;
         let (acks, acked) = watch::channel(Place::default());
@@ -173,16 +176,19 @@ impl DurableSubscription {
         self.acks.clone()
     }
 
-    /// This message and all before it are done with: they will not come again. The server is told with the next request, or while
+    /// This message and all before it are done with: they will not come again. The server is told with the
+    /// next request, or while
     /// [`next`](Self::next) waits.
     pub fn acknowledge(&self, place: Place) {
         self.acks.acknowledge(place);
     }
 
-    /// The next message. Waits for it for as long as it takes; what goes wrong meanwhile is tried again, and told by [`trouble`](Self::trouble). Dropping
-    /// the future loses nothing. An error is one that would not go away. It never returns `Ok(None)` so far.
+    /// The next message. Waits for it for as long as it takes; what goes wrong meanwhile is tried again, and
+    /// told by [`trouble`](Self::trouble). Dropping the future loses nothing. An error is one that would not
+    /// go away. It never returns `Ok(None)` so far.
     pub async fn next(&mut self) -> Result<Option<DurableMessage>> {
-        // However slowly messages are taken, the server is told meanwhile what was acknowledged, and that somebody is there.
+        // However slowly messages are taken, the server is told meanwhile what was acknowledged, and that
+        // somebody is there.
         if let Some(worked) = self.work().now_or_never() {
             worked?;
         }
@@ -194,7 +200,8 @@ impl DurableSubscription {
         }
     }
 
-    /// Tells the server what was acknowledged, and ends: what was not acknowledged goes to others, or comes again.
+    /// Tells the server what was acknowledged, and ends: what was not acknowledged goes to others, or comes
+    /// again.
     pub async fn close(mut self) -> Result<()> {
         let Some(session) = self.session.take() else { return Ok(()) };
         let ack = self.acknowledged();
@@ -227,7 +234,8 @@ impl DurableSubscription {
         Reply::decode(answer.data().clone())
     }
 
-    /// The same, to be waited for later; after a pause if the one before has failed.
+    /// Begins a request, whose answer is waited for later. If the request before has failed, it begins after
+    /// a pause.
     fn later(&self, request: &Request, limit: Duration) -> Result<Answer> {
         let message = Message::of(&self.topic, request.encode())?;
         let actor = self.actor.clone();

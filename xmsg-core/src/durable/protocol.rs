@@ -1,4 +1,5 @@
-//! What a durable subscription and its server say to each other, as protobuf in the data of requests and answers. The fields are in `docs/connect.md`.
+//! What a durable subscription and its server say to each other, as protobuf in the data of requests and
+//! answers. The fields are in `docs/connect.md`.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -34,7 +35,7 @@ pub enum Request {
         /// The number.
         ack: u64,
     },
-    /// The same, and ends the session: messages behind that go back.
+    /// Says that messages up to a number are done with, and ends the session: messages behind that go back.
     End {
         /// The session.
         session: Bytes,

@@ -7,8 +7,9 @@
 //! | with neither, where the server listens on the loopback and no token was named | yes | no |
 //! | with neither, elsewhere | no | no |
 //!
-//! A session is a cookie that no script can read and that no other site can have sent. Whoever changes something with it also has to send a
-//! header that only a page of this server can add, so that a page of another site that a browser shows beside ours can do nothing.
+//! A session is a cookie that no script can read and that no other site can have sent. Whoever changes
+//! something with it also has to send a header that only a page of this server can add, so that a page of
+//! another site that a browser shows beside ours can do nothing.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -29,7 +30,8 @@ const CHANGES: f64 = 60.0;
 const CHANGES_PER_S: f64 = 20.0;
 /// Random bytes of a session's key.
 const KEY: usize = 32;
-/// A header that pages of other sites can't add without being asked by the browser whether they may, which is never answered.
+/// A header that pages of other sites can't add without being asked by the browser whether they may, which is
+/// never answered.
 pub(super) const OWN_HEADER: &str = "x-xmsg-page";
 
 /// What somebody may do.
@@ -49,7 +51,8 @@ pub struct Tokens {
     pub operator: Option<Token>,
     /// Whoever brings it may look.
     pub viewer: Option<Token>,
-    /// Whether everybody on this machine may look without one. It says nothing where others can reach the server.
+    /// Whether everybody on this machine may look without one. It says nothing where others can reach the
+    /// server.
     pub open_to_look: bool,
 }
 
@@ -148,7 +151,8 @@ impl Access {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Other tokens count from now on. All sessions end: whoever had the former ones is to show that the new ones are known.
+    /// Other tokens count from now on. All sessions end: whoever had the former ones is to show that the new
+    /// ones are known.
     pub(super) fn replace(&self, tokens: Tokens) {
         let mut in_force = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
         *in_force = (in_force.0 + 1, tokens);
@@ -271,7 +275,8 @@ pub(super) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
 }
 
-/// Whether a request comes from a page of this server: it has our own header, and nothing in it says otherwise.
+/// Whether a request comes from a page of this server: it has our own header, and nothing in it says
+/// otherwise.
 pub(super) fn is_own_page(headers: &HeaderMap) -> bool {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     let is_same_origin = match (text("origin"), text("host")) {

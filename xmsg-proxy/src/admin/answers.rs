@@ -13,10 +13,12 @@ use xmsg_zmq::link::memory::{Claim, MemoryBudget};
 
 /// Answers up to this length are never refused: of those there is one for each connection at most.
 const SMALL: usize = 256 << 10;
-/// Bytes of longer answers that clients have yet to read, at most; or, if that is less, this part of the memory for all peers.
+/// Bytes of longer answers that clients have yet to read, at most; or, if that is less, this part of the
+/// memory for all peers.
 const MOST: usize = 64 << 20;
 const PART: usize = 16;
-/// An answer is handed over to its connection in slices of this length: the connection holds a copy of no more.
+/// An answer is handed over to its connection in slices of this length: the connection holds a copy of no
+/// more.
 const SLICE: usize = 32 << 10;
 
 /// All long answers that are not read yet.

@@ -1,5 +1,6 @@
-//! A look at the proxy once a second, for all who watch together: what a second brought goes into the history, and, while somebody watches, rates
-//! of connections and topics are made of what has changed since the look before.
+//! A look at the proxy once a second, for all who watch together: what a second brought goes into the
+//! history, and, while somebody watches, rates of connections and topics are made of what has changed since
+//! the look before.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -21,7 +22,8 @@ use crate::{Monitor, Totals};
 
 /// Time from one look to the next.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long rates are made after the last who wanted them. It is longer than pages take from one question to the next.
+/// How long rates are made after the last who wanted them. It is longer than pages take from one question to
+/// the next.
 const WANTED_FOR: Duration = Duration::from_secs(10);
 /// Connections in trouble that an overview has.
 const SLOW: usize = 10;
@@ -81,7 +83,8 @@ pub(super) struct Client {
 /// One topic, and what flows on it. Numbers are estimated from samples.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct TopicRate {
-    /// Bytes that are no UTF-8 are shown as `\xff`, control characters and those that turn text around as `\u{202e}`.
+    /// Bytes that are no UTF-8 are shown as `\xff`, control characters and those that turn text around as
+    /// `\u{202e}`.
     pub(super) topic: String,
     pub(super) messages_per_s: f32,
     pub(super) bytes_per_s: f32,

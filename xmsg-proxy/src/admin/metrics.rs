@@ -1,7 +1,8 @@
-//! `/metrics`: everything that is counted, in the `OpenMetrics` text format; [`text_format`](super::text_format) has others.
+//! `/metrics`: everything that is counted, in the `OpenMetrics` text format;
+//! [`text_format`](super::text_format) has others.
 //!
-//! Nothing is counted here. What the parts count anyway is read when somebody asks, so that metrics cost the data plane
-//! nothing.
+//! Nothing is counted here. What the parts count anyway is read when somebody asks, so that metrics cost the
+//! data plane nothing.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -23,8 +24,8 @@ use crate::security::LoginCounts;
 use crate::switch::{Drops, SubscriberStats, Totals};
 use crate::upstream::UpstreamStats;
 
-/// Subscribers with time series of their own: those with the longest queues. Every one that ever connects costs whoever
-/// stores the series.
+/// Subscribers with time series of their own: those with the longest queues. Every one that ever connects
+/// costs whoever stores the series.
 pub(super) const SUBSCRIBER_SERIES: usize = 100;
 
 pub(super) const BYTES: Option<&Unit> = Some(&Unit::Bytes);

@@ -13,8 +13,9 @@
 //! | `POST /connections/{id}/end` | ends the connection of this publisher or subscriber; with the token only |
 //! | `/connect…` | outgoing connections and channels; what changes something, or sends, with the token only |
 //!
-//! The server has a thread of its own: neither a slow client nor a long list takes time from the data plane, which does not
-//! know of it. It reads counts through a [`Monitor`], and takes no lock for longer than it takes to read one.
+//! The server has a thread of its own: neither a slow client nor a long list takes time from the data plane,
+//! which does not know of it. It reads counts through a [`Monitor`], and takes no lock for longer than it
+//! takes to read one.
 
 mod access;
 mod answers;
@@ -64,7 +65,8 @@ use look::Looks;
 use tap::Client;
 use turned_away::TurnedAway;
 
-/// What the kernel holds of an answer that is not read, bytes. By itself it would take some MiB of each, which count nowhere.
+/// What the kernel holds of an answer that is not read, bytes. By itself it would take some MiB of each,
+/// which count nowhere.
 const SEND_BUFFER: usize = 128 << 10;
 
 /// What there is to watch.
@@ -95,7 +97,8 @@ pub enum Phase {
     Draining,
 }
 
-/// The HTTP server at work. It ends with [`stop`](Self::stop), or when it is dropped; its port is free when either returns.
+/// The HTTP server at work. It ends with [`stop`](Self::stop), or when it is dropped; its port is free when
+/// either returns.
 #[derive(Debug)]
 pub struct Admin {
     address: SocketAddr,
@@ -177,11 +180,11 @@ impl Drop for Admin {
 }
 
 impl Admin {
-    /// Serves on this socket, on a thread of its own; to be called on the runtime that moves messages. `name` is that of the
-    /// daemon, `config` its settings.
+    /// Serves on this socket, on a thread of its own; to be called on the runtime that moves messages. `name`
+    /// is that of the daemon, `config` its settings.
     ///
-    /// An error of kind [`Refused`](ErrorKind::Refused) says that others than this machine can reach the socket, and that there
-    /// is no token.
+    /// An error of kind [`Refused`](ErrorKind::Refused) says that others than this machine can reach the
+    /// socket, and that there is no token.
     pub fn start(
         socket: TcpListener,
         name: &'static str,
@@ -259,7 +262,8 @@ impl Admin {
         self.state.phase.store(phase as u8, Ordering::Relaxed);
     }
 
-    /// Requests have to bring these tokens from now on, and all sessions end. Refused like in [`start`](Self::start).
+    /// Requests have to bring these tokens from now on, and all sessions end. Refused like in
+    /// [`start`](Self::start).
     pub fn set_tokens(&self, tokens: impl Into<Tokens>) -> Result<()> {
         let mut tokens = tokens.into();
         permitted(self.address, &mut tokens)?;

@@ -9,8 +9,9 @@ use axum::routing::get;
 
 use super::State;
 
-/// What a browser may do with the page: take scripts, styles, pictures and data from this server, and nothing from anywhere else; no script or
-/// style stands in the page itself, and no other page may show it in a frame.
+/// What a browser may do with the page: take scripts, styles, pictures and data from this server, and nothing
+/// from anywhere else; no script or style stands in the page itself, and no other page may show it in a
+/// frame.
 pub(super) const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// Where its files are.
@@ -108,7 +109,8 @@ impl File {
 mod tests {
     use super::*;
 
-    /// A script or style in the page itself would not be run, and one from elsewhere would not be there on a machine without a network.
+    /// A script or style in the page itself would not be run, and one from elsewhere would not be there on a
+    /// machine without a network.
     #[test]
     fn the_page_names_only_files_that_are_served_and_has_nothing_inline() {
         let page = INDEX.text;

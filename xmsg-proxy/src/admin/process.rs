@@ -2,7 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Clock ticks a second in `/proc/self/stat`: fixed for programs, whatever the kernel uses (proc(5), `USER_HZ`).
+/// Clock ticks a second in `/proc/self/stat`: fixed for programs, whatever the kernel uses (proc(5),
+/// `USER_HZ`).
 const TICKS: f64 = 100.0;
 
 #[derive(Clone, Copy, Debug, Default)]

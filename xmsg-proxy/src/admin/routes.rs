@@ -32,7 +32,8 @@ const STUCK: Duration = Duration::from_secs(10);
 const LIMIT_DEFAULT: usize = 100;
 /// Entries of a list at most.
 const LIMIT_MAX: usize = 10_000;
-/// Bytes of prefixes in a list at most: peers choose them, and what is not text takes six times as much in an answer.
+/// Bytes of prefixes in a list at most: peers choose them, and what is not text takes six times as much in an
+/// answer.
 const PREFIXES_MAX: usize = 512 << 10;
 /// Paths with long answers.
 const LISTS: [&str; 5] = ["/connz", "/subsz", "/statsz", "/api/v1/connections", "/api/v1/topics"];
@@ -69,8 +70,8 @@ pub(super) fn router(state: Arc<State>) -> Router {
     router.layer(from_fn_with_state(state.clone(), guard)).with_state(state)
 }
 
-/// A request has brought the operator's token, or a session that was made with it. Whoever changes something has to show this: that there is a
-/// token now does not say that there was one when the request was let in.
+/// A request has brought the operator's token, or a session that was made with it. Whoever changes something
+/// has to show this: that there is a token now does not say that there was one when the request was let in.
 #[derive(Clone, Debug)]
 pub(super) struct Authorized {
     /// Who that is, for the log.
@@ -149,12 +150,13 @@ enum Away {
 /// Who asks, or why that is not answered.
 fn admit(state: &State, request: &Request) -> Result<Option<Caller>, Away> {
     let (path, headers) = (request.uri().path(), request.headers());
-    // A page in a browser on this machine could ask under a name of its own that leads here (DNS rebinding). Whoever has a token, or a
-    // cookie, which is for one name, has shown more than that.
+    // A page in a browser on this machine could ask under a name of its own that leads here (DNS rebinding).
+    // Whoever has a token, or a cookie, which is for one name, has shown more than that.
     let is_local = is_local_name(request.uri(), headers);
     let tokens = state.access.tokens();
     let is_page = path.starts_with(page::FOLDER) || (path == "/" && page::is_wanted(headers));
-    // Who has no session yet gets the page, which asks for the token. A token that is brought is always looked at: wrong ones count.
+    // Who has no session yet gets the page, which asks for the token. A token that is brought is always
+    // looked at: wrong ones count.
     let asks_who = path == api::SESSION && !headers.contains_key(header::AUTHORIZATION);
     if OPEN.contains(&path) || (state.has_page() && (is_page || asks_who)) {
         return if is_local || !tokens.open_to_look { Ok(None) } else { Err(Away::Name) };
@@ -449,7 +451,8 @@ struct SubszQuery {
     prefix: String,
 }
 
-/// Those with the most subscribers first, as many as there is room for. Bytes that are no UTF-8 are shown as `\xff`.
+/// Those with the most subscribers first, as many as there is room for. Bytes that are no UTF-8 are shown as
+/// `\xff`.
 async fn subsz(Shared(state): Shared<Arc<State>>, Query(query): Query<SubszQuery>) -> Answer {
     let limit = limit(query.limit)?;
     let proxy = state.proxy.as_ref().ok_or((StatusCode::NOT_FOUND, String::new()))?;

@@ -23,15 +23,16 @@ use tokio_util::sync::CancellationToken;
 use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::link::transport::{Listener, Stream};
 
-/// Connections at a time. Above it, the oldest one that has sent a wrong token gives way to a new one; else the oldest that is not being
-/// answered and has had its time to ask.
+/// Connections at a time. Above it, the oldest one that has sent a wrong token gives way to a new one; else
+/// the oldest that is not being answered and has had its time to ask.
 pub(super) const CONNECTIONS: usize = 64;
-/// The time that everybody has to ask, from when nothing of a request was there to be read: nobody gives way before, so that a crowd of newcomers
-/// cuts off nobody who is about to ask, or has asked.
+/// The time that everybody has to ask, from when nothing of a request was there to be read: nobody gives way
+/// before, so that a crowd of newcomers cuts off nobody who is about to ask, or has asked.
 const GRACE: Duration = Duration::from_millis(250);
 /// How long a request may take to arrive, and a connection may be silent between two.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a client may read nothing of its answer. Then its connection ends, and what the answer takes is free.
+/// How long a client may read nothing of its answer. Then its connection ends, and what the answer takes is
+/// free.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a request's line and headers.
 const HEADER_MAX: usize = 16 << 10;
@@ -65,7 +66,8 @@ impl Open {
 #[derive(Debug)]
 pub(super) struct Connection {
     peer: SocketAddr,
-    /// An answer is being worked out. While it is only written, a client that does not read must not count as busy.
+    /// An answer is being worked out. While it is only written, a client that does not read must not count as
+    /// busy.
     is_busy: AtomicBool,
     /// It has sent a wrong token.
     is_suspect: AtomicBool,
@@ -90,7 +92,8 @@ impl Connection {
         }
     }
 
-    /// Notes that the rest of its request is waited for: meanwhile it gives way to others as one that has yet to ask.
+    /// Notes that the rest of its request is waited for: meanwhile it gives way to others as one that has yet
+    /// to ask.
     pub(super) fn awaits_rest(&self) {
         self.is_busy.store(false, Ordering::Relaxed);
         self.waits();
@@ -102,7 +105,8 @@ impl Connection {
         self.is_busy.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that it has sent a wrong token: its answer waits, and it gives way to others before any of them does.
+    /// Notes that it has sent a wrong token: its answer waits, and it gives way to others before any of them
+    /// does.
     pub(super) fn suspect(&self) {
         self.is_suspect.store(true, Ordering::Relaxed);
         self.is_busy.store(false, Ordering::Relaxed);
@@ -157,14 +161,15 @@ pub(super) async fn run(mut listener: Listener, router: Router, stop: Cancellati
         });
         let task = tasks.spawn(serve(stream, router.clone(), shared.clone())).id();
         open.push_back(Open { task, shared });
-        // Whoever has asked already is to be read before it is looked at again who gives way: a request that has come makes its connection
-        // busy, and one with a wrong token a suspect.
+        // Whoever has asked already is to be read before it is looked at again who gives way: a request that
+        // has come makes its connection busy, and one with a wrong token a suspect.
         task::yield_now().await;
     }
     tasks.shutdown().await;
 }
 
-/// The stream of a connection, which notes when its client is waited for, and gives up one that does not read.
+/// The stream of a connection, which notes when its client is waited for, and gives up one that does not
+/// read.
 struct Watched<'a> {
     stream: TcpStream,
     shared: &'a Connection,

@@ -1,5 +1,6 @@
-//! Messages of a topic as they come, for somebody who looks at them: an ordinary subscriber of the proxy, which reads all of them, shows some, and
-//! counts the others. It never keeps the proxy waiting, however slowly the browser reads.
+//! Messages of a topic as they come, for somebody who looks at them: an ordinary subscriber of the proxy,
+//! which reads all of them, shows some, and counts the others. It never keeps the proxy waiting, however
+//! slowly the browser reads.
 
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
@@ -227,7 +228,8 @@ fn rest(message: &Message) -> usize {
     message.size() - message.data().len()
 }
 
-/// Whether a message is one that is shown: it takes some memory, and others choose how long its topic and its metadata are.
+/// Whether a message is one that is shown: it takes some memory, and others choose how long its topic and its
+/// metadata are.
 fn is_shown(message: &Message) -> bool {
     rest(message) <= REST_MAX
 }

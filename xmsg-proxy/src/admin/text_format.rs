@@ -33,7 +33,8 @@ impl TextFormat {
     }
 }
 
-/// How much a media type is wanted, from 0 to 1: the most specific range of the header counts (RFC 9110, section 12.5.1).
+/// How much a media type is wanted, from 0 to 1: the most specific range of the header counts (RFC 9110,
+/// section 12.5.1).
 fn quality(accept: &str, [kind, subtype]: [&str; 2], versions: &[&str]) -> f32 {
     let ranges = accept.split(',').filter_map(|range| {
         let mut parts = range.split(';').map(str::trim);
@@ -62,8 +63,8 @@ fn quality(accept: &str, [kind, subtype]: [&str; 2], versions: &[&str]) -> f32 {
     best.map_or(0.0, |(_, quality)| quality)
 }
 
-/// `OpenMetrics` as classic text: the type of a counter is that of its samples, which end in `_total`; there is no `info`, no unit, and
-/// no end.
+/// `OpenMetrics` as classic text: the type of a counter is that of its samples, which end in `_total`; there
+/// is no `info`, no unit, and no end.
 fn classic(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     // The help of a family comes before its type, which says what it is called.

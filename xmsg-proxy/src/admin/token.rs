@@ -13,7 +13,8 @@ const LEN_MIN: usize = 16;
 /// A longer one would not fit into a header.
 const LEN_MAX: usize = 1024;
 
-/// Random bytes of a token that is made: nobody guesses 128 bits, and a link with it fits into a line of a terminal.
+/// Random bytes of a token that is made: nobody guesses 128 bits, and a link with it fits into a line of a
+/// terminal.
 const RANDOM: usize = 16;
 
 /// A bearer token. It is never shown, and compared in constant time.
@@ -21,7 +22,8 @@ const RANDOM: usize = 16;
 pub struct Token(Box<[u8]>);
 
 impl Token {
-    /// Takes a token of 16 to 1024 visible ASCII characters. The error says what is wrong, without showing it.
+    /// Takes a token of 16 to 1024 visible ASCII characters. The error says what is wrong, without showing
+    /// it.
     pub fn new(text: &str) -> xmsg_core::Result<Self> {
         let text = text.as_bytes();
         if !(LEN_MIN..=LEN_MAX).contains(&text.len()) || !text.iter().all(u8::is_ascii_graphic) {

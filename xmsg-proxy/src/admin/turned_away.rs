@@ -1,5 +1,5 @@
-//! Those who ask the HTTP server without its token, or with a wrong one: they are counted, logged, and slowed down. Answers for which there is no
-//! room are counted with them.
+//! Those who ask the HTTP server without its token, or with a wrong one: they are counted, logged, and slowed
+//! down. Answers for which there is no room are counted with them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,7 +9,8 @@ use xmsg_zmq::link::throttle::Throttle;
 
 use super::server::Connection;
 
-/// How long a wrong token takes. They take it one after another, wherever they come from: that bounds how many can be tried.
+/// How long a wrong token takes. They take it one after another, wherever they come from: that bounds how
+/// many can be tried.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// How many there were.
@@ -45,7 +46,8 @@ impl TurnedAway {
         self.note(connection, "no token");
     }
 
-    /// Notes a request with a wrong token, and has whoever sent it wait. Its connection gives way to others meanwhile.
+    /// Notes a request with a wrong token, and has whoever sent it wait. Its connection gives way to others
+    /// meanwhile.
     pub(super) async fn wrong(&self, connection: Option<&Connection>) {
         self.wrong.fetch_add(1, Ordering::Relaxed);
         self.note(connection, "a wrong token");

@@ -1,4 +1,5 @@
-//! Metrics of the links to upstreams, each with its address. There are few of them, and whoever sets the proxy up names them.
+//! Metrics of the links to upstreams, each with its address. There are few of them, and whoever sets the
+//! proxy up names them.
 
 use std::fmt;
 

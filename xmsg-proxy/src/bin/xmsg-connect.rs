@@ -14,7 +14,8 @@ use xmsg_core::ProxyAddress;
 use xmsg_proxy::admin::{Phase, Sources};
 use xmsg_proxy::settings::{self, ConnectSettings, Named};
 
-/// Connects an xMsg proxy to ZeroMQ sockets and to RabbitMQ, by outgoing connections and channels that are changed while it runs.
+/// Connects an xMsg proxy to ZeroMQ sockets and to RabbitMQ, by outgoing connections and channels that are
+/// changed while it runs.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "xmsg-connect", version)]
 struct Arguments {

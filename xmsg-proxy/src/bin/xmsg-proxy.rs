@@ -42,10 +42,11 @@ struct Arguments {
     #[arg(long, short, env = "XMSG_PROXY_PORT")]
     port: Option<ProxyPort>,
 
-    /// What happens to messages for a subscriber whose queue is full: `drop-newest` drops and counts them; `drop-oldest` drops
-    /// those that wait longest instead; `conflate` keeps the newest of each topic; `block` makes publishers wait
-    /// and disconnects a subscriber that takes less than 64 KiB in 30 s while they wait (`block:5m`, `block:forever`);
-    /// `disconnect` disconnects the subscriber at once [default: drop-newest]
+    /// What happens to messages for a subscriber whose queue is full: `drop-newest` drops and counts them;
+    /// `drop-oldest` drops those that wait longest instead; `conflate` keeps the newest of each topic;
+    /// `block` makes publishers wait and disconnects a subscriber that takes less than 64 KiB in 30 s while
+    /// they wait (`block:5m`, `block:forever`); `disconnect` disconnects the subscriber at once [default:
+    /// drop-newest]
     #[arg(long, value_name = "POLICY", env = "XMSG_PROXY_SLOW_SUBSCRIBER")]
     slow_subscriber: Option<Named<Policy>>,
 
@@ -65,8 +66,8 @@ struct Arguments {
     #[arg(long, value_name = "MIB", env = "XMSG_PROXY_QUEUE_CEILING")]
     queue_ceiling: Option<Count<1, { settings::MIB_MAX }>>,
 
-    /// Memory for all that peers send and ask for, in MiB; near it, whoever holds most is cut off; 0: half of what the
-    /// process can have [default: 0]
+    /// Memory for all that peers send and ask for, in MiB; near it, whoever holds most is cut off; 0: half of
+    /// what the process can have [default: 0]
     #[arg(long, value_name = "MIB", env = "XMSG_PROXY_MEMORY_LIMIT")]
     memory_limit: Option<Count<0, { settings::MIB_MAX }>>,
 
@@ -78,8 +79,9 @@ struct Arguments {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "XMSG_PROXY_PUBLISHERS_SEND_ALL")]
     publishers_send_all: Option<bool>,
 
-    /// Connect to the subscribers' port of another proxy, too, for what subscribers here want: its HOST[:PORT] with the first of its three
-    /// ports, or tcp://HOST:PORT with the subscribers' port itself; may be given several times
+    /// Connect to the subscribers' port of another proxy, too, for what subscribers here want: its
+    /// HOST[:PORT] with the first of its three ports, or tcp://HOST:PORT with the subscribers' port itself;
+    /// may be given several times
     #[arg(long, value_name = "ADDRESS", env = "XMSG_PROXY_UPSTREAM", value_delimiter = ',')]
     upstream: Vec<UpstreamSection>,
 
@@ -239,7 +241,8 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             asked = signals.next() => match asked {
-                // A file may let it wait for as long as it likes, and so may thousands of connections that are ended.
+                // A file may let it wait for as long as it likes, and so may thousands of connections that
+                // are ended.
                 Asked::Reload => tokio::select! {
                     biased;
                     () = reload(&mut daemon, &proxy, registrar.as_ref()) => {}
@@ -327,7 +330,8 @@ async fn start_registrar(
     let config = registrar::Config {
         snapshot,
         registrations: registrar.max_registrations.get(),
-        // Of what the process can have, half is for peers; registrations get no more than the other half leaves.
+        // Of what the process can have, half is for peers; registrations get no more than the other half
+        // leaves.
         registration_memory: registrar.max_registration_memory_mib.mib().min(memory.limit() / 2),
         memory,
         security,

@@ -25,12 +25,13 @@ struct Arguments {
     #[arg(long, short, env = "XMSG_REGISTRAR_PORT")]
     port: Option<u16>,
 
-    /// Keep registrations in this file, so that a restart loses none; FILE.journal and FILE.lock lie beside it
+    /// Keep registrations in this file, so that a restart loses none; FILE.journal and FILE.lock lie beside
+    /// it
     #[arg(long, value_name = "FILE", env = "XMSG_REGISTRAR_SNAPSHOT")]
     snapshot: Option<PathBuf>,
 
-    /// Forget registrations that were not made again for so long, such as 60s; 0: never [default: 0]. Clients of this project
-    /// renew theirs every 20 seconds, others don't
+    /// Forget registrations that were not made again for so long, such as 60s; 0: never [default: 0]. Clients
+    /// of this project renew theirs every 20 seconds, others don't
     #[arg(long, value_name = "DURATION", env = "XMSG_REGISTRAR_TTL")]
     ttl: Option<Seconds>,
 
@@ -123,7 +124,8 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             asked = signals.next() => match asked {
-                // A file may let it wait for as long as it likes, and so may thousands of connections that are ended.
+                // A file may let it wait for as long as it likes, and so may thousands of connections that
+                // are ended.
                 Asked::Reload => tokio::select! {
                     biased;
                     () = async { daemon.reload().await; registrar.enforce_rules().await } => {}

@@ -61,12 +61,13 @@ pub struct Change {
     pub is_reloadable: bool,
 }
 
-/// Settings that say something else, or nothing, under another value of the first: they are taken over only while that one stays.
+/// Settings that say something else, or nothing, under another value of the first: they are taken over only
+/// while that one stays.
 const TOGETHER: [(&str, &[&str]); 1] =
     [("security.mechanism", &["security.client", "security.password_file"])];
 
-/// Compares settings. Returns what differs, and the settings to go on with: those of `new` that can be changed while the
-/// daemon runs, and the others as they were. Fails if these make no sense together.
+/// Compares settings. Returns what differs, and the settings to go on with: those of `new` that can be
+/// changed while the daemon runs, and the others as they were. Fails if these make no sense together.
 pub fn merge<S: Settings>(old: &S, new: &S) -> Result<(S, Vec<Change>), SettingsError> {
     let table = |settings| {
         toml::Table::try_from(settings)

@@ -1,5 +1,5 @@
-//! The settings of the daemons, as they stand in a file. Reading is pure: text in, checked values or an error out. Defaults
-//! come first, then the file; the binaries put the environment and flags over them.
+//! The settings of the daemons, as they stand in a file. Reading is pure: text in, checked values or an error
+//! out. Defaults come first, then the file; the binaries put the environment and flags over them.
 //!
 //! ```
 //! use xmsg_proxy::settings::{self, ProxySettings};
@@ -110,7 +110,8 @@ pub struct Reloadable {
     pub mechanism: Mechanism,
     /// Who is let in, and what they may do.
     pub rules: Rules,
-    /// Other proxies that this one connects to. Keys and passwords may have changed although their files have not.
+    /// Other proxies that this one connects to. Keys and passwords may have changed although their files have
+    /// not.
     pub upstreams: Vec<Upstream>,
 }
 
@@ -140,10 +141,11 @@ impl Log {
 /// Libraries that log what is none of the log's business, such as whole messages, at the level of warnings.
 const QUIET: [&str; 3] = ["lapin", "amq_protocol", "async_rs"];
 
-/// A log filter from text such as `info,xmsg_core=debug`, as in `RUST_LOG`: levels for all that is logged, and for modules.
+/// A log filter from text such as `info,xmsg_core=debug`, as in `RUST_LOG`: levels for all that is logged,
+/// and for modules.
 ///
-/// Spaces around directives, and directives that are empty, mean nothing. Of the modules `lapin`, `amq_protocol` and `async_rs`
-/// nothing is logged unless they are named.
+/// Spaces around directives, and directives that are empty, mean nothing. Of the modules `lapin`,
+/// `amq_protocol` and `async_rs` nothing is logged unless they are named.
 pub fn log_filter(text: &str) -> Result<Targets, SettingsError> {
     let directives: Vec<_> = text.split(',').map(str::trim).filter(|text| !text.is_empty()).collect();
     if directives.is_empty() {
@@ -275,7 +277,8 @@ mod tests {
         assert_eq!(parse::<RegistrarSettings>(&print(&settings).unwrap(), "FILE").unwrap(), settings);
     }
 
-    /// The commented examples say what the defaults are: with every comment sign taken away in front of a setting, too.
+    /// The commented examples say what the defaults are: with every comment sign taken away in front of a
+    /// setting, too.
     #[test]
     fn the_examples_show_the_defaults() {
         fn example<S: Settings + std::fmt::Debug>(text: &str) {

@@ -175,7 +175,8 @@ impl Default for LimitSettings {
     }
 }
 
-/// `[heartbeat]`: asking after publishers and control sockets that are silent, and after the hosts of subscribers.
+/// `[heartbeat]`: asking after publishers and control sockets that are silent, and after the hosts of
+/// subscribers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Heartbeat {

@@ -13,10 +13,12 @@ use super::connect::{curve, plain};
 use super::values::resolve;
 use crate::upstream::Upstream;
 
-/// One of `upstream = ["host", …]`, or an `[[upstream]]`: another proxy to whose subscribers' port this one connects.
+/// One of `upstream = ["host", …]`, or an `[[upstream]]`: another proxy to whose subscribers' port this one
+/// connects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct UpstreamSection {
-    /// Where it is: `host[:port]` with the first port of an xMsg proxy, or `tcp://host:port` with the subscribers' port.
+    /// Where it is: `host[:port]` with the first port of an xMsg proxy, or `tcp://host:port` with the
+    /// subscribers' port.
     pub address: String,
     /// CURVE: the public key of the other proxy.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,5 +1,5 @@
-//! The values of settings: each is checked where it is read, and then known to be good. One type serves the file (through
-//! serde) and the command line (through [`FromStr`]).
+//! The values of settings: each is checked where it is read, and then known to be good. One type serves the
+//! file (through serde) and the command line (through [`FromStr`]).
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -83,7 +83,8 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
     }
 }
 
-/// A length of time, written as a number of seconds with or without a fraction; as an option, also with a unit, such as `500ms` or `2m`.
+/// A length of time, written as a number of seconds with or without a fraction; as an option, also with a
+/// unit, such as `500ms` or `2m`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seconds(Duration);
 
@@ -344,7 +345,8 @@ impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Named<T> {
     }
 }
 
-/// Makes a path absolute: one in a file counts from the folder of that file, so that it means the same from everywhere.
+/// Makes a path absolute: one in a file counts from the folder of that file, so that it means the same from
+/// everywhere.
 pub(super) fn resolve(path: &mut Option<PathBuf>, folder: &Path) {
     if let Some(path) = path {
         let joined = folder.join(&*path);

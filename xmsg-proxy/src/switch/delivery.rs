@@ -17,20 +17,21 @@ const COPY_BELOW: usize = 1 << 10;
 const SLAB_SHARE: usize = 16;
 /// Marks of fewer slabs than this are kept to the byte, by copying.
 const EXACT_BELOW_SLABS: usize = 16;
-/// What may come above half of the ceiling before that is noticed: a batch that begins in one slab and ends in the next.
+/// What may come above half of the ceiling before that is noticed: a batch that begins in one slab and ends
+/// in the next.
 const SLACK: usize = 512 << 10;
 /// A subscriber may always hold this much of the ceiling.
 const SHARE_MIN: usize = 64 << 10;
-/// So much of the memory of all is for queues, as a part, however much is held for other purposes: whoever fills the rest must not make
-/// others lose what waits for them.
+/// So much of the memory of all is for queues, as a part, however much is held for other purposes: whoever
+/// fills the rest must not make others lose what waits for them.
 const QUEUES_RESERVE: usize = 8;
 /// A subscriber for which so much waits lags: `conflate` begins. Less is what a burst leaves for a moment.
 const LAG: usize = 1 << 20;
 /// … or so many messages: each is looked at when it begins, while others wait.
 const LAG_MESSAGES: usize = 1 << 16;
 
-/// Consecutive messages of a batch for the same subscribers under the same rule, by number: `first` up to, not including,
-/// `end`.
+/// Consecutive messages of a batch for the same subscribers under the same rule, by number: `first` up to,
+/// not including, `end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     pub(super) first: usize,
@@ -53,12 +54,14 @@ pub(super) struct Cut<'a> {
     /// Made when the first slice is queued.
     pub(super) lease: OnceLock<Arc<Lease>>,
     slab_size: usize,
-    /// Bytes of the largest message, and the most frames that one has; found out when a subscriber with limits gets something.
+    /// Bytes of the largest message, and the most frames that one has; found out when a subscriber with
+    /// limits gets something.
     largest: OnceLock<(usize, usize)>,
 }
 
 impl<'a> Cut<'a> {
-    /// Messages that lie in a slab of this size, which is entered in the ledger with `lease`, if it is already.
+    /// Messages that lie in a slab of this size, which is entered in the ledger with `lease`, if it is
+    /// already.
     pub(super) fn new(
         wire: &'a Bytes,
         spans: &'a [Span],
@@ -154,8 +157,8 @@ impl Delivery {
         cut.fitting(first, room) == 0 && queue.queued().messages > 0
     }
 
-    /// Queues the runs, as far as there is room; with `block`, leaves what has to wait. Returns whether the subscriber, which is to lose
-    /// nothing, had better be given time to catch up.
+    /// Queues the runs, as far as there is room; with `block`, leaves what has to wait. Returns whether the
+    /// subscriber, which is to lose nothing, had better be given time to catch up.
     pub(super) fn deliver(
         &self,
         subscriber: &Subscriber,
@@ -310,7 +313,8 @@ impl Delivery {
     }
 }
 
-/// Takes those messages out of the runs that the subscriber does not take: it would end the connection, and lose what waits for it.
+/// Takes those messages out of the runs that the subscriber does not take: it would end the connection, and
+/// lose what waits for it.
 fn leave_out(subscriber: &Subscriber, limits: MessageLimits, left: &mut Vec<Run>, cut: &Cut<'_>) {
     let goes = |span: &Span| limits.allow(span.end - span.start, span.frames);
     let (mut gone, mut topic) = (Amount::default(), None);

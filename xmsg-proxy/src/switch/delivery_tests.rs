@@ -201,7 +201,8 @@ fn carry_out(plan: &Plan) -> Outcome {
 }
 
 impl Plan {
-    /// Whether the mark leaves room for so many messages besides what the writer may have taken, whatever their size.
+    /// Whether the mark leaves room for so many messages besides what the writer may have taken, whatever
+    /// their size.
     fn has_room_for(&self, messages: usize) -> bool {
         let largest = LEN_MAX + 16 + 2 * APART;
         !self.slices

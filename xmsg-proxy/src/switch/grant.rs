@@ -74,7 +74,8 @@ impl Grant {
         is_strange
     }
 
-    /// Whether it may subscribe to this prefix, which it wants in order to `what`. That it may not is counted.
+    /// Whether it may subscribe to this prefix, which it wants in order to `what`. That it may not is
+    /// counted.
     pub(super) fn may_subscribe(&self, peer: &str, what: &str, prefix: &[u8]) -> bool {
         let may = self.rights().is_some_and(|rights| rights.may_subscribe(prefix));
         if !may {
@@ -128,7 +129,7 @@ impl Grant {
         self.principal.as_ref()
     }
 
-    /// The same, to be read.
+    /// Returns its name as text, for people.
     pub(super) fn principal(&self) -> Option<String> {
         self.principal.as_deref().map(ToString::to_string)
     }

@@ -25,17 +25,19 @@ use super::watch::{Sampler, Watch};
 use crate::config::Config;
 use crate::policy::{Policies, Policy};
 
-/// Publishers of shorter messages, on average, bytes, are not made to wait for a subscriber to catch up: being woken costs them more than
-/// short queues save. Measured: 0.13 instead of 0.09 µs for a message of 100 bytes.
+/// Publishers of shorter messages, on average, bytes, are not made to wait for a subscriber to catch up:
+/// being woken costs them more than short queues save. Measured: 0.13 instead of 0.09 µs for a message of 100
+/// bytes.
 const CATCH_UP_FROM: usize = 512;
 /// Messages that are passed on together, at most.
 const PART: usize = 4 << 10;
-/// Members of sets that are made for messages that are passed on together, and runs for them, about. Twice of what is looked up together, so
-/// that what was found is used.
+/// Members of sets that are made for messages that are passed on together, and runs for them, about. Twice of
+/// what is looked up together, so that what was found is used.
 const LOAD: usize = 128 << 10;
 /// What queuing something for one subscriber counts for in the [`FAIR_SHARE`].
 const DELIVERY: usize = 32;
-/// Subscribers of topics that are looked up, and of messages that are given to them, before others get the processor.
+/// Subscribers of topics that are looked up, and of messages that are given to them, before others get the
+/// processor.
 const FAIR_SHARE: usize = 32 << 10;
 /// How often a publisher that is made to wait hears from us, so that its heartbeats do not give us up.
 const BLOCKED_PING: Duration = Duration::from_secs(1);
@@ -59,7 +61,8 @@ pub(super) struct Inlet {
     waiting: Vec<(usize, Vec<Run>)>,
     /// Messages of the present batch that nobody subscribed to.
     unmatched: u64,
-    /// The present batch counts as received. What is not delivered of it when the connection ends is lost, and [counted](Self::drop).
+    /// The present batch counts as received. What is not delivered of it when the connection ends is lost,
+    /// and [counted](Self::drop).
     is_received: bool,
 }
 

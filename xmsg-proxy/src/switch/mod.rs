@@ -7,10 +7,10 @@
 //!                             └────────────── Table ◄──────────────────┘
 //! ```
 //!
-//! One task a connection. An *inlet* lives in the task of its publisher and shares nothing with other inlets but the
-//! *table*, which it reads only when it meets a topic that it has not seen since subscriptions last changed.
-//! Messages are never taken apart: a run of messages for the same subscribers is one slice of the memory that they were
-//! read into.
+//! One task a connection. An *inlet* lives in the task of its publisher and shares nothing with other inlets
+//! but the *table*, which it reads only when it meets a topic that it has not seen since subscriptions last
+//! changed. Messages are never taken apart: a run of messages for the same subscribers is one slice of the
+//! memory that they were read into.
 
 mod bucket;
 mod delivery;
@@ -117,7 +117,7 @@ pub struct Totals {
     pub delivered: Amount,
     /// Dropped, because a subscriber was too slow.
     pub dropped: Amount,
-    /// The same, by which ones were chosen.
+    /// Dropped messages, by the policy that chose them.
     pub drops: Drops,
     /// How often a publisher had to wait for a subscriber.
     pub waits: u64,
@@ -125,19 +125,21 @@ pub struct Totals {
     pub waited: Duration,
     /// Subscribers that were cut off because they were too slow.
     pub disconnected: u64,
-    /// Messages that a subscriber did not get because a connection ended: they were queued for it when it went away, or waited for room in
-    /// its queue (`block`) when the connection of their publisher ended.
+    /// Messages that a subscriber did not get because a connection ended: they were queued for it when it
+    /// went away, or waited for room in its queue (`block`) when the connection of their publisher ended.
     pub undelivered: u64,
-    /// Messages that were received and wait for room in a subscriber's queue (`block`) now: in the hands of a publisher that is held up, and in
-    /// no queue.
+    /// Messages that were received and wait for room in a subscriber's queue (`block`) now: in the hands of a
+    /// publisher that is held up, and in no queue.
     pub held: u64,
     /// Received messages that nobody had subscribed to.
     pub unmatched: u64,
     /// Connections that were refused: in the handshake, or because there were too many.
     pub refused: u64,
-    /// Publishers that had left before all that they had sent was passed on, and were ended because newcomers needed their places.
+    /// Publishers that had left before all that they had sent was passed on, and were ended because newcomers
+    /// needed their places.
     pub crowded_out: u64,
-    /// Connections that were ended because newcomers from elsewhere needed places, while their address had more than half of all.
+    /// Connections that were ended because newcomers from elsewhere needed places, while their address had
+    /// more than half of all.
     pub gave_way: u64,
     /// Messages and subscriptions that the peer's rights did not allow.
     pub denied: u64,
@@ -145,7 +147,8 @@ pub struct Totals {
     pub requests: u64,
     /// Control requests that came faster than they could be answered: whoever asked asks again.
     pub requests_lost: u64,
-    /// Answers to control requests that could not be sent: whoever was to get them does not read, or is not there.
+    /// Answers to control requests that could not be sent: whoever was to get them does not read, or is not
+    /// there.
     pub answers_lost: u64,
     /// Connections, to any port, that were ended because the peer broke a rule or a limit.
     pub violations: ViolationCounts,
@@ -203,7 +206,8 @@ impl Switch {
         Self::start_with(config, admission, Violations::default())
     }
 
-    /// The same, with connections, and why they were ended, counted together with those of other ports.
+    /// Returns a switch whose connections, and the reasons why they were ended, are counted together with
+    /// those of other ports.
     pub(crate) fn start_with(config: Config, admission: Admission, violations: Violations) -> Self {
         let stop = CancellationToken::new();
         let default = Rule { policy: config.policy, mark: config.high_water_mark };
@@ -251,8 +255,8 @@ impl Switch {
         self.inner.tasks.spawn(self.clone().accept(listener, side));
     }
 
-    /// Waits until every subscription that was made before is live in the whole switch and was written to every publisher
-    /// that reads.
+    /// Waits until every subscription that was made before is live in the whole switch and was written to
+    /// every publisher that reads.
     pub async fn settled(&self) {
         let mut publishers = self.inner.table.synchronize().await;
         publishers.retain(|publisher| !publisher.is_stalled());
@@ -268,15 +272,17 @@ impl Switch {
         }
     }
 
-    /// The control requests that publishers send from now on, for whoever answers them. Only the first call gets any.
+    /// The control requests that publishers send from now on, for whoever answers them. Only the first call
+    /// gets any.
     #[must_use]
     pub fn control_requests(&self) -> ControlRequests {
         let requests = self.inner.requests.lock().unwrap_or_else(PoisonError::into_inner).take();
         requests.unwrap_or_else(|| requests::channel().1)
     }
 
-    /// Tells subscribers of this topic that their subscription is live: all of those who have proved to be `principal`. The confirmation
-    /// goes ahead of what is queued for them, and is no message that counts. Returns how many they are.
+    /// Tells subscribers of this topic that their subscription is live: all of those who have proved to be
+    /// `principal`. The confirmation goes ahead of what is queued for them, and is no message that counts.
+    /// Returns how many they are.
     #[allow(clippy::must_use_candidate, reason = "it does something")]
     pub fn confirm(&self, topic: &[u8], principal: Option<&Principal>) -> usize {
         let mut answer = BytesMut::new();
@@ -292,19 +298,20 @@ impl Switch {
         found.len()
     }
 
-    /// Counts a control request that is not answered, because too many wait already, and says so in the log now and then.
+    /// Counts a control request that is not answered, because too many wait already, and says so in the log
+    /// now and then.
     pub(crate) fn lose_request(&self, requester: &Requester) {
         self.inner.asking.lose(requester);
     }
 
-    /// Counts an answer that can't be sent to the control socket with this identity, and says so and why in the log now and then; `None`:
-    /// it is not there, which is no fault of ours.
+    /// Counts an answer that can't be sent to the control socket with this identity, and says so and why in
+    /// the log now and then; `None`: it is not there, which is no fault of ours.
     pub(crate) fn lose_answer(&self, identity: &[u8], why: Option<&str>) {
         self.inner.asking.lose_answer(&identity.escape_ascii(), why);
     }
 
-    /// Has everybody keep to the rules that are in force now: whoever may not be here any more is cut off, and subscriptions
-    /// that are not allowed any more are taken away.
+    /// Has everybody keep to the rules that are in force now: whoever may not be here any more is cut off,
+    /// and subscriptions that are not allowed any more are taken away.
     pub async fn enforce(&self) {
         // First: whoever waits to be cut off has no rights any more.
         self.inner.table.change(Change::Enforce).await;
@@ -313,9 +320,9 @@ impl Switch {
         self.settled().await;
     }
 
-    /// Replaces what happens at a subscriber's mark: in general, and for topics with these prefixes. Nobody is
-    /// disconnected for it. What is read from publishers after it returns is treated in the new way; what is queued
-    /// already, in the old one.
+    /// Replaces what happens at a subscriber's mark: in general, and for topics with these prefixes. Nobody
+    /// is disconnected for it. What is read from publishers after it returns is treated in the new way; what
+    /// is queued already, in the old one.
     pub async fn set_policies(&self, policy: Policy, policies: &[TopicPolicy]) {
         let inner = &self.inner;
         let default = Rule { policy, mark: inner.config.high_water_mark };
@@ -356,8 +363,8 @@ impl Switch {
         self.inner.gate.subscribers(default)
     }
 
-    /// Ends the connection of the publisher or subscriber with this number, whatever it waits for; nothing else is ended. `by` says in
-    /// the log who asked for it. `None`: there is no such connection.
+    /// Ends the connection of the publisher or subscriber with this number, whatever it waits for; nothing
+    /// else is ended. `by` says in the log who asked for it. `None`: there is no such connection.
     pub fn end(&self, id: u32, by: &str) -> Option<Ending> {
         let found = self.inner.gate.find(id);
         let (side, peer, grant) = match &found {
@@ -379,8 +386,8 @@ impl Switch {
         self.inner.table.subscriptions()
     }
 
-    /// Calls `found` with every prefix that somebody subscribed to, and the number of its subscribers; in no particular
-    /// order.
+    /// Calls `found` with every prefix that somebody subscribed to, and the number of its subscribers; in no
+    /// particular order.
     pub fn prefixes(&self, found: impl FnMut(Vec<u8>, usize)) {
         self.inner.table.prefixes(found);
     }
@@ -391,14 +398,15 @@ impl Switch {
         now().saturating_duration_since(self.inner.started)
     }
 
-    /// What flows by topic since somebody began to look; from now on, for ten seconds, it goes on to be counted.
+    /// What flows by topic since somebody began to look; from now on, for ten seconds, it goes on to be
+    /// counted.
     #[must_use]
     pub fn watch(&self) -> Watched {
         self.inner.watch.look()
     }
 
-    /// Stops in order: accepts nobody any more; takes leave of the publishers and reads what they had already sent;
-    /// writes what is queued; takes leave of the subscribers. After `linger` it stops as it is.
+    /// Stops in order: accepts nobody any more; takes leave of the publishers and reads what they had already
+    /// sent; writes what is queued; takes leave of the subscribers. After `linger` it stops as it is.
     pub async fn stop(&self, linger: Duration) -> Totals {
         let inner = &self.inner;
         inner.refuse.cancel();
@@ -473,7 +481,8 @@ impl Switch {
                     if self.inner.violations.note(&peer, side.port(), &ended).is_none()
                         && let Some(unlogged) = self.inner.refusals.pass("connections that were refused in the handshake")
                     {
-                        // A peer that learns that our socket does not fit its own closes before it has said what that is.
+                        // A peer that learns that our socket does not fit its own closes before it has said
+                        // what that is.
                         let ports = self.inner.violations.ports().filter(|_| ended.is_by_peer());
                         let hint = ports.map(|ports| {
                             let ProxyPorts { publishers, subscribers, .. } = ports;
@@ -612,8 +621,9 @@ impl Switch {
     fn engine_options(&self, side: Side) -> xmsg_zmtp::Options {
         let config = &self.inner.config;
         let mut limits = config.limits.clone();
-        // A subscriber that is busy, or paused, reads nothing and so answers no heartbeat: that it is slow is for the policy to
-        // judge. A host that is gone is noticed by keepalive, or, with data on its way to it, by the session's watch.
+        // A subscriber that is busy, or paused, reads nothing and so answers no heartbeat: that it is slow is
+        // for the policy to judge. A host that is gone is noticed by keepalive, or, with data on its way to
+        // it, by the session's watch.
         let (socket_type, heartbeat_interval) = match side {
             Side::Publishers => (SocketType::Xsub, config.heartbeat_interval),
             Side::Subscribers => (SocketType::Xpub, None),

@@ -19,7 +19,8 @@ use super::bucket::Bucket;
 use super::peers::{Counter, Grant, Lines};
 use super::upstream::Arrival;
 
-/// Changes of subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut off.
+/// Changes of subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut
+/// off.
 const UPSTREAM_MAX: usize = 64 << 20;
 /// What the queue needs for each entry, bytes, about. The text of what it is told is shared.
 const ENTRY: usize = 128;
@@ -31,7 +32,8 @@ const BACKLOG: usize = 128 << 10;
 const PACE: u64 = 4 << 20;
 /// … in each such time.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
-/// Subscribers that are told in a second what one connection asked for. What goes to more makes it wait for its next confirmation.
+/// Subscribers that are told in a second what one connection asked for. What goes to more makes it wait for
+/// its next confirmation.
 const RECIPIENTS_PER_SECOND: f64 = 20_000.0;
 /// One that held others up is not waited for again before so many times as long have passed.
 const REST: u32 = 10;
@@ -108,23 +110,23 @@ impl Publisher {
         }
     }
 
-    /// The same, which passes on what others publish, or does not.
+    /// Returns the publisher with the note whether it passes on what others publish.
     pub(super) fn forwarding(self, is_forwarder: bool) -> Self {
         Self { is_forwarder, ..self }
     }
 
-    /// The same, to which we have connected.
+    /// Returns the publisher with the note that we have connected to it.
     pub(super) fn arriving(self, arrival: Arrival) -> Self {
         Self { arrival: Some(arrival), ..self }
     }
 
-    /// The same, with the answers that it does not read counted in this budget.
+    /// Returns the publisher with its unread answers counted in this budget.
     pub(super) fn counting(self, memory: &MemoryBudget) -> Self {
         let outbox = Outbox::new(HighWaterMark::bytes(UPSTREAM_MAX)).owing(memory.queues().clone());
         Self { outbox: Arc::new(outbox), ..self }
     }
 
-    /// The same, with its lines in the log counted together with those of others.
+    /// Returns the publisher with its lines in the log counted together with those of others.
     pub(super) fn logging(self, lines: &Arc<Lines>) -> Self {
         Self { lines: lines.clone(), ..self }
     }
@@ -154,8 +156,9 @@ impl Publisher {
         self.cut.cancel();
     }
 
-    /// Has what waits for it count in the memory budget: its entries, as others hold the text, too. When whoever holds most is to be
-    /// found, the text counts in full; but one that has just come has had no time to read what it was told.
+    /// Has what waits for it count in the memory budget: its entries, as others hold the text, too. When
+    /// whoever holds most is to be found, the text counts in full; but one that has just come has had no time
+    /// to read what it was told.
     pub(super) fn count_backlog(&self, memory: &MemoryBudget) {
         let queued = self.outbox.queued();
         let bytes = queued.messages as usize * ENTRY;
@@ -213,8 +216,8 @@ impl Publisher {
         !self.is_stalled() && unread(&self.outbox, &self.told) > UPSTREAM_MAX / 2
     }
 
-    /// Notes that it held others up for so long by not reading: it is not waited for any more, until it has read everything, and some time
-    /// has passed.
+    /// Notes that it held others up for so long by not reading: it is not waited for any more, until it has
+    /// read everything, and some time has passed.
     pub(super) fn holds_up(&self, time: Duration) {
         if let Some(unlogged) = self.lines.deaf.pass("publishers that do not read their subscriptions") {
             tracing::info!(peer = %self.peer, unlogged, "a publisher does not read the subscriptions that the proxy sends: others no longer wait for it");
@@ -242,8 +245,8 @@ fn held_up(outbox: &Outbox, told: &AtomicUsize, since: Instant) -> usize {
     }
 }
 
-/// Bytes of changes that a publisher has yet to read, about. It may have yet to read, before them, what it was told when it came: that is
-/// nobody's doing who subscribes now.
+/// Bytes of changes that a publisher has yet to read, about. It may have yet to read, before them, what it
+/// was told when it came: that is nobody's doing who subscribes now.
 fn unread(outbox: &Outbox, told: &AtomicUsize) -> usize {
     let first = (told.load(Ordering::Relaxed) as u64).saturating_sub(outbox.written().bytes);
     outbox.queued().bytes.saturating_sub(first) as usize

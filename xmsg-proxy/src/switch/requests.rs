@@ -24,7 +24,8 @@ const IDENTITY_MAX: usize = 255;
 const TOPIC_MAX: usize = 4096;
 /// Requests that wait. One that comes in a flood and finds no room is asked again.
 const WAITING: usize = 4096;
-/// Confirmations of subscriptions that one connection may ask for in a second: each is sent to everybody who is subscribed.
+/// Confirmations of subscriptions that one connection may ask for in a second: each is sent to everybody who
+/// is subscribed.
 const CONFIRMATIONS_PER_SECOND: f64 = 5_000.0;
 /// Other requests in a second: whoever has each message confirmed asks often.
 const OTHERS_PER_SECOND: f64 = 50_000.0;
@@ -95,7 +96,8 @@ impl Requester {
         &self.0.source
     }
 
-    /// So many subscribers were told what it had asked for. Returns how long it has to wait for the next time.
+    /// So many subscribers were told what it had asked for. Returns how long it has to wait for the next
+    /// time.
     pub(crate) fn charge(&self, recipients: usize, now: Instant) -> Duration {
         self.0.recipients.lock().unwrap_or_else(PoisonError::into_inner).take(recipients as f64, now)
     }
@@ -122,7 +124,8 @@ impl Requester {
         })
     }
 
-    /// Whether it may subscribe to this prefix. That it may not is counted, and written into the log now and then.
+    /// Whether it may subscribe to this prefix. That it may not is counted, and written into the log now and
+    /// then.
     #[must_use]
     pub fn may_subscribe(&self, prefix: &[u8]) -> bool {
         self.0.grant.may_subscribe(&self.0.peer, "have a subscription confirmed", prefix)
@@ -197,7 +200,8 @@ impl RequestSender {
 }
 
 impl RequestSender {
-    /// Counts an answer that can't be sent. `to` is whoever was to get it, `None`: it is not there, and nobody is told.
+    /// Counts an answer that can't be sent. `to` is whoever was to get it, `None`: it is not there, and
+    /// nobody is told.
     pub(super) fn lose_answer(&self, to: &dyn Display, why: Option<&str>) {
         let lost_in_all = self.counts.unsent.fetch_add(1, Ordering::Relaxed) + 1;
         let Some(why) = why else {
@@ -211,8 +215,8 @@ impl RequestSender {
     }
 }
 
-/// How fast one connection may ask: by a token bucket for each kind, which holds what a second brings. Whoever asks faster is read from
-/// more slowly.
+/// How fast one connection may ask: by a token bucket for each kind, which holds what a second brings.
+/// Whoever asks faster is read from more slowly.
 #[derive(Debug)]
 pub(super) struct Asking {
     sender: RequestSender,

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-/// A subscriber that takes so many bytes has not stalled: publishers are not to be held up by one that takes a few bytes now and then.
+/// A subscriber that takes so many bytes has not stalled: publishers are not to be held up by one that takes
+/// a few bytes now and then.
 const TAKEN: u64 = 64 << 10;
-/// When nobody has waited for so long, the next one who does begins to count anew. Whoever waits looks more often.
+/// When nobody has waited for so long, the next one who does begins to count anew. Whoever waits looks more
+/// often.
 const GAP: Duration = Duration::from_secs(3);
 
 /// What was seen when a publisher last waited.
@@ -21,8 +23,8 @@ struct Seen {
 }
 
 impl Stall {
-    /// How long it has lasted, at this time, for a subscriber that has taken so many bytes in all. To be asked again and again while a
-    /// publisher waits.
+    /// How long it has lasted, at this time, for a subscriber that has taken so many bytes in all. To be
+    /// asked again and again while a publisher waits.
     pub(super) fn lasts(&mut self, now: Instant, taken: u64) -> Duration {
         let goes_on = |seen: &Seen| now.duration_since(seen.last) < GAP && taken - seen.taken < TAKEN;
         let seen = self.0.filter(goes_on).unwrap_or(Seen { since: now, taken, last: now });

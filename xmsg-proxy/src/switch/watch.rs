@@ -1,4 +1,5 @@
-//! What flows by topic, for whoever looks: counted from samples, and only while somebody looks, so that it costs next to nothing.
+//! What flows by topic, for whoever looks: counted from samples, and only while somebody looks, so that it
+//! costs next to nothing.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,8 +20,9 @@ const KEPT_FOR: Duration = Duration::from_secs(10);
 const TOPICS_MAX: usize = 16 << 10;
 /// Bytes of a topic that are kept.
 const TOPIC_MAX: usize = 256;
-/// Samples in a second, of all publishers together: a few thousandths of a processor's time. Up to there, every message is counted.
-/// Measured with a web page open at 400,000 messages a second, 20,000 of them took 7 % of the proxy's time.
+/// Samples in a second, of all publishers together: a few thousandths of a processor's time. Up to there,
+/// every message is counted. Measured with a web page open at 400,000 messages a second, 20,000 of them took
+/// 7 % of the proxy's time.
 const SAMPLES_PER_S: f64 = 5_000.0;
 /// Samples that may be taken at once after a pause.
 const SAMPLES_MAX: f64 = SAMPLES_PER_S / 2.0;
@@ -58,8 +60,8 @@ impl Default for Found {
 }
 
 impl Found {
-    /// Takes one sample into account. Returns how many messages, on average, the next one is to stand for: the fewer may still be taken,
-    /// the more.
+    /// Takes one sample into account. Returns how many messages, on average, the next one is to stand for:
+    /// the fewer may still be taken, the more.
     fn gap(&mut self, now: Instant) -> u32 {
         let time = now.saturating_duration_since(self.refilled).as_secs_f64();
         self.left = (self.left + time * SAMPLES_PER_S).min(SAMPLES_MAX) - 1.0;
@@ -78,8 +80,8 @@ impl Found {
 pub struct Watched {
     /// For how long.
     pub time: Duration,
-    /// Messages and bytes by topic, estimated from samples; topics longer than 256 bytes count together with others that begin in the
-    /// same way. In no particular order.
+    /// Messages and bytes by topic, estimated from samples; topics longer than 256 bytes count together with
+    /// others that begin in the same way. In no particular order.
     pub topics: Vec<(Box<[u8]>, Amount)>,
     /// Of topics that found no room.
     pub others: Amount,

@@ -1,4 +1,5 @@
-//! Outgoing connections and channels in the daemons: over HTTP as it is, with real sockets and a real broker at the other end.
+//! Outgoing connections and channels in the daemons: over HTTP as it is, with real sockets and a real broker
+//! at the other end.
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 #![allow(clippy::float_cmp, reason = "counts are whole numbers, which are exact")]
@@ -368,7 +369,8 @@ async fn what_the_proxy_has_queued_for_an_outgoing_connection_gets_to_its_spool(
     daemon.logged(&["waits in the spools", &format!("messages={QUEUED}")]).await;
 }
 
-/// The proxy lets its own outgoing connections and channels in like others: by a key or a password, with the rights that go with it.
+/// The proxy lets its own outgoing connections and channels in like others: by a key or a password, with the
+/// rights that go with it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_with_security_wants_credentials_of_them_too() {
     let folder = tempfile::tempdir().unwrap();

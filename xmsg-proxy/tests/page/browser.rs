@@ -1,4 +1,5 @@
-//! A headless Chromium that is driven as a person would: what is there is found by its role and its name, as a screen reader tells them.
+//! A headless Chromium that is driven as a person would: what is there is found by its role and its name, as
+//! a screen reader tells them.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -23,8 +24,8 @@ pub(crate) struct Browser {
 #[derive(Clone, Debug)]
 pub(crate) struct Element(Value);
 
-/// What finds elements in the page: those of a role and with a name, if they can be seen. The driver is asked afterwards what the browser
-/// itself makes of them.
+/// What finds elements in the page: those of a role and with a name, if they can be seen. The driver is asked
+/// afterwards what the browser itself makes of them.
 const FIND: &str = r#"
 const [role, name] = arguments;
 const tags = {
@@ -38,7 +39,8 @@ const named = (node) => [node.getAttribute("aria-label"), ...[...(node.labels ??
 return [...root.querySelectorAll(tags[role])].filter((node) => node.checkVisibility() && named(node));
 "#;
 
-/// The driver starts Chromium in a process group of its own, so that killing the driver is not enough when a test fails.
+/// The driver starts Chromium in a process group of its own, so that killing the driver is not enough when a
+/// test fails.
 impl Drop for Browser {
     fn drop(&mut self) {
         let profile = self.profile.path().display().to_string();
@@ -129,7 +131,8 @@ impl Browser {
         found.as_array().cloned().unwrap_or_default().into_iter().map(Element).collect()
     }
 
-    /// The element with this role and name; waits for it. The browser has to tell both in the same way to those who do not see.
+    /// The element with this role and name; waits for it. The browser has to tell both in the same way to
+    /// those who do not see.
     pub(crate) async fn find(&self, role: &str, name: &str) -> Element {
         let found = within(&format!("the {role} {name:?} on {}", self.text().await), async {
             loop {
@@ -273,7 +276,8 @@ impl Browser {
         assert_eq!(is_wide, json!(false), "{name}: the page is wider than the window");
     }
 
-    /// Lines of the browser's console about mistakes: of scripts, and of what the policy of the page has refused.
+    /// Lines of the browser's console about mistakes: of scripts, and of what the policy of the page has
+    /// refused.
     pub(crate) async fn mistakes(&self) -> Vec<String> {
         let lines = self.ask("POST", "/se/log", json!({ "type": "browser" })).await;
         let lines = lines.as_array().cloned().unwrap_or_default();
@@ -315,7 +319,8 @@ async fn command(driver: &str, method: &str, path: &str, body: &Value) -> Value 
     answer["value"].clone()
 }
 
-/// Sends a request, and reads the status and the body. The driver closes no connection, whatever it is asked for.
+/// Sends a request, and reads the status and the body. The driver closes no connection, whatever it is asked
+/// for.
 async fn exchange(driver: &str, request: &str) -> (String, Vec<u8>) {
     let mut stream = TcpStream::connect(driver).await.expect("the driver listens");
     stream.write_all(request.as_bytes()).await.expect("it reads");

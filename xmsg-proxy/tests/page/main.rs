@@ -1,4 +1,5 @@
-//! The web page, in a real browser, of a real proxy with real traffic: what a person does, and what they see then.
+//! The web page, in a real browser, of a real proxy with real traffic: what a person does, and what they see
+//! then.
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 

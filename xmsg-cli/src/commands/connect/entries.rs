@@ -51,7 +51,8 @@ pub(super) async fn show(asked: &Asked, name: &str) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The entries that stand in a text of TOML, in the order in which they can be added: those first that others refer to.
+/// The entries that stand in a text of TOML, in the order in which they can be added: those first that others
+/// refer to.
 fn definitions(text: &str, name: &str) -> anyhow::Result<Vec<(Sort, Value)>> {
     let table: toml::Table = toml::from_str(text).map_err(|error| {
         let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());

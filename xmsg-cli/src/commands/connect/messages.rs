@@ -161,7 +161,8 @@ fn show(asked: &Asked, letters: &[Value]) -> anyhow::Result<Exit> {
     table::write(["SEQUENCE", "REASON", "X-DEATH"], letters.iter().map(row).collect(), "dead letter")
 }
 
-/// What a broker has done with it before, in words: its header `x-death`, if it came from a queue of dead letters.
+/// What a broker has done with it before, in words: its header `x-death`, if it came from a queue of dead
+/// letters.
 fn deaths(letter: &Value) -> String {
     let history = letter["headers"]["x-death"].as_str().and_then(|text| serde_json::from_str(text).ok());
     let Some(Value::Array(history)) = history else { return "-".to_owned() };

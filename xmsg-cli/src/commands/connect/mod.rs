@@ -80,9 +80,9 @@ Examples:
 
 /// Manage outgoing connections and channels: ways to ZeroMQ sockets and RabbitMQ, and back
 ///
-/// A proxy with `[connect]` in its settings has them, and so has `xmsg-connect`. They are asked over HTTP (--admin); what changes or
-/// sends something needs the token (--admin-token-file). A name belongs to one sort of entries: where several sorts have it,
-/// --sort chooses.
+/// A proxy with `[connect]` in its settings has them, and so has `xmsg-connect`. They are asked over HTTP
+/// (--admin); what changes or sends something needs the token (--admin-token-file). A name belongs to one
+/// sort of entries: where several sorts have it, --sort chooses.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -115,7 +115,8 @@ enum Action {
     /// Add the entries of a TOML file: all of them, or none
     #[command(after_help = ADD_EXAMPLES)]
     Add {
-        /// The file with `[[connection]]`, `[[outgoing]]`, `[[channel]]`, `[[durable]]` and `[federation]`; `-`: standard input
+        /// The file with `[[connection]]`, `[[outgoing]]`, `[[channel]]`, `[[durable]]` and `[federation]`;
+        /// `-`: standard input
         file: PathBuf,
     },
     /// Put the entry of a TOML file in the place of another
@@ -180,8 +181,9 @@ enum Action {
 
 /// Send a message by an outgoing connection
 ///
-/// The command ends once the message is on disk there; with --confirm, once the peer has it. Data is sent as it is given; with
-/// --mime and one of xMsg's own types of values, it is a value written as text, as with `xmsg pub`.
+/// The command ends once the message is on disk there; with --confirm, once the peer has it. Data is sent as
+/// it is given; with --mime and one of xMsg's own types of values, it is a value written as text, as with
+/// `xmsg pub`.
 #[derive(Debug, Args)]
 struct Send {
     name: String,

@@ -32,13 +32,15 @@ Examples:
 
 /// See xmsg at work: a proxy, publishers and subscribers in one process, through TCP
 ///
-/// On a terminal this shows a small experiment: its topics with their rates, the last minute and the latest values, who publishes and
-/// who subscribes, and one subscriber that is slow on purpose, with its queue and what is dropped for it. Other terminals can join in,
-/// and a link leads to a web page that shows the same proxy in a browser.
+/// On a terminal this shows a small experiment: its topics with their rates, the last minute and the latest
+/// values, who publishes and who subscribes, and one subscriber that is slow on purpose, with its queue and
+/// what is dropped for it. Other terminals can join in, and a link leads to a web page that shows the same
+/// proxy in a browser.
 ///
-/// With any option, or without a terminal, messages flow as fast as they can. Once a second a line says how many were published and
-/// delivered, and whether any was lost: each subscriber checks the sequence numbers of each publisher. At the end, publishers stop,
-/// everything under way arrives, and totals are printed; the exit code is 1 if anything was lost.
+/// With any option, or without a terminal, messages flow as fast as they can. Once a second a line says how
+/// many were published and delivered, and whether any was lost: each subscriber checks the sequence numbers
+/// of each publisher. At the end, publishers stop, everything under way arrives, and totals are printed; the
+/// exit code is 1 if anything was lost.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {

@@ -349,8 +349,8 @@ fn part(title: &str, look: Look) -> Block<'_> {
         .title(Span::styled(format!(" {title} "), look.aside()))
 }
 
-/// Breaks a command into lines of at most `width` characters that a shell puts together again: a line that goes on ends
-/// with a backslash. A break is after a space where there is one, else within a word.
+/// Breaks a command into lines of at most `width` characters that a shell puts together again: a line that
+/// goes on ends with a backslash. A break is after a space where there is one, else within a word.
 fn continued(command: &str, width: usize) -> Vec<String> {
     let room = width.max(2);
     let mut lines = Vec::new();

@@ -405,7 +405,8 @@ struct Check {
     /// The sequence numbers that come next.
     next: Vec<u64>,
     counters: Arc<Counters>,
-    /// Messages and bytes that are not in the counters yet: these are shared, and so not touched for each message.
+    /// Messages and bytes that are not in the counters yet: these are shared, and so not touched for each
+    /// message.
     delivered: u64,
     bytes: u64,
 }

@@ -28,9 +28,10 @@ Keys: q quits, p pauses, / filters, t shows connections, topics or both, arrows 
 
 /// Watch a proxy: connections and topics by rate, slow subscribers, and what was lost
 ///
-/// The proxy is asked once a second (over HTTP, if --admin gives its address), which costs it next to nothing. Without security, a proxy
-/// answers only clients on its own machine; with security, those with the right `inspect`. If the proxy can't be asked, because it is of
-/// another implementation, the command subscribes to everything, and shows only topics.
+/// The proxy is asked once a second (over HTTP, if --admin gives its address), which costs it next to
+/// nothing. Without security, a proxy answers only clients on its own machine; with security, those with the
+/// right `inspect`. If the proxy can't be asked, because it is of another implementation, the command
+/// subscribes to everything, and shows only topics.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {

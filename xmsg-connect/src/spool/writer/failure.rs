@@ -40,8 +40,8 @@ impl Writer {
         }
     }
 
-    /// Does `work` with the store. What failed is explained; the store is opened again or rebuilt, and after the
-    /// latter `work` is done once more.
+    /// Does `work` with the store. What failed is explained; the store is opened again or rebuilt, and after
+    /// the latter `work` is done once more.
     pub(super) fn with_store<T>(
         &mut self,
         mut work: impl FnMut(&mut Store) -> Result<T, StoreError>,

@@ -404,7 +404,8 @@ pub struct Place {
 }
 
 impl Place {
-    /// The place of a connection that we have made ourselves, which `end` ends. It counts nowhere, and nobody else gets it.
+    /// The place of a connection that we have made ourselves, which `end` ends. It counts nowhere, and nobody
+    /// else gets it.
     #[must_use]
     pub fn of_our_own(end: CancellationToken) -> Arc<Self> {
         Arc::new(Self { inner: Weak::new(), end, left: OnceLock::new(), given_away: OnceLock::new() })

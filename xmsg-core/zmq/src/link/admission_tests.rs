@@ -117,7 +117,7 @@ fn it_makes_room_in_the_memory_for_connections_too_and_in_no_other() {
     many.pop();
     assert_eq!(memory.used(), 4 * CONNECTION);
 
-    // The same happens for another service with the same memory budget.
+    // Another service with this memory budget refuses connections, too.
     let other = Admission::with_memory(limits, memory);
     assert!(from(&other, "10.0.0.1").is_none() && !many[2].gives_way.is_cancelled());
     let _newcomer = from(&other, "10.0.0.3").expect("there is room");

@@ -40,7 +40,8 @@ pub(super) struct ConnectionQuery {
     /// Rows that are passed over.
     #[serde(default)]
     offset: usize,
-    /// `trouble` (slow ones first), `id`, `peer`, `connected`, `messages`, `rate`, `queue`, `drops` or `subscriptions`.
+    /// `trouble` (slow ones first), `id`, `peer`, `connected`, `messages`, `rate`, `queue`, `drops` or
+    /// `subscriptions`.
     #[serde(default)]
     #[param(inline)]
     sort: Sort,
@@ -201,7 +202,8 @@ pub(super) struct Topics {
     topics: Vec<TopicRate>,
 }
 
-/// What flows now, by topic, from samples. The first question begins to count; rates are there from the second second on.
+/// What flows now, by topic, from samples. The first question begins to count; rates are there from the
+/// second second on.
 #[utoipa::path(
     get, path = "/api/v1/topics", params(TopicQuery),
     responses((status = 200, body = Topics), (status = 400, body = Problem))

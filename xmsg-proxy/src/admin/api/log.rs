@@ -14,8 +14,9 @@ use crate::admin::access::Caller;
 use crate::admin::routes::Asked;
 use crate::log::Follower;
 
-/// Lines of the log, as server-sent events `lines`, each a list of texts: first the last thousand, then what is added. It may have names and
-/// addresses in it, so that the operator alone may read it. Whoever reads slowly misses lines, which a line says.
+/// Lines of the log, as server-sent events `lines`, each a list of texts: first the last thousand, then what
+/// is added. It may have names and addresses in it, so that the operator alone may read it. Whoever reads
+/// slowly misses lines, which a line says.
 #[utoipa::path(
     get, path = "/api/v1/log",
     responses((status = 200, content_type = "text/event-stream", body = Vec<String>), (status = 403, body = Problem), (status = 404, body = Problem))

@@ -45,8 +45,9 @@ fn failed(error: &Error) -> Problem {
     Problem::new(status, kind, error.to_string())
 }
 
-/// Messages as they come, as server-sent events: `message` has what `xmsg sub --json` writes, with `time` in seconds since 1970, and with `shown_bytes` if
-/// only the beginning of its data is shown; `counts`, once a second, says how many came and how many of them were left out.
+/// Messages as they come, as server-sent events: `message` has what `xmsg sub --json` writes, with `time` in
+/// seconds since 1970, and with `shown_bytes` if only the beginning of its data is shown; `counts`, once a
+/// second, says how many came and how many of them were left out.
 #[utoipa::path(
     get, path = "/api/v1/tap", params(TapQuery),
     responses((status = 200, content_type = "text/event-stream", body = Counts), (status = 403, body = Problem), (status = 503, body = Problem))

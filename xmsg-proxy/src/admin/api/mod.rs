@@ -1,5 +1,5 @@
-//! `/api/v1`: what the page shows and does, for programs, too. Answers are JSON; what moves is told in server-sent events. The types are
-//! those of the document `/api/v1/openapi.json`, which is made from them.
+//! `/api/v1`: what the page shows and does, for programs, too. Answers are JSON; what moves is told in
+//! server-sent events. The types are those of the document `/api/v1/openapi.json`, which is made from them.
 //!
 //! | module | |
 //! |---|---|

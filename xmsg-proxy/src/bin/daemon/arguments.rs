@@ -52,7 +52,8 @@ pub(crate) trait Program: CommandFactory + FromArgMatches + Clone + Send + 'stat
 /// The options that both daemons have.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Common {
-    /// Read settings from this TOML file. The environment goes over it, and options over both; SIGHUP reads it again
+    /// Read settings from this TOML file. The environment goes over it, and options over both; SIGHUP reads
+    /// it again
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 
@@ -68,7 +69,8 @@ pub(crate) struct Common {
     #[arg(long, value_name = "DURATION")]
     linger: Option<Seconds>,
 
-    /// Serve HTTP: health, metrics, connections. Beyond the loopback it needs a token; port 0: any free one; `off`: don't
+    /// Serve HTTP: health, metrics, connections. Beyond the loopback it needs a token; port 0: any free one;
+    /// `off`: don't
     #[arg(long, value_name = "[ADDRESS:]PORT", num_args = 0..=1, default_missing_value = "on")]
     admin: Option<Switchable<HostPort>>,
 

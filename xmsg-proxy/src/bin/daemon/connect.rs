@@ -1,4 +1,5 @@
-//! Outgoing connections and channels at work in a daemon: on a thread of their own, so that brokers, disks and TLS take no time from messages.
+//! Outgoing connections and channels at work in a daemon: on a thread of their own, so that brokers, disks
+//! and TLS take no time from messages.
 
 use std::path::PathBuf;
 
@@ -101,7 +102,8 @@ impl Connecting {
     }
 }
 
-/// A runtime that ends when this is dropped, and is not waited for: on a thread of another runtime that can't be done.
+/// A runtime that ends when this is dropped, and is not waited for: on a thread of another runtime that can't
+/// be done.
 struct OwnRuntime(Option<Runtime>, Handle);
 
 impl OwnRuntime {

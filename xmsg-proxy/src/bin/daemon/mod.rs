@@ -1,4 +1,5 @@
-//! What the daemons share: from the command line to settings, when to stop and when to read them again, and what they say.
+//! What the daemons share: from the command line to settings, when to stop and when to read them again, and
+//! what they say.
 
 pub(crate) mod arguments;
 #[cfg(feature = "connect")]
@@ -124,7 +125,8 @@ fn prepare<P: Program>(program: P) -> Result<Prepared<P>, SettingsError> {
     Ok(Prepared::ToWork(Box::new(daemon)))
 }
 
-/// Writes what was asked for to standard output. Whoever redirects it to a file is to know whether it is there.
+/// Writes what was asked for to standard output. Whoever redirects it to a file is to know whether it is
+/// there.
 fn print<P: Program>(text: &str) -> ExitCode {
     let mut stdout = io::stdout();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -199,8 +201,9 @@ impl<P: Program> Daemon<P> {
                 .with_context(|| format!("cannot bind {listen} for HTTP (--admin)"))?,
         };
         let Reloadable { admin_token, admin_viewer_token, .. } = self.reloadable.clone();
-        // The link that is shown has the token in it, so that it is for a terminal only: what else standard output is kept in, such as the journal,
-        // is read by others. There, whoever wants to change something names a file.
+        // The link that is shown has the token in it, so that it is for a terminal only: what else standard
+        // output is kept in, such as the journal, is read by others. There, whoever wants to change something
+        // names a file.
         let has_page = sources.proxy.is_some()
             && socket.local_addr().is_ok_and(|at| at.ip().to_canonical().is_loopback());
         if has_page && admin_token.is_none() && admin_viewer_token.is_none() && io::stdout().is_terminal() {
@@ -224,7 +227,8 @@ impl<P: Program> Daemon<P> {
         Ok(())
     }
 
-    /// The tokens of the HTTP server: those of the settings, or, if there are none, the one that was made at the start.
+    /// The tokens of the HTTP server: those of the settings, or, if there are none, the one that was made at
+    /// the start.
     fn tokens(&self, operator: Option<Token>, viewer: Option<Token>) -> Tokens {
         let open_to_look = operator.is_none() && viewer.is_none();
         let made = self.made.clone().filter(|_| open_to_look);
@@ -265,8 +269,8 @@ impl<P: Program> Daemon<P> {
         self.settings.admin().enabled || self.sockets.has("admin")
     }
 
-    /// How many connections there is room for, of those that are `wanted`: each takes a descriptor. Fails when there are too few of
-    /// them to be of use, and says so in the log when they are few.
+    /// How many connections there is room for, of those that are `wanted`: each takes a descriptor. Fails
+    /// when there are too few of them to be of use, and says so in the log when they are few.
     pub(crate) fn room_for_connections(&self, wanted: usize) -> anyhow::Result<usize> {
         let http = if self.has_http() { HTTP_DESCRIPTORS } else { 0 };
         let (limit, own) = (raise_descriptor_limit(), OWN_DESCRIPTORS + http);
@@ -289,7 +293,8 @@ impl<P: Program> Daemon<P> {
     }
 }
 
-/// Raises the limit of open descriptors as far as this user may, and returns it. What is usual, 1024, is soon used up.
+/// Raises the limit of open descriptors as far as this user may, and returns it. What is usual, 1024, is soon
+/// used up.
 fn raise_descriptor_limit() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };

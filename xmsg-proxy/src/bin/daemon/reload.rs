@@ -5,8 +5,8 @@ use xmsg_proxy::settings::{self, Change, Reloadable, SettingsError};
 use super::{Daemon, Program, load, systemd};
 
 impl<P: Program> Daemon<P> {
-    /// Reads the settings again. If they are no good, everything stays as it is. Dropping the future gives it up as long as files
-    /// are being read.
+    /// Reads the settings again. If they are no good, everything stays as it is. Dropping the future gives it
+    /// up as long as files are being read.
     pub(crate) async fn reload(&mut self) {
         systemd::reloading();
         if self.program.common().config.is_none() {
@@ -35,8 +35,8 @@ impl<P: Program> Daemon<P> {
         systemd::reloaded();
     }
 
-    /// Changes what differs. A part that can be reloaded has its lines here, its field in [`Reloadable`], and its keys in
-    /// `Settings::RELOADABLE`.
+    /// Changes what differs. A part that can be reloaded has its lines here, its field in [`Reloadable`], and
+    /// its keys in `Settings::RELOADABLE`.
     fn take_over(&mut self, new: Reloadable) {
         let Reloadable { log_filter, linger, admin_token, admin_viewer_token, mechanism, rules, upstreams } =
             new;

@@ -6,7 +6,8 @@ use anyhow::Context;
 use futures::FutureExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Signals that come so soon after the first one belong to it: whoever sends one to a process and to its group sends two.
+/// Signals that come so soon after the first one belong to it: whoever sends one to a process and to its
+/// group sends two.
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
 
 /// SIGINT, SIGTERM and SIGHUP, noticed from here on.
@@ -24,7 +25,8 @@ pub(crate) enum Asked {
 }
 
 impl Signals {
-    /// To be called before anything that takes time: a signal during the start must not kill the process half-way.
+    /// To be called before anything that takes time: a signal during the start must not kill the process
+    /// half-way.
     pub(crate) fn listen() -> anyhow::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?,
@@ -51,7 +53,8 @@ impl Signals {
         }
     }
 
-    /// Waits for another signal to stop, which means: at once. While the process stops, there is nothing to reload.
+    /// Waits for another signal to stop, which means: at once. While the process stops, there is nothing to
+    /// reload.
     pub(crate) async fn second(&mut self) {
         tokio::time::sleep(SAME_SIGNAL).await;
         let _ = self.interrupt.recv().now_or_never();

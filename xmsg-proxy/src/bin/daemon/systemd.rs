@@ -1,5 +1,5 @@
-//! The service manager: it is told what happens, and may hand over sockets that listen already. Without one, nothing of this
-//! does anything.
+//! The service manager: it is told what happens, and may hand over sockets that listen already. Without one,
+//! nothing of this does anything.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -92,7 +92,8 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-/// Tells the service manager that the runtime that moves messages gets its turn, for as long as this is not dropped.
+/// Tells the service manager that the runtime that moves messages gets its turn, for as long as this is not
+/// dropped.
 #[derive(Debug)]
 pub(crate) struct Watchdog(Option<JoinHandle<()>>);
 

@@ -1,7 +1,7 @@
 //! What an inlet remembers of the table: who gets which topic.
 //!
-//! Whatever publishers send, all of this together keeps to a bound: while there is room each inlet remembers what it needs, and when there is
-//! none, no more than its share.
+//! Whatever publishers send, all of this together keeps to a bound: while there is room each inlet remembers
+//! what it needs, and when there is none, no more than its share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -126,7 +126,8 @@ pub(super) struct TargetSet {
 pub(super) struct Cache {
     epoch: Option<u64>,
     pub(super) policies: Arc<Policies>,
-    /// No subscription is longer, and no prefix with a policy of its own: of a topic, no more than this matters.
+    /// No subscription is longer, and no prefix with a policy of its own: of a topic, no more than this
+    /// matters.
     longest_prefix: usize,
     /// Topic → number of a target set.
     topics: HashMap<Box<[u8]>, usize>,
@@ -215,7 +216,8 @@ impl Cache {
         self.held.set(self.bytes, self.load * size_of::<Run>());
     }
 
-    /// The messages are queued: keeps what may be kept. It is the only place where sets and slots, to which numbers refer, go.
+    /// The messages are queued: keeps what may be kept. It is the only place where sets and slots, to which
+    /// numbers refer, go.
     pub(super) fn settle(&mut self) {
         if self.bytes > MIN && self.bytes > self.held.caches.allowed() {
             self.clear();
@@ -236,8 +238,8 @@ impl Cache {
         &topic[..topic.len().min(self.longest_prefix)]
     }
 
-    /// The number of the set of subscribers of the first message's topic. If it is not known, it is looked up together with others that
-    /// come next, which costs little more.
+    /// The number of the set of subscribers of the first message's topic. If it is not known, it is looked up
+    /// together with others that come next, which costs little more.
     pub(super) fn set(&mut self, wire: &[u8], spans: &[Span], table: &Table) -> usize {
         let topic = self.topic(wire, &spans[0]);
         if let Some(set) = self.topics.get(topic) {

@@ -1,7 +1,8 @@
 //! Who subscribed to what: one table of prefixes, changed by one task, read by every inlet.
 //!
-//! Connections send [`Change`]s over a bounded channel. The [task](task) applies many at once, then raises the *epoch*: inlets
-//! notice and forget what they had looked up. After that it tells the publishers what is newly wanted, or no longer.
+//! Connections send [`Change`]s over a bounded channel. The [task](task) applies many at once, then raises
+//! the *epoch*: inlets notice and forget what they had looked up. After that it tells the publishers what is
+//! newly wanted, or no longer.
 
 mod news;
 mod own;
@@ -37,15 +38,16 @@ const CHANGES: usize = 1024;
 const PAIRS: usize = 64 << 10;
 /// Bytes of changes that a subscriber may make before it waits until they are made.
 const UNPACED: usize = 8 << 10;
-/// Bytes of changes that it may make at once, and in each second, without waiting for publishers to read of them: whoever makes few is not held
-/// up by what others make.
+/// Bytes of changes that it may make at once, and in each second, without waiting for publishers to read of
+/// them: whoever makes few is not held up by what others make.
 const UNREAD: f64 = 65_536.0;
 /// What a change counts for beside its prefix, bytes.
 const CHANGE: usize = 16;
-/// How much it may cost in a second to have a subscriber's prefixes change their side: about 64 bytes of text each. Whoever makes more
-/// work is read from more slowly.
+/// How much it may cost in a second to have a subscriber's prefixes change their side: about 64 bytes of text
+/// each. Whoever makes more work is read from more slowly.
 const TOLL_PER_SECOND: f64 = 500_000.0;
-/// Publishers that are told in a second what one subscriber changes, where they are many. Whoever has more told is read from more slowly.
+/// Publishers that are told in a second what one subscriber changes, where they are many. Whoever has more
+/// told is read from more slowly.
 const NEWS_PER_SECOND: f64 = 20_000.0;
 /// Places of the table that are looked at under one lock when all of it is listed.
 const LISTED: usize = 1024;
@@ -70,7 +72,8 @@ pub(super) enum Change {
     Synchronize(oneshot::Sender<Vec<Arc<Publisher>>>),
 }
 
-/// A subscriber that waits until nothing of it is left to do and, if it makes changes like a flood, publishers have read what they were told.
+/// A subscriber that waits until nothing of it is left to do and, if it makes changes like a flood,
+/// publishers have read what they were told.
 #[derive(Debug)]
 pub(super) struct Pacing {
     subscriber: Arc<Subscriber>,
@@ -104,7 +107,8 @@ impl Routes {
         self.prefixes.find_each(topics, |topic, subscribers| {
             found.extend(subscribers.iter().map(|subscriber| (topic, *subscriber)));
         });
-        // Unless they come from one prefix for each topic. A subscriber can be found twice while its subscriptions change.
+        // Unless they come from one prefix for each topic. A subscriber can be found twice while its
+        // subscriptions change.
         if !found.is_sorted_by(|one, next| one < next) {
             found.sort_unstable();
             found.dedup();
@@ -154,7 +158,8 @@ impl Table {
         (table, task)
     }
 
-    /// Changes whenever subscriptions or policies do. What was read from the table under one epoch holds until it changes.
+    /// Changes whenever subscriptions or policies do. What was read from the table under one epoch holds
+    /// until it changes.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
@@ -186,8 +191,8 @@ impl Table {
         self.routes().prefixes.len()
     }
 
-    /// Calls `found` with every prefix and its number of subscribers. The lock is let go of between parts, so that inlets and
-    /// changes get their turn.
+    /// Calls `found` with every prefix and its number of subscribers. The lock is let go of between parts, so
+    /// that inlets and changes get their turn.
     pub(super) fn prefixes(&self, mut found: impl FnMut(Vec<u8>, usize)) {
         let mut part = Vec::new();
         for start in (0..).step_by(LISTED) {
@@ -260,8 +265,8 @@ impl<'a> Subscriptions<'a> {
         }
     }
 
-    /// Slows a subscriber down that makes changes faster than publishers read of them, than they can be told, or than they can be made. Another one, which makes
-    /// few, does not wait.
+    /// Slows a subscriber down that makes changes faster than publishers read of them, than they can be told,
+    /// or than they can be made. Another one, which makes few, does not wait.
     async fn pace(&mut self, bytes: usize) {
         let publishers = self.subscriber.told.swap(0, Ordering::Relaxed);
         if publishers > 0 {

@@ -1,7 +1,8 @@
 //! What publishers have yet to be told of subscriptions.
 //!
-//! Each of them takes a write for whatever it is told. So, where there are many, news is gathered for a while and told in *rounds*: one after
-//! another, with a rest between them that is many times what a round takes, and of what was taken back meanwhile nobody hears.
+//! Each of them takes a write for whatever it is told. So, where there are many, news is gathered for a while
+//! and told in *rounds*: one after another, with a rest between them that is many times what a round takes,
+//! and of what was taken back meanwhile nobody hears.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -70,7 +71,8 @@ impl News {
         }
     }
 
-    /// Somebody is being told how the table is now: nothing that is in it, or not in it any more, may be taken back without a word.
+    /// Somebody is being told how the table is now: nothing that is in it, or not in it any more, may be
+    /// taken back without a word.
     pub(super) fn seal(&mut self) {
         self.settled.extend(std::mem::take(&mut self.open).into_values());
     }

@@ -1,12 +1,13 @@
 //! What one subscriber subscribed to.
 //!
-//! A topic costs what its subscribers cost, however many prefixes each of them names. So of prefixes that lie in one another, such as
-//! `a`, `aa` and `aaa`, only the shortest stands in the table with the subscriber's number (it is *active*): it finds the subscriber for
-//! all topics of the others, too, which are *covered* and merely held. Of the active prefixes of a subscriber, no two start the same topic.
+//! A topic costs what its subscribers cost, however many prefixes each of them names. So of prefixes that lie
+//! in one another, such as `a`, `aa` and `aaa`, only the shortest stands in the table with the subscriber's
+//! number (it is *active*): it finds the subscriber for all topics of the others, too, which are *covered*
+//! and merely held. Of the active prefixes of a subscriber, no two start the same topic.
 //!
-//! A subscription can cover many others, and taking it back can make as many active. Such work is done in steps, so that others
-//! get their turn. In between, more prefixes than necessary are active, never fewer: whoever looks a topic up may find a subscriber twice
-//! for a while, and never misses it.
+//! A subscription can cover many others, and taking it back can make as many active. Such work is done in
+//! steps, so that others get their turn. In between, more prefixes than necessary are active, never fewer:
+//! whoever looks a topic up may find a subscriber twice for a while, and never misses it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,8 +25,8 @@ pub(super) struct Own {
     covered: Sorted,
     /// Active ones that were taken back, and stay until what they cover is active.
     going: BTreeSet<PrefixId>,
-    /// Active prefixes with something left to do, each with the place to go on from, if it is begun. One that is going goes once what it
-    /// covers is active; any other one covers the active prefixes that it starts.
+    /// Active prefixes with something left to do, each with the place to go on from, if it is begun. One that
+    /// is going goes once what it covers is active; any other one covers the active prefixes that it starts.
     work: BTreeMap<Box<[u8]>, Option<Box<[u8]>>>,
     /// Somebody is going to do that work.
     pub(super) is_queued: bool,
@@ -120,9 +121,9 @@ impl Own {
         true
     }
 
-    /// Does a part of what is left to do: as much as `left` allows, which is charged the [cost] of every prefix that changes its side. Adds those
-    /// that nobody wants any more to `gone`. Returns whether topics may find another set of subscribers than before: a prefix that was
-    /// going has gone.
+    /// Does a part of what is left to do: as much as `left` allows, which is charged the [cost] of every
+    /// prefix that changes its side. Adds those that nobody wants any more to `gone`. Returns whether topics
+    /// may find another set of subscribers than before: a prefix that was going has gone.
     pub(super) fn step(&mut self, seat: &mut Seat<'_>, left: &mut usize, gone: &mut Vec<Gone>) -> bool {
         let going = self.going.len();
         while *left > 0
@@ -157,7 +158,8 @@ impl Own {
         }
     }
 
-    /// Takes back at most so many subscriptions of a subscriber that has left. Returns whether there are more.
+    /// Takes back at most so many subscriptions of a subscriber that has left. Returns whether there are
+    /// more.
     pub(super) fn forget(&mut self, seat: &mut Seat<'_>, most: usize, gone: &mut Vec<Gone>) -> bool {
         for _ in 0..most {
             if let Some(id) = self.active.pop() {
@@ -171,7 +173,8 @@ impl Own {
         true
     }
 
-    /// The first subscription behind this one, in the order of their text; `None` as prefix: the first of all.
+    /// The first subscription behind this one, in the order of their text; `None` as prefix: the first of
+    /// all.
     pub(super) fn next(&self, table: &PrefixTable<u32>, behind: Option<&[u8]>) -> Option<PrefixId> {
         let next = |sorted: &Sorted| match behind {
             None => sorted.from(table, b""),
@@ -187,7 +190,8 @@ impl Own {
 
     /// The active prefix that starts this one, if there is one and it stays.
     fn cover_of(&self, table: &PrefixTable<u32>, prefix: &[u8]) -> Option<PrefixId> {
-        // No two active ones start the same topic: whatever lies between it and this prefix would be started by it, too.
+        // No two active ones start the same topic: whatever lies between it and this prefix would be started
+        // by it, too.
         let before = self.active.before(table, prefix)?;
         (prefix.starts_with(table.prefix(before)) && !self.going.contains(&before)).then_some(before)
     }
@@ -232,7 +236,8 @@ impl Own {
         true
     }
 
-    /// Makes what this prefix covers active, and then takes it away, as it is going. Returns where to go on, if it is not done.
+    /// Makes what this prefix covers active, and then takes it away, as it is going. Returns where to go on,
+    /// if it is not done.
     fn uncover_some(
         &mut self,
         seat: &mut Seat<'_>,
@@ -397,7 +402,8 @@ mod tests {
         assert!((50..=102).contains(&steps), "{steps} steps of two at most");
     }
 
-    /// Somebody else may hold the prefix, too, so that it stays in the table: topics find another set of subscribers all the same.
+    /// Somebody else may hold the prefix, too, so that it stays in the table: topics find another set of
+    /// subscribers all the same.
     #[test]
     fn it_is_told_when_a_prefix_has_gone_for_one_of_two() {
         let (mut table, mut owns, mut gone) =
@@ -418,8 +424,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is subscribed to, taken back and done in steps: everybody is found who wants a topic, and, when all is done,
-        /// nobody else and nobody twice. First and last are told once each.
+        /// Whatever is subscribed to, taken back and done in steps: everybody is found who wants a topic,
+        /// and, when all is done, nobody else and nobody twice. First and last are told once each.
         #[test]
         fn nobody_is_missed(
             changes in prop::collection::vec((0_u32..3, any::<bool>(), "[ab]{0,4}", 0_usize..3), 0..80),

@@ -1,4 +1,5 @@
-//! What a publisher may be told of subscriptions: what concerns the topics that it may publish, and nothing else of what others want.
+//! What a publisher may be told of subscriptions: what concerns the topics that it may publish, and nothing
+//! else of what others want.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,7 +30,8 @@ impl Scope {
         &self.0
     }
 
-    /// Whether all topics that start with this prefix may be published, and some others as well: it is told as it is.
+    /// Whether all topics that start with this prefix may be published, and some others as well: it is told
+    /// as it is.
     pub(super) fn contains(&self, prefix: &[u8]) -> bool {
         // If there is one that it starts with, none lies between them.
         let end = self.0.partition_point(|own| **own < *prefix);

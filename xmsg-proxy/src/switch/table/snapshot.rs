@@ -1,7 +1,7 @@
 //! All that is wanted, encoded for publishers that join, as far as it [concerns](Scope) them.
 //!
-//! It is encoded in parts, each for a range of places of the table, and a part is made anew only when something in its range has
-//! changed: publishers that join and do not read share the memory of the parts.
+//! It is encoded in parts, each for a range of places of the table, and a part is made anew only when
+//! something in its range has changed: publishers that join and do not read share the memory of the parts.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,8 +25,8 @@ pub(super) struct Snapshot {
     version: Version,
     /// `None`: they are told everything.
     scope: Option<Scope>,
-    /// For links to upstreams, the longest prefix that these take, bytes. They hear nothing of control requests: those are for the proxy that
-    /// they were sent to.
+    /// For links to upstreams, the longest prefix that these take, bytes. They hear nothing of control
+    /// requests: those are for the proxy that they were sent to.
     link: Option<usize>,
     /// Which prefixes of the scope they are told, because they start with something that is wanted.
     wanted: Vec<bool>,
@@ -65,8 +65,8 @@ impl Snapshot {
         self.scope.as_ref()
     }
 
-    /// Subscriptions to the prefixes of the scope itself, as far as something is wanted that they start with; with `all`, whether it is or not.
-    /// They come before all parts.
+    /// Subscriptions to the prefixes of the scope itself, as far as something is wanted that they start with;
+    /// with `all`, whether it is or not. They come before all parts.
     pub(super) fn first(&self, all: bool) -> Bytes {
         let mut bytes = BytesMut::new();
         match &self.scope {
@@ -111,7 +111,8 @@ impl Snapshot {
         bytes.freeze()
     }
 
-    /// What publishers are told of a part that were told that of another scope before, because their rights have changed.
+    /// What publishers are told of a part that were told that of another scope before, because their rights
+    /// have changed.
     pub(super) fn part_instead(
         &self,
         table: &PrefixTable<u32>,
@@ -131,7 +132,8 @@ impl Snapshot {
         bytes.freeze()
     }
 
-    /// … and after all parts: that the prefixes of the scope before are not told any more, unless they are for another reason.
+    /// … and after all parts: that the prefixes of the scope before are not told any more, unless they are
+    /// for another reason.
     pub(super) fn last_instead(&self, table: &PrefixTable<u32>, before: Option<&Scope>, all: bool) -> Bytes {
         let mut bytes = BytesMut::new();
         let everything = [Bytes::new()];
@@ -182,7 +184,8 @@ impl Snapshot {
         self.parts.get(part).is_some_and(Option::is_some)
     }
 
-    /// One part: the subscriptions to all prefixes in its range but that to control requests, which comes last of all.
+    /// One part: the subscriptions to all prefixes in its range but that to control requests, which comes
+    /// last of all.
     pub(super) fn part(&mut self, table: &PrefixTable<u32>, part: usize) -> Bytes {
         if self.parts.len() <= part {
             self.parts.resize(part + 1, None);

@@ -5,7 +5,8 @@ use crate::prefixes::{PrefixId, PrefixTable};
 /// Ids of a chunk, at most.
 const CHUNK: usize = 512;
 
-/// A sorted set of ids. Looking one up compares about twenty texts among a million; inserting and removing move one chunk.
+/// A sorted set of ids. Looking one up compares about twenty texts among a million; inserting and removing
+/// move one chunk.
 #[derive(Debug, Default)]
 pub(super) struct Sorted {
     /// None of them is empty.
@@ -98,7 +99,8 @@ impl Sorted {
         self.chunks.get(chunk)?.get(at).copied()
     }
 
-    /// The first place with an id for which this holds; it holds for all behind it, too. Or else the place behind the last chunk.
+    /// The first place with an id for which this holds; it holds for all behind it, too. Or else the place
+    /// behind the last chunk.
     fn first_that(&self, holds: impl Fn(PrefixId) -> bool) -> Place {
         let chunk = self.chunks.partition_point(|ids| ids.last().is_some_and(|last| !holds(*last)));
         let at = self.chunks.get(chunk).map_or(0, |ids| ids.partition_point(|id| !holds(*id)));
@@ -123,7 +125,8 @@ mod tests {
     fn many_stay_in_their_order() {
         let mut table = PrefixTable::new();
         for shuffled in [false, true] {
-            // Multiplied by a number that has no factor in common with theirs, they come in another order, each once.
+            // Multiplied by a number that has no factor in common with theirs, they come in another order,
+            // each once.
             let factor = if shuffled { 1_237 } else { 1 };
             let texts: Vec<String> =
                 (0..5_000).map(|number| format!("{:05}", number * factor % 5_000)).collect();

@@ -1,7 +1,8 @@
 //! The task that owns the table.
 //!
-//! What takes long is a job: it is done in slices, one for each job in turn, and changes go between. So nobody who joins, subscribes
-//! or asks for a confirmation waits for others that leave with a million subscriptions.
+//! What takes long is a job: it is done in slices, one for each job in turn, and changes go between. So
+//! nobody who joins, subscribes or asks for a confirmation waits for others that leave with a million
+//! subscriptions.
 
 mod joining;
 mod telling;
@@ -36,7 +37,8 @@ const BATCH: usize = 256;
 const SLICE: usize = 512;
 /// How much of what a change makes necessary is done at once. The rest is a job.
 const AT_ONCE: usize = 64;
-/// The part of the memory budget that has to be free for what those who left held to wait for publishers that read.
+/// The part of the memory budget that has to be free for what those who left held to wait for publishers that
+/// read.
 const MEMORY_KEPT: usize = 8;
 /// How soon to look again whether publishers have read that …
 const PACE: Duration = Duration::from_millis(1);
@@ -93,7 +95,8 @@ struct Jobs {
     joining: VecDeque<Joining>,
     /// Subscribers of which it is yet to be checked what they may subscribe to.
     enforcing: VecDeque<Enforcing>,
-    /// Answers that wait until the last of them is checked, and publishers have been told what they may publish now.
+    /// Answers that wait until the last of them is checked, and publishers have been told what they may
+    /// publish now.
     waiting: Vec<Synchronizing>,
     /// Subscribers that wait until they may make more changes.
     pacing: Vec<Pacing>,
@@ -110,7 +113,8 @@ impl Jobs {
     }
 }
 
-/// Publishers of which it has to be watched whether they read what they were told. Most of the time there is none among thousands.
+/// Publishers of which it has to be watched whether they read what they were told. Most of the time there is
+/// none among thousands.
 #[derive(Debug, Default)]
 struct Backlog {
     publishers: BTreeMap<u32, Arc<Publisher>>,
@@ -327,7 +331,8 @@ impl TableTask {
         }
     }
 
-    /// Does a slice of each kind of job. Returns how long to wait for changes before the next one, if not at all.
+    /// Does a slice of each kind of job. Returns how long to wait for changes before the next one, if not at
+    /// all.
     fn work(&mut self) -> Option<Duration> {
         self.sort_some();
         self.enforce_some();
@@ -340,8 +345,8 @@ impl TableTask {
         (!self.jobs.has_urgent() && !self.news.is_being_told()).then_some(pause)
     }
 
-    /// Lets those go who waited until they may make more changes, and does a slice of what those who left want to be forgotten. `false`:
-    /// there is no more to do before this `pause` is over.
+    /// Lets those go who waited until they may make more changes, and does a slice of what those who left
+    /// want to be forgotten. `false`: there is no more to do before this `pause` is over.
     fn take_leave(&mut self, pause: &mut Duration) -> bool {
         let are_behind = self.backlog.is_there();
         let (own, news) = (&self.own, &self.news);
@@ -355,7 +360,8 @@ impl TableTask {
             // Whoever waited may have gone.
             let _ = pacing.answer.send(());
         }
-        // Without room, what those who left held is given back sooner, as long as no publisher that reads would be cut off for it.
+        // Without room, what those who left held is given back sooner, as long as no publisher that reads
+        // would be cut off for it.
         let has_room = self.memory.has_room(self.memory.limit() / MEMORY_KEPT);
         let may_wait = self.jobs.leaving.is_empty() || has_room;
         let mut behind = self.backlog.publishers.values();
@@ -411,8 +417,8 @@ impl TableTask {
         self.tell(cancelled(gone).collect());
     }
 
-    /// Has the rights of all subscribers checked anew, and inlets ask for those of their publishers. Publishers that may publish something else
-    /// than before are told what concerns them now.
+    /// Has the rights of all subscribers checked anew, and inlets ask for those of their publishers.
+    /// Publishers that may publish something else than before are told what concerns them now.
     fn enforce(&mut self) {
         self.enforce_on_forwarders();
         // What it is about is not what they may publish then.
@@ -546,8 +552,8 @@ impl TableTask {
         }
     }
 
-    /// Moves what has to change its side: a little at once, which is taken from `left`, and more in slices. Returns whether topics find
-    /// others than before.
+    /// Moves what has to change its side: a little at once, which is taken from `left`, and more in slices.
+    /// Returns whether topics find others than before.
     fn sort(
         &mut self,
         routes: &mut Routes,
@@ -567,7 +573,8 @@ impl TableTask {
         differs
     }
 
-    /// Moves prefixes of this subscriber, as many as `left` allows; if there are more, it goes to the end of the queue.
+    /// Moves prefixes of this subscriber, as many as `left` allows; if there are more, it goes to the end of
+    /// the queue.
     fn step(
         &mut self,
         routes: &mut Routes,
@@ -590,7 +597,8 @@ impl TableTask {
     }
 }
 
-/// Has a subscriber's subscriptions count in the memory budget. If there is none left, whoever holds most is ended.
+/// Has a subscriber's subscriptions count in the memory budget. If there is none left, whoever holds most is
+/// ended.
 fn count_memory(own: &mut Own, subscriber: &Subscriber, memory: &MemoryBudget) {
     let count = subscriber.subscriptions.load(Ordering::Relaxed);
     let bytes = subscriber.subscription_bytes.load(Ordering::Relaxed);
@@ -603,7 +611,8 @@ fn count_memory(own: &mut Own, subscriber: &Subscriber, memory: &MemoryBudget) {
     }
 }
 
-/// What so many prefixes of so many bytes take with their heads, about. What is encoded of them for publishers counts apart.
+/// What so many prefixes of so many bytes take with their heads, about. What is encoded of them for
+/// publishers counts apart.
 fn prefix_memory(count: usize, bytes: usize, heads: usize) -> usize {
     count * PREFIX + bytes + heads * HEAD
 }

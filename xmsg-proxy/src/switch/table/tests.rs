@@ -114,7 +114,8 @@ async fn a_publisher_that_does_not_read_holds_a_flood_up_for_a_second_and_others
     assert!(publisher.is_stalled());
 }
 
-/// It has much to read that it was told when it came, and reads that fast enough to be waited for: that is nothing to wait for.
+/// It has much to read that it was told when it came, and reads that fast enough to be waited for: that is
+/// nothing to wait for.
 #[tokio::test(start_paused = true)]
 async fn a_publisher_that_joins_holds_nobody_up_by_reading_slowly() {
     let scene = Scene::new();
@@ -181,7 +182,8 @@ async fn what_publishers_are_told_counts_once_however_many_they_are() {
     drop(deaf);
 }
 
-/// When memory runs short, what somebody held who has left is given back soon, but no publisher that reads is cut off for it.
+/// When memory runs short, what somebody held who has left is given back soon, but no publisher that reads is
+/// cut off for it.
 #[tokio::test(start_paused = true)]
 async fn what_a_large_subscriber_leaves_behind_cuts_no_publisher_off_that_reads() {
     let scene = Scene::with_memory(MemoryBudget::new(100 << 20));
@@ -201,8 +203,8 @@ async fn what_a_large_subscriber_leaves_behind_cuts_no_publisher_off_that_reads(
     reading.abort();
 }
 
-/// A short prefix that covers 62 long ones makes much work of little that is sent.
-/// Some leave just so much unread that others, who have just been told everything, have more that waits for them.
+/// A short prefix that covers 62 long ones makes much work of little that is sent. Some leave just so much
+/// unread that others, who have just been told everything, have more that waits for them.
 #[tokio::test(start_paused = true)]
 async fn whoever_holds_what_is_out_of_date_is_cut_off_and_not_whoever_has_just_come() {
     let scene = Scene::new();

@@ -1,7 +1,8 @@
 //! Tokens of links to upstreams, by which loops are found: who subscribed to them, and who is told.
 //!
-//! They are no prefixes: nothing is published to them, nobody's rights matter, and they are neither listed nor counted as subscriptions. So
-//! they do not stand in the table, and are told to those alone that pass them on: links to upstreams, and publishers that are forwarders.
+//! They are no prefixes: nothing is published to them, nobody's rights matter, and they are neither listed
+//! nor counted as subscriptions. So they do not stand in the table, and are told to those alone that pass
+//! them on: links to upstreams, and publishers that are forwarders.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -149,8 +150,8 @@ impl TableTask {
         publisher.count_backlog(&self.memory);
     }
 
-    /// Tells a publisher that has joined all tokens if it passes them on, and may pass on everything: what others subscribe to
-    /// elsewhere is nobody else's business.
+    /// Tells a publisher that has joined all tokens if it passes them on, and may pass on everything: what
+    /// others subscribe to elsewhere is nobody else's business.
     pub(super) fn tell_forwarder(&mut self, publisher: &Arc<Publisher>) {
         if may_forward(publisher) {
             self.tell_tokens(publisher);

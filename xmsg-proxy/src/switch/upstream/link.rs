@@ -31,20 +31,24 @@ use crate::upstream::{Upstream, UpstreamState, UpstreamStats};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The first pause after a connection that failed or ended, at most.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
-/// The longest pause after connections that failed or ended. A whole site of proxies may wait for one upstream, so pauses
-/// grow, and differ.
+/// The longest pause after connections that failed or ended. A whole site of proxies may wait for one
+/// upstream, so pauses grow, and differ.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// The first pause after a connection that closed a loop, at most. Somebody has to change settings before the loop is gone.
+/// The first pause after a connection that closed a loop, at most. Somebody has to change settings before the
+/// loop is gone.
 const LOOP_PAUSE_MIN: Duration = Duration::from_secs(1);
 /// The longest pause after connections that closed a loop.
 const LOOP_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// A link that was at work for so long was part of no loop. If it closes one after that, the pauses begin with the first one.
+/// A link that was at work for so long was part of no loop. If it closes one after that, the pauses begin
+/// with the first one.
 const LOOP_FORGOTTEN: Duration = Duration::from_secs(60);
-/// How long a link waits for its own token before it passes on those of others. It is cut by up to half at random: of the
-/// links that close a loop together, one then goes on before the others, and these find the loop.
+/// How long a link waits for its own token before it passes on those of others. It is cut by up to half at
+/// random: of the links that close a loop together, one then goes on before the others, and these find the
+/// loop.
 const FIRST_WAIT: Duration = Duration::from_millis(600);
-/// How long a link waits between the tokens of others and all other subscriptions. Several links may have passed on tokens
-/// at once, and each of them then finds the loop in this time. A token that takes longer ends a link that is at work.
+/// How long a link waits between the tokens of others and all other subscriptions. Several links may have
+/// passed on tokens at once, and each of them then finds the loop in this time. A token that takes longer
+/// ends a link that is at work.
 const SECOND_WAIT: Duration = Duration::from_millis(300);
 /// Bytes of an error that are kept for those who look.
 const ERROR_MAX: usize = 512;
@@ -58,8 +62,9 @@ pub(in crate::switch) struct Arrival {
     pub(in crate::switch) control: AtomicU64,
 }
 
-/// Whether a message belongs to the proxy that it comes from: a control request, or the confirmation of a subscription to whoever asked
-/// there. A subscriber here would take the latter for its own. `topic` may be cut, but not within the name of control requests.
+/// Whether a message belongs to the proxy that it comes from: a control request, or the confirmation of a
+/// subscription to whoever asked there. A subscriber here would take the latter for its own. `topic` may be
+/// cut, but not within the name of control requests.
 pub(in crate::switch) fn is_of_one_hop(topic: &[u8], message: &[u8]) -> bool {
     /// The last frame of a confirmation: short, and none follows.
     const CONFIRMED: &[u8] = &[0, 3, b's', b'u', b'b'];

@@ -1,7 +1,8 @@
 //! Links to other proxies, whose subscribers' port this one connects to.
 //!
-//! To the switch, a link is a publisher: it is told what subscribers want, and what it brings is matched, queued and counted as what
-//! publishers send. That the connection was made here, and not there, is seen in this module only.
+//! To the switch, a link is a publisher: it is told what subscribers want, and what it brings is matched,
+//! queued and counted as what publishers send. That the connection was made here, and not there, is seen in
+//! this module only.
 
 mod link;
 mod token;
@@ -37,7 +38,8 @@ impl Switch {
         }
     }
 
-    /// Replaces the upstreams: links to those that are not wanted any more end, and new ones begin. The others go on as they are.
+    /// Replaces the upstreams: links to those that are not wanted any more end, and new ones begin. The
+    /// others go on as they are.
     ///
     /// [`ErrorKind::InvalidOption`](xmsg_core::ErrorKind::InvalidOption), and nothing changes, if there are more than
     /// [`UPSTREAMS_MAX`](crate::UPSTREAMS_MAX), or two with the same endpoint.
@@ -66,7 +68,8 @@ impl Switch {
         links.iter().map(|link| link.stats()).collect()
     }
 
-    /// How many proxies reach this one over two ways at once: whoever subscribes there gets what is published here twice.
+    /// How many proxies reach this one over two ways at once: whoever subscribes there gets what is published
+    /// here twice.
     #[must_use]
     pub fn double_paths(&self) -> usize {
         self.inner.table.double_paths()

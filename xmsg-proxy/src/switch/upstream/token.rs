@@ -1,8 +1,9 @@
 //! By what a proxy finds out that what it subscribes to elsewhere comes from itself.
 //!
-//! Each link to an upstream subscribes to a *token* first: a topic of its own, to which nobody ever publishes. Proxies pass subscriptions on
-//! towards publishers, so in a loop the token comes back to the proxy that made it, as a subscription of one of its own subscribers. That
-//! takes nothing but what every ZeroMQ forwarder does.
+//! Each link to an upstream subscribes to a *token* first: a topic of its own, to which nobody ever
+//! publishes. Proxies pass subscriptions on towards publishers, so in a loop the token comes back to the
+//! proxy that made it, as a subscription of one of its own subscribers. That takes nothing but what every
+//! ZeroMQ forwarder does.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,7 +22,8 @@ const DIGITS: [usize; 3] = [32, 8, 8];
 /// Bytes of a token.
 const LEN: usize = PREFIX.len() + 32 + 1 + 8 + 1 + 8;
 
-/// The token of one connection of one link of one proxy: `xmsg:loop:PROXY:LINK:CONNECTION`, in 32, 8 and 8 hexadecimal digits.
+/// The token of one connection of one link of one proxy: `xmsg:loop:PROXY:LINK:CONNECTION`, in 32, 8 and 8
+/// hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::switch) struct Token {
     pub(in crate::switch) proxy: u128,

@@ -13,12 +13,13 @@ use crate::CONTROL_TOPIC;
 const PARTS: usize = 2;
 /// Parts that are made already, and only sent.
 const PARTS_SENT: usize = 64;
-/// Bytes of parts that are out of date which publishers may hold in any case; above it, as much as is up to date.
+/// Bytes of parts that are out of date which publishers may hold in any case; above it, as much as is up to
+/// date.
 const OUTDATED_MIN: usize = 16 << 20;
 
 impl TableTask {
-    /// Tells a new publisher everything that is wanted, the control topic last: a control request from it proves that it
-    /// knows all the rest.
+    /// Tells a new publisher everything that is wanted, the control topic last: a control request from it
+    /// proves that it knows all the rest.
     pub(super) fn welcome(&mut self, publisher: Arc<Publisher>) {
         let audience = self.join(&publisher);
         self.jobs.joining.push_back(Joining {
@@ -83,7 +84,8 @@ impl TableTask {
         self.bound_outdated();
     }
 
-    /// Cuts publishers off that hold much which is out of date by not reading it. Those that have just come have had no time to read.
+    /// Cuts publishers off that hold much which is out of date by not reading it. Those that have just come
+    /// have had no time to read.
     pub(super) fn bound_outdated(&mut self) {
         let is_too_much = |snapshot: &Snapshot| snapshot.outdated() > OUTDATED_MIN.max(snapshot.present());
         for (number, _) in self.audiences.iter().filter(|(_, audience)| is_too_much(&audience.snapshot)) {

@@ -92,7 +92,8 @@ impl TableTask {
     /// Begins to tell what has changed. No other round is being told.
     fn begin_round(&mut self) {
         let tidings = self.news.take();
-        // Encoded once for each audience; the bytes are shared. To those that are joining, a part that is to come may say some of it again.
+        // Encoded once for each audience; the bytes are shared. To those that are joining, a part that is to
+        // come may say some of it again.
         let routes = self.table.routes();
         // Whoever is told to send everything has nothing to learn.
         let is_all = self.publishers_send == PublishersSend::All;
@@ -109,7 +110,8 @@ impl TableTask {
         self.news.begin(news);
     }
 
-    /// Tells so many publishers of the present round. One that has just come may hear it twice: what has changed since is told in the next one.
+    /// Tells so many publishers of the present round. One that has just come may hear it twice: what has
+    /// changed since is told in the next one.
     fn go_on(&mut self, most: usize) {
         let Some(round) = self.news.round() else { return };
         let mut left = most;
