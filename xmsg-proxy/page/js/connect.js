@@ -4,6 +4,7 @@ import { ask } from "./api.js";
 import { deadLetters, deleteEntry, testMessage } from "./spool.js";
 import { choice, dialog, el, field, notice, say, table } from "./dom.js";
 import * as format from "./format.js";
+import { poll } from "./poll.js";
 
 const KINDS = [["amqp", "RabbitMQ (AMQP)"], ["zmq", "ZeroMQ socket"]];
 
@@ -110,9 +111,8 @@ export function connect(main, { page, logIn }) {
     return undefined;
   }
   const may = page.can("operator");
-  let round = 0;
   // What somebody has changed is shown, wherever the pointer is.
-  const changed = () => load(true);
+  const changed = () => polled.now();
 
   function act(text, label, work) {
     return el("button", {
@@ -198,20 +198,14 @@ export function connect(main, { page, logIn }) {
     part("channel", "Channels", channels, "There is none: nothing comes in but from publishers."),
     part("connection", "Connections to brokers", brokers, "There is none. Outgoing connections and channels to RabbitMQ need one."),
   ];
-  async function load(isForced) {
-    const mine = ++round;
-    try {
-      const report = await ask("GET", "/connect");
-      if (mine !== round) return;
-      say(error, report.orphans.length ? `Spools of no outgoing connection: ${report.orphans.join(", ")}` : "");
-      parts[0].update(report.outgoing, isForced);
-      parts[1].update(report.channels, isForced);
-      parts[2].update(report.connections.map((definition) => ({ definition })), isForced);
-    } catch (problem) { if (mine === round) say(error, problem.message); }
+  function show(report, isForced) {
+    say(error, report.orphans.length ? `Spools of no outgoing connection: ${report.orphans.join(", ")}` : "");
+    parts[0].update(report.outgoing, isForced);
+    parts[1].update(report.channels, isForced);
+    parts[2].update(report.connections.map((definition) => ({ definition })), isForced);
   }
   main.append(error, ...parts.map(({ node }) => node));
   if (!may) main.append(el("p", {}, "To change something, log in with the operator's token. ", el("button", { type: "button", text: "Log in", onclick: logIn })));
-  load(true);
-  const timer = setInterval(() => load(false), 2000);
-  return () => { clearInterval(timer); round += 1; };
+  const polled = poll(2000, () => ask("GET", "/connect"), show, error);
+  return () => polled.stop();
 }

@@ -3,6 +3,7 @@
 import { ask, query } from "./api.js";
 import { choice, confirm, el, field, notice, say, table } from "./dom.js";
 import * as format from "./format.js";
+import { poll } from "./poll.js";
 
 const PAGE = 100;
 
@@ -53,34 +54,25 @@ export function connections(main, { page, values }) {
   });
   const empty = el("p", { class: "empty", hidden: true });
   const error = el("div", { class: "error", role: "status" });
-  const previous = el("button", { type: "button", text: "Previous", onclick: () => { asked.offset = Math.max(0, asked.offset - PAGE); load(true); } });
-  const next = el("button", { type: "button", text: "Next", onclick: () => { asked.offset += PAGE; load(true); } });
+  const previous = el("button", { type: "button", text: "Previous", onclick: () => { asked.offset = Math.max(0, asked.offset - PAGE); polled.now(); } });
+  const next = el("button", { type: "button", text: "Next", onclick: () => { asked.offset += PAGE; polled.now(); } });
   const shown = el("span", { class: "muted" });
 
-  let round = 0;
-  async function load(isForced) {
-    const mine = ++round;
-    try {
-      const answer = await ask("GET", query("/api/v1/connections", { ...asked, limit: PAGE }));
-      if (mine !== round) return;
-      say(error, "");
-      rows.sorted(asked.sort);
-      rows.update(answer.connections, { isForced });
-      const last = answer.offset + answer.connections.length;
-      say(shown, answer.matching ? `${format.count(answer.offset + 1)} to ${format.count(last)} of ${format.count(answer.matching)}` : "");
-      previous.disabled = answer.offset === 0;
-      next.disabled = last >= answer.matching;
-      rows.node.hidden = answer.matching === 0;
-      empty.hidden = answer.matching > 0;
-      say(empty, answer.total === 0 ? "Nobody is connected. Subscribe, for example: xmsg sub" : "No connection fits the filter.");
-    } catch (problem) {
-      if (mine === round) say(error, problem.message);
-    }
+  function show(answer, isForced) {
+    rows.sorted(asked.sort);
+    rows.update(answer.connections, { isForced });
+    const last = answer.offset + answer.connections.length;
+    say(shown, answer.matching ? `${format.count(answer.offset + 1)} to ${format.count(last)} of ${format.count(answer.matching)}` : "");
+    previous.disabled = answer.offset === 0;
+    next.disabled = last >= answer.matching;
+    rows.node.hidden = answer.matching === 0;
+    empty.hidden = answer.matching > 0;
+    say(empty, answer.total === 0 ? "Nobody is connected. Subscribe, for example: xmsg sub" : "No connection fits the filter.");
   }
   let typing;
   function change() {
     Object.assign(asked, { filter: filter.input.value.trim(), kind: kind.input.value, sort: sort.input.value, offset: 0 });
-    load(true);
+    polled.now();
   }
   filter.input.addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(change, 200); });
   kind.input.addEventListener("change", change);
@@ -91,7 +83,6 @@ export function connections(main, { page, values }) {
     el("section", { class: "panel" }, error, empty, rows.node, el("div", { class: "row" }, previous, next, shown)),
   );
   if (!page.can("operator")) main.append(el("p", { class: "muted", text: "To end a connection, log in with the operator's token." }));
-  load(true);
-  const timer = setInterval(load, 2000);
-  return () => { clearInterval(timer); clearTimeout(typing); round += 1; };
+  const polled = poll(2000, () => ask("GET", query("/api/v1/connections", { ...asked, limit: PAGE })), show, error);
+  return () => { polled.stop(); clearTimeout(typing); };
 }

@@ -3,6 +3,7 @@
 import { ask, query } from "./api.js";
 import { el, field, say, table } from "./dom.js";
 import * as format from "./format.js";
+import { poll } from "./poll.js";
 
 export function topics(main, { values }) {
   const filter = field("Filter by a part of the topic", el("input", { type: "search", autocomplete: "off", spellcheck: "false" }));
@@ -21,27 +22,17 @@ export function topics(main, { values }) {
   const shown = el("p", { class: "muted" });
   const empty = el("p", { class: "empty", hidden: true });
   const error = el("div", { class: "error", role: "status" });
-  let round = 0;
-  async function load(isForced) {
-    const mine = ++round;
-    try {
-      const answer = await ask("GET", query("/api/v1/topics", { filter: filter.input.value.trim(), limit: 500 }));
-      if (mine !== round) return;
-      say(error, "");
-      rows.update(answer.topics, { isForced });
-      rows.node.hidden = answer.matching === 0;
-      empty.hidden = answer.matching > 0;
-      say(empty, answer.total === 0 ? "No message has come since you look. Publish one, for example: xmsg pub hello:world 42" : "No topic fits the filter.");
-      const more = answer.other_messages ? ` Topics beyond these had ${format.count(answer.other_messages)} messages.` : "";
-      say(shown, answer.total ? `${format.count(answer.topics.length)} of ${format.count(answer.matching)} topics that fit, ${format.count(answer.total)} seen in ${format.duration(answer.watched_s)}.${more}` : "");
-    } catch (problem) {
-      if (mine === round) say(error, problem.message);
-    }
+  function show(answer, isForced) {
+    rows.update(answer.topics, { isForced });
+    rows.node.hidden = answer.matching === 0;
+    empty.hidden = answer.matching > 0;
+    say(empty, answer.total === 0 ? "No message has come since you look. Publish one, for example: xmsg pub hello:world 42" : "No topic fits the filter.");
+    const more = answer.other_messages ? ` Topics beyond these had ${format.count(answer.other_messages)} messages.` : "";
+    say(shown, answer.total ? `${format.count(answer.topics.length)} of ${format.count(answer.matching)} topics that fit, ${format.count(answer.total)} seen in ${format.duration(answer.watched_s)}.${more}` : "");
   }
   let typing;
-  filter.input.addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(() => load(true), 200); });
+  filter.input.addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(() => polled.now(), 200); });
   main.append(el("div", { class: "row" }, filter.node), el("section", { class: "panel" }, error, shown, empty, rows.node));
-  load(true);
-  const timer = setInterval(load, 1000);
-  return () => { clearInterval(timer); clearTimeout(typing); round += 1; };
+  const polled = poll(1000, () => ask("GET", query("/api/v1/topics", { filter: filter.input.value.trim(), limit: 500 })), show, error);
+  return () => { polled.stop(); clearTimeout(typing); };
 }

@@ -33,7 +33,7 @@ macro_rules! files {
 }
 
 /// All files but the page itself.
-const FILES: [File; 16] = files![
+const FILES: [File; 17] = files![
     "style.css": "text/css; charset=utf-8",
     "icon.svg": "image/svg+xml",
     "js/app.js": SCRIPT,
@@ -44,6 +44,7 @@ const FILES: [File; 16] = files![
     "js/live.js": SCRIPT,
     "js/overview.js": SCRIPT,
     "js/connections.js": SCRIPT,
+    "js/poll.js": SCRIPT,
     "js/topics.js": SCRIPT,
     "js/messages.js": SCRIPT,
     "js/connect.js": SCRIPT,
