@@ -35,7 +35,8 @@ async fn the_overview_shows_what_flows_and_who_is_slow_first() {
         .await;
     assert!(text.find("WHO IS SLOW").or(text.find("Who is slow")) < text.find("Messages a second"), "{text}");
     // Lines of the plots have points.
-    let drawn = "return String(document.querySelector('.chart path').getAttribute('d').split('L').length > 1)";
+    let drawn =
+        "return String(document.querySelector('.chart path').getAttribute('d').split('L').length > 1)";
     browser.until_run("a line is drawn", drawn, "true").await;
     browser.check("overview").await;
     browser.picture("overview-light").await;
