@@ -572,6 +572,42 @@ async fn subscriptions_above_a_limit_are_refused_and_the_others_stay() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_that_was_held_back_is_sent_when_another_is_cancelled() {
+    let limits = Limits { subscriptions: 2, ..Limits::default() };
+    let proxy = proxy().limits(limits).start().await.unwrap();
+    let connection = connect(&proxy);
+    let mut subscriber = Subscriber::new(SocketOptions::default());
+    let mut events = subscriber.events();
+    // This happens before the limit of the proxy is known: "c" and "d" are held back.
+    for prefix in ["a", "b", "c", "d"] {
+        subscriber.subscribe(prefix).unwrap();
+    }
+    subscriber.connect(proxy.address().subscribe_endpoint().parse().unwrap());
+    within("two refusals", async {
+        for held_back in ["c", "d"] {
+            loop {
+                if let Some(SocketEvent::SubscriptionRefused { prefix, .. }) = events.next().await {
+                    assert_eq!(prefix, held_back);
+                    break;
+                }
+            }
+        }
+    })
+    .await;
+    subscriber.unsubscribe("c");
+    subscriber.unsubscribe("a");
+    within("the subscription", connection.wait_for_subscriber(&topic("d"))).await.unwrap();
+    connection.publish(&Message::of(topic("d"), 1).unwrap()).await.unwrap();
+    assert_eq!(within("a message", subscriber.recv()).await.unwrap().frames()[0], "d");
+    // There is room again only for as many as the proxy accepts.
+    assert_eq!(subscriber.subscribe("e").unwrap_err().kind(), ErrorKind::TooLarge);
+    subscriber.unsubscribe("b");
+    subscriber.subscribe("e").unwrap();
+    within("the subscription", connection.wait_for_subscriber(&topic("e"))).await.unwrap();
+    assert_eq!(proxy.totals().violations.total(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_end_for_a_violation_are_counted_by_reason_on_every_port() {
     let limits = Limits { subscription_len: 100, subscriptions: 5, frames: 4, ..limited(MIB) };
     let proxy = proxy().limits(limits).start().await.unwrap();

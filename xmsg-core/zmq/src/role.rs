@@ -43,7 +43,7 @@ pub(crate) trait Role: fmt::Debug + Send + Sync {
     fn establish(&self, link: &Link, version: Version, limits: PeerLimits) -> Vec<(Bytes, NotTaken)> {
         // These bytes were meant for an earlier connection.
         link.outbox.clear_urgent();
-        link.establish(version, limits, None);
+        link.establish(version, limits);
         Vec::new()
     }
 

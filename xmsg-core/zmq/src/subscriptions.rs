@@ -35,6 +35,9 @@ impl NotTaken {
     }
 }
 
+/// The maximum number of subscriptions that are kept for a peer that has connected to us and does not accept them.
+const HELD_BACK_MAX: usize = 10_000;
+
 /// Limits for subscriptions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SubscriptionLimits {
@@ -70,6 +73,73 @@ impl SubscriptionLimits {
             None => Ok(()),
         }
     }
+}
+
+/// The subscriptions that a peer was not sent, because they exceed its limits.
+#[derive(Debug, Default)]
+pub(crate) struct HeldBack {
+    /// The prefixes that are sent when others are cancelled.
+    prefixes: BTreeSet<Bytes>,
+    /// The total length of `prefixes` in bytes.
+    bytes: usize,
+    /// The number and the total length of the prefixes that are too long for the peer, and are never sent.
+    too_long: (usize, usize),
+    /// Whether there were more prefixes than are kept. Which ones the peer was sent is not known then.
+    is_incomplete: bool,
+}
+
+impl HeldBack {
+    fn count(&self) -> usize {
+        self.prefixes.len() + self.too_long.0
+    }
+
+    fn is_empty(&self) -> bool {
+        self.count() == 0 && !self.is_incomplete
+    }
+
+    fn hold(&mut self, prefix: &Bytes, limits: SubscriptionLimits, max: usize) {
+        if prefix.len() > limits.len {
+            self.too_long = (self.too_long.0 + 1, self.too_long.1 + prefix.len());
+        } else if self.prefixes.len() >= max {
+            self.is_incomplete = true;
+        } else {
+            self.bytes += prefix.len();
+            self.prefixes.insert(prefix.clone());
+        }
+    }
+
+    /// Forgets a prefix that is cancelled. Returns whether it was held back.
+    fn forget(&mut self, prefix: &Bytes, limits: SubscriptionLimits) -> bool {
+        if prefix.len() > limits.len {
+            self.too_long = (self.too_long.0 - 1, self.too_long.1 - prefix.len());
+            return true;
+        }
+        let is_held = self.prefixes.remove(prefix);
+        if is_held {
+            self.bytes -= prefix.len();
+        }
+        is_held
+    }
+
+    /// Takes out the prefixes that the peer accepts now, in their order. All prefixes that are subscribed to
+    /// are `count`, with `bytes` bytes.
+    fn release(&mut self, limits: SubscriptionLimits, count: usize, bytes: usize) -> Vec<Bytes> {
+        let mut released = Vec::new();
+        let (mut count, mut bytes) = (count - self.count(), bytes - self.bytes - self.too_long.1);
+        while let Some(prefix) = self.prefixes.first()
+            && limits.check(prefix.len(), count + 1, bytes + prefix.len()).is_ok()
+        {
+            (count, bytes) = (count + 1, bytes + prefix.len());
+            self.bytes -= prefix.len();
+            released.extend(self.prefixes.pop_first());
+        }
+        released
+    }
+}
+
+/// How many subscriptions that a peer does not accept are kept for it. A peer that we connect to is our own choice.
+fn held_back_max(link: &Link) -> usize {
+    if link.connecting { usize::MAX } else { HELD_BACK_MAX }
 }
 
 /// The subscribed prefixes, and how often each was subscribed to.
@@ -196,33 +266,62 @@ impl Subscribing {
         // This happens under the lock, so that a connection that is established now either finds the prefix
         // in the set or is sent it here.
         for link in hub.links().iter() {
-            let (version, limits) = {
-                let state = link.state();
-                (state.version, state.limits)
-            };
-            let Some(version) = version else { continue };
-            let limits = SubscriptionLimits::theirs(&limits);
-            if subscribe {
-                // Peers that we connect to were checked before. A peer that has connected to us is not sent a
-                // subscription that exceeds its limits.
-                let all = limits.check(prefix.len(), subscriptions.counts.len(), subscriptions.bytes);
-                if let Err(why) = all {
-                    let is_first = link.state().refused.replace(why).is_none();
-                    if is_first {
-                        hub.tell_refused_subscriptions(link, vec![(prefix.clone(), why)]);
-                    }
-                    continue;
-                }
-            } else if prefix.len() > limits.len {
-                // The peer was not sent a prefix that is too long for it, and would not accept the
-                // cancellation either.
-                continue;
-            }
-            let mut bytes = BytesMut::new();
-            version.write_subscription(&mut bytes, subscribe, prefix);
-            queue(link, &bytes, subscriptions.bytes);
+            self.pass_on(hub, link, &subscriptions, prefix, subscribe);
         }
         Ok(())
+    }
+
+    /// Sends a change of `subscriptions`, which contains it already, to a peer. A subscription that the peer does
+    /// not accept is held back until a cancellation makes room for it.
+    fn pass_on(
+        &self,
+        hub: &Hub,
+        link: &Link,
+        subscriptions: &Subscriptions,
+        prefix: &Bytes,
+        subscribe: bool,
+    ) {
+        let (count, total) = (subscriptions.counts.len(), subscriptions.bytes);
+        let mut guard = link.state();
+        let state = &mut *guard;
+        let Some(version) = state.version else { return };
+        let limits = SubscriptionLimits::theirs(&state.limits);
+        let held = &mut state.held_back;
+        let mut bytes = BytesMut::new();
+        if subscribe {
+            // Peers that we connect to were checked before. A peer that has connected to us is not sent a
+            // subscription that exceeds its limits.
+            let sent = (count - held.count(), total - held.bytes - held.too_long.1);
+            if let Err(why) = limits.check(prefix.len(), sent.0, sent.1) {
+                held.hold(prefix, limits, held_back_max(link));
+                let is_first = state.refused.replace(why).is_none();
+                drop(guard);
+                if is_first {
+                    hub.tell_refused_subscriptions(link, vec![(prefix.clone(), why)]);
+                }
+                return;
+            }
+            version.write_subscription(&mut bytes, true, prefix);
+        } else if !held.forget(prefix, limits) {
+            if held.is_incomplete {
+                // There may be room for a subscription that is not known any more. A new connection is sent all
+                // that it accepts.
+                tracing::debug!(peer = %state.name, "ended: it accepts too few subscriptions to be sent changes");
+                link.stop.cancel();
+                return;
+            }
+            version.write_subscription(&mut bytes, false, prefix);
+            for released in held.release(limits, count, total) {
+                version.write_subscription(&mut bytes, true, &released);
+            }
+        }
+        if held.is_empty() {
+            state.refused = None;
+        }
+        drop(guard);
+        if !bytes.is_empty() {
+            queue(link, &bytes, total);
+        }
     }
 
     /// Checks whether a prefix of length `len` may be added. The limits of peers that have connected to us
@@ -298,7 +397,57 @@ impl Role for Subscribing {
             // All subscriptions are queued, however many there are. Later changes are bounded separately.
             link.outbox.push_urgent(&bytes, QUEUED_MAX);
         }
-        link.establish(version, limits, refused.first().map(|(_, why)| *why));
+        let mut held_back = HeldBack::default();
+        for (prefix, _) in &refused {
+            held_back.hold(prefix, SubscriptionLimits::theirs(&limits), held_back_max(link));
+        }
+        link.establish(version, limits);
+        let mut state = link.state();
+        (state.refused, state.held_back) = (refused.first().map(|(_, why)| *why), held_back);
+        drop(state);
         refused
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: SubscriptionLimits = SubscriptionLimits { len: 4, count: 2, bytes: 6 };
+
+    fn prefix(text: &'static str) -> Bytes {
+        Bytes::from_static(text.as_bytes())
+    }
+
+    #[test]
+    fn what_was_held_back_is_sent_as_soon_as_there_is_room_for_it() {
+        // Six prefixes with 16 bytes are subscribed to, of which "a" and "b" were sent.
+        let mut held = HeldBack::default();
+        for text in ["ccc", "d", "eeee", "ffffff"] {
+            held.hold(&prefix(text), LIMITS, 10);
+        }
+        assert_eq!(held.release(LIMITS, 6, 16), Vec::<Bytes>::new());
+        // "a" is cancelled.
+        assert_eq!(held.release(LIMITS, 5, 15), ["ccc"]);
+        // "d" is cancelled before it was sent, then "b".
+        assert!(held.forget(&prefix("d"), LIMITS));
+        assert!(!held.forget(&prefix("b"), LIMITS));
+        // "eeee" would be one byte too many beside "ccc".
+        assert_eq!(held.release(LIMITS, 3, 13), Vec::<Bytes>::new());
+        assert_eq!(held.release(LIMITS, 2, 10), ["eeee"]);
+        // A prefix that is too long is never sent.
+        assert!(!held.is_empty());
+        assert!(held.forget(&prefix("ffffff"), LIMITS));
+        assert!(held.is_empty());
+    }
+
+    #[test]
+    fn a_peer_that_accepts_little_makes_us_keep_little() {
+        let mut held = HeldBack::default();
+        for text in ["a", "b", "c"] {
+            held.hold(&prefix(text), LIMITS, 2);
+        }
+        assert_eq!((held.prefixes.len(), held.is_incomplete), (2, true));
+        assert!(!held.forget(&prefix("c"), LIMITS) && !held.is_empty());
     }
 }

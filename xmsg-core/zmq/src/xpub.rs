@@ -185,7 +185,7 @@ impl Role for Announcing {
 
     fn establish(&self, link: &Link, version: Version, limits: PeerLimits) -> Vec<(Bytes, NotTaken)> {
         link.outbox.clear_urgent();
-        link.establish(version, limits, None);
+        link.establish(version, limits);
         if let Some(welcome) = &self.settings.welcome {
             // A new connection has room. A peer that does not accept this message does not get it.
             let _ = link.outbox.try_push(welcome.frames());

@@ -42,7 +42,7 @@ use crate::link::outbox::Outbox;
 use crate::link::tally::Tally;
 use crate::lock::lock;
 use crate::options::Overflow;
-use crate::subscriptions::NotTaken;
+use crate::subscriptions::{HeldBack, NotTaken};
 use xmsg_zmtp::{DroppedCounts, PeerLimits, Principal, Version, Violation};
 
 /// One connection, or the place of one that is being re-established.
@@ -99,6 +99,8 @@ pub(crate) struct LinkState {
     pub(crate) last_end: LastEnd,
     /// The first subscription that the peer does not accept, if there is one.
     pub(crate) refused: Option<NotTaken>,
+    /// What we subscribe to and the peer was not sent.
+    pub(crate) held_back: HeldBack,
     /// Since when messages are held back after a reconnection.
     pub(crate) held_since: Option<Instant>,
     /// What the peer has dropped for us: over the present connection, and over all connections.
@@ -162,13 +164,12 @@ impl Link {
         Bytes::from([&[0][..], &(self.id as u32).to_be_bytes()].concat())
     }
 
-    /// Notes that there is a connection to a peer with this version and these limits. `refused` is the first
-    /// subscription that the peer does not accept, if there is one.
-    pub(crate) fn establish(&self, version: Version, limits: PeerLimits, refused: Option<NotTaken>) {
+    /// Notes that there is a connection to a peer with this version and these limits.
+    pub(crate) fn establish(&self, version: Version, limits: PeerLimits) {
         let mut state = self.state();
         (state.version, state.limits, state.failure) = (Some(version), limits, None);
         state.drops.0 = DroppedCounts::default();
-        state.refused = refused;
+        (state.refused, state.held_back) = (None, HeldBack::default());
         self.is_connected.store(true, Ordering::Release);
     }
 
