@@ -93,7 +93,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         "m" => 60.0,
         "h" => 3600.0,
         "d" => 86400.0,
-        _ => return Err(format!("the unit `{unit}` is not one of ms, s, m, h, d")),
+        _ => return Err(format!("the unit `{unit}` is not one of us, ms, s, m, h, d")),
     };
     let number = number.trim_end();
     let digits = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
