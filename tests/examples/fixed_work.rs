@@ -13,7 +13,7 @@ use fastrand::Rng;
 use xmsg_core::{Message, Messages, Meta, Topic};
 use xmsg_proxy::prefixes::PrefixTable;
 use xmsg_zmq::HighWaterMark;
-use xmsg_zmq::link::outbox::{Lease, Ledger, Outbox};
+use xmsg_zmq::link::send_queue::{MemoryCounter, SendQueue, SlabCharge};
 use xmsg_zmtp::{Engine, Event, Limits, Options, Scanner, SocketType, encode_message};
 
 /// The number of messages or topics of a workload.
@@ -71,11 +71,11 @@ fn wire() -> BytesMut {
 
 /// Encodes messages into the queue of a connection.
 fn publish() {
-    let outbox = Outbox::recycling(HighWaterMark::bytes(usize::MAX));
+    let send_queue = SendQueue::recycling(HighWaterMark::bytes(usize::MAX));
     let frames = message().into_frames();
     measured(|| {
         for _ in 0..COUNT {
-            outbox.try_push(black_box(&frames)).expect("there is room");
+            send_queue.try_push(black_box(&frames)).expect("there is room");
         }
     });
     println!("{COUNT}");
@@ -180,12 +180,12 @@ fn metadata() {
 
 /// Queues runs of eight messages for a subscriber. Every second run is copied, and the others are slices.
 fn forward() {
-    let outbox = Outbox::new(HighWaterMark::bytes(usize::MAX));
+    let send_queue = SendQueue::new(HighWaterMark::bytes(usize::MAX));
     let slab = wire().freeze();
     let run = slab.len() / COUNT * 8;
-    let lease = Lease::new(&Arc::<Ledger>::default(), slab.len());
+    let lease = SlabCharge::new(&Arc::<MemoryCounter>::default(), slab.len());
     measured(|| {
-        let mut guard = outbox.lock();
+        let mut guard = send_queue.lock();
         for at in (0..slab.len()).step_by(2 * run) {
             guard.push_copy(&slab[at..at + run], 8);
             guard.push_slice(slab.slice(at + run..at + 2 * run), 8, &lease);

@@ -12,7 +12,7 @@ use crate::args::ConnectOptions;
 use crate::exit::is_without_proxy;
 use crate::live::Asking;
 use crate::stats::{Connection, Source, SourceOptions, Stats, Unknown};
-use crate::tap::Tap;
+use crate::tap::RawSubscription;
 use crate::traffic::Counts;
 
 /// Takes samples of a proxy, one after another.
@@ -176,7 +176,7 @@ impl Drop for Watcher {
 impl Watcher {
     async fn open(connect: &ConnectOptions) -> anyhow::Result<Self> {
         let address = connect.proxy()?.to_string();
-        let mut tap = Tap::open(connect, &[Topic::everything()]).await?;
+        let mut tap = RawSubscription::open(connect, &[Topic::everything()]).await?;
         let (sender, counts) = watch::channel(Counts::default());
         let task = tokio::spawn(async move {
             while let Some(wire) = tap.next().await {

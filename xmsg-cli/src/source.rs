@@ -52,7 +52,7 @@ impl Split {
 
 /// The size limit of one message, and the error when it is exceeded.
 #[derive(Clone, Debug)]
-pub(crate) struct Portion {
+pub(crate) struct InputLimit {
     /// The verb for what is done with messages, for errors.
     pub(crate) verb: &'static str,
     /// The largest number of bytes of input for one message.
@@ -77,14 +77,14 @@ impl Source {
     }
 
     /// Reads messages from a file.
-    pub(crate) fn file(path: &Path, split: Split, portion: Portion) -> anyhow::Result<Self> {
+    pub(crate) fn file(path: &Path, split: Split, portion: InputLimit) -> anyhow::Result<Self> {
         let name = path.display().to_string();
         let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
         Self::reader(file, name, split, portion)
     }
 
     /// Reads messages from standard input.
-    pub(crate) fn stdin(split: Split, portion: Portion) -> anyhow::Result<Self> {
+    pub(crate) fn stdin(split: Split, portion: InputLimit) -> anyhow::Result<Self> {
         Self::reader(io::stdin(), "standard input".to_owned(), split, portion)
     }
 
@@ -92,7 +92,7 @@ impl Source {
         input: impl Read + Send + 'static,
         name: String,
         split: Split,
-        portion: Portion,
+        portion: InputLimit,
     ) -> anyhow::Result<Self> {
         let (sender, blocks) = mpsc::channel(BLOCKS_MAX);
         // The thread is never joined, because a read from a terminal cannot be cancelled. It ends with the
@@ -133,7 +133,7 @@ impl Source {
 fn read_blocks(
     mut input: impl Read,
     split: Split,
-    portion: &Portion,
+    portion: &InputLimit,
     mut send: impl FnMut(xmsg_core::Result<Bytes>) -> bool,
 ) -> anyhow::Result<()> {
     let mut buffer = vec![0; READ_LEN];
@@ -225,8 +225,8 @@ mod tests {
         too_long.map_or(Ok(messages), |error| Err(error.into()))
     }
 
-    fn portion(limit: usize) -> Portion {
-        Portion { verb: "publish", limit, too_long: too_long(limit) }
+    fn portion(limit: usize) -> InputLimit {
+        InputLimit { verb: "publish", limit, too_long: too_long(limit) }
     }
 
     fn all(data: &str, split: Split) -> Vec<Bytes> {

@@ -20,12 +20,12 @@ const EARLY_MAX: usize = 16 << 20;
 
 /// A subscribing socket whose subscription the proxy has confirmed.
 #[derive(Debug)]
-pub(crate) struct Tap {
+pub(crate) struct RawSubscription {
     socket: Subscriber,
     early: VecDeque<Bytes>,
 }
 
-impl Tap {
+impl RawSubscription {
     /// Subscribes to topics, each of which matches all topics that start with it. Nothing that is published
     /// after it has returned is missed.
     pub(crate) async fn open(connect: &ConnectOptions, topics: &[Topic]) -> xmsg_core::Result<Self> {

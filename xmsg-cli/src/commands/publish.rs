@@ -10,10 +10,10 @@ use xmsg_core::{Connection, Delivery, ErrorKind, ProxyAddress, Topic, Unfinished
 
 use crate::args::{ConnectOptions, TopicOptions, parse_count_from_1, parse_duration, parse_rate};
 use crate::exit::Exit;
+use crate::message_builder::{DataOptions, InputOptions, MessageBuilder};
 use crate::output::{counted, grouped, note, note_connection, notes_are_seen, or_noting, per_second, warn};
 use crate::pace::Pace;
 use crate::reach::Reach;
-use crate::recipe::{DataOptions, InputOptions, Recipe};
 use crate::render::topic_text;
 use crate::rights;
 use crate::signals::Interrupt;
@@ -246,7 +246,7 @@ pub(super) async fn confirm_now_and_then(connection: &Connection) {
 #[derive(Debug)]
 struct Job {
     source: Source,
-    recipe: Recipe,
+    recipe: MessageBuilder,
     count: u64,
     pace: Option<Pace>,
     progress: Progress,

@@ -28,7 +28,7 @@ use crate::recording::reader::{End, Gap, Reader};
 use crate::recording::recorder::{Files, Outcome, Recorded, Recorder, Wanted};
 use crate::render;
 use crate::signals::Interrupt;
-use crate::tap::Tap;
+use crate::tap::RawSubscription;
 
 /// How often progress is shown. It appears after four times this interval.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -143,7 +143,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         note_patterns(&topics);
     }
     let tap = tokio::select! {
-        tap = Tap::open(&arguments.connect, &topics) => tap?,
+        tap = RawSubscription::open(&arguments.connect, &topics) => tap?,
         exit = interrupt.wait() => return Ok(exit),
     };
     let notes = note_connection(tap.events(), &proxy);
@@ -252,7 +252,7 @@ async fn told(
 /// Receives messages and hands them to the thread that writes.
 #[derive(Debug)]
 struct Feed {
-    tap: Tap,
+    tap: RawSubscription,
     recorder: Recorder,
     clock: Clock,
 }

@@ -20,9 +20,9 @@ use xmsg_core::{Connection, ErrorKind, Message, Subscription, Topic};
 
 use crate::args::{ConnectOptions, TopicOptions, parse_count_from_1, parse_duration, parse_number};
 use crate::exit::{Exit, Usage};
+use crate::message_builder::{DataOptions, MessageBuilder, PreparedMessage};
 use crate::output::{counted, grouped, note, note_connection, or_noting, warn};
 use crate::patterns::note_patterns;
-use crate::recipe::{DataOptions, Dish, Recipe};
 use crate::render::{topic_text, topics_text};
 use crate::rights;
 use crate::signals::Interrupt;
@@ -217,7 +217,7 @@ struct Counts {
 #[derive(Debug)]
 enum Answer {
     Echo,
-    Data(Dish),
+    Data(PreparedMessage),
     Command(Arc<Command>),
 }
 
@@ -226,7 +226,7 @@ enum Answer {
 struct Service<'a> {
     connection: &'a Connection,
     subscription: Subscription,
-    recipe: &'a Recipe,
+    recipe: &'a MessageBuilder,
     answer: Answer,
     /// Running commands, each with the request that it is for.
     working: &'a mut JoinSet<(Message, anyhow::Result<Bytes>)>,

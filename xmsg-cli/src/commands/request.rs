@@ -9,8 +9,8 @@ use xmsg_core::{Actor, Connection, RegistrarAddress, Topic};
 
 use crate::args::{ConnectOptions, TopicOptions, parse_count_from_1, parse_duration};
 use crate::exit::{Exit, Usage, is_unanswered, is_without_proxy};
+use crate::message_builder::{DataOptions, InputOptions, MessageBuilder};
 use crate::output::{Output, counted, grouped, note, reader_gone, warn};
-use crate::recipe::{DataOptions, InputOptions, Recipe};
 use crate::render::topic_text;
 use crate::rights;
 use crate::signals::Interrupt;
@@ -102,7 +102,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
 
     // The work has its own task, because a slow reader of our output may block it, and signals must be
     // handled in the meantime.
-    let asker = Asker {
+    let asker = RequestTask {
         actor: actor.clone(),
         ready,
         waiter,
@@ -142,7 +142,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
 
 /// Sends requests and writes the replies.
 #[derive(Debug)]
-struct Asker {
+struct RequestTask {
     actor: Actor,
     /// The time since which replies can arrive.
     ready: Arc<OnceLock<Instant>>,
@@ -150,7 +150,7 @@ struct Asker {
     waiter: Option<Connection>,
     topic: Topic,
     source: Source,
-    recipe: Recipe,
+    recipe: MessageBuilder,
     count: u64,
     timeout: Duration,
     style: Style,
@@ -158,7 +158,7 @@ struct Asker {
     verbose: bool,
 }
 
-impl Asker {
+impl RequestTask {
     /// Returns whether somebody has subscribed in time.
     async fn wait_for_subscriber(&self, waiter: &Connection) -> anyhow::Result<bool> {
         // A missing proxy is a different error than a missing subscriber.

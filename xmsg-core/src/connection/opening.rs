@@ -15,7 +15,7 @@ use crate::address::DEFAULT_PROXY_PORT;
 use crate::control::{CONTROL_TOPIC, Request};
 use crate::options::CHECK_INTERVAL;
 use crate::{Error, ErrorKind, Result, meta};
-use xmsg_zmq::link::outbox::Repeated;
+use xmsg_zmq::link::send_queue::RedeliveredFrames;
 use xmsg_zmq::{Dealer, Publisher, SocketEvent, SocketEvents, TcpOptions};
 
 /// The first interval between two checks. It doubles up to [`CHECK_INTERVAL`].
@@ -96,7 +96,7 @@ impl Drop for Unchecked<'_> {
 
 /// Prepares a message that may have arrived to be sent again. `None` for control requests: whoever waits for
 /// the answer makes a new one.
-fn again(frames: &Repeated) -> Option<Repeated> {
+fn again(frames: &RedeliveredFrames) -> Option<RedeliveredFrames> {
     let [topic, meta, data] = &frames[..] else { return Some(frames.clone()) };
     if topic.starts_with(CONTROL_TOPIC.as_bytes()) {
         return None;
@@ -235,7 +235,8 @@ mod tests {
     /// too much.
     #[test]
     fn what_is_sent_again_is_marked_and_requests_are_not_sent_again() {
-        let frames = |message: xmsg_zmq::Multipart| message.frames().iter().cloned().collect::<Repeated>();
+        let frames =
+            |message: xmsg_zmq::Multipart| message.frames().iter().cloned().collect::<RedeliveredFrames>();
         for request in
             [Request::of_connection(ConnectionId::random()), Request::Subscription(Topic::wrap("a"))]
         {
@@ -249,7 +250,8 @@ mod tests {
         assert_eq!(repeated.header("trace").unwrap(), Some("x"));
         assert_eq!((repeated.topic(), repeated.value::<i32>().unwrap()), (message.topic(), 7));
         for odd in [&["two", "frames"][..], &["a", "\x00no metadata", "x"]] {
-            let odd: Repeated = odd.iter().map(|frame| Bytes::from_static(frame.as_bytes())).collect();
+            let odd: RedeliveredFrames =
+                odd.iter().map(|frame| Bytes::from_static(frame.as_bytes())).collect();
             assert_eq!(again(&odd).unwrap(), odd);
         }
     }

@@ -20,9 +20,9 @@ use xmsg_zmtp::{SocketType, encoded_len};
 use crate::deadline::Deadline;
 use crate::hub::Hub;
 use crate::link::Link;
-use crate::link::line::{Line, Place};
-use crate::link::outbox::{self, Begun, Frame, Refused, Unsent};
-use crate::link::refusal::unfit;
+use crate::link::refusal::exceeds_limits;
+use crate::link::send_queue::{self, Begun, Frame, Refused, Unsent};
+use crate::link::wait_queue::{Place, WaitQueue};
 use crate::lock::lock;
 use crate::role::Role;
 use crate::{Error, ErrorKind, Result};
@@ -52,7 +52,7 @@ struct Waiting {
     returned: VecDeque<Unsent>,
     /// Messages of senders that wait. When there is room, they are sent without their futures: no message
     /// depends on a future being polled again.
-    line: Line<Unsent>,
+    line: WaitQueue<Unsent>,
     /// Senders that were removed from the line and have not been polled since.
     refused: Vec<(Place, Error)>,
 }
@@ -64,7 +64,7 @@ enum Offered {
     /// No peer has room for it.
     NoRoom,
     /// No peer accepts such a message.
-    Unfit(Arc<Link>),
+    ExceedsLimits(Arc<Link>),
 }
 
 /// A sender that waits in line. Dropping it withdraws its message.
@@ -109,10 +109,10 @@ impl Balancer {
             match self.offer(hub, frames) {
                 Offered::Taken(None) => return Ok(()),
                 Offered::Taken(Some(link)) => {
-                    link.outbox.pause().await;
+                    link.send_queue.pause().await;
                     return Ok(());
                 }
-                Offered::Unfit(link) => return Err(hub.unfit(&link, frames)),
+                Offered::ExceedsLimits(link) => return Err(hub.exceeds_limits(&link, frames)),
                 Offered::NoRoom => {}
             }
         }
@@ -136,7 +136,7 @@ impl Balancer {
         }
         match self.offer(hub, frames) {
             Offered::Taken(_) => Ok(()),
-            Offered::Unfit(link) => Err(hub.unfit(&link, frames)),
+            Offered::ExceedsLimits(link) => Err(hub.exceeds_limits(&link, frames)),
             Offered::NoRoom if hub.is_dead() => Err(closed()),
             Offered::NoRoom => Err(full()),
         }
@@ -148,7 +148,7 @@ impl Balancer {
         // The link is not cloned. Other threads change its reference count, too, which would cost a cache
         // miss for each message.
         match &hub.links()[..] {
-            [link] if link.connecting && !hub.is_bound() => Some(outbox::begin(link, frames)),
+            [link] if link.connecting && !hub.is_bound() => Some(send_queue::begin(link, frames)),
             _ => None,
         }
     }
@@ -157,7 +157,7 @@ impl Balancer {
     fn refused_alone(hub: &Hub, refused: Refused, frames: &[impl Frame]) -> Error {
         let link = hub.links().first().cloned();
         match (refused, link) {
-            (Refused::Unfit, Some(link)) => hub.unfit(&link, frames),
+            (Refused::ExceedsLimits, Some(link)) => hub.exceeds_limits(&link, frames),
             _ => closed(),
         }
     }
@@ -192,7 +192,7 @@ impl Balancer {
     }
 
     fn candidates(links: &[Arc<Link>]) -> impl Iterator<Item = &Arc<Link>> {
-        links.iter().filter(|link| Self::is_candidate(link, links.len()) && !link.outbox.is_closed())
+        links.iter().filter(|link| Self::is_candidate(link, links.len()) && !link.send_queue.is_closed())
     }
 
     /// Offers the message to the links in round robin, until one has room for it.
@@ -203,26 +203,26 @@ impl Balancer {
             return Offered::NoRoom;
         }
         let start = self.next.load(Ordering::Relaxed) % count;
-        let (mut unfit, mut is_full) = (None, false);
+        let (mut exceeds_limits, mut is_full) = (None, false);
         for step in 0..count {
             let place = (start + step) % count;
             let link = &links[place];
             if !Self::is_candidate(link, count) {
                 continue;
             }
-            match link.outbox.offer(frames) {
+            match link.send_queue.offer(frames) {
                 Ok(pauses) => {
                     self.next.store(place + 1, Ordering::Relaxed);
                     return Offered::Taken(pauses.then(|| link.clone()));
                 }
-                Err(Refused::Unfit) => unfit = Some(link),
+                Err(Refused::ExceedsLimits) => exceeds_limits = Some(link),
                 Err(Refused::Full) => is_full = true,
                 Err(Refused::Closed) => {}
             }
         }
-        match unfit {
+        match exceeds_limits {
             // Another peer may connect that accepts it, but the sender must not wait for that.
-            Some(link) if !is_full => Offered::Unfit(link.clone()),
+            Some(link) if !is_full => Offered::ExceedsLimits(link.clone()),
             _ => Offered::NoRoom,
         }
     }
@@ -236,7 +236,7 @@ impl Balancer {
             let is_alone = links.len() == 1 && links[0].connecting && !links[0].stop.is_cancelled();
             if !is_alone {
                 for link in links.iter().filter(|link| !link.is_connected()) {
-                    found.extend(link.outbox.take_unsent());
+                    found.extend(link.send_queue.take_unsent());
                 }
             }
         }
@@ -280,10 +280,10 @@ impl Balancer {
             served.into_iter().for_each(Waker::wake);
             let Some((len, frames)) = next else { return };
             // A link that does not accept the message would always report room for it, so it is left out.
-            let takes = |link: &Arc<Link>| link.outbox.limits().allow(len, frames);
+            let takes = |link: &Arc<Link>| link.send_queue.limits().allow(len, frames);
             let links: Vec<_> = Self::candidates(&hub.links()).filter(|link| takes(link)).cloned().collect();
             let rooms =
-                links.iter().map(|link| Box::pin(link.outbox.wait_for_room(|queue| queue.is_full(len))));
+                links.iter().map(|link| Box::pin(link.send_queue.wait_for_room(|queue| queue.is_full(len))));
             tokio::select! {
                 biased;
                 () = changed => {}
@@ -310,13 +310,13 @@ impl Balancer {
             let refused = match self.offer(hub, frames) {
                 // Another peer has accepted this message before, and may come back. So a peer that accepts
                 // nothing neither makes it lost nor blocks the messages behind it.
-                Offered::Unfit(link) if is_returned && !link.connecting => {
+                Offered::ExceedsLimits(link) if is_returned && !link.connecting => {
                     at += 1;
                     continue;
                 }
                 Offered::NoRoom => return Some((encoded_len(frames), frames.len())),
                 Offered::Taken(_) => None,
-                Offered::Unfit(link) => Some(hub.unfit(&link, frames)),
+                Offered::ExceedsLimits(link) => Some(hub.exceeds_limits(&link, frames)),
             };
             match (is_returned, refused) {
                 (true, refused) => {
@@ -357,7 +357,7 @@ impl Balancer {
     pub(crate) async fn flush(&self, hub: &Hub, limit: Duration) -> Result<()> {
         let written = self.written(hub, |_| false);
         let late = |_| {
-            let links = hub.links().iter().map(|link| link.outbox.queued().messages).sum::<u64>();
+            let links = hub.links().iter().map(|link| link.send_queue.queued().messages).sum::<u64>();
             let left = links + self.returned_messages() as u64;
             Error::new(
                 ErrorKind::Timeout,
@@ -374,8 +374,8 @@ impl Balancer {
             let mut changed = std::pin::pin!(hub.changed.notified());
             changed.as_mut().enable();
             let links: Vec<_> = hub.links().iter().cloned().collect();
-            let busy = links.iter().filter(|link| link.outbox.queued().messages > 0);
-            let flushes: Vec<_> = busy.map(|link| Box::pin(link.outbox.flushed())).collect();
+            let busy = links.iter().filter(|link| link.send_queue.queued().messages > 0);
+            let flushes: Vec<_> = busy.map(|link| Box::pin(link.send_queue.flushed())).collect();
             let returned = self.returned_messages();
             if flushes.is_empty() && (returned == 0 || hopeless(&links)) {
                 return;
@@ -414,7 +414,7 @@ impl Balancer {
         if limits.allow(encoded_len(frames), frames.len()) {
             return Ok(());
         }
-        Err(unfit(frames, limits, limits, ""))
+        Err(exceeds_limits(frames, limits, limits, ""))
     }
 }
 

@@ -8,7 +8,7 @@ use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 
 use crate::link::addresses;
-use crate::link::outbox::HighWaterMark;
+use crate::link::send_queue::HighWaterMark;
 use crate::link::transport::{bind_error, connect_error};
 use crate::{Endpoint, Error, ErrorKind, Result};
 

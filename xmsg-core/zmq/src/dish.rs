@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use xmsg_zmtp::datagram::{self, Datagram};
 
 use crate::datagrams::{self, Queue};
-use crate::link::outbox::HighWaterMark;
+use crate::link::send_queue::HighWaterMark;
 use crate::lock::lock;
 use crate::radio::invalid_group;
 use crate::{Endpoint, Error, ErrorKind, Result};
@@ -102,7 +102,7 @@ pub struct Dish(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     options: DishOptions,
-    inbox: Arc<Inbox>,
+    receive_queue: Arc<ReceiveQueue>,
     bound: Mutex<Vec<Bound>>,
     /// Ends all tasks.
     ending: CancellationToken,
@@ -118,7 +118,7 @@ struct Bound {
 
 /// The state that is shared with the tasks.
 #[derive(Debug, Default)]
-struct Inbox {
+struct ReceiveQueue {
     groups: Mutex<HashSet<Bytes>>,
     sources: Mutex<Sources>,
     /// Notified when there is something to receive, or nothing more will come.
@@ -151,7 +151,7 @@ impl Dish {
     #[must_use]
     pub fn new(options: DishOptions) -> Self {
         let ending = CancellationToken::new();
-        Self(Arc::new(Shared { options, inbox: Arc::default(), bound: Mutex::default(), ending }))
+        Self(Arc::new(Shared { options, receive_queue: Arc::default(), bound: Mutex::default(), ending }))
     }
 
     /// Receives what is sent to this endpoint, too. Returns the endpoint with its actual port. Other sockets
@@ -173,12 +173,13 @@ impl Dish {
             return Err(closed());
         }
         let source = Arc::new(Source::new(endpoint.clone(), self.0.options.high_water_mark));
-        lock(&self.0.inbox.sources).all.push(source.clone());
+        lock(&self.0.receive_queue.sources).all.push(source.clone());
         let ending = self.0.ending.child_token();
         let task = {
-            let (inbox, source, ending) = (self.0.inbox.clone(), source.clone(), ending.clone());
+            let (receive_queue, source, ending) =
+                (self.0.receive_queue.clone(), source.clone(), ending.clone());
             tokio::spawn(async move {
-                ending.run_until_cancelled(inbox.receive_all(&source, &socket)).await;
+                ending.run_until_cancelled(receive_queue.receive_all(&source, &socket)).await;
                 source.is_bound.store(false, Ordering::Relaxed);
             })
         };
@@ -206,7 +207,7 @@ impl Dish {
     pub fn join(&self, group: impl AsRef<[u8]>) -> Result<()> {
         let group = group.as_ref();
         datagram::check_group(group).map_err(|error| invalid_group(group, error))?;
-        let mut groups = lock(&self.0.inbox.groups);
+        let mut groups = lock(&self.0.receive_queue.groups);
         if groups.insert(Bytes::copy_from_slice(group)) {
             return Ok(());
         }
@@ -221,7 +222,7 @@ impl Dish {
     /// [`InvalidTopic`](ErrorKind::InvalidTopic) if the group was not joined.
     pub fn leave(&self, group: impl AsRef<[u8]>) -> Result<()> {
         let group = group.as_ref();
-        let mut groups = lock(&self.0.inbox.groups);
+        let mut groups = lock(&self.0.receive_queue.groups);
         if groups.remove(group) {
             return Ok(());
         }
@@ -232,13 +233,13 @@ impl Dish {
     /// Receives the next message, from the endpoints in round robin. Returns `None` once the socket is closed
     /// and everything received was taken. Cancel safe.
     pub async fn recv(&self) -> Option<GroupMessage> {
-        let inbox = &self.0.inbox;
+        let receive_queue = &self.0.receive_queue;
         loop {
-            let changed = inbox.changed.notified();
+            let changed = receive_queue.changed.notified();
             tokio::pin!(changed);
             // From here on, no notification is missed.
             changed.as_mut().enable();
-            match inbox.take() {
+            match receive_queue.take() {
                 Ok(None) => changed.await,
                 Ok(message) => return message,
                 Err(_) => return None,
@@ -252,7 +253,7 @@ impl Dish {
     ///
     /// [`Closed`](ErrorKind::Closed) once the socket is closed and everything received was taken.
     pub fn try_recv(&self) -> Result<Option<GroupMessage>> {
-        self.0.inbox.take()
+        self.0.receive_queue.take()
     }
 
     /// Returns the messages as a stream, which ends when the socket is closed.
@@ -277,15 +278,15 @@ impl Dish {
             std::mem::take(&mut *bound)
         };
         // Receivers are notified even if this future is dropped meanwhile.
-        let _closing = Closing(&self.0.inbox);
+        let _closing = Closing(&self.0.receive_queue);
         for bound in bound {
             bound.end().await;
         }
     }
 }
 
-/// Closes the inbox when it is dropped.
-struct Closing<'a>(&'a Inbox);
+/// Closes the receive queue when it is dropped.
+struct Closing<'a>(&'a ReceiveQueue);
 
 impl Drop for Closing<'_> {
     fn drop(&mut self) {
@@ -309,7 +310,7 @@ impl Bound {
     }
 }
 
-impl Inbox {
+impl ReceiveQueue {
     /// Receives what arrives at one endpoint, for ever.
     async fn receive_all(&self, source: &Source, socket: &UdpSocket) {
         let mut buffer = vec![0; DATAGRAM_MAX];

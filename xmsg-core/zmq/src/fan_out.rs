@@ -8,26 +8,26 @@ use xmsg_zmtp::encoded_len;
 
 use crate::hub::Hub;
 use crate::link::Link;
-use crate::link::outbox::{self, Begun, Frame, Refused, Sending};
-use crate::link::refusal::unfit;
+use crate::link::refusal::exceeds_limits;
+use crate::link::send_queue::{self, Begun, Frame, Refused, Sending};
 use crate::options::Overflow;
 use crate::{Error, ErrorKind, Result};
 
 /// The peers that a message is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Audience {
+pub(crate) enum Recipients {
     /// Peers that have subscribed to it, and all peers that the socket connects to, unless it
     /// [filters](crate::SocketOptions::filter) for them.
     Subscribers,
     /// All peers.
-    Everybody,
+    All,
 }
 
 /// A socket, as far as it sends to many peers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FanOut<'a> {
     pub(crate) hub: &'a Hub,
-    pub(crate) audience: Audience,
+    pub(crate) audience: Recipients,
 }
 
 /// What remains to be done for links at which the message or its sender has to wait.
@@ -75,14 +75,14 @@ impl<'a> FanOut<'a> {
             self.all_take(targets(), frames)?;
             let len = encoded_len(frames);
             let must_wait =
-                |link: &&Arc<Link>| link.overflow == Overflow::Wait && link.outbox.lock().is_full(len);
+                |link: &&Arc<Link>| link.overflow == Overflow::Wait && link.send_queue.lock().is_full(len);
             if targets().any(|link| must_wait(&link)) {
                 return Err(full());
             }
         }
         for link in targets() {
             let pushed = match link.overflow {
-                Overflow::Wait => link.outbox.try_push(frames),
+                Overflow::Wait => link.send_queue.try_push(frames),
                 overflow => self.push_or_drop(link, overflow, frames).map(|_| ()),
             };
             pushed.or_else(|refused| self.accepted_elsewhere(link, refused, frames))?;
@@ -95,7 +95,7 @@ impl<'a> FanOut<'a> {
         let limits = self.hub.options.send_limits();
         match frames.first() {
             Some(topic) if limits.allow(encoded_len(frames), frames.len()) => Ok(topic.as_ref()),
-            _ => Err(unfit(frames, limits, limits, "")),
+            _ => Err(exceeds_limits(frames, limits, limits, "")),
         }
     }
 
@@ -112,7 +112,7 @@ impl<'a> FanOut<'a> {
         }
         for link in links.iter().filter(|link| self.goes_to(link, topic)) {
             let begun = match link.overflow {
-                Overflow::Wait => outbox::begin(link, frames),
+                Overflow::Wait => send_queue::begin(link, frames),
                 overflow => match self.push_or_drop(link, overflow, frames) {
                     Ok(true) => Begun::Open(Sending::pausing(link.clone())),
                     done => Begun::Done(done.map(|_| ())),
@@ -139,8 +139,8 @@ impl<'a> FanOut<'a> {
     ) -> Result<()> {
         match refused {
             Refused::Full => Err(full()),
-            Refused::Unfit if link.connecting => Err(self.hub.unfit(link, frames)),
-            Refused::Unfit => {
+            Refused::ExceedsLimits if link.connecting => Err(self.hub.exceeds_limits(link, frames)),
+            Refused::ExceedsLimits => {
                 self.hub.drop_for(link, frames);
                 Ok(())
             }
@@ -155,17 +155,17 @@ impl<'a> FanOut<'a> {
     /// Whether a message with this topic goes to this link.
     fn goes_to(self, link: &Link, topic: &[u8]) -> bool {
         match self.audience {
-            Audience::Everybody => true,
-            Audience::Subscribers => link.connecting && !self.hub.options.filter || link.wants(topic),
+            Recipients::All => true,
+            Recipients::Subscribers => link.connecting && !self.hub.options.filter || link.wants(topic),
         }
     }
 
     /// Fails if the message exceeds the limits of a peer that we connect to. No peer gets it then.
     fn all_take(self, mut links: impl Iterator<Item = &'a Arc<Link>>, frames: &[impl Frame]) -> Result<()> {
         let size = encoded_len(frames);
-        let takes = |link: &Link| !link.connecting || link.outbox.limits().allow(size, frames.len());
+        let takes = |link: &Link| !link.connecting || link.send_queue.limits().allow(size, frames.len());
         match links.find(|link| !takes(link)) {
-            Some(link) => Err(self.hub.unfit(link, frames)),
+            Some(link) => Err(self.hub.exceeds_limits(link, frames)),
             None => Ok(()),
         }
     }
@@ -178,7 +178,7 @@ impl<'a> FanOut<'a> {
         if !self.goes_to(link, topic) {
             return Some(Ok(()));
         }
-        let done = link.outbox.push_now(frames)?;
+        let done = link.send_queue.push_now(frames)?;
         Some(done.or_else(|refused| self.accepted_elsewhere(link, refused, frames)))
     }
 
@@ -186,8 +186,8 @@ impl<'a> FanOut<'a> {
     /// the writer.
     fn push_or_drop(self, link: &Link, overflow: Overflow, frames: &[impl Frame]) -> Result<bool, Refused> {
         let pushed = match overflow {
-            Overflow::DropOldest => link.outbox.push_or_drop_oldest(frames)?,
-            _ => link.outbox.push_or_drop_newest(frames)?,
+            Overflow::DropOldest => link.send_queue.push_or_drop_oldest(frames)?,
+            _ => link.send_queue.push_or_drop_newest(frames)?,
         };
         self.hub.note_overflow(link, pushed.dropped);
         Ok(pushed.is_in_turn)

@@ -1,7 +1,7 @@
 //! The hub, which all sockets are built on: links, the tasks that own them, and the receive queue.
 
 mod connecting;
-mod telling;
+mod reporting;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -17,13 +17,13 @@ use tokio_util::task::TaskTracker;
 use crate::deadline::Deadline;
 use crate::events::{EventChannel, SocketEvent, SocketEvents};
 use crate::link::admission::Permit;
+use crate::link::drop_counter::DropCounter;
 use crate::link::ending::end_some_at_a_time;
-use crate::link::hold::{HoldLimit, Lost};
-use crate::link::inbox::Inbox;
-use crate::link::outbox::Outbox;
+use crate::link::hold::{HoldLimit, LostConnection};
+use crate::link::receive_queue::ReceiveQueue;
+use crate::link::send_queue::SendQueue;
 use crate::link::session::{Ended, Session, now};
 use crate::link::source::Source;
-use crate::link::tally::Tally;
 use crate::link::throttle::Throttle;
 use crate::link::transport::{Closer, Listener, Stream};
 use crate::link::{LastEnd, Link, Received};
@@ -82,7 +82,7 @@ impl Drop for Owner {
 pub(crate) struct Hub {
     role: Arc<dyn Role>,
     pub(crate) options: Settings,
-    pub(crate) inbox: Inbox,
+    pub(crate) receive_queue: ReceiveQueue,
     links: Mutex<Vec<Arc<Link>>>,
     next_link: AtomicU64,
     /// The endpoints that the socket is bound to.
@@ -111,7 +111,7 @@ impl Hub {
     fn new(role: Arc<dyn Role>, options: Settings, parent: Option<EventChannel>) -> Arc<Self> {
         Arc::new(Self {
             role,
-            inbox: Inbox::new(options.receive_high_water_mark).conflating(options.conflate),
+            receive_queue: ReceiveQueue::new(options.receive_high_water_mark).conflating(options.conflate),
             links: Mutex::default(),
             next_link: AtomicU64::new(1),
             listeners: Mutex::default(),
@@ -212,7 +212,7 @@ impl Hub {
     }
 
     pub(crate) fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Option<Multipart>> {
-        self.inbox.poll_next_as(cx, |_, message| message)
+        self.receive_queue.poll_next_as(cx, |_, message| message)
     }
 
     /// Why there is no connection to the peer that the socket connects to, if that is known.
@@ -289,7 +289,7 @@ impl Hub {
     /// Whether nothing can be sent any more because the runtime of all connections has ended.
     pub(crate) fn is_dead(&self) -> bool {
         let links = self.links();
-        !links.is_empty() && links.iter().all(|link| link.connecting && link.outbox.is_closed())
+        !links.is_empty() && links.iter().all(|link| link.connecting && link.send_queue.is_closed())
     }
 
     /// Stops accepting connections. The endpoints are free when this returns.
@@ -370,11 +370,13 @@ impl Hub {
         self.changed.notify_waiters();
         let links: Vec<_> = self.links().iter().cloned().collect();
         for link in &links {
-            link.outbox.close();
+            link.send_queue.close();
         }
-        self.inbox.close();
+        self.receive_queue.close();
         if self.role.lingers()
-            && links.iter().any(|link| link.outbox.queued().messages > 0 || link.state().version.is_some())
+            && links
+                .iter()
+                .any(|link| link.send_queue.queued().messages > 0 || link.state().version.is_some())
         {
             let flushed = async {
                 for link in &links {
@@ -386,7 +388,7 @@ impl Hub {
         self.stop.cancel();
         self.tasks.wait().await;
         self.events.end();
-        let queued = links.iter().map(|link| link.outbox.queued().messages as usize).sum::<usize>();
+        let queued = links.iter().map(|link| link.send_queue.queued().messages as usize).sum::<usize>();
         queued + self.role.balancer().map_or(0, |balancer| balancer.returned_messages())
     }
 
@@ -396,9 +398,9 @@ impl Hub {
         self.tasks.close();
         self.changed.notify_waiters();
         for link in self.links().iter() {
-            link.outbox.close();
+            link.send_queue.close();
         }
-        self.inbox.close();
+        self.receive_queue.close();
         self.stop.cancel();
         self.events.end();
     }
@@ -434,10 +436,10 @@ impl Hub {
         let link = Arc::new(Link {
             // The number is taken under the lock, so that links are sorted by it.
             id: self.next_link.fetch_add(1, Ordering::Relaxed),
-            outbox: if connecting {
-                Outbox::recycling(mark)
+            send_queue: if connecting {
+                SendQueue::recycling(mark)
             } else {
-                Outbox::with_ledger(mark, self.options.memory.queues().clone())
+                SendQueue::with_memory_counter(mark, self.options.memory.queues().clone())
             }
             .with_limits(self.options.send_limits()),
             connecting,
@@ -446,7 +448,7 @@ impl Hub {
                 Overflow::Usual => Overflow::DropNewest,
                 overflow => overflow,
             },
-            overflowed: Tally::default(),
+            overflowed: DropCounter::default(),
             received: Received::default(),
             state: Mutex::default(),
             is_connected: AtomicBool::new(false),
@@ -517,7 +519,7 @@ impl Hub {
         // ended.
         let queue = link.clone();
         let claim = self.options.memory.claim(&peer, "messages that it does not read", link.stop.clone());
-        let _claim = claim.weighed_by(move || queue.outbox.queued().bytes as usize);
+        let _claim = claim.weighed_by(move || queue.send_queue.queued().bytes as usize);
         let mut lost = None;
         tokio::select! {
             biased;
@@ -526,7 +528,7 @@ impl Hub {
             () = self.run(&peer, session, found, &link, &mut lost) => {}
         }
         // Senders that wait for room in this queue must not wait any longer.
-        link.outbox.close();
+        link.send_queue.close();
         self.tell_ended(&link);
         link.disconnected();
         link.stop.cancel();
@@ -542,7 +544,7 @@ impl Hub {
         session: Session,
         peer: Peer,
         link: &Arc<Link>,
-        lost: &mut Option<Lost>,
+        lost: &mut Option<LostConnection>,
     ) {
         let (version, limits) = (peer.version, peer.limits);
         let seat = match self.role.join(link, &peer) {
@@ -563,7 +565,7 @@ impl Hub {
             return;
         }
         if self.options.probe_router {
-            link.outbox.push_urgent(PROBE, usize::MAX);
+            link.send_queue.push_urgent(PROBE, usize::MAX);
         }
         tracing::debug!(peer = name, socket = %self.role.socket_type(), ?version, "connected");
         self.tell(SocketEvent::Connected { peer: name.to_owned() });
@@ -577,7 +579,7 @@ impl Hub {
         } else {
             seat.identity.clone()
         };
-        let queue = self.inbox.line(&from, &Source::of(name));
+        let queue = self.receive_queue.line(&from, &Source::of(name));
         let mut handler = LinkHandler { hub: self, link, identity: seat.identity.clone(), queue };
         let ended = {
             let settle = async {
@@ -598,7 +600,7 @@ impl Hub {
                 ended = settle => ended,
                 // The linger of `close` bounds the time limit here: a proxy may still be reading what we
                 // wrote.
-                ended = session.run(&link.outbox, &mut handler, Duration::MAX) => ended,
+                ended = session.run(&link.send_queue, &mut handler, Duration::MAX) => ended,
             }
         };
         link.release();
@@ -610,9 +612,9 @@ impl Hub {
         link.disconnected();
         tracing::debug!(peer = name, socket = %self.role.socket_type(), reason = %ended, "disconnected");
         if matches!(ended, Ended::Drained | Ended::Finished) {
-            link.outbox.all_arrived();
+            link.send_queue.all_arrived();
         } else {
-            link.outbox.note_break();
+            link.send_queue.note_break();
         }
         if !link.connecting {
             self.options.violations.note(name, self.role.socket_type(), &ended);
@@ -629,7 +631,7 @@ impl Hub {
     fn fit(&self, name: &str, link: &Link, limits: &PeerLimits) {
         link.state().name = name.into();
         let limits = self.options.send_limits().within(limits);
-        for gone in link.outbox.limit(limits) {
+        for gone in link.send_queue.limit(limits) {
             let (what, limit) = if gone.size > limits.size {
                 (format!("{} bytes", gone.size), limits.size)
             } else {
@@ -654,10 +656,10 @@ impl Hub {
         }
         // A peer that has announced its limits is sent nothing that exceeds them, so the reason is another
         // one.
-        if !ended.is_by_peer() || !link.outbox.is_cut() || limits.message_size.is_some() {
+        if !ended.is_by_peer() || !link.send_queue.is_cut() || limits.message_size.is_some() {
             return LastEnd::Otherwise;
         }
-        if let Some(gone) = link.outbox.cut_off() {
+        if let Some(gone) = link.send_queue.cut_off() {
             let reason =
                 "the peer has ended the connection twice in the middle of it: is it above a limit there?";
             self.note_dropped(name, gone, reason.to_owned());

@@ -25,7 +25,7 @@
 //! `docs/zeromq.md`.
 //!
 //! All sockets that bind and connect are built on a hub, which has one *link* for every connection. Each link
-//! has a send queue, its [outbox](link::outbox::Outbox), and a task that owns it. The parts of a link are
+//! has a send queue, its [send queue](link::outbox::Outbox), and a task that owns it. The parts of a link are
 //! [public](link) for programs that forward messages instead of sending and receiving them, such as proxies.
 
 #![warn(missing_docs)]
@@ -76,7 +76,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use events::{DropReason, EventChannel, SocketEvent, SocketEvents};
 pub use link::admission::{Admission, AdmissionLimits};
 pub use link::encoded::EncodedFrames;
-pub use link::outbox::{Amount, HighWaterMark};
+pub use link::send_queue::{Amount, HighWaterMark};
 #[cfg(feature = "socks")]
 pub use link::socks::SocksProxy;
 pub use link::violations::{ProxyPorts, Reason, ViolationCounts, Violations};

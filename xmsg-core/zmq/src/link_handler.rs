@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use crate::events::{DropReason, SocketEvent};
 use crate::hub::{Hub, SHARE_MAX};
 use crate::link::Link;
-use crate::link::inbox::Line;
+use crate::link::receive_queue::PeerQueue;
 use crate::link::session::{Batch, Ended, Handler};
 use xmsg_zmtp::{DroppedCounts, Span, encode_message};
 
@@ -18,7 +18,7 @@ pub(crate) struct LinkHandler<'a> {
     /// The identity by which the socket knows the peer.
     pub(crate) identity: Bytes,
     /// The receive queue of the connection.
-    pub(crate) queue: Line<'a>,
+    pub(crate) queue: PeerQueue<'a>,
 }
 
 impl Drop for LinkHandler<'_> {

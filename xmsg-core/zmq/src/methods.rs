@@ -210,7 +210,7 @@ macro_rules! conflating_methods {
         /// received ([`conflate`](crate::SocketOptions::conflate)).
         #[must_use]
         pub fn conflated(&self) -> u64 {
-            self.hub.inbox.conflated()
+            self.hub.receive_queue.conflated()
         }
     };
 }

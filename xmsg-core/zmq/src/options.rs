@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::link::admission::Admission;
 use crate::link::memory::MemoryBudget;
-use crate::link::outbox::HighWaterMark;
+use crate::link::send_queue::HighWaterMark;
 #[cfg(feature = "socks")]
 use crate::link::socks::SocksProxy;
 use crate::link::violations::Violations;

@@ -10,7 +10,7 @@ use crate::hub::Owner;
 use crate::link::Link;
 use crate::methods::{balanced_methods, endpoint_methods, receiving_methods, stream_of_messages};
 use crate::options::{Receives, Sends, SocketOptions};
-use crate::role::{Role, Seat};
+use crate::role::{PeerSlot, Role};
 
 /// A socket that is connected to one other `Pair` (RFC 31), most often in the same process, over `inproc://`.
 /// It is a [`Stream`](futures::Stream) of what that socket sends. While it is connected, no other peer is
@@ -41,12 +41,12 @@ const TAKEN: &str = "a PAIR is connected to one peer, and another one is";
 
 /// The role of PAIR, which has one place.
 #[derive(Debug)]
-struct Exclusive {
+struct PairRole {
     balancer: Arc<Balancer>,
     place: Semaphore,
 }
 
-impl Role for Exclusive {
+impl Role for PairRole {
     fn socket_type(&self) -> SocketType {
         SocketType::Pair
     }
@@ -55,9 +55,9 @@ impl Role for Exclusive {
         if self.place.available_permits() == 0 { Err(TAKEN) } else { Ok(()) }
     }
 
-    fn join<'a>(&'a self, _: &Arc<Link>, peer: &Peer) -> Result<Seat<'a>, &'static str> {
+    fn join<'a>(&'a self, _: &Arc<Link>, peer: &Peer) -> Result<PeerSlot<'a>, &'static str> {
         let place = self.place.try_acquire();
-        Ok(Seat::at(place.map_err(|_| TAKEN)?, peer))
+        Ok(PeerSlot::at(place.map_err(|_| TAKEN)?, peer))
     }
 
     fn balancer(&self) -> Option<&Arc<Balancer>> {
@@ -74,7 +74,7 @@ impl Pair {
     #[must_use]
     pub fn new(options: SocketOptions<Self>) -> Self {
         let balancer = Arc::<Balancer>::default();
-        let role = Exclusive { balancer: balancer.clone(), place: Semaphore::new(1) };
+        let role = PairRole { balancer: balancer.clone(), place: Semaphore::new(1) };
         Self { hub: Arc::new(Owner::new(Arc::new(role), options.into_settings())), balancer }
     }
 

@@ -7,9 +7,9 @@ use tokio::sync::Notify;
 
 use crate::deadline::Deadline;
 use crate::events::EventChannel;
-use crate::fan_out::{Audience, FanOut};
+use crate::fan_out::{FanOut, Recipients};
 use crate::hub::Owner;
-use crate::link::outbox::{Again, Frame};
+use crate::link::send_queue::{Frame, Redeliver};
 use crate::methods::{endpoint_methods, fan_out_methods, subscriber_methods};
 use crate::options::{FansOut, Sends};
 use crate::publishing::Publishing;
@@ -129,20 +129,20 @@ impl Publisher {
     /// and before anything is published. The result is notified when it is time to ask for a confirmation,
     /// which is done with messages that are [published in any case](Self::publish_past_mark). Returns `None`
     /// if the publisher does not connect to a peer.
-    pub fn retain(&self, again: Again) -> Option<Arc<Notify>> {
-        self.hub.links().first().map(|link| link.outbox.retain(again))
+    pub fn retain(&self, again: Redeliver) -> Option<Arc<Notify>> {
+        self.hub.links().first().map(|link| link.send_queue.retain(again))
     }
 
     /// Returns whether written messages are retained. See [`retain`](Self::retain).
     #[must_use]
     pub fn retains(&self) -> bool {
-        self.hub.links().first().is_some_and(|link| link.outbox.retains())
+        self.hub.links().first().is_some_and(|link| link.send_queue.retains())
     }
 
     /// Notes that messages up to this position among all accepted messages have arrived.
     pub fn arrived(&self, place: u64) {
         for link in self.hub.links().iter() {
-            link.outbox.arrived(place);
+            link.send_queue.arrived(place);
         }
     }
 
@@ -157,7 +157,7 @@ impl Publisher {
         let fan_out = self.fan_out();
         fan_out.check(frames)?;
         for link in self.hub.links().iter() {
-            let pushed = link.outbox.push_past_mark(frames);
+            let pushed = link.send_queue.push_past_mark(frames);
             pushed.or_else(|refused| fan_out.accepted_elsewhere(link, refused, frames))?;
         }
         Ok(())
@@ -189,7 +189,7 @@ impl Publisher {
     /// Returns what was accepted and is not yet written. `bytes` is memory.
     #[must_use]
     pub fn queued(&self) -> Amount {
-        self.hub.links().iter().fold(Amount::default(), |sum, link| sum + link.outbox.queued())
+        self.hub.links().iter().fold(Amount::default(), |sum, link| sum + link.send_queue.queued())
     }
 
     /// Waits until every message that was accepted has been written to all peers that it is for. Written does
@@ -203,7 +203,7 @@ impl Publisher {
         let written = async {
             while self.queued().messages > 0 {
                 let links: Vec<_> = self.hub.links().iter().cloned().collect();
-                futures::future::join_all(links.iter().map(|link| link.outbox.flushed())).await;
+                futures::future::join_all(links.iter().map(|link| link.send_queue.flushed())).await;
             }
         };
         let late = |_| {
@@ -216,26 +216,26 @@ impl Publisher {
     /// Returns how many messages a publisher with one connection has accepted since the beginning.
     #[must_use]
     pub fn accepted(&self) -> u64 {
-        self.hub.links().iter().map(|link| link.outbox.accepted()).sum()
+        self.hub.links().iter().map(|link| link.send_queue.accepted()).sum()
     }
 
     /// Returns how many of the accepted messages were written or discarded.
     #[must_use]
     pub fn written(&self) -> u64 {
-        self.hub.links().iter().map(|link| link.outbox.gone()).sum()
+        self.hub.links().iter().map(|link| link.send_queue.gone()).sum()
     }
 
     /// Returns how many of the accepted messages were written at least once, or discarded. Some of them may
     /// be queued again.
     #[must_use]
     pub fn written_once(&self) -> u64 {
-        self.hub.links().iter().map(|link| link.outbox.gone_once()).sum()
+        self.hub.links().iter().map(|link| link.send_queue.gone_once()).sum()
     }
 
     /// Returns how many messages had been written or discarded when a connection broke last.
     #[must_use]
     pub fn broken_at(&self) -> u64 {
-        self.hub.links().iter().map(|link| link.outbox.broken_at()).sum()
+        self.hub.links().iter().map(|link| link.send_queue.broken_at()).sum()
     }
 
     /// Closes the socket at once, in the background. What was accepted is not sent.
@@ -257,7 +257,7 @@ impl Publisher {
     }
 
     fn fan_out(&self) -> FanOut<'_> {
-        FanOut { hub: &self.hub, audience: Audience::Subscribers }
+        FanOut { hub: &self.hub, audience: Recipients::Subscribers }
     }
 }
 

@@ -13,7 +13,7 @@ use xmsg_zmtp::datagram;
 
 use crate::datagrams::{self, LIBZMQ_MAX, Multicast, Queue};
 use crate::deadline::Deadline;
-use crate::link::outbox::HighWaterMark;
+use crate::link::send_queue::HighWaterMark;
 use crate::lock::lock;
 use crate::{Endpoint, Error, ErrorKind, Result};
 

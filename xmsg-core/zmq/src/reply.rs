@@ -6,11 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::hub::Owner;
-use crate::link::outbox::Refused;
+use crate::link::send_queue::Refused;
 use crate::link::source::Source;
 use crate::methods::endpoint_methods;
 use crate::options::{KnowsPeers, Receives, Sends};
-use crate::role::{Named, Role};
+use crate::role::{Role, RoutedRole};
 use crate::{EncodedFrames, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
 use xmsg_zmtp::{Principal, SocketType, encoded_len};
@@ -82,7 +82,7 @@ fn envelope_memory(envelope: &[Bytes]) -> usize {
 #[derive(Clone, Debug)]
 pub struct Replier {
     hub: Arc<Owner>,
-    role: Arc<Named>,
+    role: Arc<RoutedRole>,
 }
 
 impl Sends for Replier {}
@@ -95,7 +95,7 @@ impl Replier {
     /// Creates a replier without connections.
     #[must_use]
     pub fn new(options: SocketOptions<Self>) -> Self {
-        let role = Arc::new(Named::new(SocketType::Rep));
+        let role = Arc::new(RoutedRole::new(SocketType::Rep));
         Self { hub: Arc::new(Owner::new(role.clone(), options.into_settings())), role }
     }
 
@@ -114,7 +114,7 @@ impl Replier {
     /// [violation](SocketOptions::violations).
     pub async fn recv(&self) -> Option<(ReturnPath, Multipart)> {
         loop {
-            let (link, message) = std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)).await?;
+            let (link, message) = std::future::poll_fn(|cx| self.hub.receive_queue.poll_next(cx)).await?;
             let frames = message.frames();
             let end = frames.iter().position(Bytes::is_empty);
             // There has to be a frame behind the one that ends the envelope. libzmq drops other messages,
@@ -163,8 +163,8 @@ impl Replier {
         }
         let mut message = path.envelope.clone();
         message.extend_from_slice(reply.frames());
-        link.outbox.try_push(&message).map_err(|refused| match refused {
-            Refused::Unfit => self.hub.unfit(&link, &message),
+        link.send_queue.try_push(&message).map_err(|refused| match refused {
+            Refused::ExceedsLimits => self.hub.exceeds_limits(&link, &message),
             Refused::Full => Error::new(ErrorKind::Full, "whoever asked does not read the replies"),
             Refused::Closed => Error::new(ErrorKind::Refused, "whoever asked is gone"),
         })
@@ -185,8 +185,8 @@ impl Replier {
         }
         let size = encoded_len(&path.envelope) + reply.encoded_len();
         let frames = path.envelope.len() + reply.frames();
-        link.outbox.try_push_encoded(&path.envelope, reply).map_err(|refused| match refused {
-            Refused::Unfit => self.hub.unfit_size(&link, size, frames),
+        link.send_queue.try_push_encoded(&path.envelope, reply).map_err(|refused| match refused {
+            Refused::ExceedsLimits => self.hub.exceeds_size(&link, size, frames),
             Refused::Full => Error::new(ErrorKind::Full, "whoever asked does not read the replies"),
             Refused::Closed => Error::new(ErrorKind::Refused, "whoever asked is gone"),
         })
@@ -228,7 +228,7 @@ impl Replier {
     /// Returns the size in bytes of the replies to all peers that wait to be written.
     #[must_use]
     pub fn queued_bytes(&self) -> u64 {
-        self.hub.links().iter().map(|link| link.outbox.queued().bytes).sum()
+        self.hub.links().iter().map(|link| link.send_queue.queued().bytes).sum()
     }
 
     /// Accepts no more replies, and sends what was accepted for at most `linger`. Returns how many replies

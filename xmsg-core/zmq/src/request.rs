@@ -19,7 +19,7 @@ use crate::hub::{Hub, Owner};
 use crate::link::Link;
 use crate::lock::lock;
 use crate::options::{HasIdentity, Receives, Settings};
-use crate::role::Named;
+use crate::role::RoutedRole;
 use crate::{Endpoint, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
 use xmsg_zmtp::{Limited, MessageLimits, SocketType, Violation};
@@ -127,7 +127,7 @@ impl Service {
         idle.unwrap_or_else(|| {
             let live = Live::connect(self.endpoint.clone(), inner.settings.clone(), inner.events.clone());
             let known = *self.limits();
-            drop(live.link.outbox.limit(known));
+            drop(live.link.send_queue.limit(known));
             live
         })
     }
@@ -312,7 +312,7 @@ impl Requester {
             return Err(closed());
         }
         let hub = inner.bound.get_or_init(|| {
-            let role = Arc::new(Named::new(SocketType::Req));
+            let role = Arc::new(RoutedRole::new(SocketType::Req));
             Owner::with_parent(role, inner.settings.clone(), inner.events.clone())
         });
         let bound = hub.bind(endpoint).await?;
@@ -404,7 +404,7 @@ impl Requester {
                 let (target, connection) = current.insert((target, connection));
                 let outcome = connection.exchange(&request, &mut failure, has_others).await;
                 if let Target::Endpoint(service) = target {
-                    *service.limits() = connection.link().outbox.limits();
+                    *service.limits() = connection.link().send_queue.limits();
                 }
                 match outcome {
                     Outcome::Reply(reply) => return Ok(reply),

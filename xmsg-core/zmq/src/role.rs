@@ -13,7 +13,7 @@ use crate::balance::Balancer;
 use crate::link::Link;
 use crate::link::routes::{Route, Routes};
 use crate::link::session::Ended;
-use crate::subscriptions::NotTaken;
+use crate::subscriptions::SubscriptionLimitExceeded;
 
 /// What one socket type does with its connections. Each call is short, and none blocks.
 pub(crate) trait Role: fmt::Debug + Send + Sync {
@@ -33,16 +33,21 @@ pub(crate) trait Role: fmt::Debug + Send + Sync {
 
     /// Called after the handshake with a peer. Returns its place in the socket, or why there is none; the
     /// connection then ends.
-    fn join<'a>(&'a self, link: &Arc<Link>, peer: &Peer) -> Result<Seat<'a>, &'static str> {
+    fn join<'a>(&'a self, link: &Arc<Link>, peer: &Peer) -> Result<PeerSlot<'a>, &'static str> {
         let _ = link;
-        Ok(Seat::of(peer))
+        Ok(PeerSlot::of(peer))
     }
 
     /// Has the link [established](Link::establish), and sends what the peer needs to know first. Returns the
     /// prefixes that the peer does not accept.
-    fn establish(&self, link: &Link, version: Version, limits: PeerLimits) -> Vec<(Bytes, NotTaken)> {
+    fn establish(
+        &self,
+        link: &Link,
+        version: Version,
+        limits: PeerLimits,
+    ) -> Vec<(Bytes, SubscriptionLimitExceeded)> {
         // These bytes were meant for an earlier connection.
-        link.outbox.clear_urgent();
+        link.send_queue.clear_urgent();
         link.establish(version, limits);
         Vec::new()
     }
@@ -85,7 +90,7 @@ pub(crate) trait Role: fmt::Debug + Send + Sync {
 
 /// The place of a peer in a socket while it is connected.
 #[derive(Debug)]
-pub(crate) struct Seat<'a> {
+pub(crate) struct PeerSlot<'a> {
     /// The identity by which the socket knows the peer.
     pub(crate) identity: Bytes,
     /// Released when the peer is gone.
@@ -102,7 +107,7 @@ enum Guard<'a> {
     Place(SemaphorePermit<'a>),
 }
 
-impl<'a> Seat<'a> {
+impl<'a> PeerSlot<'a> {
     /// The place of a peer that is known by the identity that it announces.
     pub(crate) fn of(peer: &Peer) -> Self {
         // For other types the identity has no meaning (RFC 23). It is copied, so that it does not keep
@@ -125,14 +130,14 @@ impl<'a> Seat<'a> {
 /// The role of REP, and of REQ for peers that connect to it. Each connection has a routing identity of its
 /// own, whatever identity the peer announces.
 #[derive(Debug)]
-pub(crate) struct Named {
+pub(crate) struct RoutedRole {
     socket_type: SocketType,
     routes: Routes,
     /// The number of connections that we have made.
     made: AtomicU64,
 }
 
-impl Named {
+impl RoutedRole {
     pub(crate) fn new(socket_type: SocketType) -> Self {
         Self { socket_type, routes: Routes::default(), made: AtomicU64::new(0) }
     }
@@ -143,7 +148,7 @@ impl Named {
     }
 }
 
-impl Role for Named {
+impl Role for RoutedRole {
     fn socket_type(&self) -> SocketType {
         self.socket_type
     }
@@ -153,7 +158,7 @@ impl Role for Named {
         self.socket_type != SocketType::Req
     }
 
-    fn join<'a>(&'a self, link: &Arc<Link>, peer: &Peer) -> Result<Seat<'a>, &'static str> {
+    fn join<'a>(&'a self, link: &Arc<Link>, peer: &Peer) -> Result<PeerSlot<'a>, &'static str> {
         link.state().principal.clone_from(&peer.principal);
         let name = if link.connecting {
             // Each connection gets its own identity: a reply is for the connection over which its request
@@ -165,7 +170,7 @@ impl Role for Named {
             link.name()
         };
         let route = self.routes.take_over((None, name.clone()), link).ok_or("it has a place already")?;
-        Ok(Seat::found_by(route, name))
+        Ok(PeerSlot::found_by(route, name))
     }
 }
 

@@ -7,11 +7,11 @@ use bytes::Bytes;
 
 use crate::hub::Owner;
 use crate::link::Link;
-use crate::link::outbox::Refused;
 use crate::link::routes::{RouteKey, Routes};
+use crate::link::send_queue::Refused;
 use crate::methods::endpoint_methods;
 use crate::options::{HasIdentity, KnowsPeers, Receives, Sends};
-use crate::role::{Role, Seat};
+use crate::role::{PeerSlot, Role};
 use crate::security::Principal;
 use crate::{Error, ErrorKind, Result};
 use crate::{Multipart, SocketOptions};
@@ -122,7 +122,7 @@ impl Role for Routing {
         SocketType::Router
     }
 
-    fn join<'a>(&'a self, link: &Arc<Link>, peer: &Peer) -> Result<Seat<'a>, &'static str> {
+    fn join<'a>(&'a self, link: &Arc<Link>, peer: &Peer) -> Result<PeerSlot<'a>, &'static str> {
         // A peer without an identity gets one from us, which starts with a zero byte (RFC 28). No peer may
         // choose such an identity, or it could take over that of another peer.
         let identity = match peer.identity.first() {
@@ -138,7 +138,7 @@ impl Role for Routing {
             self.routes.take(key, link)
         };
         let route = route.ok_or("somebody else has its identity")?;
-        Ok(Seat::found_by(route, identity))
+        Ok(PeerSlot::found_by(route, identity))
     }
 }
 
@@ -191,7 +191,7 @@ impl Router {
     ) -> Result<()> {
         let message = message.into();
         let Some(link) = self.role.find(identity, principal) else { return self.nobody(identity, &message) };
-        let sent = link.outbox.try_push(message.frames());
+        let sent = link.send_queue.try_push(message.frames());
         sent.map_err(|refused| self.refused(identity, &link, &message, refused))
     }
 
@@ -217,7 +217,7 @@ impl Router {
     fn refused(&self, identity: &[u8], link: &Link, message: &Multipart, refused: Refused) -> Error {
         let shown = identity.escape_ascii();
         match refused {
-            Refused::Unfit => self.hub.unfit(link, message.frames()),
+            Refused::ExceedsLimits => self.hub.exceeds_limits(link, message.frames()),
             Refused::Full => {
                 Error::new(ErrorKind::Full, format!("the peer \"{shown}\" is at its high-water mark"))
             }
@@ -235,7 +235,7 @@ impl Router {
     pub async fn send(&self, identity: &[u8], message: impl Into<Multipart>) -> Result<()> {
         let message = message.into();
         let Some(link) = self.role.find(identity, None) else { return self.nobody(identity, &message) };
-        let sent = link.outbox.push(message.frames()).await;
+        let sent = link.send_queue.push(message.frames()).await;
         sent.map_err(|refused| self.refused(identity, &link, &message, refused))
     }
 
@@ -256,7 +256,7 @@ impl Router {
     /// Receives the next message and the identity of its sender. Returns `None` once the socket is closed.
     /// Cancel safe.
     pub async fn recv(&self) -> Option<(Bytes, Multipart)> {
-        std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)).await
+        std::future::poll_fn(|cx| self.hub.receive_queue.poll_next(cx)).await
     }
 
     /// Accepts no more messages, and sends what was accepted for at most `linger`. Returns how many messages

@@ -38,8 +38,8 @@ impl ConnectionStatistics {
                 messages: received.messages.load(Ordering::Relaxed),
                 bytes: received.bytes.load(Ordering::Relaxed),
             },
-            written: link.outbox.written(),
-            queued: link.outbox.queued(),
+            written: link.send_queue.written(),
+            queued: link.send_queue.queued(),
             dropped: link.overflowed.total(),
         }
     }

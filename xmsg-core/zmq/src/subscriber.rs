@@ -121,7 +121,7 @@ impl Subscriber {
             return Poll::Ready(Some(batch));
         }
         drop(batch);
-        self.hub.inbox.poll_batch(cx).map(|batch| batch.map(|(wire, _)| wire))
+        self.hub.receive_queue.poll_batch(cx).map(|batch| batch.map(|(wire, _)| wire))
     }
 
     /// Polls for the next batch, like [`poll_recv_batch`](Self::poll_recv_batch). Also returns how much
@@ -130,7 +130,7 @@ impl Subscriber {
         if self.batch.is_empty() {
             // A slab is reused when no part of it is referenced.
             self.batch = Bytes::new();
-            return self.hub.inbox.poll_batch(cx);
+            return self.hub.receive_queue.poll_batch(cx);
         }
         Poll::Ready(Some((std::mem::take(&mut self.batch), usize::MAX)))
     }
@@ -148,7 +148,7 @@ impl Subscriber {
 
     /// Puts batches that were taken back to the front, in order.
     pub fn put_back(&self, batches: impl DoubleEndedIterator<Item = Bytes>) {
-        self.hub.inbox.put_back(batches);
+        self.hub.receive_queue.put_back(batches);
     }
 
     /// Returns a view of what waits to be received. It does not keep the socket open.
@@ -170,7 +170,7 @@ impl Unreceived {
     /// Returns whole messages in their encoding, or none when the socket is gone.
     #[must_use]
     pub fn batches(&self) -> Vec<Bytes> {
-        self.0.upgrade().map(|hub| hub.inbox.waiting()).unwrap_or_default()
+        self.0.upgrade().map(|hub| hub.receive_queue.waiting()).unwrap_or_default()
     }
 
     /// Stops receiving.

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use xmsg_zmtp::{Limited, Limits, PeerLimits, SocketType, Version};
 
 use crate::hub::Hub;
-use crate::link::refusal::{Whose, unfit_subscription};
+use crate::link::refusal::{LimitOwner, subscription_exceeds_limits};
 use crate::link::{Link, has_prefix_of};
 use crate::lock::lock;
 use crate::role::Role;
@@ -18,24 +18,25 @@ use crate::{Error, Result, Settings};
 const QUEUED_MAX: usize = 1 << 30;
 /// The same limit, in bytes, for a peer that has connected to us. If it does not read them, its connection is
 /// ended.
-const QUEUED_FOR_STRANGERS: usize = 64 << 20;
+const QUEUED_MAX_ACCEPTED: usize = 64 << 20;
 
 /// Why a subscription exceeds a limit.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct NotTaken {
+pub(crate) struct SubscriptionLimitExceeded {
     what: Limited,
     /// The size that would exceed the limit, in bytes or as a number.
     size: usize,
     limit: usize,
 }
 
-impl NotTaken {
-    pub(crate) fn error(self, whose: Whose<'_>) -> Error {
-        unfit_subscription(self.what, self.size, self.limit, whose)
+impl SubscriptionLimitExceeded {
+    pub(crate) fn error(self, whose: LimitOwner<'_>) -> Error {
+        subscription_exceeds_limits(self.what, self.size, self.limit, whose)
     }
 }
 
-/// The maximum number of subscriptions that are kept for a peer that has connected to us and does not accept them.
+/// The maximum number of subscriptions that are kept for a peer that has connected to us and does not accept
+/// them.
 const HELD_BACK_MAX: usize = 10_000;
 
 /// Limits for subscriptions.
@@ -62,14 +63,19 @@ impl SubscriptionLimits {
 
     /// Checks whether a prefix of length `len` may be added. `count` and `bytes` are the number and the total
     /// length of all prefixes, including this one.
-    pub(crate) fn check(self, len: usize, count: usize, bytes: usize) -> Result<(), NotTaken> {
+    pub(crate) fn check(
+        self,
+        len: usize,
+        count: usize,
+        bytes: usize,
+    ) -> Result<(), SubscriptionLimitExceeded> {
         let above = [
             (Limited::Subscription, len, self.len),
             (Limited::Subscriptions, count, self.count),
             (Limited::SubscriptionBytes, bytes, self.bytes),
         ];
         match above.into_iter().find(|(_, size, limit)| size > limit) {
-            Some((what, size, limit)) => Err(NotTaken { what, size, limit }),
+            Some((what, size, limit)) => Err(SubscriptionLimitExceeded { what, size, limit }),
             None => Ok(()),
         }
     }
@@ -137,7 +143,8 @@ impl HeldBack {
     }
 }
 
-/// How many subscriptions that a peer does not accept are kept for it. A peer that we connect to is our own choice.
+/// How many subscriptions that a peer does not accept are kept for it. A peer that we connect to is our own
+/// choice.
 fn held_back_max(link: &Link) -> usize {
     if link.connecting { usize::MAX } else { HELD_BACK_MAX }
 }
@@ -160,7 +167,7 @@ impl Subscriptions {
         &self,
         version: Version,
         limits: &PeerLimits,
-    ) -> (BytesMut, Vec<(Bytes, NotTaken)>) {
+    ) -> (BytesMut, Vec<(Bytes, SubscriptionLimitExceeded)>) {
         let limits = SubscriptionLimits::theirs(limits);
         let (mut out, mut refused) = (BytesMut::new(), Vec::new());
         let (mut count, mut bytes) = (0, 0);
@@ -271,8 +278,8 @@ impl Subscribing {
         Ok(())
     }
 
-    /// Sends a change of `subscriptions`, which contains it already, to a peer. A subscription that the peer does
-    /// not accept is held back until a cancellation makes room for it.
+    /// Sends a change of `subscriptions`, which contains it already, to a peer. A subscription that the peer
+    /// does not accept is held back until a cancellation makes room for it.
     fn pass_on(
         &self,
         hub: &Hub,
@@ -304,8 +311,8 @@ impl Subscribing {
             version.write_subscription(&mut bytes, true, prefix);
         } else if !held.forget(prefix, limits) {
             if held.is_incomplete {
-                // There may be room for a subscription that is not known any more. A new connection is sent all
-                // that it accepts.
+                // There may be room for a subscription that is not known any more. A new connection is sent
+                // all that it accepts.
                 tracing::debug!(peer = %state.name, "ended: it accepts too few subscriptions to be sent changes");
                 link.stop.cancel();
                 return;
@@ -336,12 +343,12 @@ impl Subscribing {
         let (count, bytes) = (subscriptions.counts.len() + 1, subscriptions.bytes + len);
         if is_limited {
             let ours = SubscriptionLimits::ours(&self.limits).check(len, count, bytes);
-            ours.map_err(|why| why.error(Whose::Ours))?;
+            ours.map_err(|why| why.error(LimitOwner::Local))?;
         }
         for link in hub.links().iter().filter(|link| link.connecting) {
             let state = link.state();
             let theirs = SubscriptionLimits::theirs(&state.limits).check(len, count, bytes);
-            theirs.map_err(|why| why.error(Whose::Theirs(&state.name)))?;
+            theirs.map_err(|why| why.error(LimitOwner::Peer(&state.name)))?;
         }
         Ok(())
     }
@@ -350,7 +357,7 @@ impl Subscribing {
     pub(crate) fn refused(hub: &Hub) -> Option<Error> {
         hub.links().iter().filter(|link| link.connecting).find_map(|link| {
             let state = link.state();
-            state.refused.map(|why| why.error(Whose::Theirs(&state.name)))
+            state.refused.map(|why| why.error(LimitOwner::Peer(&state.name)))
         })
     }
 }
@@ -360,8 +367,8 @@ impl Subscribing {
 /// The subscriptions that it was sent when it connected, `told` bytes of prefixes, may wait in addition.
 fn queue(link: &Link, subscription: &[u8], told: usize) {
     // Each prefix has a frame header and one more byte in front.
-    let most = if link.connecting { QUEUED_MAX } else { QUEUED_FOR_STRANGERS + 2 * told };
-    if !link.outbox.push_urgent(subscription, most) && !link.connecting {
+    let most = if link.connecting { QUEUED_MAX } else { QUEUED_MAX_ACCEPTED + 2 * told };
+    if !link.send_queue.push_urgent(subscription, most) && !link.connecting {
         tracing::debug!(peer = %link.state().name, "ended: it does not read what is subscribed to");
         link.stop.cancel();
     }
@@ -386,16 +393,21 @@ impl Role for Subscribing {
         }
     }
 
-    fn establish(&self, link: &Link, version: Version, limits: PeerLimits) -> Vec<(Bytes, NotTaken)> {
+    fn establish(
+        &self,
+        link: &Link,
+        version: Version,
+        limits: PeerLimits,
+    ) -> Vec<(Bytes, SubscriptionLimitExceeded)> {
         // This happens under the lock, so that a prefix that is subscribed to meanwhile is sent either here
         // or there.
         let subscriptions = self.state();
         // These bytes were meant for an earlier connection.
-        link.outbox.clear_urgent();
+        link.send_queue.clear_urgent();
         let (bytes, refused) = subscriptions.for_peer(version, &limits);
         if !bytes.is_empty() {
             // All subscriptions are queued, however many there are. Later changes are bounded separately.
-            link.outbox.push_urgent(&bytes, QUEUED_MAX);
+            link.send_queue.push_urgent(&bytes, QUEUED_MAX);
         }
         let mut held_back = HeldBack::default();
         for (prefix, _) in &refused {

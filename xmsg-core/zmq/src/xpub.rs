@@ -8,18 +8,18 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use xmsg_zmtp::{Limits, Peer, PeerLimits, SocketType, Version};
 
-use crate::fan_out::{Audience, FanOut};
+use crate::fan_out::{FanOut, Recipients};
 use crate::hub::Owner;
 use crate::link::Link;
-use crate::link::outbox::Frame;
 use crate::link::routes::Routes;
+use crate::link::send_queue::Frame;
 use crate::link::session::Ended;
 use crate::lock::lock;
 use crate::methods::{endpoint_methods, fan_out_methods, subscriber_methods};
 use crate::options::{FansOut, Receives, Sends};
 use crate::publishing::note_wanted;
-use crate::role::{Role, Seat};
-use crate::subscriptions::NotTaken;
+use crate::role::{PeerSlot, Role};
+use crate::subscriptions::SubscriptionLimitExceeded;
 use crate::{Error, ErrorKind, Multipart, Result, SocketOptions};
 
 /// The options that only an [`XPub`] has.
@@ -127,12 +127,12 @@ pub enum FromSubscriber {
 #[derive(Clone, Debug)]
 pub struct XPub {
     hub: Arc<Owner>,
-    role: Arc<Announcing>,
+    role: Arc<XPubRole>,
 }
 
 /// The role of XPUB, which keeps the subscriptions of its peers and notifies the user of the socket.
 #[derive(Debug)]
-struct Announcing {
+struct XPubRole {
     limits: Limits,
     settings: XPubSettings,
     /// The links of peers by their routing identities.
@@ -141,7 +141,7 @@ struct Announcing {
     wanted: Mutex<HashMap<Bytes, usize>>,
 }
 
-impl Announcing {
+impl XPubRole {
     fn wanted(&self) -> MutexGuard<'_, HashMap<Bytes, usize>> {
         lock(&self.wanted)
     }
@@ -172,23 +172,28 @@ impl Announcing {
     }
 }
 
-impl Role for Announcing {
+impl Role for XPubRole {
     fn socket_type(&self) -> SocketType {
         SocketType::Xpub
     }
 
-    fn join<'a>(&'a self, link: &Arc<Link>, _: &Peer) -> Result<Seat<'a>, &'static str> {
+    fn join<'a>(&'a self, link: &Arc<Link>, _: &Peer) -> Result<PeerSlot<'a>, &'static str> {
         let name = link.name();
         let route = self.routes.take_over((None, name.clone()), link).ok_or("it has a place already")?;
-        Ok(Seat::found_by(route, name))
+        Ok(PeerSlot::found_by(route, name))
     }
 
-    fn establish(&self, link: &Link, version: Version, limits: PeerLimits) -> Vec<(Bytes, NotTaken)> {
-        link.outbox.clear_urgent();
+    fn establish(
+        &self,
+        link: &Link,
+        version: Version,
+        limits: PeerLimits,
+    ) -> Vec<(Bytes, SubscriptionLimitExceeded)> {
+        link.send_queue.clear_urgent();
         link.establish(version, limits);
         if let Some(welcome) = &self.settings.welcome {
             // A new connection has room. A peer that does not accept this message does not get it.
-            let _ = link.outbox.try_push(welcome.frames());
+            let _ = link.send_queue.try_push(welcome.frames());
         }
         Vec::new()
     }
@@ -223,7 +228,7 @@ impl XPub {
     #[must_use]
     pub fn new(options: SocketOptions<Self>) -> Self {
         let settings = options.into_settings();
-        let role = Arc::new(Announcing {
+        let role = Arc::new(XPubRole {
             limits: settings.limits.clone(),
             settings: settings.xpub.clone(),
             routes: Routes::default(),
@@ -276,7 +281,7 @@ impl XPub {
     }
 
     fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Option<FromSubscriber>> {
-        self.hub.inbox.poll_next(cx).map(|next| {
+        self.hub.receive_queue.poll_next(cx).map(|next| {
             next.map(|(peer, message)| {
                 let peer = PeerId(peer);
                 match message.frames() {
@@ -323,7 +328,7 @@ impl XPub {
     }
 
     fn fan_out(&self) -> FanOut<'_> {
-        FanOut { hub: &self.hub, audience: Audience::Subscribers }
+        FanOut { hub: &self.hub, audience: Recipients::Subscribers }
     }
 }
 

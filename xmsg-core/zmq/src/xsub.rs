@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use xmsg_zmtp::SocketType;
 
-use crate::fan_out::{Audience, FanOut};
+use crate::fan_out::{FanOut, Recipients};
 use crate::hub::Owner;
 use crate::methods::{endpoint_methods, fan_out_methods, receiving_methods, stream_of_messages};
 use crate::options::{FansOut, Receives, Sends};
@@ -124,7 +124,7 @@ impl XSub {
     receiving_methods!();
 
     fn fan_out(&self) -> FanOut<'_> {
-        FanOut { hub: &self.hub, audience: Audience::Everybody }
+        FanOut { hub: &self.hub, audience: Recipients::All }
     }
 }
 

@@ -7,7 +7,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::curve::Cipher;
 use super::frame::{Header, encode_command};
 use super::greeting::{self, GREETING_LEN, Greeting, REVISION_2_0, SIGNATURE_LEN};
-use super::told::{DRAIN_PROPERTY, DROPPED_PROPERTY};
+use super::peer_limits::{DRAIN_PROPERTY, DROPPED_PROPERTY};
 use super::{
     Command, Credentials, DroppedCounts, Limited, Mechanism, Options, PeerLimits, Principal, Properties,
     Scanner, SocketType, Span, Stop, Violation, encode_message, later,
@@ -71,7 +71,7 @@ pub struct Peer {
     /// Whether the peer understands [`Command::Drain`].
     pub drains: bool,
     /// Whether the peer understands [`Command::Dropped`].
-    pub hears_of_drops: bool,
+    pub accepts_drop_reports: bool,
     /// The authenticated identity of the peer, if we are a server of PLAIN or CURVE.
     pub principal: Option<Principal>,
 }
@@ -445,7 +445,7 @@ impl Engine {
             properties: Properties::default(),
             limits: PeerLimits::default(),
             drains: false,
-            hears_of_drops: false,
+            accepts_drop_reports: false,
             principal: None,
         };
         Ok(Some(self.ready(peer)))
@@ -518,7 +518,7 @@ impl Engine {
             Command::Error(reason) => return Err(Violation::RefusedByPeer(reason)),
             Command::Drain if self.options.socket_type.drains() => return Ok(Some(Event::Drain)),
             Command::Drained if self.options.socket_type.drains() => return Ok(Some(Event::Drained)),
-            Command::Dropped(counts) if self.options.socket_type.hears_of_drops() => {
+            Command::Dropped(counts) if self.options.socket_type.accepts_drop_reports() => {
                 return Ok(Some(Event::Dropped(counts)));
             }
             Command::Drain
@@ -544,7 +544,7 @@ impl Engine {
         if self.options.socket_type.drains() {
             ours.push(DRAIN_PROPERTY, "1");
         }
-        if self.options.socket_type.hears_of_drops() {
+        if self.options.socket_type.accepts_drop_reports() {
             ours.push(DROPPED_PROPERTY, "1");
         }
         while let Some(body) = self.mechanism.poll_command(&ours) {
@@ -566,7 +566,7 @@ impl Engine {
         }
         let limits = PeerLimits::read(&properties);
         let understands = |name| properties.find(name).is_some_and(|value| value == "1");
-        let (drains, hears_of_drops) = (understands(DRAIN_PROPERTY), understands(DROPPED_PROPERTY));
+        let (drains, accepts_drop_reports) = (understands(DRAIN_PROPERTY), understands(DROPPED_PROPERTY));
         Ok(Peer {
             version,
             socket_type,
@@ -574,7 +574,7 @@ impl Engine {
             properties,
             limits,
             drains,
-            hears_of_drops,
+            accepts_drop_reports,
             principal: self.principal.clone(),
         })
     }

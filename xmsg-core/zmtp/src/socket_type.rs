@@ -103,7 +103,7 @@ impl SocketType {
 
     /// Returns whether a socket of this type understands [`Command::Dropped`](super::Command::Dropped).
     #[must_use]
-    pub fn hears_of_drops(self) -> bool {
+    pub fn accepts_drop_reports(self) -> bool {
         matches!(self, Self::Sub)
     }
 

@@ -181,7 +181,7 @@ impl ProxySnapshot {
             unmatched,
             refused,
             crowded_out,
-            gave_way,
+            evicted,
             denied,
             violations,
             requests,
@@ -237,7 +237,7 @@ impl ProxySnapshot {
         let help = "Publishers that had left, and whose unread messages were given up because new connections needed their places.";
         out.counter("xmsg_proxy_publishers_crowded_out", help, None, crowded_out)?;
         let help = "Connections that were ended to make room for other addresses, because their address held more than half of all connections.";
-        out.counter("xmsg_proxy_connections_gave_way", help, None, gave_way)?;
+        out.counter("xmsg_proxy_connections_gave_way", help, None, evicted)?;
         let unmatched_help = "Messages received that no subscriber had subscribed to.";
         out.counter("xmsg_proxy_messages_unmatched", unmatched_help, None, unmatched)?;
         out.counter(

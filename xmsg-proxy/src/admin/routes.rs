@@ -302,7 +302,7 @@ async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
             "publisher_wait_s": totals.waited.as_secs_f64(),
             "subscribers_disconnected": totals.disconnected,
             "publishers_crowded_out": totals.crowded_out,
-            "connections_gave_way": totals.gave_way,
+            "connections_gave_way": totals.evicted,
             "denied": totals.denied,
             "violations": by_reason(totals.violations),
             "undelivered_messages": totals.undelivered,

@@ -233,7 +233,7 @@ pub type Records = (OwnerType, Vec<Bytes>);
 
 /// Descriptions of what was wrong with the files, for people to read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Complaints {
+pub struct OpenReport {
     /// Damaged files. A copy of each was kept.
     pub damage: Vec<String>,
     /// The rest of an interrupted write, as a crash leaves it: changes that were never acknowledged.
@@ -247,11 +247,11 @@ impl Journal {
     /// # Errors
     ///
     /// [`ErrorKind::Io`] if the files can't be read or written, or if another registrar uses them.
-    pub fn open(path: &Path, mut replay: impl FnMut(Entry)) -> Result<(Self, Complaints)> {
+    pub fn open(path: &Path, mut replay: impl FnMut(Entry)) -> Result<(Self, OpenReport)> {
         let path =
             &resolve(path).map_err(|error| io_error(format!("cannot find {}", path.display()), error))?;
         let lock = Arc::new(lock(path)?);
-        let mut complaints = Complaints::default();
+        let mut complaints = OpenReport::default();
         let mut note = |damage| complaints.damage.push(damage);
         let snapshot = read(path)?;
         let snapshot_len = snapshot.as_ref().map_or(0, Bytes::len) as u64;

@@ -36,8 +36,8 @@ use self::change::{Change, records};
 use self::compaction::{Compaction, SnapshotFeed};
 use self::later::Pending;
 use self::slow::Slow;
-use self::turns::Turns;
-use self::writing::{Trouble, Written, committed};
+use self::turns::RoundRobin;
+use self::writing::{WriteFailure, Written, committed};
 use super::journal::Journal;
 use super::store::{Refused, Reserved, Search, Store};
 use crate::security::{Authority, Rights};
@@ -120,10 +120,10 @@ pub(super) struct Service {
     slow: Slow,
     compaction: Option<Compaction>,
     feed: Option<SnapshotFeed>,
-    trouble: Option<Trouble>,
+    trouble: Option<WriteFailure>,
     write_log: Throttle,
     expiry_log: Throttle,
-    answering: Turns<Answering>,
+    answering: RoundRobin<Answering>,
     /// Bytes of the answers being built. `queued_bytes` is the last count of bytes waiting to be written.
     answer_bytes: usize,
     queued_bytes: usize,
@@ -168,7 +168,7 @@ impl Service {
             trouble: None,
             write_log: Throttle::default(),
             expiry_log: Throttle::default(),
-            answering: Turns::default(),
+            answering: RoundRobin::default(),
             answer_bytes: 0,
             queued_bytes: 0,
             memory: MemoryBudget::default(),

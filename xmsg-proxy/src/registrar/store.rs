@@ -27,8 +27,8 @@ use bytes::Bytes;
 use xmsg_core::registration::{OwnerType, Registration, UNDEFINED};
 use xmsg_core::topic::ANY;
 
-use self::above::{Above, Looked};
-use self::few::{Few, Text};
+use self::above::{Looked, PrefixSearch};
+use self::few::{SmallMap, Text};
 use self::table::Table;
 
 /// The largest number of registrations that differ only in what removing ignores: port, description and
@@ -424,7 +424,7 @@ impl Store {
                     .chain([Source::StartingWith(start)])
                     .collect()
             }
-            OwnerType::Subscriber => [Source::Above(Above::new(key))].into(),
+            OwnerType::Subscriber => [Source::PrefixSearch(PrefixSearch::new(key))].into(),
         };
         Ok(Search::new(owner, sources))
     }
@@ -459,7 +459,7 @@ impl Store {
     pub fn advance(&self, search: &mut Search, mut work: usize, mut found: impl FnMut(&Bytes)) -> bool {
         let table = self.table(search.owner);
         loop {
-            if let Some(Source::Above(above)) = search.sources.front_mut() {
+            if let Some(Source::PrefixSearch(above)) = search.sources.front_mut() {
                 if work == 0 {
                     return false;
                 }
@@ -567,7 +567,7 @@ struct Variant {
 /// The registrations of one topic.
 #[derive(Debug, Default)]
 struct Topic {
-    owners: Few<Owner, Vec<Variant>>,
+    owners: SmallMap<Owner, Vec<Variant>>,
 }
 
 impl Topic {
@@ -614,7 +614,7 @@ impl Search {
 #[derive(Debug)]
 enum Source {
     Topic(Key),
-    Above(Above),
+    PrefixSearch(PrefixSearch),
     StartingWith(String),
     Subject(Box<str>),
     Types(Box<str>),

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use xmsg_zmq::link::memory::MemoryBudget;
-use xmsg_zmq::link::outbox::{APART, Keep, Lease, OutboxGuard};
+use xmsg_zmq::link::send_queue::{APART, DropPolicy, SendQueueGuard, SlabCharge};
 use xmsg_zmq::{Amount, HighWaterMark};
 use xmsg_zmtp::{MessageLimits, Span};
 
@@ -52,7 +52,7 @@ pub(super) struct Cut<'a> {
     pub(super) wire: &'a Bytes,
     pub(super) spans: &'a [Span],
     /// Made when the first slice is queued.
-    pub(super) lease: OnceLock<Arc<Lease>>,
+    pub(super) slab_charge: OnceLock<Arc<SlabCharge>>,
     slab_size: usize,
     /// Bytes of the largest message, and the most frames that one has; found out when a subscriber with
     /// limits gets something.
@@ -60,15 +60,15 @@ pub(super) struct Cut<'a> {
 }
 
 impl<'a> Cut<'a> {
-    /// Messages that lie in a slab of this size, which is entered in the ledger with `lease`, if it is
+    /// Messages that lie in a slab of this size, which is entered in the ledger with `slab_charge`, if it is
     /// already.
     pub(super) fn new(
         wire: &'a Bytes,
         spans: &'a [Span],
         slab_size: usize,
-        lease: OnceLock<Arc<Lease>>,
+        slab_charge: OnceLock<Arc<SlabCharge>>,
     ) -> Self {
-        Self { wire, spans, lease, slab_size, largest: OnceLock::new() }
+        Self { wire, spans, slab_charge, slab_size, largest: OnceLock::new() }
     }
 
     /// Whether each of the messages is within these limits.
@@ -150,7 +150,7 @@ impl Delivery {
     }
 
     /// Whether nothing of these runs fits for now.
-    pub(super) fn is_full(&self, queue: &OutboxGuard<'_>, rule: Rule, run: Run, cut: &Cut<'_>) -> bool {
+    pub(super) fn is_full(&self, queue: &SendQueueGuard<'_>, rule: Rule, run: Run, cut: &Cut<'_>) -> bool {
         let first = Run { end: run.first + 1, ..run };
         let room = queue.room(self.limit(rule.mark));
         // A message above the mark may go when nothing else is queued.
@@ -172,7 +172,7 @@ impl Delivery {
             leave_out(subscriber, limits, left, cut);
         }
         let mut drops = Drops::default();
-        let mut queue = subscriber.outbox.lock();
+        let mut queue = subscriber.send_queue.lock();
         let (mut done, mut too_slow, mut blocks) = (0, false, false);
         while let Some(&run) = left.get(done) {
             done += 1;
@@ -243,7 +243,7 @@ impl Delivery {
 
     fn drop_oldest(
         &self,
-        queue: &mut OutboxGuard<'_>,
+        queue: &mut SendQueueGuard<'_>,
         rule: Rule,
         limit: HighWaterMark,
         run: Run,
@@ -268,7 +268,7 @@ impl Delivery {
 
     fn conflate(
         &self,
-        queue: &mut OutboxGuard<'_>,
+        queue: &mut SendQueueGuard<'_>,
         rule: Rule,
         limit: HighWaterMark,
         run: Run,
@@ -295,7 +295,14 @@ impl Delivery {
         }
     }
 
-    fn push(&self, queue: &mut OutboxGuard<'_>, rule: Rule, limit: HighWaterMark, run: Run, cut: &Cut<'_>) {
+    fn push(
+        &self,
+        queue: &mut SendQueueGuard<'_>,
+        rule: Rule,
+        limit: HighWaterMark,
+        run: Run,
+        cut: &Cut<'_>,
+    ) {
         let (start, len, count) = (cut.start(run), cut.len(run), run.count());
         let range = start..start + len;
         let keep = keep(rule.policy);
@@ -307,8 +314,9 @@ impl Delivery {
         if small || exact || alternates {
             queue.push_copy(&cut.wire[range], count);
         } else {
-            let lease = cut.lease.get_or_init(|| Lease::new(self.memory.queues(), cut.slab_size));
-            queue.push_slice(cut.wire.slice(range), count, lease);
+            let slab_charge =
+                cut.slab_charge.get_or_init(|| SlabCharge::new(self.memory.queues(), cut.slab_size));
+            queue.push_slice(cut.wire.slice(range), count, slab_charge);
         }
     }
 }
@@ -348,11 +356,11 @@ fn fits(amount: Amount, room: Amount) -> bool {
 }
 
 /// What may become of messages while they wait.
-fn keep(policy: Policy) -> Keep {
+fn keep(policy: Policy) -> DropPolicy {
     match policy {
-        Policy::DropNewest | Policy::Block { .. } | Policy::Disconnect => Keep::Always,
-        Policy::DropOldest => Keep::WhileRoom,
-        Policy::Conflate => Keep::Newest,
+        Policy::DropNewest | Policy::Block { .. } | Policy::Disconnect => DropPolicy::Always,
+        Policy::DropOldest => DropPolicy::WhileRoom,
+        Policy::Conflate => DropPolicy::Newest,
     }
 }
 

@@ -10,7 +10,7 @@ use futures::FutureExt;
 use proptest::prelude::*;
 use tokio::io::AsyncWrite;
 use tokio_util::sync::CancellationToken;
-use xmsg_zmq::link::outbox::{Outbox, Writer};
+use xmsg_zmq::link::send_queue::{SendQueue, Writer};
 use xmsg_zmtp::{Frames, Limits, Scanner, encode_message, encoded_len, whole_messages_within};
 
 use super::*;
@@ -113,8 +113,8 @@ struct Outcome {
 /// Carries it out and checks what goes for every policy.
 fn carry_out(plan: &Plan) -> Outcome {
     let memory = MemoryBudget::default();
-    let outbox = Outbox::with_ledger(plan.mark, memory.queues().clone());
-    let subscriber = Subscriber::new(1, "peer", outbox, Grant::new(&Arc::default(), None));
+    let send_queue = SendQueue::with_memory_counter(plan.mark, memory.queues().clone());
+    let subscriber = Subscriber::new(1, "peer", send_queue, Grant::new(&Arc::default(), None));
     let own: Vec<_> = plan.own.map(|policy| TopicPolicy::new("t3", policy)).into_iter().collect();
     let policies = Policies::new(Rule { policy: plan.policy, mark: plan.mark }, &own);
     let delivery = Delivery { memory: memory.clone(), gate: Arc::default(), ceiling: usize::MAX };
@@ -123,16 +123,17 @@ fn carry_out(plan: &Plan) -> Outcome {
     let mut largest_batch = 0;
     {
         let mut stream = &peer;
-        let mut writer = Writer::new(&subscriber.outbox);
+        let mut writer = Writer::new(&subscriber.send_queue);
         let mut writing = std::pin::pin!(writer.run(&mut stream));
         let mut read = |len: usize| {
             peer.allowance.fetch_add(len, Ordering::Relaxed);
             writing.as_mut().now_or_never().is_some()
         };
         let check = |pushed: usize, waiting: usize, largest_batch: usize| {
-            let queued = subscriber.outbox.queued();
-            let accounted =
-                subscriber.outbox.written().messages + queued.messages + subscriber.drops().total().messages;
+            let queued = subscriber.send_queue.queued();
+            let accounted = subscriber.send_queue.written().messages
+                + queued.messages
+                + subscriber.drops().total().messages;
             assert_eq!(accounted as usize + waiting, pushed, "everything is counted");
             assert!(queued.messages as usize <= plan.mark.messages, "{queued:?}");
             let slack = if plan.slices { largest_batch } else { 0 };
@@ -179,21 +180,21 @@ fn carry_out(plan: &Plan) -> Outcome {
             }
         }
         if !subscriber.cut.is_cancelled() {
-            subscriber.outbox.close();
+            subscriber.send_queue.close();
             assert!(read(usize::MAX / 2), "all is written");
         }
     }
     let drops = subscriber.drops();
     let is_cut_off = subscriber.cut.is_cancelled();
     if is_cut_off {
-        left_out = subscriber.outbox.clear().messages as usize;
+        left_out = subscriber.send_queue.clear().messages as usize;
         // The last message may have been received in part.
         let mut received = peer.received.lock().unwrap();
         let whole = whole_messages_within([&received[..]], received.len()).1;
         received.truncate(whole);
     }
     let received = peer.messages();
-    assert_eq!(subscriber.outbox.queued(), Amount::default());
+    assert_eq!(subscriber.send_queue.queued(), Amount::default());
     assert_eq!(memory.used(), 0, "all memory is given back");
     assert!(received.is_sorted_by_key(|(_, number)| *number), "in order");
     assert_eq!(received.len() + drops.total().messages as usize + left_out, pushed.len());
@@ -292,7 +293,7 @@ fn topics_in_turn_cost_no_more_than_they_are() {
     let subscriber = Subscriber::new(
         1,
         "peer",
-        Outbox::with_ledger(mark, memory.queues().clone()),
+        SendQueue::with_memory_counter(mark, memory.queues().clone()),
         Grant::new(&Arc::default(), None),
     );
     let delivery = Delivery { memory: memory.clone(), gate: Arc::default(), ceiling: usize::MAX };
@@ -307,7 +308,7 @@ fn topics_in_turn_cost_no_more_than_they_are() {
     let mut runs = cut.divide(&[Run { first: 0, end: 10, rule: 0 }], &policies);
     assert_eq!(runs.len(), 10);
     delivery.deliver(&subscriber, &mut runs, &cut, &policies);
-    let queued = subscriber.outbox.queued().bytes as usize;
+    let queued = subscriber.send_queue.queued().bytes as usize;
     assert!(queued <= 2 * wire.len() + 10 * APART, "{queued} bytes for {}", wire.len());
 }
 
@@ -322,7 +323,7 @@ fn only_a_subscriber_that_is_to_lose_nothing_has_its_publishers_wait_before_its_
     let mut spans = Vec::new();
     Scanner::new(&Limits::default()).scan(&wire, &mut spans).unwrap();
     for policy in Policy::ALL {
-        let subscriber = Subscriber::new(1, "peer", Outbox::new(mark), Grant::new(&Arc::default(), None));
+        let subscriber = Subscriber::new(1, "peer", SendQueue::new(mark), Grant::new(&Arc::default(), None));
         let policies = Policies::new(Rule { policy, mark }, &[]);
         let delivery =
             Delivery { memory: MemoryBudget::default(), gate: Arc::default(), ceiling: usize::MAX };
@@ -347,7 +348,7 @@ fn queues_keep_their_part_of_the_memory_whoever_holds_the_rest() {
     let mut claim = memory.claim("192.0.2.7:4000", "messages that have come in part", end.clone());
     assert!(claim.force(63 << 20));
     // A queue of some hundred KiB is far from what is the queues' own.
-    let _waits = Lease::new(memory.queues(), 512 << 10);
+    let _waits = SlabCharge::new(memory.queues(), 512 << 10);
     assert_eq!(delivery.limit(mark), mark, "whoever waits for little loses nothing");
     assert!(end.is_cancelled(), "and whoever holds most is ended");
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use xmsg_zmq::link::buffer::Slab;
-use xmsg_zmq::link::outbox::{Lease, URGENT_MAX};
+use xmsg_zmq::link::send_queue::{SlabCharge, URGENT_MAX};
 use xmsg_zmq::link::session::{Batch, Ended, Handler};
 use xmsg_zmtp::{Command, Frames, Span, Version};
 
@@ -56,7 +56,7 @@ pub(super) struct Inlet {
     touched: Vec<usize>,
     sampler: Sampler,
     /// The slab that the last batch with slices lay in.
-    lease: Option<(u64, Weak<Lease>)>,
+    slab_charge: Option<(u64, Weak<SlabCharge>)>,
     /// What the present batch has for subscribers that have no room, each with its slot.
     waiting: Vec<(usize, Vec<Run>)>,
     /// Messages of the present batch that nobody subscribed to.
@@ -89,7 +89,7 @@ impl Inlet {
             cache: Cache::new(table, caches, publisher),
             touched: Vec::new(),
             sampler: Sampler::new(watch, publisher.id),
-            lease: None,
+            slab_charge: None,
             waiting: Vec::new(),
             unmatched: 0,
             is_received: false,
@@ -196,10 +196,10 @@ impl Inlet {
     }
 
     /// The entry of this slab in the ledger, if slices of it are still queued.
-    fn lease(&self, serial: u64) -> OnceLock<Arc<Lease>> {
-        match &self.lease {
-            Some((known, lease)) if *known == serial => {
-                lease.upgrade().map_or_else(OnceLock::new, OnceLock::from)
+    fn slab_charge(&self, serial: u64) -> OnceLock<Arc<SlabCharge>> {
+        match &self.slab_charge {
+            Some((known, slab_charge)) if *known == serial => {
+                slab_charge.upgrade().map_or_else(OnceLock::new, OnceLock::from)
             }
             _ => OnceLock::new(),
         }
@@ -238,7 +238,8 @@ impl Wait<'_> {
             subscriber.note_slow();
             let since = Instant::now();
             let rule = policies.rule(left[0].rule);
-            let room = subscriber.outbox.wait_for_room(|queue| delivery.is_full(queue, rule, left[0], cut));
+            let room =
+                subscriber.send_queue.wait_for_room(|queue| delivery.is_full(queue, rule, left[0], cut));
             let longest = match rule.policy {
                 Policy::Block { longest } => longest,
                 _ => None,
@@ -253,7 +254,7 @@ impl Wait<'_> {
                     let mut ping = BytesMut::new();
                     Command::Ping { ttl: Duration::ZERO, context: Bytes::new() }.write(&mut ping);
                     // If it does not even read this much, it will not miss it.
-                    let _ = self.publisher.outbox.push_urgent(&ping, URGENT_MAX);
+                    let _ = self.publisher.send_queue.push_urgent(&ping, URGENT_MAX);
                 }
                 subscriber.log_slowness();
             }
@@ -327,7 +328,7 @@ impl Inlet {
         if requests > 0 {
             self.ask(wire, spans).await;
         }
-        let cut = Cut::new(wire, spans, slab.size, self.lease(slab.serial));
+        let cut = Cut::new(wire, spans, slab.size, self.slab_charge(slab.serial));
         let mut touched = std::mem::take(&mut self.touched);
         let are_long = len >= CATCH_UP_FROM * spans.len();
         let mut behind = Vec::new();
@@ -360,15 +361,15 @@ impl Inlet {
             let slots = &self.cache.slots;
             let waits = behind.into_iter().map(|slot| async move {
                 let subscriber = &slots[slot].subscriber;
-                if subscriber.outbox.catch_up().await {
+                if subscriber.send_queue.catch_up().await {
                     subscriber.count_wait();
                     subscriber.count_waited(since.elapsed());
                 }
             });
             futures::future::join_all(waits).await;
         }
-        if let Some(lease) = cut.lease.get() {
-            self.lease = Some((slab.serial, Arc::downgrade(lease)));
+        if let Some(slab_charge) = cut.slab_charge.get() {
+            self.slab_charge = Some((slab.serial, Arc::downgrade(slab_charge)));
         }
         self.cache.settle();
         spans.len()

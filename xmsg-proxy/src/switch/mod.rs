@@ -34,12 +34,12 @@ use bytes::BytesMut;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xmsg_zmq::link::admission::{Leaving, Permit};
+use xmsg_zmq::link::dead_peer::{Route, unread};
 use xmsg_zmq::link::memory::MemoryBudget;
-use xmsg_zmq::link::outbox::Outbox;
+use xmsg_zmq::link::send_queue::SendQueue;
 use xmsg_zmq::link::session::{Ended, Session, now};
 use xmsg_zmq::link::throttle::Throttle;
 use xmsg_zmq::link::transport::{Closer, Listener, Stream};
-use xmsg_zmq::link::vanished::{Route, unread};
 use xmsg_zmq::security::Principal;
 use xmsg_zmq::{Admission, Amount, ProxyPorts, ViolationCounts, Violations};
 use xmsg_zmtp::{Engine, MessageLimits, Peer, PeerLimits, SocketType};
@@ -140,7 +140,7 @@ pub struct Totals {
     pub crowded_out: u64,
     /// Connections that were ended because newcomers from elsewhere needed places, while their address had
     /// more than half of all.
-    pub gave_way: u64,
+    pub evicted: u64,
     /// Messages and subscriptions that the peer's rights did not allow.
     pub denied: u64,
     /// Control requests. They are not counted as messages.
@@ -262,11 +262,12 @@ impl Switch {
         publishers.retain(|publisher| !publisher.is_stalled());
         let written = async {
             for publisher in &publishers {
-                publisher.outbox.flushed().await;
+                publisher.send_queue.flushed().await;
             }
         };
         if tokio::time::timeout(SETTLE_TIMEOUT, written).await.is_err() {
-            for publisher in publishers.iter().filter(|publisher| publisher.outbox.queued().messages > 0) {
+            for publisher in publishers.iter().filter(|publisher| publisher.send_queue.queued().messages > 0)
+            {
                 publisher.holds_up(SETTLE_TIMEOUT);
             }
         }
@@ -343,7 +344,7 @@ impl Switch {
     pub fn totals(&self) -> Totals {
         let mut totals = self.inner.gate.totals();
         totals.refused += self.inner.admission.refused();
-        totals.gave_way = self.inner.admission.gave_way();
+        totals.evicted = self.inner.admission.evicted();
         totals.violations = self.inner.violations.counts();
         (totals.requests, totals.requests_lost) = self.inner.asking.counts();
         totals.answers_lost = self.inner.asking.answers_lost();
@@ -496,14 +497,14 @@ impl Switch {
         };
         permit.established();
         // What else it announced is dropped here, and not when the connection ends.
-        let hears_of_drops = found.hears_of_drops;
+        let accepts_drop_reports = found.accepts_drop_reports;
         let is_forwarder = found.socket_type == SocketType::Xpub;
         let (version, principal, limits) = essentials(found);
         tracing::debug!(peer, ?side, ?version, "connected");
         let grant = Grant::new(authority, principal);
         let ended = match side {
             Side::Subscribers => {
-                let hearing = (limits, hears_of_drops);
+                let hearing = (limits, accepts_drop_reports);
                 self.serve_subscriber(session, &peer, hearing, grant, stop, gives_way).await
             }
             Side::Publishers => {
@@ -536,7 +537,7 @@ impl Switch {
         inner.gate.add_publisher(&publisher);
         inner.table.change(Change::PublisherJoined(publisher.clone())).await;
         if inner.refuse.is_cancelled() {
-            publisher.outbox.close();
+            publisher.send_queue.close();
         }
         let ended = tokio::select! {
             biased;
@@ -546,9 +547,9 @@ impl Switch {
             () = publisher.grant.revoked.cancelled() => Ended::ByUs("not allowed any more"),
             () = publisher.grant.unwanted.cancelled() => Ended::ByUs(BY_OPERATOR),
             () = gives_way.cancelled() => Ended::ByUs(GIVES_WAY),
-            ended = session.run(&publisher.outbox, &mut inlet, Duration::MAX) => ended,
+            ended = session.run(&publisher.send_queue, &mut inlet, Duration::MAX) => ended,
         };
-        publisher.outbox.close();
+        publisher.send_queue.close();
         inner.gate.remove_publisher(&publisher);
         publisher.grant.log_rest(&publisher.peer);
         inner.table.change(Change::PublisherGone(publisher.id)).await;
@@ -580,23 +581,24 @@ impl Switch {
         &self,
         session: Session,
         peer: &str,
-        (limits, hears_of_drops): (PeerLimits, bool),
+        (limits, accepts_drop_reports): (PeerLimits, bool),
         grant: Grant,
         stop: CancellationToken,
         gives_way: CancellationToken,
     ) -> Ended {
         let inner = &self.inner;
         let config = &inner.config;
-        let outbox = Outbox::with_ledger(config.high_water_mark, config.memory.queues().clone());
+        let send_queue =
+            SendQueue::with_memory_counter(config.high_water_mark, config.memory.queues().clone());
         // Whatever is forwarded is within our own limits: only one that takes less has to be looked after.
         let ours = MessageLimits::from(&config.limits);
         let takes = Some(ours.within(&limits)).filter(|takes| *takes != ours);
-        let subscriber = Subscriber::new(self.id(), peer, outbox, grant).counting(&config.memory);
+        let subscriber = Subscriber::new(self.id(), peer, send_queue, grant).counting(&config.memory);
         let subscriber =
-            Arc::new(subscriber.taking(takes).telling(hears_of_drops).logging(&inner.gate.lines));
+            Arc::new(subscriber.taking(takes).telling(accepts_drop_reports).logging(&inner.gate.lines));
         inner.gate.add_subscriber(&subscriber);
         if inner.refuse.is_cancelled() {
-            subscriber.outbox.close();
+            subscriber.send_queue.close();
         }
         let mut handler = table::Subscriptions::new(&inner.table, &subscriber, &config.limits);
         let ended = tokio::select! {
@@ -609,9 +611,9 @@ impl Switch {
             () = gives_way.cancelled() => Ended::ByUs(GIVES_WAY),
             never = subscriber.keep_telling() => match never {},
             never = subscriber.keep_logging() => match never {},
-            ended = session.run(&subscriber.outbox, &mut handler, Duration::from_secs(1)) => ended,
+            ended = session.run(&subscriber.send_queue, &mut handler, Duration::from_secs(1)) => ended,
         };
-        subscriber.outbox.close();
+        subscriber.send_queue.close();
         inner.table.change(Change::SubscriberGone(subscriber.id)).await;
         inner.gate.remove_subscriber(&subscriber);
         subscriber.grant.log_rest(peer);

@@ -11,8 +11,8 @@ use bytes::BytesMut;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use xmsg_zmq::link::ending::end_some_at_a_time;
-use xmsg_zmq::link::memory::{MemoryBudget, Owed};
-use xmsg_zmq::link::outbox::{Outbox, URGENT_MAX};
+use xmsg_zmq::link::memory::{MemoryBudget, UnreadAnswers};
+use xmsg_zmq::link::send_queue::{SendQueue, URGENT_MAX};
 use xmsg_zmq::link::session::now;
 use xmsg_zmq::link::throttle::Throttle;
 use xmsg_zmq::{Amount, HighWaterMark};
@@ -30,10 +30,11 @@ use crate::policy::{Policy, Rule};
 const SLOW_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// A subscriber that understands it is told at most this often what was dropped for it.
 const TELL_INTERVAL: Duration = Duration::from_millis(100);
-/// Bytes of such counts that may wait to be written, together with the protocol's other answers: two counts and a little more.
+/// Bytes of such counts that may wait to be written, together with the protocol's other answers: two counts
+/// and a little more.
 const TELL_MAX: usize = 64;
-/// Confirmations of subscriptions that wait for a subscriber, bytes: half of what it may be owed, so that others can't use that up by
-/// asking.
+/// Confirmations of subscriptions that wait for a subscriber, bytes: half of what it may be owed, so that
+/// others can't use that up by asking.
 const CONFIRMATIONS_MAX: usize = URGENT_MAX / 2;
 /// Bytes of a topic that are shown in the log.
 pub(super) const TOPIC_SHOWN: usize = 255;
@@ -61,7 +62,7 @@ impl Counter {
 pub(super) struct Subscriber {
     pub(super) id: u32,
     pub(super) peer: Box<str>,
-    pub(super) outbox: Outbox,
+    pub(super) send_queue: SendQueue,
     pub(super) grant: Grant,
     /// The largest message that it takes, if that is less than what the proxy takes.
     pub(super) takes: Option<MessageLimits>,
@@ -97,7 +98,7 @@ pub(super) struct Subscriber {
     telling: Option<Telling>,
     lines: Arc<Lines>,
     /// Where confirmations count that it does not read.
-    owed: Option<Owed>,
+    owed: Option<UnreadAnswers>,
     /// Ends its connection.
     pub(super) cut: CancellationToken,
     /// … because it holds too much memory.
@@ -105,11 +106,11 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
-    pub(super) fn new(id: u32, peer: &str, outbox: Outbox, grant: Grant) -> Self {
+    pub(super) fn new(id: u32, peer: &str, send_queue: SendQueue, grant: Grant) -> Self {
         Self {
             id,
             peer: peer.into(),
-            outbox,
+            send_queue,
             grant,
             takes: None,
             since: Instant::now(),
@@ -150,7 +151,7 @@ impl Subscriber {
 
     /// The same, with the confirmations that it does not read counted in this budget.
     pub(super) fn counting(self, memory: &MemoryBudget) -> Self {
-        let owed = Owed::new(memory, &self.peer, self.outsized.clone());
+        let owed = UnreadAnswers::new(memory, &self.peer, self.outsized.clone());
         Self { owed: Some(owed), ..self }
     }
 
@@ -159,11 +160,12 @@ impl Subscriber {
         Self { lines: lines.clone(), ..self }
     }
 
-    /// Sends it the confirmation of a subscription, ahead of what is queued. `false`: it has yet to read too many.
+    /// Sends it the confirmation of a subscription, ahead of what is queued. `false`: it has yet to read too
+    /// many.
     pub(super) fn confirm(&self, answer: &[u8]) -> bool {
-        let is_queued = self.outbox.push_urgent(answer, CONFIRMATIONS_MAX);
+        let is_queued = self.send_queue.push_urgent(answer, CONFIRMATIONS_MAX);
         if let Some(owed) = self.owed.as_ref().filter(|_| is_queued) {
-            owed.note(&self.outbox);
+            owed.note(&self.send_queue);
         }
         is_queued
     }
@@ -192,7 +194,7 @@ impl Subscriber {
         }
         let mut bytes = BytesMut::new();
         Command::Dropped(counts).write(&mut bytes);
-        let is_queued = self.outbox.push_urgent(&bytes, TELL_MAX);
+        let is_queued = self.send_queue.push_urgent(&bytes, TELL_MAX);
         if is_queued {
             *told = counts;
         }
@@ -219,8 +221,8 @@ impl Subscriber {
         self.log_slowness();
     }
 
-    /// Counts messages that it is not sent, because it has told that it does not take them, and says so in the log now and then, with the topic
-    /// of the last one.
+    /// Counts messages that it is not sent, because it has told that it does not take them, and says so in
+    /// the log now and then, with the topic of the last one.
     pub(super) fn count_too_large(&self, amount: Amount, topic: &[u8]) {
         self.too_large.add(amount.messages as usize, amount.bytes as usize);
         self.note_news();
@@ -286,7 +288,7 @@ impl Subscriber {
     }
 
     fn add_to(&self, totals: &mut Totals) {
-        totals.delivered += self.outbox.written();
+        totals.delivered += self.send_queue.written();
         totals.dropped += self.drops().total();
         totals.drops += self.drops();
         totals.denied += self.grant.denied();
@@ -322,7 +324,8 @@ impl Subscriber {
         Duration::from_micros(self.waited_us.load(Ordering::Relaxed))
     }
 
-    /// Says in the log that it is slow, and what came of it since the last time: at once, and then every [`SLOW_LOG_INTERVAL`] at most.
+    /// Says in the log that it is slow, and what came of it since the last time: at once, and then every
+    /// [`SLOW_LOG_INTERVAL`] at most.
     pub(super) fn log_slowness(&self) {
         let drops = self.drops();
         match self.slow_log.pass(drops) {
@@ -333,7 +336,7 @@ impl Subscriber {
 
     fn write_slowness(&self, drops: Drops, before: Drops) {
         let Some(unlogged) = self.lines.slow.pass("slow subscribers") else { return };
-        let queued = self.outbox.queued();
+        let queued = self.send_queue.queued();
         let dropped = drops.slow().messages - before.slow().messages;
         if dropped == 0 {
             tracing::warn!(
@@ -360,9 +363,10 @@ impl Subscriber {
         );
     }
 
-    /// Whether publishers have waited for it for this long, while it took next to nothing. To be asked again and again while one waits.
+    /// Whether publishers have waited for it for this long, while it took next to nothing. To be asked again
+    /// and again while one waits.
     pub(super) fn has_stalled(&self, longest: Duration) -> bool {
-        lock(&self.stall).lasts(now(), self.outbox.written().bytes) >= longest
+        lock(&self.stall).lasts(now(), self.send_queue.written().bytes) >= longest
     }
 
     /// Ends its connection, because it is too slow. `policy` is what wants it so.
@@ -370,7 +374,7 @@ impl Subscriber {
         if self.cut.is_cancelled() {
             return;
         }
-        let queued = self.outbox.queued();
+        let queued = self.send_queue.queued();
         if let Some(unlogged) = self.lines.cut_off.pass("subscribers that were cut off") {
             tracing::warn!(
                 peer = %self.peer,
@@ -382,11 +386,12 @@ impl Subscriber {
             );
         }
         self.cut.cancel();
-        self.outbox.close();
+        self.send_queue.close();
     }
 }
 
-/// Lines in the log that many peers can cause at the same time: there are so many of each kind, whoever causes them.
+/// Lines in the log that many peers can cause at the same time: there are so many of each kind, whoever
+/// causes them.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     slow: Throttle,
@@ -412,7 +417,8 @@ impl<T> Default for Spaced<T> {
 }
 
 impl<T: Copy + Default> Spaced<T> {
-    /// What had been counted at the last line, if another one may be written now, with all that `counted` says.
+    /// What had been counted at the last line, if another one may be written now, with all that `counted`
+    /// says.
     pub(super) fn pass(&self, counted: T) -> Option<T> {
         let mut last = lock(&self.0);
         if last.is_some_and(|(at, _)| now().saturating_duration_since(at) < SLOW_LOG_INTERVAL) {
@@ -445,11 +451,12 @@ struct Telling {
     told: Mutex<DroppedCounts>,
 }
 
-/// Messages that a subscriber was not sent: because it was too slow, by which ones were chosen, or because it does not take them.
+/// Messages that a subscriber was not sent: because it was too slow, by which ones were chosen, or because it
+/// does not take them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drops {
-    /// Those that came when it was at its mark (`drop-newest`, and the last ones before `disconnect`; under the other
-    /// policies when nothing that waited could go for them).
+    /// Those that came when it was at its mark (`drop-newest`, and the last ones before `disconnect`; under
+    /// the other policies when nothing that waited could go for them).
     pub newest: Amount,
     /// Those that had waited longest (`drop-oldest`, and `conflate` when there are too many topics).
     pub oldest: Amount,
@@ -485,7 +492,8 @@ impl AddAssign for Drops {
 /// A snapshot of one publisher.
 #[derive(Clone, Debug)]
 pub struct PublisherStats {
-    /// Its number: no other connection of this proxy has it; none has had it, unless there were four billion since.
+    /// Its number: no other connection of this proxy has it; none has had it, unless there were four billion
+    /// since.
     pub id: u32,
     /// Its address.
     pub peer: String,
@@ -497,15 +505,16 @@ pub struct PublisherStats {
     pub principal: Option<String>,
     /// Messages that it was not allowed to publish.
     pub denied: u64,
-    /// How long ago it left, if it left before all that it had sent was passed on, because a subscriber is slow (`block`). It keeps its
-    /// place until then, or until a newcomer finds no other one.
+    /// How long ago it left, if it left before all that it had sent was passed on, because a subscriber is
+    /// slow (`block`). It keeps its place until then, or until a newcomer finds no other one.
     pub left_for: Option<Duration>,
 }
 
 /// A snapshot of one subscriber.
 #[derive(Clone, Debug)]
 pub struct SubscriberStats {
-    /// Its number: no other connection of this proxy has it; none has had it, unless there were four billion since.
+    /// Its number: no other connection of this proxy has it; none has had it, unless there were four billion
+    /// since.
     pub id: u32,
     /// Its address.
     pub peer: String,
@@ -544,7 +553,8 @@ pub(super) struct Gate {
     subscribers: Mutex<BTreeMap<u32, Arc<Subscriber>>>,
     gone: Mutex<Totals>,
     pub(super) unmatched: AtomicU64,
-    /// Messages that subscribers did not get because a publisher's connection ended while it waited for them, or because they were leaving.
+    /// Messages that subscribers did not get because a publisher's connection ended while it waited for them,
+    /// or because they were leaving.
     lost: AtomicU64,
     /// Messages in the hands of publishers that wait for subscribers.
     held: AtomicU64,
@@ -582,7 +592,7 @@ impl Gate {
         {
             let mut subscribers = lock(&self.subscribers);
             let mut gone = lock(&self.gone);
-            let undelivered = subscriber.outbox.clear().messages;
+            let undelivered = subscriber.send_queue.clear().messages;
             subscriber.log_rest(true);
             if subscribers.remove(&subscriber.id).is_none() {
                 return;
@@ -618,7 +628,7 @@ impl Gate {
 
     pub(super) fn close_publishers(&self) {
         for publisher in lock(&self.publishers).values() {
-            publisher.outbox.close();
+            publisher.send_queue.close();
         }
     }
 
@@ -653,7 +663,7 @@ impl Gate {
         for subscriber in lock(&self.subscribers).values() {
             // The last count goes out, too; one that does not read will not miss it.
             subscriber.tell_drops();
-            subscriber.outbox.close();
+            subscriber.send_queue.close();
         }
     }
 
@@ -707,7 +717,7 @@ impl Gate {
     /// Has publishers that wait for a subscriber look again whether they must.
     pub(super) fn reconsider(&self) {
         for subscriber in lock(&self.subscribers).values() {
-            subscriber.outbox.reconsider();
+            subscriber.send_queue.reconsider();
         }
     }
 
@@ -721,8 +731,8 @@ impl Gate {
                 peer: subscriber.peer.to_string(),
                 connected_for: subscriber.since.elapsed(),
                 subscriptions: subscriber.subscriptions.load(Ordering::Relaxed),
-                delivered: subscriber.outbox.written(),
-                queued: subscriber.outbox.queued(),
+                delivered: subscriber.send_queue.written(),
+                queued: subscriber.send_queue.queued(),
                 high_water_mark: default.mark,
                 policy: default.policy,
                 dropped: subscriber.drops().total(),

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use xmsg_zmq::link::outbox::Outbox;
+use xmsg_zmq::link::send_queue::SendQueue;
 
 use super::*;
 
@@ -41,8 +41,8 @@ impl Log {
 }
 
 fn subscriber() -> Arc<Subscriber> {
-    let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
-    Arc::new(Subscriber::new(1, "a test", outbox, Grant::new(&Arc::default(), None)))
+    let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
+    Arc::new(Subscriber::new(1, "a test", send_queue, Grant::new(&Arc::default(), None)))
 }
 
 fn newest(messages: u64) -> Drops {
@@ -102,8 +102,8 @@ async fn many_subscribers_that_are_slow_at_the_same_time_do_not_fill_the_log() {
     let (log, _guard) = Log::start();
     let lines = Arc::<Lines>::default();
     for _ in 0..50 {
-        let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
-        let subscriber = Subscriber::new(1, "a test", outbox, Grant::new(&Arc::default(), None));
+        let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
+        let subscriber = Subscriber::new(1, "a test", send_queue, Grant::new(&Arc::default(), None));
         subscriber.logging(&lines).count_dropped(newest(1));
     }
     assert_eq!(log.numbers("unlogged"), [0; 10]);

@@ -10,7 +10,7 @@ use xmsg_zmq::HighWaterMark;
 use xmsg_zmq::deadline::later;
 use xmsg_zmq::link::admission::Place;
 use xmsg_zmq::link::memory::{Claim, MemoryBudget};
-use xmsg_zmq::link::outbox::Outbox;
+use xmsg_zmq::link::send_queue::SendQueue;
 use xmsg_zmq::link::session::now;
 use xmsg_zmq::link::source::Source;
 use xmsg_zmtp::Version;
@@ -46,7 +46,7 @@ pub(super) struct Publisher {
     pub(super) source: Source,
     pub(super) version: Version,
     /// Subscriptions on their way to it.
-    pub(super) outbox: Arc<Outbox>,
+    pub(super) send_queue: Arc<SendQueue>,
     /// Bytes of them that it was told when it came. So many more than otherwise may wait.
     told: Arc<AtomicUsize>,
     pub(super) since: Instant,
@@ -93,7 +93,7 @@ impl Publisher {
             peer: peer.into(),
             source: Source::of(peer),
             version,
-            outbox: Arc::new(Outbox::new(HighWaterMark::bytes(UPSTREAM_MAX))),
+            send_queue: Arc::new(SendQueue::new(HighWaterMark::bytes(UPSTREAM_MAX))),
             told: Arc::default(),
             since: now(),
             received: Counter::default(),
@@ -122,8 +122,8 @@ impl Publisher {
 
     /// Returns the publisher with its unread answers counted in this budget.
     pub(super) fn counting(self, memory: &MemoryBudget) -> Self {
-        let outbox = Outbox::new(HighWaterMark::bytes(UPSTREAM_MAX)).owing(memory.queues().clone());
-        Self { outbox: Arc::new(outbox), ..self }
+        let send_queue = SendQueue::new(HighWaterMark::bytes(UPSTREAM_MAX)).owing(memory.queues().clone());
+        Self { send_queue: Arc::new(send_queue), ..self }
     }
 
     /// Returns the publisher with its lines in the log counted together with those of others.
@@ -133,16 +133,16 @@ impl Publisher {
 
     /// Sends it a part of all subscriptions there are, however many.
     pub(super) fn welcome(&self, subscriptions: &Bytes) {
-        if !subscriptions.is_empty() && self.outbox.push_shared(subscriptions, usize::MAX) {
+        if !subscriptions.is_empty() && self.send_queue.push_shared(subscriptions, usize::MAX) {
             self.told.fetch_add(subscriptions.len() + ENTRY, Ordering::Relaxed);
         }
     }
 
     /// Sends it changes of subscriptions. One that lets too many pile up is cut off.
     pub(super) fn send(&self, subscriptions: &Bytes) {
-        if !self.outbox.push_shared(subscriptions, UPSTREAM_MAX + self.told.load(Ordering::Relaxed))
+        if !self.send_queue.push_shared(subscriptions, UPSTREAM_MAX + self.told.load(Ordering::Relaxed))
             && !self.cut.is_cancelled()
-            && !self.outbox.is_closed()
+            && !self.send_queue.is_closed()
         {
             self.cut_off();
         }
@@ -160,7 +160,7 @@ impl Publisher {
     /// whoever holds most is to be found, the text counts in full; but one that has just come has had no time
     /// to read what it was told.
     pub(super) fn count_backlog(&self, memory: &MemoryBudget) {
-        let queued = self.outbox.queued();
+        let queued = self.send_queue.queued();
         let bytes = queued.messages as usize * ENTRY;
         let bytes = if bytes < BACKLOG_STEP { 0 } else { bytes.next_multiple_of(BACKLOG_STEP) };
         let mut claim = lock(&self.claim);
@@ -169,9 +169,9 @@ impl Publisher {
         }
         let new = || {
             let what = "subscriptions that it does not read";
-            let (outbox, told, since) = (self.outbox.clone(), self.told.clone(), self.since);
+            let (send_queue, told, since) = (self.send_queue.clone(), self.told.clone(), self.since);
             let claim = memory.claim(&self.peer, what, self.outsized.clone());
-            claim.weighed_by(move || held_up(&outbox, &told, since))
+            claim.weighed_by(move || held_up(&send_queue, &told, since))
         };
         let claim = claim.get_or_insert_with(new);
         if claim.bytes() != bytes {
@@ -181,22 +181,22 @@ impl Publisher {
 
     /// What waits for it and counts when whoever reads least is to be found.
     pub(super) fn held_up(&self) -> usize {
-        held_up(&self.outbox, &self.told, self.since)
+        held_up(&self.send_queue, &self.told, self.since)
     }
 
     /// Whether so much waits for it that it has to be watched whether it [is behind](Self::is_behind).
     pub(super) fn may_be_behind(&self) -> bool {
-        self.outbox.queued().bytes as usize > BACKLOG
+        self.send_queue.queued().bytes as usize > BACKLOG
     }
 
     /// Whether it has yet to read much of what has changed, and reads it fast enough to be waited for.
     pub(super) fn is_behind(&self) -> bool {
-        let is_waited_for = !self.outbox.is_closed() && !self.is_stalled();
-        if unread(&self.outbox, &self.told) <= BACKLOG || !is_waited_for {
+        let is_waited_for = !self.send_queue.is_closed() && !self.is_stalled();
+        if unread(&self.send_queue, &self.told) <= BACKLOG || !is_waited_for {
             lock(&self.reading).behind = None;
             return false;
         }
-        let written = self.outbox.written().bytes;
+        let written = self.send_queue.written().bytes;
         let mut reading = lock(&self.reading);
         let (since, before) = *reading.behind.get_or_insert((now(), written));
         if now().saturating_duration_since(since) < PATIENCE {
@@ -213,7 +213,7 @@ impl Publisher {
 
     /// Whether so much waits for it that it would soon be cut off, although it is waited for.
     pub(super) fn is_far_behind(&self) -> bool {
-        !self.is_stalled() && unread(&self.outbox, &self.told) > UPSTREAM_MAX / 2
+        !self.is_stalled() && unread(&self.send_queue, &self.told) > UPSTREAM_MAX / 2
     }
 
     /// Notes that it held others up for so long by not reading: it is not waited for any more, until it has
@@ -229,7 +229,7 @@ impl Publisher {
     pub(super) fn is_stalled(&self) -> bool {
         let mut reading = lock(&self.reading);
         let Some(until) = reading.stalled_until else { return false };
-        if now() >= until && self.outbox.queued().messages == 0 {
+        if now() >= until && self.send_queue.queued().messages == 0 {
             reading.stalled_until = None;
         }
         reading.stalled_until.is_some()
@@ -237,19 +237,19 @@ impl Publisher {
 }
 
 /// What waits for a publisher, bytes; but one that has just come has had no time to read what it was told.
-fn held_up(outbox: &Outbox, told: &AtomicUsize, since: Instant) -> usize {
+fn held_up(send_queue: &SendQueue, told: &AtomicUsize, since: Instant) -> usize {
     if now().saturating_duration_since(since) < PATIENCE {
-        unread(outbox, told)
+        unread(send_queue, told)
     } else {
-        outbox.queued().bytes as usize
+        send_queue.queued().bytes as usize
     }
 }
 
 /// Bytes of changes that a publisher has yet to read, about. It may have yet to read, before them, what it
 /// was told when it came: that is nobody's doing who subscribes now.
-fn unread(outbox: &Outbox, told: &AtomicUsize) -> usize {
-    let first = (told.load(Ordering::Relaxed) as u64).saturating_sub(outbox.written().bytes);
-    outbox.queued().bytes.saturating_sub(first) as usize
+fn unread(send_queue: &SendQueue, told: &AtomicUsize) -> usize {
+    let first = (told.load(Ordering::Relaxed) as u64).saturating_sub(send_queue.written().bytes);
+    send_queue.queued().bytes.saturating_sub(first) as usize
 }
 
 #[cfg(test)]

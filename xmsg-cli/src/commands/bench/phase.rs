@@ -213,7 +213,7 @@ impl Phase<'_> {
 
         let mut receiving = JoinSet::new();
         for (number, (receiver, counter)) in receivers.into_iter().zip(&receiver_counters).enumerate() {
-            let intake = Intake {
+            let intake = SubscriberTask {
                 receiver,
                 number,
                 phase: self.number,
@@ -302,7 +302,7 @@ fn advance(stage: &mut Stage, next: Stage) -> bool {
 }
 
 /// A running subscriber.
-struct Intake {
+struct SubscriberTask {
     receiver: Receiver,
     number: usize,
     phase: u8,
@@ -316,7 +316,7 @@ struct Intake {
     last: Instant,
 }
 
-impl Intake {
+impl SubscriberTask {
     /// Receives messages until all that were sent have arrived, or no more arrive.
     async fn run(mut self, mut sent: watch::Receiver<Option<u64>>) -> anyhow::Result<Received> {
         let mut total = None;

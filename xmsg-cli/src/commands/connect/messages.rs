@@ -14,8 +14,8 @@ use super::ask::{Asked, Sort, path, refused};
 use super::{Change, Dead, Send};
 use crate::args::TopicOptions;
 use crate::exit::Exit;
+use crate::message_builder::MessageBuilder;
 use crate::output::{Output, counted, note};
-use crate::recipe::Recipe;
 use crate::source::Split;
 use crate::table;
 
@@ -67,7 +67,7 @@ pub(super) async fn send(asked: &Asked, arguments: Send) -> anyhow::Result<Exit>
     let Send { name, input, topic, mime, exchange, routing_key, property, header, confirm, timeout } =
         arguments;
     let topic = TopicOptions::default().to_publish(topic.as_ref().unwrap_or(&name))?;
-    let recipe = Recipe::of_mime(&topic, &mime)?;
+    let recipe = MessageBuilder::of_mime(&topic, &mime)?;
     let mut source = recipe.source(input.data.as_deref(), input.file.as_deref(), Split::Whole)?;
     let data = source.next().await?.unwrap_or_default();
     let [_, _, data] = recipe.message(data)?.into_frames();

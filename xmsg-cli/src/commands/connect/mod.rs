@@ -15,7 +15,7 @@ use clap::{Args, Subcommand};
 use crate::admin::AdminOptions;
 use crate::args::parse_duration;
 use crate::exit::Exit;
-use crate::recipe::InputOptions;
+use crate::message_builder::InputOptions;
 use crate::signals::Interrupt;
 use ask::{Asked, Sort};
 use messages::Pair;

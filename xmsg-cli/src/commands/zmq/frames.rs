@@ -11,9 +11,9 @@ use xmsg_zmtp::{Limits, MessageLimits, encoded_len};
 
 use super::endpoints::is_endpoint;
 use crate::exit::Usage;
+use crate::message_builder::{Coding, decode};
 use crate::output::note;
-use crate::recipe::{Coding, decode};
-use crate::source::{Portion, Source, Split};
+use crate::source::{InputLimit, Source, Split};
 use crate::template::Template;
 
 /// The options for the source of frames and their conversion.
@@ -48,12 +48,12 @@ enum Frame {
 pub(super) struct Input {
     front: Vec<Frame>,
     source: Source,
-    recipe: Recipe,
+    recipe: MessageBuilder,
 }
 
 /// The conversion of data to a frame.
 #[derive(Clone, Copy, Debug)]
-struct Recipe {
+struct MessageBuilder {
     coding: Option<Coding>,
     template: bool,
     limits: MessageLimits,
@@ -61,7 +61,7 @@ struct Recipe {
 
 /// A message to be sent once or several times.
 #[derive(Debug)]
-pub(super) struct Dish<'a> {
+pub(super) struct PreparedMessage<'a> {
     front: &'a [Frame],
     last: Frame,
     limits: MessageLimits,
@@ -76,7 +76,7 @@ impl FrameOptions {
             (_, true) => Some(Coding::Base64),
             _ => None,
         };
-        let recipe = Recipe { coding, template: self.template, limits: limits.into() };
+        let recipe = MessageBuilder { coding, template: self.template, limits: limits.into() };
         if let Some(word) = words.first().and_then(|word| word.to_str()).filter(|word| is_endpoint(word)) {
             note(format_args!(
                 "{word} is sent as data: several endpoints are one word, with commas between them"
@@ -110,13 +110,13 @@ impl FrameOptions {
     }
 }
 
-impl Recipe {
+impl MessageBuilder {
     /// Returns how much of the input can become one frame.
-    fn portion(self) -> Portion {
+    fn portion(self) -> InputLimit {
         let size = self.limits.size;
         let what =
             format!("the data is longer than a message may be, {size} bytes: --max-message-size raises that");
-        Portion {
+        InputLimit {
             verb: "send",
             limit: if self.coding.is_some() { size.saturating_mul(4) } else { size },
             too_long: Error::new(ErrorKind::TooLarge, what),
@@ -134,13 +134,17 @@ impl Recipe {
 
 impl Input {
     /// Returns the next message; `None` at the end of the input.
-    pub(super) async fn next(&mut self) -> anyhow::Result<Option<Dish<'_>>> {
+    pub(super) async fn next(&mut self) -> anyhow::Result<Option<PreparedMessage<'_>>> {
         let Some(data) = self.source.next().await? else { return Ok(None) };
-        Ok(Some(Dish { front: &self.front, last: self.recipe.frame(data)?, limits: self.recipe.limits }))
+        Ok(Some(PreparedMessage {
+            front: &self.front,
+            last: self.recipe.frame(data)?,
+            limits: self.recipe.limits,
+        }))
     }
 
     /// Returns the only message.
-    pub(super) async fn only(&mut self) -> anyhow::Result<Dish<'_>> {
+    pub(super) async fn only(&mut self) -> anyhow::Result<PreparedMessage<'_>> {
         let next = self.next().await.context("the data")?;
         match next {
             Some(dish) => Ok(dish),
@@ -149,7 +153,7 @@ impl Input {
     }
 }
 
-impl Dish<'_> {
+impl PreparedMessage<'_> {
     /// Makes message number `count`. An error of kind [`TooLarge`](ErrorKind::TooLarge) means that it exceeds
     /// a limit.
     pub(super) fn message(&self, count: u64) -> xmsg_zmq::Result<Multipart> {

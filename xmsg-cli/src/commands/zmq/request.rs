@@ -106,7 +106,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
 
     // The work has its own task, because a slow reader of our output may block it, and signals must be
     // handled in the meantime.
-    let asker = Asker {
+    let asker = RequestTask {
         requester: requester.clone(),
         targets,
         input,
@@ -127,7 +127,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
 
 /// Sends requests and writes the replies.
 #[derive(Debug)]
-struct Asker {
+struct RequestTask {
     requester: Requester,
     targets: Vec<Target>,
     input: Input,
@@ -138,7 +138,7 @@ struct Asker {
     verbose: bool,
 }
 
-impl Asker {
+impl RequestTask {
     async fn run(mut self) -> anyhow::Result<Exit> {
         let dish = self.input.only().await?;
         let (mut unanswered, mut is_lost) = (0_u64, false);

@@ -8,7 +8,7 @@ use xmsg_zmtp::Peer;
 use super::{Hub, silent};
 use crate::events::SocketEvent;
 use crate::link::Link;
-use crate::link::hold::Lost;
+use crate::link::hold::LostConnection;
 use crate::link::reconnect::Backoff;
 use crate::link::session::Session;
 #[cfg(feature = "socks")]
@@ -33,7 +33,7 @@ impl Hub {
                     Ok(Ok((session, found))) => {
                         backoff.reset();
                         self.run(&peer, session, found, &link, &mut lost).await;
-                        lost = Some(Lost::again(lost.take(), link.state().forget_wanted()));
+                        lost = Some(LostConnection::again(lost.take(), link.state().forget_wanted()));
                         None
                     }
                     Ok(Err(error)) => Some(error),
@@ -43,7 +43,7 @@ impl Hub {
                         format!("no answer from {peer} within the time limit for connecting"),
                     )),
                 };
-                if link.outbox.is_closed() && link.outbox.queued().messages == 0 {
+                if link.send_queue.is_closed() && link.send_queue.queued().messages == 0 {
                     return;
                 }
                 let mut pause = backoff.next_pause();
@@ -112,7 +112,7 @@ struct LinkEnd<'a> {
 
 impl Drop for LinkEnd<'_> {
     fn drop(&mut self) {
-        self.link.outbox.close();
+        self.link.send_queue.close();
         if self.is_disconnected {
             self.hub.tell_ended(self.link);
         }
@@ -122,7 +122,7 @@ impl Drop for LinkEnd<'_> {
             self.hub.reassign();
             self.hub.remove_link(self.link);
         } else {
-            self.hub.inbox.close();
+            self.hub.receive_queue.close();
         }
         self.hub.changed.notify_waiters();
     }

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::link::memory::{CONNECTION, Claim, MemoryBudget, NoRoom};
-use crate::link::pause::Departure;
+use crate::link::pause::PeerLeft;
 use crate::link::session::now;
 use crate::link::source::network;
 use crate::link::throttle::Throttle;
@@ -59,7 +59,7 @@ pub(crate) struct Inner {
     limits: AdmissionLimits,
     counts: Mutex<Counts>,
     refused: AtomicU64,
-    gave_way: AtomicU64,
+    evicted: AtomicU64,
     log: Throttle,
     way_log: Throttle,
     memory: MemoryBudget,
@@ -96,7 +96,7 @@ impl Address {
 
     /// Ends one connection of this address: the oldest handshake that has lasted for at least [`IDLE`], or
     /// else the most recent idle connection, the most recent handshake, or the most recent connection.
-    fn give_way(&mut self) -> bool {
+    fn evict(&mut self) -> bool {
         let now = now();
         let is_long = |since: &Instant| now.saturating_duration_since(*since) >= IDLE;
         let mut youngest = self.established.iter().rev().take(LOOKED_AT);
@@ -205,11 +205,11 @@ impl Counts {
     /// Ends a connection of the address that has more than half of `places`, if there is such an address and
     /// the new connection is not from there. The place is free as soon as the task of that connection has
     /// run. Returns the address.
-    fn crowd_out(&mut self, newcomer: Option<IpAddr>, places: usize) -> Option<IpAddr> {
+    fn make_room_from_largest(&mut self, newcomer: Option<IpAddr>, places: usize) -> Option<IpAddr> {
         let largest = self.largest.filter(|largest| Some(*largest) != newcomer)?;
         let own = self.addresses.get_mut(&largest)?;
         let has_most = own.connections() > places / 2;
-        (has_most && own.give_way()).then_some(largest)
+        (has_most && own.evict()).then_some(largest)
     }
 
     /// Counts a new connection from this address, which is in its handshake. Returns its number.
@@ -246,13 +246,13 @@ impl Inner {
 
     /// Makes room for a new connection to this service, or to another one with the same memory budget. The
     /// other one must not hold its own lock, because it may be asked to make room, too.
-    pub(crate) fn crowd_out(&self, newcomer: Option<IpAddr>, places: usize) -> Option<IpAddr> {
-        self.counts().crowd_out(newcomer, places)
+    pub(crate) fn make_room_from_largest(&self, newcomer: Option<IpAddr>, places: usize) -> Option<IpAddr> {
+        self.counts().make_room_from_largest(newcomer, places)
     }
 
     /// Counts and logs that a connection of this address was ended for a new one.
     fn note_crowding(&self, address: IpAddr, newcomer: &str) {
-        self.gave_way.fetch_add(1, Ordering::Relaxed);
+        self.evicted.fetch_add(1, Ordering::Relaxed);
         if let Some(unlogged) = self.way_log.pass("connections that were ended to make room") {
             tracing::warn!(
                 %address,
@@ -292,14 +292,14 @@ impl Admission {
         let own = address.and_then(|address| counts.addresses.get(&address));
         let own = own.map_or(0, |own| own.handshaking.len());
         let handshakes = if own == 0 { limits.handshakes.saturating_mul(2) } else { limits.handshakes };
-        let mut gave_way = None;
+        let mut evicted = None;
         let above = if own >= limits.handshakes_per_address {
             Some("too many handshakes with this address are under way")
         } else if counts.handshakes >= handshakes {
             Some("too many handshakes are under way")
         } else if counts.connections >= limits.connections && !counts.give_away_a_place() {
-            gave_way = counts.crowd_out(address, limits.connections);
-            gave_way.is_none().then_some("too many connections")
+            evicted = counts.make_room_from_largest(address, limits.connections);
+            evicted.is_none().then_some("too many connections")
         } else {
             None
         };
@@ -309,18 +309,20 @@ impl Admission {
             let mut memory = inner.memory.claim_fixed(CONNECTION);
             // The memory of a peer that has left is free soon, so the new peer may try again.
             if memory.as_ref().err() == Some(&NoRoom::UsedUp)
-                && gave_way.is_none()
+                && evicted.is_none()
                 && !counts.give_away_a_place()
             {
                 let places = inner.memory.places(CONNECTION);
-                gave_way = counts.crowd_out(address, places);
-                if gave_way.is_none() {
+                evicted = counts.make_room_from_largest(address, places);
+                if evicted.is_none() {
                     drop(counts);
-                    gave_way = inner.memory.crowd_out(&|service| service.crowd_out(address, places));
+                    evicted = inner
+                        .memory
+                        .make_room_from_largest(&|service| service.make_room_from_largest(address, places));
                     counts = inner.counts();
                 }
             }
-            if memory.is_err() && gave_way.is_some() {
+            if memory.is_err() && evicted.is_some() {
                 memory = Ok(inner.memory.claim_fixed_instead(CONNECTION));
             }
             if let Ok(memory) = memory {
@@ -331,7 +333,7 @@ impl Admission {
                 let own = address.and_then(|address| counts.addresses.get(&address));
                 let turn = own.map(|own| own.turn.clone());
                 drop(counts);
-                if let Some(crowded) = gave_way {
+                if let Some(crowded) = evicted {
                     inner.note_crowding(crowded, peer);
                 }
                 return Some(Permit {
@@ -365,8 +367,8 @@ impl Admission {
     /// Returns the number of connections that were ended for new ones because their address had more than
     /// half of all.
     #[must_use]
-    pub fn gave_way(&self) -> u64 {
-        self.0.gave_way.load(Ordering::Relaxed)
+    pub fn evicted(&self) -> u64 {
+        self.0.evicted.load(Ordering::Relaxed)
     }
 
     /// Returns the number of connections that were refused.
@@ -481,7 +483,7 @@ impl Permit {
 #[derive(Debug)]
 pub struct Leaving(pub Arc<Place>);
 
-impl Departure for Leaving {
+impl PeerLeft for Leaving {
     fn left(&self) {
         let Some(inner) = self.0.inner.upgrade() else { return };
         let mut counts = inner.counts();

@@ -93,7 +93,7 @@ async fn an_address_with_more_than_half_of_all_makes_room_for_others() {
     assert_eq!(given_up(), [4, 5], "there is something on all of them");
     assert!(from(&admission, "10.0.0.2").is_none(), "it has no more than half of them any more");
     assert!(few.iter().all(|permit| !permit.gives_way.is_cancelled()));
-    assert_eq!((admission.gave_way(), admission.refused()), (2, 2));
+    assert_eq!((admission.evicted(), admission.refused()), (2, 2));
     drop((many, few, newcomer, pipe));
     let counts = admission.0.counts();
     assert_eq!((counts.connections, counts.handshakes, counts.addresses.len()), (0, 0, 0));
@@ -108,11 +108,11 @@ fn it_makes_room_in_the_memory_for_connections_too_and_in_no_other() {
     let mut queues = memory.claim_shared();
     queues.force(5 * CONNECTION);
     assert!(from(&admission, "10.0.0.2").is_none(), "messages take what is left");
-    assert_eq!(admission.gave_way(), 0);
+    assert_eq!(admission.evicted(), 0);
     queues.force(0);
     many.push(established(&admission, "10.0.0.1"));
     let _newcomer = established(&admission, "10.0.0.2");
-    assert_eq!((admission.gave_way(), many[3].gives_way.is_cancelled()), (1, true));
+    assert_eq!((admission.evicted(), many[3].gives_way.is_cancelled()), (1, true));
     assert!(from(&admission, "10.0.0.1").is_none());
     many.pop();
     assert_eq!(memory.used(), 4 * CONNECTION);

@@ -21,7 +21,7 @@ const GRACE_MIN: Duration = Duration::from_millis(250);
 
 /// What a connecting link remembers about the connection that it has lost.
 #[derive(Debug)]
-pub(crate) struct Lost {
+pub(crate) struct LostConnection {
     /// When the connection was lost.
     since: Instant,
     /// What the peer had subscribed to by then. If that connection was too short for subscribers to come
@@ -34,7 +34,7 @@ pub(crate) struct Lost {
     spent: Duration,
 }
 
-impl Lost {
+impl LostConnection {
     /// Records that a connection was lost whose peer had subscribed to `wanted`. `before` is the connection
     /// lost before it, if its subscribers had not come back.
     pub(crate) fn again(before: Option<Self>, wanted: BTreeSet<Bytes>) -> Self {

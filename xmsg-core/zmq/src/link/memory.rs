@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::link::admission::Inner as Admitting;
-use crate::link::outbox::{Ledger, Outbox};
+use crate::link::send_queue::{MemoryCounter, SendQueue};
 use crate::link::source::Source;
 use crate::link::throttle::Throttle;
 use crate::lock::lock;
@@ -80,7 +80,7 @@ pub struct MemoryBudget(Arc<Inner>);
 struct Inner {
     limit: usize,
     /// The memory of all queues.
-    queues: Arc<Ledger>,
+    queues: Arc<MemoryCounter>,
     claimed: AtomicUsize,
     /// The part of `claimed` for which no connection is ended.
     fixed: AtomicUsize,
@@ -178,7 +178,7 @@ impl MemoryBudget {
 
     /// Returns the ledger in which queues count what they hold.
     #[must_use]
-    pub fn queues(&self) -> &Arc<Ledger> {
+    pub fn queues(&self) -> &Arc<MemoryCounter> {
         &self.0.queues
     }
 
@@ -255,7 +255,10 @@ impl MemoryBudget {
 
     /// Asks the services in turn to end a connection for a new one. Returns the address of the connection
     /// that the first of them ended.
-    pub(crate) fn crowd_out(&self, ask: &dyn Fn(&Admitting) -> Option<IpAddr>) -> Option<IpAddr> {
+    pub(crate) fn make_room_from_largest(
+        &self,
+        ask: &dyn Fn(&Admitting) -> Option<IpAddr>,
+    ) -> Option<IpAddr> {
         let services: Vec<_> = self.0.services().iter().filter_map(Weak::upgrade).collect();
         services.iter().find_map(|service| ask(service))
     }
@@ -556,14 +559,14 @@ impl Drop for Claim {
 /// Claims answers that a peer does not read, so that the search for the largest claim finds them. Their
 /// memory is counted in the ledger of the queues.
 #[derive(Debug)]
-pub struct Owed {
+pub struct UnreadAnswers {
     budget: MemoryBudget,
     name: Arc<str>,
     end: CancellationToken,
     claim: OnceLock<Claim>,
 }
 
-impl Owed {
+impl UnreadAnswers {
     /// Creates a claim for the peer with this name in the log, whose connection `end` ends.
     #[must_use]
     pub fn new(budget: &MemoryBudget, name: &str, end: CancellationToken) -> Self {
@@ -572,9 +575,9 @@ impl Owed {
 
     /// Notes that one more answer was queued. If there is no room for it, the connection that holds most is
     /// ended. The caller must not hold a lock.
-    pub fn note(&self, outbox: &Outbox) {
+    pub fn note(&self, send_queue: &SendQueue) {
         if self.claim.get().is_none() {
-            let owed = outbox.owed();
+            let owed = send_queue.owed();
             if owed.load(Ordering::Relaxed) > LITTLE {
                 let weight = move || owed.load(Ordering::Relaxed);
                 let new = || self.budget.claim(&self.name, "answers that it does not read", self.end.clone());
@@ -597,7 +600,7 @@ pub(crate) struct PeerClaim {
     claim: Claim,
     /// The claim for answers that the peer does not read. It is boxed so that the futures of connections stay
     /// small.
-    owed: Option<Box<Owed>>,
+    owed: Option<Box<UnreadAnswers>>,
     /// Cancelled when others need the memory.
     pub(crate) end: CancellationToken,
 }
@@ -611,14 +614,14 @@ impl PeerClaim {
 
     /// Also claims answers that the peer does not read.
     pub(crate) fn with_answers(self, name: &str) -> Self {
-        let owed = Owed::new(&self.claim.budget, name, self.end.clone());
+        let owed = UnreadAnswers::new(&self.claim.budget, name, self.end.clone());
         Self { owed: Some(Box::new(owed)), ..self }
     }
 
     /// Notes that an answer was queued.
-    pub(crate) fn note_answer(&self, outbox: &Outbox) {
+    pub(crate) fn note_answer(&self, send_queue: &SendQueue) {
         if let Some(owed) = &self.owed {
-            owed.note(outbox);
+            owed.note(send_queue);
         }
     }
 

@@ -168,14 +168,15 @@ fn what_changes_by_itself_is_asked_for() {
 fn whoever_owes_most_answers_is_ended_when_there_is_no_room_for_them() {
     let budget = MemoryBudget::new(100 << 10);
     let peer = |name: &str| {
-        let outbox = Outbox::with_ledger(crate::HighWaterMark::bytes(1), budget.queues().clone());
+        let send_queue =
+            SendQueue::with_memory_counter(crate::HighWaterMark::bytes(1), budget.queues().clone());
         let end = CancellationToken::new();
-        (outbox, Owed::new(&budget, name, end.clone()), end)
+        (send_queue, UnreadAnswers::new(&budget, name, end.clone()), end)
     };
     let (polite, rude) = (peer("192.0.2.1:1"), peer("192.0.2.2:1"));
-    let owe = |(outbox, owed, _): &(Outbox, Owed, CancellationToken), bytes: usize| {
-        assert!(outbox.push_urgent(&vec![0; bytes], 64 << 10));
-        owed.note(outbox);
+    let owe = |(send_queue, owed, _): &(SendQueue, UnreadAnswers, CancellationToken), bytes: usize| {
+        assert!(send_queue.push_urgent(&vec![0; bytes], 64 << 10));
+        owed.note(send_queue);
     };
     owe(&polite, 100);
     assert!(budget.0.holders().by_id.is_empty(), "it is not worth a look");
@@ -204,11 +205,11 @@ fn handshakes_that_grow_are_refused_before_newcomers_are() {
 #[test]
 fn queues_count_too_and_a_fixed_claim_needs_room() {
     let budget = MemoryBudget::new(100);
-    let lease = super::super::outbox::Lease::new(budget.queues(), 90);
+    let slab_charge = super::super::send_queue::SlabCharge::new(budget.queues(), 90);
     assert!(budget.claim_fixed(20).is_err());
     let fixed = budget.claim_fixed(10).expect("room");
     assert_eq!(budget.used(), 100);
-    drop((lease, fixed));
+    drop((slab_charge, fixed));
     assert_eq!(budget.used(), 0);
     let half = budget.claim_fixed(50).expect("room");
     assert!(budget.claim_fixed(1).is_err(), "the other half is for others");

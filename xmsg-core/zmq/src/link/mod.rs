@@ -4,29 +4,29 @@
 pub(crate) mod addresses;
 pub mod admission;
 pub mod buffer;
+pub mod dead_peer;
+pub(crate) mod drop_counter;
 pub mod encoded;
 pub mod ending;
 pub(crate) mod hold;
-pub(crate) mod inbox;
-pub(crate) mod line;
 pub mod memory;
 mod opening;
-pub mod outbox;
 pub mod pause;
+pub(crate) mod receive_queue;
 pub mod reconnect;
 pub(crate) mod refusal;
 pub(crate) mod routes;
+pub mod send_queue;
 pub mod session;
 #[cfg(feature = "socks")]
 pub(crate) mod socks;
 pub mod source;
-pub(crate) mod tally;
 #[cfg(test)]
 pub(crate) mod test_ciphers;
 pub mod throttle;
 pub mod transport;
-pub mod vanished;
 pub mod violations;
+pub(crate) mod wait_queue;
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -38,25 +38,25 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
-use crate::link::outbox::Outbox;
-use crate::link::tally::Tally;
+use crate::link::drop_counter::DropCounter;
+use crate::link::send_queue::SendQueue;
 use crate::lock::lock;
 use crate::options::Overflow;
-use crate::subscriptions::{HeldBack, NotTaken};
+use crate::subscriptions::{HeldBack, SubscriptionLimitExceeded};
 use xmsg_zmtp::{DroppedCounts, PeerLimits, Principal, Version, Violation};
 
 /// One connection, or the place of one that is being re-established.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) id: u64,
-    pub(crate) outbox: Outbox,
+    pub(crate) send_queue: SendQueue,
     /// Whether we connect to the peer. Such a link outlives its connections.
     pub(crate) connecting: bool,
     /// What happens at the high-water mark to a message for many peers. It is never
     /// [`Usual`](Overflow::Usual).
     pub(crate) overflow: Overflow,
     /// Counts the messages that were dropped at the high-water mark.
-    pub(crate) overflowed: Tally,
+    pub(crate) overflowed: DropCounter,
     /// Counts what was received over this link.
     pub(crate) received: Received,
     pub(crate) state: Mutex<LinkState>,
@@ -98,7 +98,7 @@ pub(crate) struct LinkState {
     /// How the last connection ended.
     pub(crate) last_end: LastEnd,
     /// The first subscription that the peer does not accept, if there is one.
-    pub(crate) refused: Option<NotTaken>,
+    pub(crate) refused: Option<SubscriptionLimitExceeded>,
     /// What we subscribe to and the peer was not sent.
     pub(crate) held_back: HeldBack,
     /// Since when messages are held back after a reconnection.
@@ -147,9 +147,9 @@ pub(crate) fn has_prefix_of<'a>(
     }
 }
 
-impl AsRef<Outbox> for Link {
-    fn as_ref(&self) -> &Outbox {
-        &self.outbox
+impl AsRef<SendQueue> for Link {
+    fn as_ref(&self) -> &SendQueue {
+        &self.send_queue
     }
 }
 
@@ -188,12 +188,12 @@ impl Link {
     /// Holds messages back until [`release`](Self::release).
     pub(crate) fn hold(&self) {
         self.state().held_since = Some(Instant::now());
-        self.outbox.hold(true);
+        self.send_queue.hold(true);
     }
 
     pub(crate) fn release(&self) {
         self.state().held_since = None;
-        self.outbox.hold(false);
+        self.send_queue.hold(false);
     }
 
     /// Whether the peer of a publisher has subscribed to a prefix of this topic.

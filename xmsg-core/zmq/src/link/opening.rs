@@ -9,13 +9,13 @@ use crate::link::session::Ended;
 
 /// Received CURVE boxes that are to be decrypted.
 #[derive(Debug)]
-pub(super) struct Opening {
+pub(super) struct Decryption {
     /// `None` only while another thread uses it.
     pub(super) opener: Option<Opener>,
     pub(super) boxed: ReceiveBuffer,
 }
 
-impl Opening {
+impl Decryption {
     /// Decrypts boxes until the slab of `plain` is full. Returns whether it stopped for that reason. Clear
     /// text counts against the budget before memory is allocated for it: a box may be as long as a message.
     pub(super) async fn open(

@@ -12,18 +12,18 @@ use crate::link::session::Ended;
 use crate::link::transport::ReadHalf;
 
 /// Is notified that a peer has left although not all that it sent has been read.
-pub trait Departure: fmt::Debug + Send + Sync {
+pub trait PeerLeft: fmt::Debug + Send + Sync {
     /// The peer has closed its direction, or the connection is broken. It is called at most once, and only
     /// while reading pauses. What the peer sent before may still be read, and is.
     fn left(&self);
 }
 
-/// Notifies its [`Departure`] once that the peer has left. It is `None` after that.
+/// Notifies its [`PeerLeft`] once that the peer has left. It is `None` after that.
 #[derive(Debug, Default)]
-pub(crate) struct DepartureWatch(pub(crate) Option<Arc<dyn Departure>>);
+pub(crate) struct DepartureWatch(pub(crate) Option<Arc<dyn PeerLeft>>);
 
 impl DepartureWatch {
-    /// Waits until the peer has left, notifies the `Departure`, and never returns.
+    /// Waits until the peer has left, notifies the `PeerLeft`, and never returns.
     async fn watch(&mut self, stream: &ReadHalf<'_>) -> std::convert::Infallible {
         if let Some(departure) = &self.0 {
             stream.left().await;

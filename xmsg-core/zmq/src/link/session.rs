@@ -14,12 +14,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::link::admission::Activity;
 use crate::link::buffer::{ReceiveBuffer, Slab};
+use crate::link::dead_peer::{Route, vanished};
 use crate::link::memory::{HandshakeClaim, MemoryBudget, PeerClaim};
-use crate::link::opening::Opening;
-use crate::link::outbox::{Outbox, URGENT_MAX, Writer};
-use crate::link::pause::{self, Departure, DepartureWatch};
+use crate::link::opening::Decryption;
+use crate::link::pause::{self, DepartureWatch, PeerLeft};
+use crate::link::send_queue::{SendQueue, URGENT_MAX, Writer};
 use crate::link::transport::{ReadHalf, Stream};
-use crate::link::vanished::{Route, vanished};
 use crate::security::{Authenticator, Verdict};
 use crate::{Error, ErrorKind};
 use xmsg_zmtp::curve::Cipher;
@@ -32,7 +32,7 @@ const MESSAGE: usize = 64;
 /// What each PING counts against [`FAIR_SHARE`]: answering one takes more time than its few bytes suggest.
 const QUESTION: usize = 1 << 10;
 /// How long a peer gets to read why its connection is ended, or to close its side after we have closed ours.
-pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a peer that has asked us to drain may take to read what we have sent.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
@@ -262,7 +262,7 @@ impl Session {
 
     /// Has `departure` notified when the peer leaves while nothing is read from it.
     #[must_use]
-    pub fn with_departure(mut self, departure: Arc<dyn Departure>) -> Self {
+    pub fn with_departure(mut self, departure: Arc<dyn PeerLeft>) -> Self {
         self.departure = DepartureWatch(Some(departure));
         self
     }
@@ -324,14 +324,14 @@ impl Session {
         }
         if matches!(result, Err(Ended::Violation(_))) {
             let (_, mut write) = self.stream.split();
-            let farewell = async {
+            let close_timeout = async {
                 while let Some(bytes) = self.engine.poll_transmit() {
                     write.write_all(&bytes).await?;
                 }
                 write.shutdown().await
             };
             // If the peer is gone or does not read, nothing is lost but this explanation.
-            let _ = tokio::time::timeout(FAREWELL, farewell).await;
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, close_timeout).await;
         }
         result
     }
@@ -389,29 +389,39 @@ impl Session {
         }
     }
 
-    /// Reads for `handler` and writes from `outbox` until either direction ends.
+    /// Reads for `handler` and writes from `send_queue` until either direction ends.
     ///
-    /// If the outbox is closed and empty, the connection shuts down gracefully: our end of the stream is
-    /// closed, and what the peer had already sent is still read, for at most `farewell`, so that the peer
-    /// loses nothing.
-    pub async fn run(self, outbox: &Outbox, handler: &mut impl Handler, farewell: Duration) -> Ended {
+    /// If the send queue is closed and empty, the connection shuts down gracefully: our end of the stream is
+    /// closed, and what the peer had already sent is still read, for at most `close_timeout`, so that the
+    /// peer loses nothing.
+    pub async fn run(
+        self,
+        send_queue: &SendQueue,
+        handler: &mut impl Handler,
+        close_timeout: Duration,
+    ) -> Ended {
         let route = self.watched.and_then(|_| self.stream.route());
         let (interval, timeout) = self.watched.unwrap_or_default();
         tokio::select! {
             biased;
-            ended = self.drive(outbox, handler, farewell) => ended,
+            ended = self.drive(send_queue, handler, close_timeout) => ended,
             () = vanished(route, interval, timeout) => Ended::Vanished,
         }
     }
 
-    async fn drive(mut self, outbox: &Outbox, handler: &mut impl Handler, farewell: Duration) -> Ended {
+    async fn drive(
+        mut self,
+        send_queue: &SendQueue,
+        handler: &mut impl Handler,
+        close_timeout: Duration,
+    ) -> Ended {
         let (mut read, mut write) = self.stream.split();
         let (sealer, opening) = match self.engine.take_cipher() {
             None => (None, None),
             Some(Cipher { sealer, opener }) => {
                 // What arrived right after the handshake is encrypted already.
                 let boxed = std::mem::take(&mut self.buffer);
-                (Some(sealer), Some(Opening { opener: Some(opener), boxed }))
+                (Some(sealer), Some(Decryption { opener: Some(opener), boxed }))
             }
         };
         let drain = Notify::new();
@@ -425,10 +435,10 @@ impl Session {
             departure: self.departure,
             activity: self.activity.clone(),
         };
-        let mut writer = Writer::new(outbox).sealed(sealer).claiming(self.boxes).noting(self.activity);
+        let mut writer = Writer::new(send_queue).sealed(sealer).claiming(self.boxes).noting(self.activity);
         let leaving = AtomicBool::new(false);
         let (ended, is_whole) = {
-            let mut reading = std::pin::pin!(reader.run(&mut read, outbox, handler, &leaving));
+            let mut reading = std::pin::pin!(reader.run(&mut read, send_queue, handler, &leaving));
             let writing = async {
                 // A message that was written only in part is put back: the next connection sends it whole.
                 let asked_to_finish = tokio::select! {
@@ -452,8 +462,9 @@ impl Session {
                 futures::future::Either::Left((Ok(asked_to_finish), _)) => {
                     // Reading on until the peer closes its end, too, lets everything arrive that is on its
                     // way.
-                    let farewell = if asked_to_finish { farewell.min(DRAIN_PATIENCE) } else { farewell };
-                    match tokio::time::timeout(farewell, reading).await {
+                    let close_timeout =
+                        if asked_to_finish { close_timeout.min(DRAIN_PATIENCE) } else { close_timeout };
+                    match tokio::time::timeout(close_timeout, reading).await {
                         Ok(Ended::ByPeer) => (Ended::ByUs("closed here"), true),
                         Ok(Ended::Drained) if !asked_to_finish => (Ended::Finished, false),
                         Ok(ended) => (ended, false),
@@ -468,7 +479,7 @@ impl Session {
                 }
                 futures::future::Either::Left((Err(error), reading)) => {
                     // What the peer sent before it closed still counts, even if the peer no longer reads.
-                    match tokio::time::timeout(farewell, reading).await {
+                    match tokio::time::timeout(close_timeout, reading).await {
                         Ok(Ended::ByPeer) | Err(_) => (Ended::from(error), false),
                         Ok(ended) => (ended, false),
                     }
@@ -486,7 +497,7 @@ impl Session {
                 write.shutdown().await
             };
             // If the peer has closed the connection already, this fails, which does no harm.
-            let _ = tokio::time::timeout(FAREWELL, answer).await;
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, answer).await;
         }
         ended
     }
@@ -497,7 +508,7 @@ struct Reader<'a> {
     engine: Engine,
     /// Frames in clear text.
     buffer: ReceiveBuffer,
-    opening: Option<Opening>,
+    opening: Option<Decryption>,
     /// Notified when the peer asks us to drain.
     drain: &'a Notify,
     /// Whether the peer has confirmed that it read everything.
@@ -519,12 +530,12 @@ impl Reader<'_> {
         buffers + self.engine.memory()
     }
 
-    fn owe(&self, outbox: &Outbox, bytes: &[u8]) -> Result<(), Ended> {
-        if !outbox.push_urgent(bytes, URGENT_MAX) {
+    fn owe(&self, send_queue: &SendQueue, bytes: &[u8]) -> Result<(), Ended> {
+        if !send_queue.push_urgent(bytes, URGENT_MAX) {
             return Err(Ended::Unread);
         }
         if let Some(memory) = &self.memory {
-            memory.note_answer(outbox);
+            memory.note_answer(send_queue);
         }
         Ok(())
     }
@@ -548,11 +559,11 @@ impl Reader<'_> {
     async fn run(
         &mut self,
         stream: &mut ReadHalf<'_>,
-        outbox: &Outbox,
+        send_queue: &SendQueue,
         handler: &mut impl Handler,
         leaving: &AtomicBool,
     ) -> Ended {
-        match self.try_run(stream, outbox, handler, leaving).await {
+        match self.try_run(stream, send_queue, handler, leaving).await {
             Ok(never) => match never {},
             Err(ended) => ended,
         }
@@ -561,7 +572,7 @@ impl Reader<'_> {
     async fn try_run(
         &mut self,
         stream: &mut ReadHalf<'_>,
-        outbox: &Outbox,
+        send_queue: &SendQueue,
         handler: &mut impl Handler,
         leaving: &AtomicBool,
     ) -> Result<std::convert::Infallible, Ended> {
@@ -602,7 +613,7 @@ impl Reader<'_> {
                     Event::Ready(_) | Event::Credentials(_) => {}
                 }
                 if let Some(bytes) = self.engine.poll_transmit() {
-                    self.owe(outbox, &bytes)?;
+                    self.owe(send_queue, &bytes)?;
                     since_pause += QUESTION;
                     if since_pause >= FAIR_SHARE {
                         since_pause = 0;
@@ -611,7 +622,7 @@ impl Reader<'_> {
                 }
             }
             if let Some(bytes) = self.engine.poll_transmit() {
-                self.owe(outbox, &bytes)?;
+                self.owe(send_queue, &bytes)?;
             }
             if since_pause >= FAIR_SHARE {
                 since_pause = 0;
@@ -669,14 +680,14 @@ impl Reader<'_> {
                         }
                         // A PING that waits behind a long message has not been sent yet. As long as the peer
                         // reads that message, it is alive.
-                        let (waits, bytes) = outbox.urgent_waits_behind();
+                        let (waits, bytes) = send_queue.urgent_waits_behind();
                         if std::mem::replace(&mut taken, bytes) != bytes && waits {
                             self.engine.handle_received(now());
                             continue;
                         }
                         self.engine.handle_timeout(now())?;
                         if let Some(bytes) = self.engine.poll_transmit() {
-                            self.owe(outbox, &bytes)?;
+                            self.owe(send_queue, &bytes)?;
                         }
                         // The peer was silent for a while, so the connection gives up memory that only a busy
                         // one needs.

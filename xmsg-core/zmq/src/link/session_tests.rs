@@ -42,8 +42,8 @@ async fn encrypted_message(len: usize, limit: usize) -> (Taken, Ended) {
     let mut session =
         Session::new(stream, engine).with_authenticator(Some(authenticator)).with_memory(&budget, &name);
     session.handshake().await.unwrap();
-    let outbox = Outbox::new(crate::HighWaterMark::bytes(1 << 10));
-    assert!(outbox.push_urgent(b"\0\x01\x01", URGENT_MAX), "a subscription to everything");
+    let send_queue = SendQueue::new(crate::HighWaterMark::bytes(1 << 10));
+    assert!(send_queue.push_urgent(b"\0\x01\x01", URGENT_MAX), "a subscription to everything");
 
     let mut taken = Taken { budget: budget.clone(), messages: Vec::new() };
     let sending = tokio::spawn(async move {
@@ -51,7 +51,7 @@ async fn encrypted_message(len: usize, limit: usize) -> (Taken, Ended) {
         publisher.publish([Bytes::from(vec![7; len])]).await.unwrap();
         publisher.close(Duration::from_secs(60)).await
     });
-    let ended = session.run(&outbox, &mut taken, FAREWELL).await;
+    let ended = session.run(&send_queue, &mut taken, CLOSE_TIMEOUT).await;
     sending.abort();
     assert_eq!(budget.claimed(), 0, "all was given back");
     (taken, ended)
@@ -88,11 +88,12 @@ async fn a_connection_without_memory_for_a_box_ends_at_once() {
     let mut session =
         Session::new(stream, engine).with_authenticator(Some(authenticator)).with_memory(&budget, &name);
     session.handshake().await.unwrap();
-    let outbox = Outbox::new(crate::HighWaterMark::bytes(64 << 20));
-    outbox.try_push(&[Bytes::from(vec![7; 4 << 20])]).unwrap();
+    let send_queue = SendQueue::new(crate::HighWaterMark::bytes(64 << 20));
+    send_queue.try_push(&[Bytes::from(vec![7; 4 << 20])]).unwrap();
     let mut taken = Taken { budget: budget.clone(), messages: Vec::new() };
-    let farewell = Duration::from_secs(3600);
-    let running = tokio::time::timeout(Duration::from_secs(60), session.run(&outbox, &mut taken, farewell));
+    let close_timeout = Duration::from_secs(3600);
+    let running =
+        tokio::time::timeout(Duration::from_secs(60), session.run(&send_queue, &mut taken, close_timeout));
     let ended = running.await.expect("nothing is waited for");
     assert!(matches!(ended, Ended::OutOfMemory), "{ended}");
     assert_eq!(budget.claimed(), 0);
@@ -124,8 +125,8 @@ async fn a_connection_whose_message_is_not_taken_gives_its_memory_to_others() {
     let mut session =
         Session::new(stream, Engine::new(Options::new(SocketType::Xsub), now())).with_memory(&budget, &name);
     session.handshake().await.unwrap();
-    let outbox = Outbox::new(crate::HighWaterMark::bytes(1 << 10));
-    assert!(outbox.push_urgent(b"\0\x01\x01", URGENT_MAX), "a subscription to everything");
+    let send_queue = SendQueue::new(crate::HighWaterMark::bytes(1 << 10));
+    assert!(send_queue.push_urgent(b"\0\x01\x01", URGENT_MAX), "a subscription to everything");
     let sending = async {
         publisher.wait_for_subscriber(b"").await.unwrap();
         publisher.publish([Bytes::from(vec![7; LEN])]).await.unwrap();
@@ -140,7 +141,7 @@ async fn a_connection_whose_message_is_not_taken_gives_its_memory_to_others() {
         drop(other);
     };
     let mut stalled = Stalled;
-    let (ended, ()) = futures::join!(session.run(&outbox, &mut stalled, FAREWELL), sending);
+    let (ended, ()) = futures::join!(session.run(&send_queue, &mut stalled, CLOSE_TIMEOUT), sending);
     assert!(matches!(ended, Ended::OutOfMemory), "{ended}");
     assert_eq!(budget.claimed(), 0);
 }

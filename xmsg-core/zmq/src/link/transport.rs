@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream, tcp, unix};
 use tokio::sync::mpsc;
 
 use crate::link::addresses;
-use crate::link::vanished::Route;
+use crate::link::dead_peer::Route;
 use crate::lock::lock;
 use crate::{Endpoint, TcpOptions};
 use crate::{Error, ErrorKind, Result};

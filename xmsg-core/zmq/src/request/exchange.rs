@@ -8,7 +8,7 @@ use futures::FutureExt;
 
 use crate::events::{EventChannel, SocketEvent, SocketEvents};
 use crate::hub::{Hub, Owner};
-use crate::link::outbox::Refused;
+use crate::link::send_queue::Refused;
 use crate::link::{LastEnd, Link};
 use crate::role::Plain;
 use crate::{Endpoint, Error, ErrorKind, Multipart, Settings};
@@ -88,8 +88,8 @@ async fn queue(hub: &Hub, link: &Link, request: &Envelope) -> Result<(), Outcome
     }
     // The queue is empty, so there is room. There is no `await` between queueing and the note of the caller,
     // so a request that is cancelled is known to be queued.
-    link.outbox.try_push(request.frames()).map_err(|refused| match refused {
-        Refused::Unfit => Outcome::Refused(hub.unfit(link, request.frames())),
+    link.send_queue.try_push(request.frames()).map_err(|refused| match refused {
+        Refused::ExceedsLimits => Outcome::Refused(hub.exceeds_limits(link, request.frames())),
         Refused::Full | Refused::Closed => Outcome::Broken,
     })
 }
@@ -158,7 +158,7 @@ impl Live {
                     // The peer has just announced lower limits.
                     Some(SocketEvent::MessageDropped { .. }) => {
                         self.asked = false;
-                        return Outcome::Refused(self.hub.unfit(&self.link, request.frames()));
+                        return Outcome::Refused(self.hub.exceeds_limits(&self.link, request.frames()));
                     }
                     // These are events of a socket that is bound, publishes or subscribes.
                     Some(_) => {}
@@ -172,7 +172,7 @@ impl Live {
     /// outcome.
     async fn unreachable(&mut self, failure: &mut Option<Failure>) -> Option<Outcome> {
         while !self.link.is_connected() {
-            if self.link.outbox.is_closed() {
+            if self.link.send_queue.is_closed() {
                 // The runtime of the connection has ended.
                 return Some(Outcome::Broken);
             }
@@ -227,7 +227,7 @@ impl Accepted {
         loop {
             tokio::select! {
                 biased;
-                message = std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)) => {
+                message = std::future::poll_fn(|cx| self.hub.receive_queue.poll_next(cx)) => {
                     let Some((from, message)) = message else { return Outcome::Broken };
                     if from == name && let Some(reply) = request.reply(&message) {
                         self.asked = false;
@@ -248,7 +248,7 @@ impl Accepted {
             // The socket is being closed. Once it is, nothing is written any more.
             self.hub.close(Duration::ZERO).await;
         }
-        self.asked && self.link.outbox.queued().messages == 0
+        self.asked && self.link.send_queue.queued().messages == 0
     }
 }
 
@@ -285,7 +285,7 @@ impl Connection {
 
     /// Whether the request was taken from the queue and written.
     pub(super) fn is_written(&self) -> bool {
-        self.link().is_connected() && self.link().outbox.queued().messages == 0
+        self.link().is_connected() && self.link().send_queue.queued().messages == 0
     }
 
     /// Notes that no reply is awaited any more. A late one is recognized by its number.

@@ -98,7 +98,7 @@ enum ClientStep {
     AwaitReady(BoxKey),
     Done(Option<Cipher>, Properties),
     /// Set temporarily between two steps.
-    Moving,
+    Transition,
 }
 
 /// The client side of CURVE.
@@ -205,7 +205,7 @@ impl Mechanism for CurveClient {
     }
 
     fn poll_command(&mut self, ours: &Properties) -> Option<Bytes> {
-        match std::mem::replace(&mut self.step, ClientStep::Moving) {
+        match std::mem::replace(&mut self.step, ClientStep::Transition) {
             ClientStep::Start => {
                 self.step = ClientStep::AwaitWelcome;
                 self.hello()
@@ -219,7 +219,7 @@ impl Mechanism for CurveClient {
     }
 
     fn handle_command(&mut self, body: Bytes) -> Result<(), Violation> {
-        match std::mem::replace(&mut self.step, ClientStep::Moving) {
+        match std::mem::replace(&mut self.step, ClientStep::Transition) {
             ClientStep::AwaitWelcome => self.welcome(body),
             ClientStep::AwaitReady(session) => self.ready(&session, body),
             _ => Err(Violation::Malformed("CURVE handshake: out of turn, or a key that shares nothing")),
@@ -263,7 +263,7 @@ enum ServerStep {
     Admitted(Initiated),
     Done(Option<Cipher>, Properties),
     /// Set temporarily between two steps.
-    Moving,
+    Transition,
 }
 
 struct Initiated {
@@ -383,7 +383,7 @@ impl Mechanism for CurveServer {
     }
 
     fn poll_command(&mut self, ours: &Properties) -> Option<Bytes> {
-        match std::mem::replace(&mut self.step, ServerStep::Moving) {
+        match std::mem::replace(&mut self.step, ServerStep::Transition) {
             ServerStep::Greeted(client, key, heard) => {
                 let welcome = self.welcome(&key);
                 self.step = ServerStep::AwaitInitiate(client, heard);
@@ -398,7 +398,7 @@ impl Mechanism for CurveServer {
     }
 
     fn handle_command(&mut self, body: Bytes) -> Result<(), Violation> {
-        match std::mem::replace(&mut self.step, ServerStep::Moving) {
+        match std::mem::replace(&mut self.step, ServerStep::Transition) {
             ServerStep::AwaitHello => self.hello(body),
             ServerStep::AwaitInitiate(client, heard) => self.initiate(client, heard, body),
             _ => Err(Violation::Malformed("CURVE handshake: out of turn")),
@@ -410,7 +410,7 @@ impl Mechanism for CurveServer {
     }
 
     fn admit(&mut self) {
-        self.step = match std::mem::replace(&mut self.step, ServerStep::Moving) {
+        self.step = match std::mem::replace(&mut self.step, ServerStep::Transition) {
             ServerStep::Initiated(peer) => ServerStep::Admitted(peer),
             other => other,
         };

@@ -97,7 +97,7 @@ impl StreamKey {
 
     /// Begins a box with this nonce, to be encrypted or decrypted.
     #[inline]
-    pub(super) fn start(&mut self, nonce: u64) -> Making<'_> {
+    pub(super) fn start(&mut self, nonce: u64) -> BoxInProgress<'_> {
         if nonce.wrapping_sub(self.ahead_from) >= self.ahead.len() as u64 {
             self.salsa20.first_blocks(self.level, nonce, &mut self.ahead);
             self.ahead_from = nonce;
@@ -105,7 +105,7 @@ impl StreamKey {
         // The code above has ensured that there is a block for this nonce.
         let block = &self.ahead[nonce.wrapping_sub(self.ahead_from) as usize];
         let (tag_key, first) = block.split_first_chunk().expect("a block is longer than the key of a tag");
-        Making {
+        BoxInProgress {
             salsa20: &self.salsa20,
             level: self.level,
             nonce,
@@ -125,7 +125,7 @@ pub(super) fn pieces(len: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// A box that is being encrypted or decrypted, in the order of its [`pieces`].
-pub(super) struct Making<'a> {
+pub(super) struct BoxInProgress<'a> {
     salsa20: &'a Salsa20,
     level: Level,
     nonce: u64,
@@ -136,7 +136,7 @@ pub(super) struct Making<'a> {
     tag: Poly1305,
 }
 
-impl Making<'_> {
+impl BoxInProgress<'_> {
     /// Encrypts the next piece in place.
     pub(super) fn encrypt(&mut self, piece: &mut [u8]) {
         dispatch!(self.level, simd => {

@@ -4,7 +4,7 @@
 use super::format::*;
 use super::*;
 
-fn open(path: &Path) -> (Journal, Vec<Entry>, Complaints) {
+fn open(path: &Path) -> (Journal, Vec<Entry>, OpenReport) {
     let mut entries = Vec::new();
     let (journal, complaints) = Journal::open(path, |entry| entries.push(entry)).unwrap();
     (journal, entries, complaints)
@@ -40,7 +40,7 @@ fn snapshot() -> [(OwnerType, Vec<Bytes>); 2] {
 /// Writes a snapshot with three registrations, and a journal with three changes.
 fn filled(path: &Path) -> Vec<Entry> {
     let (mut journal, found, complaints) = open(path);
-    assert!(found.is_empty() && complaints == Complaints::default() && journal.wants_compaction());
+    assert!(found.is_empty() && complaints == OpenReport::default() && journal.wants_compaction());
     journal.compact(&snapshot(), &mut []).unwrap();
     assert!(!journal.wants_compaction());
     journal.append(&mut batch(&entries())).unwrap();
@@ -91,7 +91,7 @@ fn what_was_written_is_read() {
     let path = folder.path().join("r");
     let all = filled(&path);
     let (mut journal, found, complaints) = open(&path);
-    assert_eq!((found, complaints), (all, Complaints::default()));
+    assert_eq!((found, complaints), (all, OpenReport::default()));
     assert!(Journal::open(&path, drop).unwrap_err().to_string().contains("another registrar"));
     journal.compact(&[(OwnerType::Publisher, vec![frame("new")])], &mut batch(&entries()[..1])).unwrap();
     drop(journal);
@@ -105,12 +105,12 @@ fn files_of_the_first_version_are_read_and_written_anew() {
     let path = folder.path().join("r");
     let all = filled_by_the_first_version(&path);
     let (mut journal, found, complaints) = open(&path);
-    assert_eq!((found, complaints), (all.clone(), Complaints::default()));
+    assert_eq!((found, complaints), (all.clone(), OpenReport::default()));
     // The old format could also be continued without a compaction.
     journal.append(&mut batch(&entries()[..1])).unwrap();
     drop(journal);
     let (mut journal, found, complaints) = open(&path);
-    assert_eq!((found.len(), complaints), (7, Complaints::default()));
+    assert_eq!((found.len(), complaints), (7, OpenReport::default()));
     assert!(journal.wants_compaction() && !journal.is_broken());
     journal.compact(&snapshot(), &mut []).unwrap();
     assert!(fs::read(&path).unwrap().starts_with(b"XMSGREG2"));
@@ -140,7 +140,7 @@ fn a_journal_cut_short_anywhere_gives_what_is_whole_says_so_and_goes_on() {
             journal.append(&mut batch(&entries()[..1])).unwrap();
             drop(journal);
             let (_, again, complaints) = open(&path);
-            assert_eq!((again.len(), complaints), (found.len() + 1, Complaints::default()));
+            assert_eq!((again.len(), complaints), (found.len() + 1, OpenReport::default()));
             assert_eq!(again.last(), Some(&entries()[0]));
         }
     }
@@ -165,7 +165,7 @@ fn one_damaged_byte_loses_one_entry_and_the_file_is_kept_aside() {
                 assert!(found.len() >= all.len() - 1, "{file} {at}: {found:?}");
                 // A damaged generation is still a valid number. Then the journal just doesn't belong to the
                 // snapshot.
-                if complaints == Complaints::default() {
+                if complaints == OpenReport::default() {
                     assert!((8..16).contains(&at) && found == all, "{file} {at}: {found:?}");
                     assert!(journal.is_broken());
                     continue;
@@ -182,7 +182,7 @@ fn one_damaged_byte_loses_one_entry_and_the_file_is_kept_aside() {
                 journal.compact(&[], &mut []).unwrap();
                 journal.append(&mut []).unwrap();
                 drop(journal);
-                assert_eq!(open(&path).2, Complaints::default());
+                assert_eq!(open(&path).2, OpenReport::default());
             }
         }
     }
@@ -223,7 +223,7 @@ fn a_journal_older_than_the_snapshot_is_not_gone_on_with() {
     // The state in which a system stop between the two renames leaves the files.
     fs::write(with_suffix(&path, ".journal"), old).unwrap();
     let (mut journal, found, complaints) = open(&path);
-    assert_eq!((found.len(), complaints, journal.is_broken()), (4, Complaints::default(), true));
+    assert_eq!((found.len(), complaints, journal.is_broken()), (4, OpenReport::default(), true));
     assert!(journal.append(&mut []).is_err());
 }
 
@@ -277,7 +277,7 @@ fn changes_go_on_while_the_next_files_are_written() {
     assert_eq!(files(), 3, "the snapshot, the journal and the lock: a draft leaves nothing behind");
     let all = registers(&["one", "two", "three", "four", "five", "six", "seven"]);
     let (mut journal, found, complaints) = open(&path);
-    assert_eq!((&found, complaints), (&all, Complaints::default()));
+    assert_eq!((&found, complaints), (&all, OpenReport::default()));
     let seven = batch(&registers(&["seven"])).len() as u64;
     let mut draft = journal.draft(journal.position() - seven);
     draft.write(each_of(records(&["all but the last"]))).unwrap();
@@ -300,7 +300,7 @@ fn all_is_there_whenever_the_next_files_are_left_unfinished() {
     let (journal, found, complaints) = open(&path);
     assert_eq!(
         (found, complaints),
-        (registers(&["one", "two", "three", "four", "five"]), Complaints::default())
+        (registers(&["one", "two", "three", "four", "five"]), OpenReport::default())
     );
     drop(journal);
     // The new snapshot and the old journal have some changes in common, which are applied twice.
@@ -308,7 +308,7 @@ fn all_is_there_whenever_the_next_files_are_left_unfinished() {
     assert_ne!(fs::read(&path).unwrap(), before);
     let (mut journal, found, complaints) = open(&path);
     let expected = registers(&["one", "two", "two", "three", "four", "five"]);
-    assert_eq!((found, complaints), (expected, Complaints::default()));
+    assert_eq!((found, complaints), (expected, OpenReport::default()));
     assert!(journal.is_broken(), "it belongs to another snapshot: nothing is appended to it");
     journal.compact(&records(&["all"]), &mut []).unwrap();
     drop(journal);
@@ -392,7 +392,7 @@ fn what_could_not_be_written_is_cut_off_and_the_journal_goes_on() {
     journal.append(&mut batch(&entries()[..1])).unwrap();
     drop(journal);
     let (_, found, complaints) = open(&path);
-    assert_eq!((found.len(), complaints), (all.len() + 1, Complaints::default()));
+    assert_eq!((found.len(), complaints), (all.len() + 1, OpenReport::default()));
 }
 
 #[test]

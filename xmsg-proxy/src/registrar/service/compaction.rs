@@ -309,7 +309,7 @@ mod tests {
             }
         })
         .unwrap();
-        assert_eq!(complaints, crate::registrar::journal::Complaints::default());
+        assert_eq!(complaints, crate::registrar::journal::OpenReport::default());
         (journal, store)
     }
 

@@ -6,19 +6,19 @@ use xmsg_zmq::link::source::Source;
 
 /// The waiting work of each source.
 #[derive(Debug)]
-pub(super) struct Turns<T> {
+pub(super) struct RoundRobin<T> {
     /// The sources that have waiting work, each once.
     order: VecDeque<Source>,
     work: HashMap<Source, VecDeque<T>>,
 }
 
-impl<T> Default for Turns<T> {
+impl<T> Default for RoundRobin<T> {
     fn default() -> Self {
         Self { order: VecDeque::new(), work: HashMap::new() }
     }
 }
 
-impl<T> Turns<T> {
+impl<T> RoundRobin<T> {
     pub(super) fn is_empty(&self) -> bool {
         self.order.is_empty()
     }
@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn each_address_has_its_turn_however_many_connections_another_one_has() {
-        let mut turns = Turns::default();
+        let mut turns = RoundRobin::default();
         for number in 0..3 {
             turns.push(Source::of("192.0.2.1:1"), number);
         }

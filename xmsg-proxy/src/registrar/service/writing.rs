@@ -16,7 +16,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 
 /// The state in which the disk does not accept changes.
 #[derive(Debug)]
-pub(super) struct Trouble {
+pub(super) struct WriteFailure {
     pub(super) status: String,
     pub(super) retry: Deadline,
 }
@@ -132,7 +132,7 @@ impl Service {
             );
         }
         let status = format!("not stored: {reason}; it is tried again, ask again later");
-        self.trouble = Some(Trouble { status: status.clone(), retry: Deadline::after(pause) });
+        self.trouble = Some(WriteFailure { status: status.clone(), retry: Deadline::after(pause) });
         status
     }
 }

@@ -10,7 +10,7 @@ const COMPARED: usize = 64;
 
 /// The search for the topics that are a prefix of one topic, the longest first.
 #[derive(Debug)]
-pub(super) struct Above {
+pub(super) struct PrefixSearch {
     asked: Key,
     /// The topics that are still to be found are no longer than this. If `included` is false, they are
     /// shorter.
@@ -26,7 +26,7 @@ pub(super) enum Looked {
     Done,
 }
 
-impl Above {
+impl PrefixSearch {
     pub(super) fn new(asked: Key) -> Self {
         Self { end: asked.len(), included: true, asked }
     }
@@ -39,7 +39,7 @@ impl Above {
 
 impl Table {
     /// Looks for the next topic of the same domain that is a prefix of the topic asked for.
-    pub(super) fn next_above(&self, above: &mut Above) -> Looked {
+    pub(super) fn next_above(&self, above: &mut PrefixSearch) -> Looked {
         let asked = &*above.asked;
         let domain_len = asked.find(':').unwrap_or(asked.len());
         let end = &asked[..above.end];

@@ -42,12 +42,12 @@ pub(super) const fn share<K, V>() -> usize {
     (NODE_ENTRIES * entry + NODE).div_ceil(NODE_ENTRIES_MIN) + ALLOCATION
 }
 
-/// The size of a [`Snug`] vector with `len` elements, in bytes.
+/// The size of a [`TightVec`] vector with `len` elements, in bytes.
 const fn vector<T>(len: usize) -> usize {
     if len == 0 { 0 } else { len.next_power_of_two() * size_of::<T>() + ALLOCATION }
 }
 
-/// The size of one more element of a [`Snug`] vector with `len` elements, in bytes.
+/// The size of one more element of a [`TightVec`] vector with `len` elements, in bytes.
 pub(super) const fn element<T>(len: usize) -> usize {
     vector::<T>(len + 1) - vector::<T>(len)
 }
@@ -66,12 +66,12 @@ pub(super) const fn frame(len: usize) -> usize {
 pub(super) type Text = Arc<str>;
 
 /// A vector whose capacity is at most the next power of two of its length.
-pub(super) trait Snug<T> {
+pub(super) trait TightVec<T> {
     fn insert_snugly(&mut self, at: usize, value: T);
     fn remove_snugly(&mut self, at: usize) -> T;
 }
 
-impl<T> Snug<T> for Vec<T> {
+impl<T> TightVec<T> for Vec<T> {
     fn insert_snugly(&mut self, at: usize, value: T) {
         if self.len() == self.capacity() {
             self.reserve_exact((self.len() + 1).next_power_of_two() - self.len());
@@ -89,12 +89,12 @@ impl<T> Snug<T> for Vec<T> {
 /// A sorted map that is a vector while it is short. Most topics have one or two actors, and most hosts have a
 /// handful of topics.
 #[derive(Debug)]
-pub(super) enum Few<K, V> {
+pub(super) enum SmallMap<K, V> {
     Short(Vec<(K, V)>),
     Long(BTreeMap<K, V>),
 }
 
-impl<K, V> Default for Few<K, V> {
+impl<K, V> Default for SmallMap<K, V> {
     fn default() -> Self {
         Self::Short(Vec::new())
     }
@@ -104,7 +104,7 @@ fn place<K: Borrow<Q>, V, Q: Ord + ?Sized>(entries: &[(K, V)], key: &Q) -> Resul
     entries.binary_search_by(|(known, _)| known.borrow().cmp(key))
 }
 
-impl<K: Ord, V> Few<K, V> {
+impl<K: Ord, V> SmallMap<K, V> {
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Short(entries) => entries.len(),
@@ -235,7 +235,7 @@ mod tests {
             steps in prop::collection::vec((any::<bool>(), 0..24_u8), 1..100),
             from in 0..24_u8,
         ) {
-            let (mut few, mut model) = (Few::<u8, u32>::default(), BTreeMap::<u8, u32>::new());
+            let (mut few, mut model) = (SmallMap::<u8, u32>::default(), BTreeMap::<u8, u32>::new());
             for (is_new, key) in steps {
                 if is_new {
                     *few.entry(key) += 1;
@@ -247,7 +247,7 @@ mod tests {
                 prop_assert_eq!(few.get_mut(&key), model.get_mut(&key));
                 prop_assert_eq!((few.len(), few.is_empty()), (model.len(), model.is_empty()));
                 prop_assert_eq!(few.first_key(), model.keys().next());
-                if let Few::Short(entries) = &few {
+                if let SmallMap::Short(entries) = &few {
                     prop_assert!(entries.len() <= SHORT);
                     prop_assert!(entries.capacity() < 2 * entries.len().max(1), "{}", entries.capacity());
                 } else {
@@ -265,7 +265,7 @@ mod tests {
     fn more_entries_never_take_less() {
         for len in 0..1_000 {
             // If more entries took less memory, these subtractions would overflow.
-            let _ = (Few::<Text, u8>::growth(len), leaf::<u8, u8>(len), element::<u64>(len));
+            let _ = (SmallMap::<Text, u8>::growth(len), leaf::<u8, u8>(len), element::<u64>(len));
         }
     }
 }

@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use super::Key;
-use super::few::{Few, Text, leaf, text};
+use super::few::{SmallMap, Text, leaf, text};
 
 /// The topics by one of their parts, or by the host of a registration.
 #[derive(Debug, Default)]
-pub(super) struct Index<V>(pub(super) BTreeMap<Text, Few<Key, V>>);
+pub(super) struct Index<V>(pub(super) BTreeMap<Text, SmallMap<Key, V>>);
 
 impl<V: Default> Index<V> {
     /// Returns the bytes that a topic takes in the index, or 0 if it is there already.
     pub(super) fn growth(&self, part: &str, key: &str) -> usize {
         match self.of(part) {
-            None => text(part) + leaf::<Text, Few<Key, V>>(self.0.len()) + Few::<Key, V>::growth(0),
-            Some(topics) if topics.get(key).is_none() => Few::<Key, V>::growth(topics.len()),
+            None => text(part) + leaf::<Text, SmallMap<Key, V>>(self.0.len()) + SmallMap::<Key, V>::growth(0),
+            Some(topics) if topics.get(key).is_none() => SmallMap::<Key, V>::growth(topics.len()),
             Some(_) => 0,
         }
     }
@@ -37,12 +37,12 @@ impl<V: Default> Index<V> {
         }
     }
 
-    pub(super) fn of(&self, part: &str) -> Option<&Few<Key, V>> {
+    pub(super) fn of(&self, part: &str) -> Option<&SmallMap<Key, V>> {
         self.0.get(part)
     }
 
     pub(super) fn len(&self, part: &str) -> usize {
-        self.of(part).map_or(0, Few::len)
+        self.of(part).map_or(0, SmallMap::len)
     }
 
     /// Returns the topics of a part from `start` on.

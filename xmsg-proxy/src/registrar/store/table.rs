@@ -5,7 +5,7 @@ use std::ops::Bound;
 
 use xmsg_core::registration::OwnerType;
 
-use super::few::{self, Few, Snug, Text};
+use super::few::{self, SmallMap, Text, TightVec};
 use super::index::Index;
 use super::{Due, Filter, Key, Owner, Source, Topic, Variant, parts};
 
@@ -42,7 +42,7 @@ impl Table {
         let mut bytes = few::frame(frame.len()) + few::element::<Variant>(variants);
         if variants == 0 {
             let owners = topic.map_or(0, |topic| topic.owners.len());
-            bytes += few::text(&of.name) + Few::<Owner, Vec<Variant>>::growth(owners);
+            bytes += few::text(&of.name) + SmallMap::<Owner, Vec<Variant>>::growth(owners);
         }
         if topic.is_none() {
             let (domain, subject, types) = parts(key);
@@ -67,7 +67,7 @@ impl Table {
             + few::share::<Text, usize>()
             + few::share::<Owner, Vec<Variant>>()
             + few::share::<Due, (OwnerType, Key, Owner)>()
-            + 3 * (few::share::<Text, Few<Key, usize>>() + few::share::<Key, usize>())
+            + 3 * (few::share::<Text, SmallMap<Key, usize>>() + few::share::<Key, usize>())
     }
 
     /// Adds a missing registration. Returns its topic and owner as they are stored.
@@ -105,7 +105,7 @@ impl Table {
     pub(super) fn remove_some_of_host(&mut self, host: &str, most: usize) -> Vec<Variant> {
         let mut removed = Vec::new();
         while removed.len() < most
-            && let Some(key) = self.by_host.of(host).and_then(Few::first_key)
+            && let Some(key) = self.by_host.of(host).and_then(SmallMap::first_key)
         {
             let key = key.clone();
             let Some(topic) = self.topics.get(&key) else { break };
@@ -174,7 +174,7 @@ impl Table {
         let start = after.map_or(Bound::Unbounded, |key| Bound::Excluded(&**key));
         let known = |key: &'a Key| self.topics.get(key).map(|topic| (key, topic));
         match source {
-            Source::Above(_) => Box::new(std::iter::empty()),
+            Source::PrefixSearch(_) => Box::new(std::iter::empty()),
             Source::Topic(_) if after.is_some() => Box::new(std::iter::empty()),
             Source::Topic(key) => Box::new(self.topics.get_key_value(key).into_iter()),
             Source::StartingWith(start) => {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use xmsg_zmq::HighWaterMark;
-use xmsg_zmq::link::outbox::{Outbox, Writer};
+use xmsg_zmq::link::send_queue::{SendQueue, Writer};
 
 use super::telling::{NEWS_MAX, TOLD};
 use super::*;
@@ -26,9 +26,9 @@ fn may_publish(publish: &[&'static str]) -> Rules {
 
 /// What is left of all that a publisher was told, as its library keeps it: a set.
 fn kept(publisher: &Publisher) -> BTreeSet<Bytes> {
-    publisher.outbox.close();
+    publisher.send_queue.close();
     let mut wire = Vec::new();
-    let written = Writer::new(&publisher.outbox).run(&mut wire).now_or_never();
+    let written = Writer::new(&publisher.send_queue).run(&mut wire).now_or_never();
     written.expect("the vector takes everything").unwrap();
     let (mut kept, mut rest) = (BTreeSet::new(), Bytes::from(wire));
     // Short messages of ZMTP 3.0: flags, length, whether it is a subscription, and the prefix.
@@ -86,8 +86,8 @@ proptest! {
             match step {
                 Step::Change(subscribe, id, prefix) => {
                     let new = || {
-                        let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
-                        Arc::new(Subscriber::new(id, "a subscriber", outbox, Grant::new(&Arc::default(), None)))
+                        let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
+                        Arc::new(Subscriber::new(id, "a subscriber", send_queue, Grant::new(&Arc::default(), None)))
                     };
                     let subscriber = subscribers.entry(id).or_insert_with(new).clone();
                     let bytes = Bytes::from_static(prefix.as_bytes());
@@ -178,14 +178,14 @@ async fn only_publishers_for_which_much_waits_are_looked_at() {
     for _ in 0..40 {
         tell(&mut task, 4_000);
         for told in task.publishers.values().skip(2) {
-            told.publisher.outbox.clear();
+            told.publisher.send_queue.clear();
         }
     }
     assert_eq!(task.backlog.publishers.keys().collect::<Vec<_>>(), [&0, &1]);
     assert!(task.backlog.is_there());
     // They read it, too; that is seen at the next look.
     for told in task.publishers.values() {
-        told.publisher.outbox.clear();
+        told.publisher.send_queue.clear();
     }
     assert!(task.backlog.is_there(), "there has just been a look");
     tokio::time::sleep(task.backlog.pace()).await;
@@ -212,8 +212,8 @@ fn change(task: &mut TableTask, subscriber: &Arc<Subscriber>, subscribe: bool, p
 }
 
 fn some_subscriber(id: u32) -> Arc<Subscriber> {
-    let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
-    Arc::new(Subscriber::new(id, "a subscriber", outbox, Grant::new(&Arc::default(), None)))
+    let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
+    Arc::new(Subscriber::new(id, "a subscriber", send_queue, Grant::new(&Arc::default(), None)))
 }
 
 /// Many publishers, who have read what they were told when they came.
@@ -222,14 +222,14 @@ fn many(task: &mut TableTask, count: u32) {
         task.welcome(Arc::new(Publisher::of_test(id, "a publisher")));
     }
     for told in task.publishers.values() {
-        told.publisher.outbox.clear();
+        told.publisher.send_queue.clear();
     }
 }
 
 /// Publishers that have been told something.
 fn told(task: &TableTask) -> usize {
     let publishers = task.publishers.values();
-    publishers.filter(|told| told.publisher.outbox.queued().messages > 0).count()
+    publishers.filter(|told| told.publisher.send_queue.queued().messages > 0).count()
 }
 
 #[tokio::test(start_paused = true)]
@@ -260,7 +260,7 @@ async fn many_publishers_are_told_a_few_at_a_time_and_confirmed_when_all_know() 
     change(&mut task, &subscriber, true, &["c"]);
     let pause = task.work().expect("there is nothing else to do");
     assert!(pause > Duration::from_millis(20), "{pause:?}");
-    let messages = |task: &TableTask| task.publishers[&0].publisher.outbox.queued().messages;
+    let messages = |task: &TableTask| task.publishers[&0].publisher.send_queue.queued().messages;
     let before = messages(&task);
     change(&mut task, &subscriber, true, &["d"]);
     change(&mut task, &subscriber, false, &["c"]);

@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt, DuplexStream, duplex};
 use tokio::task::JoinHandle;
 use xmsg_zmq::HighWaterMark;
-use xmsg_zmq::link::outbox::{Outbox, Writer};
+use xmsg_zmq::link::send_queue::{SendQueue, Writer};
 
 use super::*;
 use crate::policy::{Policy, Rule};
@@ -41,15 +41,15 @@ impl Scene {
         let publisher = Arc::new(Publisher::of_test(id, "a publisher"));
         let (mut near, far) = duplex(64 << 10);
         let own = publisher.clone();
-        tokio::spawn(async move { Writer::new(&own.outbox).run(&mut near).await });
+        tokio::spawn(async move { Writer::new(&own.send_queue).run(&mut near).await });
         self.table.change(Change::PublisherJoined(publisher.clone())).await;
         (publisher, far)
     }
 }
 
 fn subscriber(id: u32) -> Arc<Subscriber> {
-    let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
-    Arc::new(Subscriber::new(id, "a subscriber", outbox, Grant::new(&Arc::default(), None)))
+    let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
+    Arc::new(Subscriber::new(id, "a subscriber", send_queue, Grant::new(&Arc::default(), None)))
 }
 
 /// Reads so many bytes in a second, until it is aborted.
@@ -82,7 +82,7 @@ async fn a_flood_of_changes_goes_as_fast_as_the_slowest_publisher_that_reads() {
     let reading = read_at(far, 10e6);
     let since = tokio::time::Instant::now();
     let bytes = toggle(&scene, &subscriber(1), 40_000).await;
-    let waits = publisher.outbox.queued().bytes;
+    let waits = publisher.send_queue.queued().bytes;
     assert!(waits < 1 << 20, "{waits} bytes wait for it");
     assert!(!publisher.cut.is_cancelled() && !publisher.is_stalled());
     let rate = bytes as f64 / since.elapsed().as_secs_f64();
@@ -138,7 +138,7 @@ async fn a_publisher_that_joins_holds_nobody_up_by_reading_slowly() {
     }
     scene.table.synchronize().await;
     assert!(since.elapsed() < Duration::from_millis(100), "{:?}", since.elapsed());
-    assert!(publisher.outbox.queued().bytes > 10 << 20, "it has yet to read much");
+    assert!(publisher.send_queue.queued().bytes > 10 << 20, "it has yet to read much");
     reading.abort();
 }
 
@@ -150,7 +150,7 @@ async fn a_publisher_that_held_others_up_is_not_waited_for_again_at_once() {
     toggle(&scene, &subscriber(1), 1_000).await;
     assert!(publisher.is_stalled());
     let mut buffer = vec![0; 1 << 20];
-    while publisher.outbox.queued().messages > 0 {
+    while publisher.send_queue.queued().messages > 0 {
         assert!(far.read(&mut buffer).await.unwrap() > 0);
     }
     assert!(publisher.is_stalled(), "although it has read everything");
@@ -175,7 +175,7 @@ async fn what_publishers_are_told_counts_once_however_many_they_are() {
     }
     let bytes = toggle(&scene, &subscriber(2), 1_000).await;
     scene.table.synchronize().await;
-    let waits: u64 = deaf.iter().map(|(publisher, _)| publisher.outbox.queued().bytes).sum();
+    let waits: u64 = deaf.iter().map(|(publisher, _)| publisher.send_queue.queued().bytes).sum();
     assert!(waits > u64::from(PUBLISHERS) * bytes as u64 * 9 / 10, "{waits} bytes wait for all of them");
     let held = scene.memory.used() - before;
     assert!((bytes..2 * bytes).contains(&held), "{held} bytes are held of {bytes}");
@@ -198,7 +198,7 @@ async fn what_a_large_subscriber_leaves_behind_cuts_no_publisher_off_that_reads(
     scene.table.change(Change::SubscriberGone(1)).await;
     while scene.table.subscriptions() > 0 {
         tokio::time::sleep(Duration::from_millis(10)).await;
-        assert!(!publisher.cut.is_cancelled(), "{} bytes wait for it", publisher.outbox.queued().bytes);
+        assert!(!publisher.cut.is_cancelled(), "{} bytes wait for it", publisher.send_queue.queued().bytes);
     }
     reading.abort();
 }
@@ -223,7 +223,7 @@ async fn whoever_holds_what_is_out_of_date_is_cut_off_and_not_whoever_has_just_c
         let (publisher, mut far) = scene.publisher(id).await;
         let mut buffer = vec![0; 64 << 10];
         scene.table.synchronize().await;
-        while publisher.outbox.queued().bytes > 5 << 20 {
+        while publisher.send_queue.queued().bytes > 5 << 20 {
             assert!(far.read(&mut buffer).await.unwrap() > 0);
         }
         // All of it is out of date.
@@ -235,7 +235,7 @@ async fn whoever_holds_what_is_out_of_date_is_cut_off_and_not_whoever_has_just_c
     tokio::time::sleep(Duration::from_secs(2)).await;
     let innocents = [scene.publisher(11).await, scene.publisher(12).await];
     scene.table.synchronize().await;
-    let is_joined = || innocents.iter().all(|(one, _)| one.outbox.queued().bytes > 12_000_000);
+    let is_joined = || innocents.iter().all(|(one, _)| one.send_queue.queued().bytes > 12_000_000);
     while !is_joined() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

@@ -195,7 +195,7 @@ fn may_forward(publisher: &Publisher) -> bool {
 #[cfg(test)]
 mod tests {
     use xmsg_zmq::HighWaterMark;
-    use xmsg_zmq::link::outbox::Outbox;
+    use xmsg_zmq::link::send_queue::SendQueue;
 
     use super::*;
     use crate::config::PublishersSend;
@@ -209,8 +209,8 @@ mod tests {
     }
 
     fn subscriber(id: u32) -> Arc<Subscriber> {
-        let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
-        Arc::new(Subscriber::new(id, "a subscriber", outbox, Grant::new(&Arc::default(), None)))
+        let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
+        Arc::new(Subscriber::new(id, "a subscriber", send_queue, Grant::new(&Arc::default(), None)))
     }
 
     #[test]
@@ -222,18 +222,18 @@ mod tests {
         let (one, other) = (subscriber(1), subscriber(2));
         task.change_token(true, &one, token);
         task.tell_tokens(&told);
-        assert_eq!(told.outbox.queued().messages, 1);
+        assert_eq!(told.send_queue.queued().messages, 1);
         task.tell_tokens(&told);
         task.change_token(true, &one, token);
         task.change_token(true, &other, token);
         task.change_token(false, &one, token);
         task.change_token(false, &one, token);
-        assert_eq!(told.outbox.queued().messages, 1, "somebody still has it");
+        assert_eq!(told.send_queue.queued().messages, 1, "somebody still has it");
         task.forget_tokens(2);
-        assert_eq!(told.outbox.queued().messages, 2);
+        assert_eq!(told.send_queue.queued().messages, 2);
         task.tell_no_more_tokens(100);
         task.change_token(true, &one, token);
-        assert_eq!(told.outbox.queued().messages, 2);
+        assert_eq!(told.send_queue.queued().messages, 2);
         task.forget_tokens(1);
         assert_eq!((task.tokens.held.len(), task.tokens.own.len(), task.tokens.claim.bytes()), (0, 0, 0));
         assert_eq!(task.table.subscriptions(), 0);

@@ -306,7 +306,7 @@ impl Link {
         lock(&self.status).publisher = Some(publisher.clone());
         self.enter(UpstreamState::Checking);
         if inner.refuse.is_cancelled() {
-            publisher.outbox.close();
+            publisher.send_queue.close();
         }
         let ended = tokio::select! {
             biased;
@@ -317,10 +317,10 @@ impl Link {
             () = publisher.outsized.cancelled() => End::Other(Ended::OutOfMemory),
             () = publisher.grant.unwanted.cancelled() => End::Other(Ended::ByUs(BY_OPERATOR)),
             never = self.join(switch, &publisher) => match never {},
-            ended = session.run(&publisher.outbox, &mut inlet, Duration::MAX) => End::Other(ended),
+            ended = session.run(&publisher.send_queue, &mut inlet, Duration::MAX) => End::Other(ended),
         };
         drop(inlet);
-        publisher.outbox.close();
+        publisher.send_queue.close();
         gate.remove_publisher(&publisher);
         publisher.grant.log_rest(&publisher.peer);
         {

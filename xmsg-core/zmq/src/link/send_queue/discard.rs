@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Amount, Chunk, Frame, Outbox, State};
+use super::{Amount, Chunk, Frame, SendQueue, State};
 use xmsg_zmtp::{Header, MessageLimits, encoded_len};
 
 /// The number of bytes of a topic that are kept to identify a discarded message.
@@ -103,7 +103,7 @@ impl State {
                 continue;
             }
             kept.extend_from_slice(&chunk.bytes[at - start..]);
-            let is_copied = chunk.lease.is_none();
+            let is_copied = chunk.slab_charge.is_none();
             let charge = match kept.len() {
                 0 => chunk.charge,
                 len if is_copied => (chunk.bytes.len() - len).min(chunk.charge),
@@ -125,7 +125,7 @@ impl State {
     }
 }
 
-impl Outbox {
+impl SendQueue {
     /// Sets limits for the messages that the queue accepts.
     #[must_use]
     pub fn with_limits(self, limits: MessageLimits) -> Self {
@@ -251,5 +251,5 @@ fn bytes_at(chunks: &VecDeque<Chunk>, range: Range<usize>, most: usize) -> Bytes
 }
 
 #[cfg(test)]
-#[path = "fit_tests.rs"]
+#[path = "discard_tests.rs"]
 mod tests;

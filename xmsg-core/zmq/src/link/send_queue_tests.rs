@@ -6,7 +6,7 @@ use std::task::Poll;
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
-use super::pace::{AHEAD, CATCH_UP};
+use super::backpressure::{CATCH_UP, SOFT_LIMIT};
 use super::*;
 use crate::link::memory::{MemoryBudget, PeerClaim};
 use xmsg_zmtp::curve::{Opener, Sealer};
@@ -82,25 +82,25 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 #[test]
 fn a_full_queue_says_so_and_room_wakes_whoever_waits() {
     block_on(async {
-        let outbox = Arc::new(Outbox::new(HighWaterMark::bytes(100)));
+        let send_queue = Arc::new(SendQueue::new(HighWaterMark::bytes(100)));
         let mut accepted = 0;
-        while outbox.try_push(&message(accepted, 20)).is_ok() {
+        while send_queue.try_push(&message(accepted, 20)).is_ok() {
             accepted += 1;
         }
         assert_eq!(accepted, 3, "29 bytes each");
         let waiting = tokio::spawn({
-            let outbox = outbox.clone();
-            async move { outbox.push(&message(3, 20)).await }
+            let send_queue = send_queue.clone();
+            async move { send_queue.push(&message(3, 20)).await }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         let mut stream = Brittle { limit: 1000, piece: 7, taken: vec![] };
-        let mut writer = Writer::new(&outbox);
+        let mut writer = Writer::new(&send_queue);
         let write = writer.run(&mut stream);
         let ((), result) = tokio::join!(
             async {
                 assert_eq!(waiting.await.unwrap(), Ok(()));
-                outbox.close();
+                send_queue.close();
             },
             write
         );
@@ -110,10 +110,10 @@ fn a_full_queue_says_so_and_room_wakes_whoever_waits() {
 }
 
 /// Pushes messages of length `len` until `enough` returns `true`.
-async fn push_until(outbox: &Outbox, len: usize, enough: impl Fn() -> bool) -> u64 {
+async fn push_until(send_queue: &SendQueue, len: usize, enough: impl Fn() -> bool) -> u64 {
     let mut pushed = 0;
     while !enough() {
-        outbox.push(&message(0, len)).await.unwrap();
+        send_queue.push(&message(0, len)).await.unwrap();
         pushed += 1;
     }
     pushed
@@ -122,18 +122,18 @@ async fn push_until(outbox: &Outbox, len: usize, enough: impl Fn() -> bool) -> u
 #[tokio::test(start_paused = true)]
 async fn whoever_sends_runs_ahead_of_the_writer_by_little() {
     for len in [100, 10_000, 1 << 20, 4 << 20] {
-        let outbox = Outbox::recycling(HighWaterMark::bytes(64 << 20));
+        let send_queue = SendQueue::recycling(HighWaterMark::bytes(64 << 20));
         // The other end reads as slowly as a writer may encounter.
         let (mut write, mut read) = tokio::io::duplex(64 << 10);
-        let mut writer = Writer::new(&outbox);
+        let mut writer = Writer::new(&send_queue);
         let sending = async {
-            let pushed = push_until(&outbox, len, || {
-                let most = AHEAD.max(2 * len) + len + TURN + 100;
-                assert!(outbox.queued().bytes <= most as u64, "{len}: {:?}", outbox.queued());
-                outbox.written().bytes > 16 << 20
+            let pushed = push_until(&send_queue, len, || {
+                let most = SOFT_LIMIT.max(2 * len) + len + TURN + 100;
+                assert!(send_queue.queued().bytes <= most as u64, "{len}: {:?}", send_queue.queued());
+                send_queue.written().bytes > 16 << 20
             });
             let pushed = pushed.await;
-            outbox.close();
+            send_queue.close();
             pushed
         };
         let mut sink = tokio::io::sink();
@@ -143,41 +143,41 @@ async fn whoever_sends_runs_ahead_of_the_writer_by_little() {
             drop(write);
         };
         let (pushed, (), read) = tokio::join!(sending, writing, reading);
-        assert_eq!(outbox.written(), Amount { messages: pushed, bytes: read.unwrap() });
+        assert_eq!(send_queue.written(), Amount { messages: pushed, bytes: read.unwrap() });
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn while_nobody_writes_a_queue_fills_to_its_mark_after_one_pause() {
-    let outbox = Outbox::recycling(HighWaterMark::bytes(64 << 20));
+    let send_queue = SendQueue::recycling(HighWaterMark::bytes(64 << 20));
     let fill = async || {
         let begun = tokio::time::Instant::now();
-        push_until(&outbox, 100_000, || outbox.queued().bytes > 63 << 20).await;
+        push_until(&send_queue, 100_000, || send_queue.queued().bytes > 63 << 20).await;
         begun.elapsed()
     };
     let once = CATCH_UP..2 * CATCH_UP;
     assert!(once.contains(&fill().await));
     // Once the writer has caught up, senders wait for it again.
     let mut stream = Brittle { limit: 62 << 20, piece: 1 << 20, taken: vec![] };
-    Writer::new(&outbox).run(&mut stream).await.unwrap_err();
+    Writer::new(&send_queue).run(&mut stream).await.unwrap_err();
     assert!(once.contains(&fill().await));
 }
 
 #[tokio::test(start_paused = true)]
 async fn those_who_wait_for_the_writer_go_on_in_their_order_and_not_all_at_once() {
-    let outbox = Arc::new(Outbox::new(HighWaterMark::bytes(64 << 20)));
+    let send_queue = Arc::new(SendQueue::new(HighWaterMark::bytes(64 << 20)));
     let piece = [Bytes::from(vec![0; 1 << 20])];
-    while !outbox.lock().is_far_ahead() {
-        outbox.try_push(&piece).unwrap();
+    while !send_queue.lock().is_far_ahead() {
+        send_queue.try_push(&piece).unwrap();
     }
     let order = Arc::new(Mutex::new(Vec::new()));
     let wait = |number: usize| {
-        let (outbox, order, piece) = (outbox.clone(), order.clone(), piece.clone());
+        let (send_queue, order, piece) = (send_queue.clone(), order.clone(), piece.clone());
         tokio::spawn(async move {
-            outbox.catch_up().await;
+            send_queue.catch_up().await;
             order.lock().unwrap().push(number);
             for _ in 0..3 {
-                outbox.try_push(&piece).unwrap();
+                send_queue.try_push(&piece).unwrap();
             }
         })
     };
@@ -186,7 +186,7 @@ async fn those_who_wait_for_the_writer_go_on_in_their_order_and_not_all_at_once(
     assert!(order.lock().unwrap().is_empty());
     waiting[2].abort();
     let (mut write, mut read) = tokio::io::duplex(1 << 20);
-    let mut writer = Writer::new(&outbox);
+    let mut writer = Writer::new(&send_queue);
     let reading = async {
         let mut sink = tokio::io::sink();
         let mut most = 0;
@@ -194,7 +194,7 @@ async fn those_who_wait_for_the_writer_go_on_in_their_order_and_not_all_at_once(
             let mut some = (&mut read).take(256 << 10);
             tokio::io::copy(&mut some, &mut sink).await.unwrap();
             tokio::task::yield_now().await;
-            most = most.max(outbox.queued().bytes);
+            most = most.max(send_queue.queued().bytes);
         }
         most
     };
@@ -208,123 +208,123 @@ async fn those_who_wait_for_the_writer_go_on_in_their_order_and_not_all_at_once(
 
 #[tokio::test(start_paused = true)]
 async fn those_who_give_up_waiting_for_the_writer_leave_nothing_behind() {
-    let outbox = Outbox::new(HighWaterMark::bytes(64 << 20));
-    while !outbox.lock().is_far_ahead() {
-        outbox.try_push(&message(0, 1 << 20)).unwrap();
+    let send_queue = SendQueue::new(HighWaterMark::bytes(64 << 20));
+    while !send_queue.lock().is_far_ahead() {
+        send_queue.try_push(&message(0, 1 << 20)).unwrap();
     }
     for _ in 0..1000 {
-        let mut waiting = std::pin::pin!(outbox.catch_up());
+        let mut waiting = std::pin::pin!(send_queue.catch_up());
         assert!(futures::poll!(&mut waiting).is_pending());
     }
-    assert!(!outbox.state().pace.is_waited_for());
+    assert!(!send_queue.state().pace.is_waited_for());
     let begun = tokio::time::Instant::now();
-    assert!(outbox.catch_up().await);
+    assert!(send_queue.catch_up().await);
     assert!((CATCH_UP..2 * CATCH_UP).contains(&begun.elapsed()));
-    assert!(!outbox.catch_up().await, "not again at once");
+    assert!(!send_queue.catch_up().await, "not again at once");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_closed_queue_has_nobody_wait_for_its_writer() {
-    let outbox = Arc::new(Outbox::new(HighWaterMark::bytes(64 << 20)));
-    while !outbox.lock().is_far_ahead() {
-        outbox.try_push(&message(0, 1 << 20)).unwrap();
+    let send_queue = Arc::new(SendQueue::new(HighWaterMark::bytes(64 << 20)));
+    while !send_queue.lock().is_far_ahead() {
+        send_queue.try_push(&message(0, 1 << 20)).unwrap();
     }
-    let mut waiting = std::pin::pin!(outbox.catch_up());
+    let mut waiting = std::pin::pin!(send_queue.catch_up());
     assert!(futures::poll!(&mut waiting).is_pending());
     let begun = tokio::time::Instant::now();
-    outbox.close();
+    send_queue.close();
     waiting.await;
-    outbox.catch_up().await;
+    send_queue.catch_up().await;
     assert!(begun.elapsed().is_zero());
 }
 
 #[test]
 fn a_message_above_the_mark_goes_alone() {
-    let outbox = Outbox::new(HighWaterMark::bytes(100));
-    assert_eq!(outbox.try_push(&message(0, 5000)), Ok(()));
-    assert_eq!(outbox.try_push(&message(1, 1)), Err(Refused::Full));
+    let send_queue = SendQueue::new(HighWaterMark::bytes(100));
+    assert_eq!(send_queue.try_push(&message(0, 5000)), Ok(()));
+    assert_eq!(send_queue.try_push(&message(1, 1)), Err(Refused::Full));
 }
 
 #[test]
 fn marks_in_messages_are_kept() {
-    let outbox = Outbox::new(HighWaterMark { bytes: 1 << 20, messages: 2 });
-    assert_eq!(outbox.try_push(&message(0, 1)), Ok(()));
-    assert_eq!(outbox.try_push(&message(1, 1)), Ok(()));
-    assert_eq!(outbox.try_push(&message(2, 1)), Err(Refused::Full));
+    let send_queue = SendQueue::new(HighWaterMark { bytes: 1 << 20, messages: 2 });
+    assert_eq!(send_queue.try_push(&message(0, 1)), Ok(()));
+    assert_eq!(send_queue.try_push(&message(1, 1)), Ok(()));
+    assert_eq!(send_queue.try_push(&message(2, 1)), Err(Refused::Full));
 }
 
 #[test]
 fn a_closed_queue_refuses() {
-    let outbox = Outbox::new(HighWaterMark::bytes(100));
-    outbox.close();
-    assert_eq!(outbox.try_push(&message(0, 1)), Err(Refused::Closed));
-    assert_eq!(block_on(outbox.push(&message(0, 1))), Err(Refused::Closed));
+    let send_queue = SendQueue::new(HighWaterMark::bytes(100));
+    send_queue.close();
+    assert_eq!(send_queue.try_push(&message(0, 1)), Err(Refused::Closed));
+    assert_eq!(block_on(send_queue.push(&message(0, 1))), Err(Refused::Closed));
 }
 
 #[test]
 fn slices_of_one_slab_are_charged_once_and_leave_the_ledger() {
-    let ledger = Arc::new(Ledger::default());
-    let outbox = Outbox::with_ledger(HighWaterMark::bytes(1 << 20), ledger.clone());
-    let lease = Lease::new(&ledger, 4096);
+    let memory_counter = Arc::new(MemoryCounter::default());
+    let send_queue = SendQueue::with_memory_counter(HighWaterMark::bytes(1 << 20), memory_counter.clone());
+    let slab_charge = SlabCharge::new(&memory_counter, 4096);
     let mut wire = BytesMut::new();
     encode_message(&mut wire, &message(0, 1000));
     let wire = wire.freeze();
     for _ in 0..3 {
-        outbox.lock().push_slice(wire.clone(), 1, &lease);
+        send_queue.lock().push_slice(wire.clone(), 1, &slab_charge);
     }
-    assert_eq!(outbox.queued(), Amount::new(3, 4096));
-    drop(lease);
-    assert_eq!(ledger.bytes(), 4096);
-    outbox.lock().push_copy(&wire, 1);
-    assert_eq!(ledger.bytes(), 4096 + wire.len());
-    outbox.close();
+    assert_eq!(send_queue.queued(), Amount::new(3, 4096));
+    drop(slab_charge);
+    assert_eq!(memory_counter.bytes(), 4096);
+    send_queue.lock().push_copy(&wire, 1);
+    assert_eq!(memory_counter.bytes(), 4096 + wire.len());
+    send_queue.close();
     let mut stream = Brittle { limit: 1 << 20, piece: 1000, taken: vec![] };
-    block_on(Writer::new(&outbox).run(&mut stream)).unwrap();
-    assert_eq!((outbox.queued(), ledger.bytes()), (Amount::default(), 0));
+    block_on(Writer::new(&send_queue).run(&mut stream)).unwrap();
+    assert_eq!((send_queue.queued(), memory_counter.bytes()), (Amount::default(), 0));
 }
 
 /// What was written leaves no entry in the ledger, however it was queued.
 #[test]
 fn shared_bytes_leave_the_ledger_when_they_are_written() {
-    let ledger = Arc::new(Ledger::default());
-    let outbox = Outbox::with_ledger(HighWaterMark::bytes(1 << 20), ledger.clone());
+    let memory_counter = Arc::new(MemoryCounter::default());
+    let send_queue = SendQueue::with_memory_counter(HighWaterMark::bytes(1 << 20), memory_counter.clone());
     let shared = Bytes::from_static(b"shared");
     for piece in [1, 4, 1000] {
         for _ in 0..10 {
-            assert!(outbox.push_shared(&shared, 1 << 20));
+            assert!(send_queue.push_shared(&shared, 1 << 20));
         }
-        assert!(outbox.queued().bytes as usize > 10 * shared.len() && ledger.bytes() > 0);
+        assert!(send_queue.queued().bytes as usize > 10 * shared.len() && memory_counter.bytes() > 0);
         let mut stream = Brittle { limit: 1 << 20, piece, taken: vec![] };
-        let mut writer = Writer::new(&outbox);
+        let mut writer = Writer::new(&send_queue);
         let written = async {
-            tokio::select! { biased; _ = writer.run(&mut stream) => {}, () = outbox.flushed() => {} }
+            tokio::select! { biased; _ = writer.run(&mut stream) => {}, () = send_queue.flushed() => {} }
         };
         block_on(written);
-        assert_eq!((outbox.queued(), ledger.bytes()), (Amount::default(), 0));
+        assert_eq!((send_queue.queued(), memory_counter.bytes()), (Amount::default(), 0));
     }
 }
 
 #[test]
 fn urgent_bytes_go_first_but_never_into_a_message() {
-    let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
-    outbox.try_push(&message(1, 10)).unwrap();
-    assert!(outbox.push_urgent(b"\x04\x05\x04PONG", 100));
-    assert!(!outbox.push_urgent(&[0; 100], 100), "bounded");
-    outbox.close();
+    let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
+    send_queue.try_push(&message(1, 10)).unwrap();
+    assert!(send_queue.push_urgent(b"\x04\x05\x04PONG", 100));
+    assert!(!send_queue.push_urgent(&[0; 100], 100), "bounded");
+    send_queue.close();
     let mut stream = Brittle { limit: 1000, piece: 3, taken: vec![] };
-    block_on(Writer::new(&outbox).run(&mut stream)).unwrap();
+    block_on(Writer::new(&send_queue).run(&mut stream)).unwrap();
     assert!(stream.taken.starts_with(b"\x04\x05\x04PONG\x01\x05topic"));
 }
 
 #[test]
 fn urgent_bytes_are_sealed_too() {
-    let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
-    outbox.try_push(&message(1, 10)).unwrap();
-    assert!(outbox.push_urgent(b"\x04\x05\x04PONG\x04\x05\x04PONG", 100));
-    outbox.close();
+    let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
+    send_queue.try_push(&message(1, 10)).unwrap();
+    assert!(send_queue.push_urgent(b"\x04\x05\x04PONG\x04\x05\x04PONG", 100));
+    send_queue.close();
     let mut stream = Brittle { limit: 1000, piece: 3, taken: vec![] };
     let (sealer, opener) = cipher_pair();
-    block_on(Writer::new(&outbox).sealed(sealer).run(&mut stream)).unwrap();
+    block_on(Writer::new(&send_queue).sealed(sealer).run(&mut stream)).unwrap();
     assert!(!stream.taken.windows(4).any(|bytes| bytes == b"PONG"));
     let plain = opened(opener, stream.taken);
     assert!(plain.starts_with(b"\x04\x05\x04PONG\x04\x05\x04PONG\x01\x05topic"));
@@ -334,16 +334,16 @@ fn urgent_bytes_are_sealed_too() {
 /// written.
 #[test]
 fn the_memory_of_a_long_message_of_short_frames_goes_with_it() {
-    let outbox = Outbox::new(HighWaterMark::bytes(64 << 20));
+    let send_queue = SendQueue::new(HighWaterMark::bytes(64 << 20));
     let frames: Vec<Bytes> = (0..500_u32).map(|number| vec![number as u8; 4000].into()).collect();
-    outbox.try_push(&frames).unwrap();
+    send_queue.try_push(&frames).unwrap();
     {
-        let state = outbox.state();
+        let state = send_queue.state();
         let chunk = &state.chunks.back().expect("it was flushed").bytes;
         assert!(chunk.is_unique(), "nothing else holds its memory");
     }
-    outbox.try_push(&message(1, 10)).unwrap();
-    assert_eq!(outbox.clear().messages, 2);
+    send_queue.try_push(&message(1, 10)).unwrap();
+    assert_eq!(send_queue.clear().messages, 2);
 }
 
 /// The box around a long message is as long as the message. It counts until it is written, and its memory is
@@ -352,27 +352,27 @@ fn the_memory_of_a_long_message_of_short_frames_goes_with_it() {
 async fn long_boxes_count_for_as_long_as_they_are_there() {
     const LEN: usize = 4 << 20;
     let budget = MemoryBudget::new(10 << 20);
-    let outbox = Outbox::new(HighWaterMark::bytes(64 << 20));
+    let send_queue = SendQueue::new(HighWaterMark::bytes(64 << 20));
     for number in 0..2 {
-        outbox.try_push(&message(number, LEN)).unwrap();
+        send_queue.try_push(&message(number, LEN)).unwrap();
     }
     let (sealer, _) = cipher_pair();
     let claim = PeerClaim::new(&budget, "a subscriber", "boxes");
-    let mut writer = Writer::new(&outbox).sealed(sealer).claiming(Some(claim));
+    let mut writer = Writer::new(&send_queue).sealed(sealer).claiming(Some(claim));
     let mut stuck = Brittle { limit: LEN / 2, piece: 1 << 20, taken: vec![] };
     writer.run(&mut stuck).await.unwrap_err();
     assert!((LEN..2 * LEN).contains(&budget.claimed()), "{}", budget.claimed());
-    outbox.close();
+    send_queue.close();
     let mut rest = Brittle { limit: usize::MAX, piece: 1 << 20, taken: vec![] };
     writer.run(&mut rest).await.unwrap();
     assert_eq!(budget.claimed(), 0);
 
     // Without room for it, the connection ends before there is a box.
-    let outbox = Outbox::new(HighWaterMark::bytes(64 << 20));
-    outbox.try_push(&message(0, 12 << 20)).unwrap();
+    let send_queue = SendQueue::new(HighWaterMark::bytes(64 << 20));
+    send_queue.try_push(&message(0, 12 << 20)).unwrap();
     let (sealer, _) = cipher_pair();
     let claim = PeerClaim::new(&budget, "a subscriber", "boxes");
-    let mut writer = Writer::new(&outbox).sealed(sealer).claiming(Some(claim));
+    let mut writer = Writer::new(&send_queue).sealed(sealer).claiming(Some(claim));
     let error = writer.run(&mut rest).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
 }
@@ -381,21 +381,21 @@ async fn long_boxes_count_for_as_long_as_they_are_there() {
 #[tokio::test]
 async fn a_queue_without_messages_keeps_little_memory() {
     for sealed in [false, true] {
-        let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
+        let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
         let sealer = if sealed { cipher_pair().0 } else { None };
-        let mut writer = Writer::new(&outbox).sealed(sealer);
+        let mut writer = Writer::new(&send_queue).sealed(sealer);
         let mut stream = tokio::io::sink();
         let mut writing = Box::pin(writer.run(&mut stream));
         for number in 0..500 {
-            outbox.try_push(&message(number, 100)).unwrap();
+            send_queue.try_push(&message(number, 100)).unwrap();
         }
-        assert!(outbox.state().tail.capacity() > KEPT);
+        assert!(send_queue.state().tail.capacity() > KEPT);
         assert!(futures::poll!(&mut writing).is_pending());
-        assert_eq!(outbox.queued(), Amount::default());
-        assert_eq!(outbox.state().tail.capacity(), 0, "much is given up");
-        outbox.try_push(&message(0, 100)).unwrap();
+        assert_eq!(send_queue.queued(), Amount::default());
+        assert_eq!(send_queue.state().tail.capacity(), 0, "much is given up");
+        send_queue.try_push(&message(0, 100)).unwrap();
         assert!(futures::poll!(&mut writing).is_pending());
-        assert!(outbox.state().tail.capacity() <= KEPT);
+        assert!(send_queue.state().tail.capacity() <= KEPT);
         drop(writing);
     }
 }
@@ -405,39 +405,44 @@ async fn a_queue_without_messages_keeps_little_memory() {
 async fn urgent_bytes_count_until_they_are_written_or_dropped() {
     for sealed in [false, true] {
         let budget = MemoryBudget::default();
-        let ledger = budget.queues();
-        let outbox = Outbox::with_ledger(HighWaterMark::bytes(1 << 20), ledger.clone());
+        let memory_counter = budget.queues();
+        let send_queue =
+            SendQueue::with_memory_counter(HighWaterMark::bytes(1 << 20), memory_counter.clone());
         let push = |times: usize| {
             for _ in 0..times {
-                assert!(outbox.push_urgent(b"\x04\x05\x04PONG", URGENT_MAX));
+                assert!(send_queue.push_urgent(b"\x04\x05\x04PONG", URGENT_MAX));
             }
         };
         push(5_000);
-        assert!((35_000..=URGENT_MAX * 2).contains(&ledger.bytes()), "{} bytes", ledger.bytes());
-        outbox.clear_urgent();
-        assert_eq!(ledger.bytes(), 0, "it is forgotten");
+        assert!(
+            (35_000..=URGENT_MAX * 2).contains(&memory_counter.bytes()),
+            "{} bytes",
+            memory_counter.bytes()
+        );
+        send_queue.clear_urgent();
+        assert_eq!(memory_counter.bytes(), 0, "it is forgotten");
 
         let sealer = if sealed { cipher_pair().0 } else { None };
-        let mut writer = Writer::new(&outbox).sealed(sealer);
+        let mut writer = Writer::new(&send_queue).sealed(sealer);
         push(5_000);
         let (mut stuck, _far) = tokio::io::duplex(100);
         assert!(futures::poll!(std::pin::pin!(writer.run(&mut stuck))).is_pending());
         drop(writer);
-        assert_eq!(ledger.bytes(), 0, "the connection has ended");
+        assert_eq!(memory_counter.bytes(), 0, "the connection has ended");
 
         let sealer = if sealed { cipher_pair().0 } else { None };
-        let mut writer = Writer::new(&outbox).sealed(sealer);
+        let mut writer = Writer::new(&send_queue).sealed(sealer);
         push(5_000);
         let (mut near, mut far) = tokio::io::duplex(100);
         let mut writing = Box::pin(writer.run(&mut near));
         assert!(futures::poll!(&mut writing).is_pending());
-        assert!(ledger.bytes() >= 35_000, "it is being written: {} bytes", ledger.bytes());
+        assert!(memory_counter.bytes() >= 35_000, "it is being written: {} bytes", memory_counter.bytes());
         push(5_000);
-        assert!(ledger.bytes() >= 70_000, "and more waits: {} bytes", ledger.bytes());
+        assert!(memory_counter.bytes() >= 70_000, "and more waits: {} bytes", memory_counter.bytes());
         let mut sink = tokio::io::sink();
         let reading = tokio::io::copy(&mut far, &mut sink);
         let all_read = async {
-            while ledger.bytes() > 0 {
+            while memory_counter.bytes() > 0 {
                 tokio::task::yield_now().await;
             }
         };
@@ -450,25 +455,25 @@ async fn urgent_bytes_count_until_they_are_written_or_dropped() {
         drop(writing);
         drop(writer);
         push(10);
-        drop(outbox);
-        assert_eq!(ledger.bytes(), 0);
+        drop(send_queue);
+        assert_eq!(memory_counter.bytes(), 0);
     }
 }
 
 #[test]
 fn urgent_bytes_wait_for_the_end_of_a_message_and_no_longer() {
     block_on(async {
-        let outbox = Outbox::new(HighWaterMark::bytes(100 << 20));
+        let send_queue = SendQueue::new(HighWaterMark::bytes(100 << 20));
         for number in 0..1000 {
-            outbox.try_push(&message(number, 20_000)).unwrap();
+            send_queue.try_push(&message(number, 20_000)).unwrap();
         }
         let mut stream = Brittle { limit: 30_000, piece: 7_000, taken: vec![] };
         {
             // A part is written up to the middle of a message; the writer has taken the rest.
-            let mut writer = Writer::new(&outbox);
+            let mut writer = Writer::new(&send_queue);
             let mut half = Brittle { limit: 23_456, piece: 23_456, taken: vec![] };
             writer.run(&mut half).await.unwrap_err();
-            outbox.push_urgent(b"\x04\x05\x04PONG", 100);
+            send_queue.push_urgent(b"\x04\x05\x04PONG", 100);
             writer.urgent_waits = true;
             stream.limit = 200_000;
             writer.run(&mut stream).await.unwrap_err();
@@ -483,29 +488,29 @@ fn urgent_bytes_wait_for_the_end_of_a_message_and_no_longer() {
 
 #[test]
 fn a_message_of_many_large_frames_is_written_whole() {
-    let outbox = Outbox::new(HighWaterMark::bytes(100 << 20));
+    let send_queue = SendQueue::new(HighWaterMark::bytes(100 << 20));
     let frames = vec![Bytes::from(vec![7; 1 << 20]); 5];
     for _ in 0..3 {
-        outbox.try_push(&frames).unwrap();
+        send_queue.try_push(&frames).unwrap();
     }
-    outbox.close();
+    send_queue.close();
     let mut stream = Brittle { limit: usize::MAX, piece: 300_000, taken: vec![] };
-    block_on(Writer::new(&outbox).run(&mut stream)).unwrap();
+    block_on(Writer::new(&send_queue).run(&mut stream)).unwrap();
     assert_eq!(stream.taken.len(), 3 * encoded_len(&frames));
-    assert_eq!(outbox.queued(), Amount::default());
+    assert_eq!(send_queue.queued(), Amount::default());
 }
 
 #[test]
 fn whoever_waits_for_the_queue_to_be_flushed_is_told() {
     block_on(async {
-        let outbox = Outbox::new(HighWaterMark::bytes(100 << 20));
+        let send_queue = SendQueue::new(HighWaterMark::bytes(100 << 20));
         let shared = Bytes::from_static(b"\x04\x05\x04PONG");
-        assert!(outbox.push_shared(&shared, 10));
-        assert!(!outbox.push_shared(&shared, 10), "bounded");
-        let mut flushed = std::pin::pin!(outbox.flushed());
+        assert!(send_queue.push_shared(&shared, 10));
+        assert!(!send_queue.push_shared(&shared, 10), "bounded");
+        let mut flushed = std::pin::pin!(send_queue.flushed());
         assert!(futures::poll!(&mut flushed).is_pending());
         let mut stream = Brittle { limit: 1000, piece: 3, taken: vec![] };
-        let mut writer = Writer::new(&outbox);
+        let mut writer = Writer::new(&send_queue);
         let mut run = std::pin::pin!(writer.run(&mut stream));
         assert!(futures::poll!(&mut run).is_pending());
         flushed.await;
@@ -514,18 +519,18 @@ fn whoever_waits_for_the_queue_to_be_flushed_is_told() {
 
 #[test]
 fn a_held_queue_writes_urgent_bytes_only() {
-    let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
-    outbox.try_push(&message(1, 10)).unwrap();
-    outbox.push_urgent(b"\x04\x05\x04PONG", 100);
-    outbox.hold(true);
+    let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
+    send_queue.try_push(&message(1, 10)).unwrap();
+    send_queue.push_urgent(b"\x04\x05\x04PONG", 100);
+    send_queue.hold(true);
     let mut stream = Brittle { limit: 1000, piece: 100, taken: vec![] };
     block_on(async {
-        let mut writer = Writer::new(&outbox);
+        let mut writer = Writer::new(&send_queue);
         let run = writer.run(&mut stream);
         let mut run = std::pin::pin!(run);
         assert!(futures::poll!(&mut run).is_pending());
-        outbox.hold(false);
-        outbox.close();
+        send_queue.hold(false);
+        send_queue.close();
         run.await.unwrap();
     });
     assert_eq!(numbers(&stream.taken[7..]), [1]);
@@ -543,33 +548,33 @@ proptest! {
         copied in any::<bool>(),
         sealed in any::<bool>(),
     ) {
-        let ledger = Arc::new(Ledger::default());
-        let outbox = Outbox::with_ledger(HighWaterMark::bytes(1 << 30), ledger.clone());
+        let memory_counter = Arc::new(MemoryCounter::default());
+        let send_queue = SendQueue::with_memory_counter(HighWaterMark::bytes(1 << 30), memory_counter.clone());
         for (number, len) in lens.iter().enumerate() {
             let frames = message(number as u32, *len);
             if copied && number % 2 == 0 {
                 let mut wire = BytesMut::new();
                 encode_message(&mut wire, &frames);
-                outbox.lock().push_copy(&wire, 1);
+                send_queue.lock().push_copy(&wire, 1);
             } else {
-                outbox.try_push(&frames).unwrap();
+                send_queue.try_push(&frames).unwrap();
             }
         }
-        outbox.close();
+        send_queue.close();
         let mut arrived = Vec::new();
         for (limit, piece) in breaks.into_iter().chain([(usize::MAX, 1 << 20)]) {
             let mut stream = Brittle { limit, piece, taken: vec![] };
             let (sealer, opener) = if sealed { cipher_pair() } else { (None, None) };
-            let ended = block_on(Writer::new(&outbox).sealed(sealer).run(&mut stream));
+            let ended = block_on(Writer::new(&send_queue).sealed(sealer).run(&mut stream));
             arrived.extend(numbers(&opened(opener, stream.taken)));
-            prop_assert_eq!(outbox.queued().messages as usize, lens.len() - arrived.len());
+            prop_assert_eq!(send_queue.queued().messages as usize, lens.len() - arrived.len());
             if ended.is_ok() {
                 break;
             }
         }
         prop_assert_eq!(arrived, (0..lens.len() as u32).collect::<Vec<_>>());
-        prop_assert_eq!(outbox.queued(), Amount::default());
-        prop_assert_eq!(outbox.written().messages as usize, lens.len());
-        prop_assert_eq!(ledger.bytes(), 0);
+        prop_assert_eq!(send_queue.queued(), Amount::default());
+        prop_assert_eq!(send_queue.written().messages as usize, lens.len());
+        prop_assert_eq!(memory_counter.bytes(), 0);
     }
 }

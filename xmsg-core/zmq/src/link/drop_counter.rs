@@ -12,9 +12,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Counts what was dropped for one peer.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct DropCounter {
     total: AtomicU64,
-    untold: AtomicU64,
+    unreported: AtomicU64,
     told_at: Mutex<Option<Instant>>,
 }
 
@@ -27,14 +27,14 @@ pub(crate) struct Report {
     pub(crate) total: u64,
 }
 
-impl Tally {
+impl DropCounter {
     /// Adds `messages`, which may be 0, to the count. Returns what is to be reported now: the first message
     /// at once, later ones at most once a second.
     pub(crate) fn add(&self, messages: u64) -> Option<Report> {
         if messages > 0 {
             self.total.fetch_add(messages, Ordering::Relaxed);
-            self.untold.fetch_add(messages, Ordering::Relaxed);
-        } else if self.untold.load(Ordering::Relaxed) == 0 {
+            self.unreported.fetch_add(messages, Ordering::Relaxed);
+        } else if self.unreported.load(Ordering::Relaxed) == 0 {
             return None;
         }
         let mut told_at = lock(&self.told_at);
@@ -48,7 +48,7 @@ impl Tally {
 
     /// What has not been reported yet. It is used at the end.
     pub(crate) fn rest(&self) -> Option<Report> {
-        let messages = self.untold.swap(0, Ordering::Relaxed);
+        let messages = self.unreported.swap(0, Ordering::Relaxed);
         (messages > 0).then(|| Report { messages, total: self.total() })
     }
 
@@ -60,19 +60,22 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
-    use super::{INTERVAL, Report, Tally};
+    use super::{DropCounter, INTERVAL, Report};
 
     #[tokio::test(start_paused = true)]
     async fn reports_add_up_and_are_rare() {
-        let tally = Tally::default();
-        assert_eq!(tally.add(0), None);
-        assert_eq!(tally.add(2), Some(Report { messages: 2, total: 2 }));
-        assert_eq!((tally.add(3), tally.add(0), tally.add(1)), (None, None, None));
+        let drop_counter = DropCounter::default();
+        assert_eq!(drop_counter.add(0), None);
+        assert_eq!(drop_counter.add(2), Some(Report { messages: 2, total: 2 }));
+        assert_eq!((drop_counter.add(3), drop_counter.add(0), drop_counter.add(1)), (None, None, None));
         tokio::time::advance(INTERVAL).await;
         // Nothing more is dropped, but what was dropped before is still reported.
-        assert_eq!(tally.add(0), Some(Report { messages: 4, total: 6 }));
-        assert_eq!(tally.add(5), None);
-        assert_eq!((tally.rest(), tally.rest()), (Some(Report { messages: 5, total: 11 }), None));
-        assert_eq!(tally.total(), 11);
+        assert_eq!(drop_counter.add(0), Some(Report { messages: 4, total: 6 }));
+        assert_eq!(drop_counter.add(5), None);
+        assert_eq!(
+            (drop_counter.rest(), drop_counter.rest()),
+            (Some(Report { messages: 5, total: 11 }), None)
+        );
+        assert_eq!(drop_counter.total(), 11);
     }
 }

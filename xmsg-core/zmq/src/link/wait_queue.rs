@@ -33,7 +33,7 @@ const LITTER: usize = 32;
 /// waiter that is not the first, which take the logarithm of the line's length. Memory: at most two entries
 /// for each waiter, of 32 bytes plus a `T`.
 #[derive(Debug)]
-pub(crate) struct Line<T = ()> {
+pub(crate) struct WaitQueue<T = ()> {
     /// The entries, by rising number. A waiter that has left the middle of the line still has an entry. The
     /// first and the last entry always belong to waiters that are present.
     entries: VecDeque<Entry<T>>,
@@ -47,17 +47,17 @@ pub(crate) struct Line<T = ()> {
 struct Entry<T> {
     number: u64,
     /// `None` if the waiter has left.
-    guest: Option<Guest<T>>,
+    guest: Option<Waiter<T>>,
 }
 
 #[derive(Debug)]
-struct Guest<T> {
+struct Waiter<T> {
     wants: T,
     /// `None` if the waiter was woken, or has not passed its waker yet.
     waker: Option<Waker>,
 }
 
-/// A place in a [`Line`]. Unless it was [taken](Line::take_first), it has to be [left](Line::leave).
+/// A place in a [`WaitQueue`]. Unless it was [taken](Line::take_first), it has to be [left](Line::leave).
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Place(u64);
 
@@ -65,9 +65,9 @@ pub(crate) struct Place(u64);
 /// code.
 #[derive(Debug, Default)]
 #[must_use = "they are asleep, and nobody else will wake them"]
-pub(crate) struct Calls(SmallVec<[Waker; 4]>);
+pub(crate) struct Wakers(SmallVec<[Waker; 4]>);
 
-impl Calls {
+impl Wakers {
     /// Wakes all of them, in order.
     pub(crate) fn wake(self) {
         self.0.into_iter().for_each(Waker::wake);
@@ -80,19 +80,19 @@ impl Calls {
     }
 }
 
-impl Extend<Waker> for Calls {
+impl Extend<Waker> for Wakers {
     fn extend<I: IntoIterator<Item = Waker>>(&mut self, wakers: I) {
         self.0.extend(wakers);
     }
 }
 
-impl<T> Default for Line<T> {
+impl<T> Default for WaitQueue<T> {
     fn default() -> Self {
         Self { entries: VecDeque::new(), litter: 0, next: 0 }
     }
 }
 
-impl<T> Line<T> {
+impl<T> WaitQueue<T> {
     /// Whether there is no waiter.
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
@@ -108,7 +108,7 @@ impl<T> Line<T> {
     pub(crate) fn join(&mut self, wants: T) -> Place {
         let number = self.next;
         self.next += 1;
-        self.entries.push_back(Entry { number, guest: Some(Guest { wants, waker: None }) });
+        self.entries.push_back(Entry { number, guest: Some(Waiter { wants, waker: None }) });
         Place(number)
     }
 
@@ -144,7 +144,7 @@ impl<T> Line<T> {
 
     /// Takes the first waiter out of the line. The caller has to wake the waker, if there is one.
     pub(crate) fn take_first(&mut self) -> Option<(T, Option<Waker>)> {
-        let Guest { wants, waker } = self.entries.pop_front()?.guest?;
+        let Waiter { wants, waker } = self.entries.pop_front()?.guest?;
         self.tidy();
         Some((wants, waker))
     }
@@ -158,10 +158,10 @@ impl<T> Line<T> {
     }
 
     /// Takes all waiters out of the line.
-    pub(crate) fn take_all(&mut self) -> Calls {
+    pub(crate) fn take_all(&mut self) -> Wakers {
         self.litter = 0;
         let entries = std::mem::take(&mut self.entries);
-        Calls(entries.into_iter().filter_map(|entry| entry.guest?.waker).collect())
+        Wakers(entries.into_iter().filter_map(|entry| entry.guest?.waker).collect())
     }
 
     /// Gives up this place, which may be anywhere in the line. Returns whether it was the first, so that
@@ -179,7 +179,7 @@ impl<T> Line<T> {
     /// waiter without a waker is awake and will check for itself. With `at_most` 1, each waiter is called by
     /// the one before it; with more, several tasks are woken at once.
     #[allow(dead_code, reason = "for those who go on by themselves")]
-    pub(crate) fn call(&mut self, at_most: usize) -> Calls {
+    pub(crate) fn call(&mut self, at_most: usize) -> Wakers {
         if self
             .entries
             .front()
@@ -187,15 +187,15 @@ impl<T> Line<T> {
             .is_some_and(|first| first.waker.is_some())
         {
             let wakers = self.entries.iter_mut().take(at_most).filter_map(Entry::take_waker);
-            Calls(wakers.collect())
+            Wakers(wakers.collect())
         } else {
-            Calls::default()
+            Wakers::default()
         }
     }
 
     /// Returns the wakers of all waiters. They keep their places until they leave.
-    pub(crate) fn call_all(&mut self) -> Calls {
-        Calls(self.entries.iter_mut().filter_map(Entry::take_waker).collect())
+    pub(crate) fn call_all(&mut self) -> Wakers {
+        Wakers(self.entries.iter_mut().filter_map(Entry::take_waker).collect())
     }
 
     fn find(&self, place: &Place) -> Option<usize> {
@@ -234,5 +234,5 @@ impl<T> Entry<T> {
 }
 
 #[cfg(test)]
-#[path = "line_tests.rs"]
+#[path = "wait_queue_tests.rs"]
 mod tests;

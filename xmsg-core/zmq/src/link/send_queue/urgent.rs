@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::BytesMut;
 
-use super::{Ledger, Outbox};
+use super::{MemoryCounter, SendQueue};
 
 /// The bytes that wait. What the writer has taken and not yet written counts in the ledger of the queues,
 /// too.
@@ -22,12 +22,15 @@ pub(super) struct Urgent {
 struct Account {
     /// The memory of this queue alone, in bytes.
     held: Arc<AtomicUsize>,
-    ledger: Option<Arc<Ledger>>,
+    memory_counter: Option<Arc<MemoryCounter>>,
 }
 
 impl Account {
     fn change(&self, from: usize, to: usize) {
-        for count in [Some(&*self.held), self.ledger.as_deref().map(|ledger| &ledger.0)].into_iter().flatten()
+        for count in
+            [Some(&*self.held), self.memory_counter.as_deref().map(|memory_counter| &memory_counter.0)]
+                .into_iter()
+                .flatten()
         {
             if to >= from {
                 count.fetch_add(to - from, Ordering::Relaxed);
@@ -40,8 +43,8 @@ impl Account {
 
 impl Urgent {
     /// Sets the ledger. It has to be called before anything is queued.
-    pub(super) fn count_in(&mut self, ledger: Arc<Ledger>) {
-        self.account.ledger = Some(ledger);
+    pub(super) fn count_in(&mut self, memory_counter: Arc<MemoryCounter>) {
+        self.account.memory_counter = Some(memory_counter);
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -111,7 +114,7 @@ impl Drop for Taken {
     }
 }
 
-impl Outbox {
+impl SendQueue {
     /// Queues bytes of the protocol itself, which are whole commands, ahead of all messages. Returns `false`,
     /// and queues nothing, if more than `limit` urgent bytes would then be queued.
     pub fn push_urgent(&self, bytes: &[u8], limit: usize) -> bool {

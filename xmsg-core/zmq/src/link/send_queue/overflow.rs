@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use xmsg_zmtp::{encode_message, encoded_len};
 
-use super::{Amount, Frame, Keep, Outbox, Refused};
+use super::{Amount, DropPolicy, Frame, Refused, SendQueue};
 
 /// What happened to a message at the high-water mark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub(crate) struct Pushed {
     pub(crate) is_in_turn: bool,
 }
 
-impl Outbox {
+impl SendQueue {
     /// Queues the message, or drops it if there is no room for it.
     pub(crate) fn push_or_drop_newest(&self, frames: &[impl Frame]) -> Result<Pushed, Refused> {
         match self.offer(frames) {
@@ -34,7 +34,7 @@ impl Outbox {
             Ok(()) | Err(Refused::Full) => {}
             Err(refused) => return Err(refused),
         }
-        guard.set_keep(Keep::WhileRoom, mark);
+        guard.set_keep(DropPolicy::WhileRoom, mark);
         let dropped = guard.make_room(Amount::new(1, len), mark).messages;
         // The message is queued in one chunk, because only whole chunks can be dropped.
         let mut wire = BytesMut::with_capacity(len);

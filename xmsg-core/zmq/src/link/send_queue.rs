@@ -6,9 +6,9 @@
 
 mod amount;
 mod backlog;
-mod fit;
+mod backpressure;
+mod discard;
 mod overflow;
-mod pace;
 mod retained;
 mod sending;
 mod unsent;
@@ -26,11 +26,11 @@ use tokio::sync::Notify;
 
 pub use amount::{Amount, HighWaterMark};
 use backlog::Backlog;
-pub use backlog::{APART, Keep, Taken};
-pub use fit::Discarded;
-use pace::Pace;
+pub use backlog::{APART, DropPolicy, PushResult};
+use backpressure::Pace;
+pub use discard::Discarded;
 use retained::Retained;
-pub use retained::{Again, Repeated};
+pub use retained::{Redeliver, RedeliveredFrames};
 use sending::Waiting;
 pub(crate) use sending::{Begun, Sending, begin};
 pub(crate) use unsent::Unsent;
@@ -38,7 +38,7 @@ use urgent::Urgent;
 pub use writer::Writer;
 
 use crate::EncodedFrames;
-use crate::link::line::{Calls, Line, Place};
+use crate::link::wait_queue::{Place, WaitQueue, Wakers};
 use crate::lock::lock;
 use xmsg_zmtp::{MessageLimits, encode_frame, encode_frame_header, encoded_len};
 
@@ -63,9 +63,9 @@ pub const URGENT_MAX: usize = 64 << 10;
 
 /// Counts the bytes of memory that all queues of a process hold together.
 #[derive(Debug, Default)]
-pub struct Ledger(AtomicUsize);
+pub struct MemoryCounter(AtomicUsize);
 
-impl Ledger {
+impl MemoryCounter {
     /// Returns the number of bytes held now.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -76,23 +76,23 @@ impl Ledger {
 /// The entry of a slab in the ledger. Every queued slice of the slab holds it; dropping the last one removes
 /// the entry.
 #[derive(Debug)]
-pub struct Lease {
+pub struct SlabCharge {
     bytes: usize,
-    ledger: Arc<Ledger>,
+    memory_counter: Arc<MemoryCounter>,
 }
 
-impl Lease {
+impl SlabCharge {
     /// Adds a slab of `bytes` bytes to the ledger.
     #[must_use]
-    pub fn new(ledger: &Arc<Ledger>, bytes: usize) -> Arc<Self> {
-        ledger.0.fetch_add(bytes, Ordering::Relaxed);
-        Arc::new(Self { bytes, ledger: ledger.clone() })
+    pub fn new(memory_counter: &Arc<MemoryCounter>, bytes: usize) -> Arc<Self> {
+        memory_counter.0.fetch_add(bytes, Ordering::Relaxed);
+        Arc::new(Self { bytes, memory_counter: memory_counter.clone() })
     }
 }
 
-impl Drop for Lease {
+impl Drop for SlabCharge {
     fn drop(&mut self) {
-        self.ledger.0.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.memory_counter.0.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -105,7 +105,7 @@ impl<T: Borrow<Bytes> + AsRef<[u8]>> Frame for T {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// It has no frames, or exceeds the [limits](Outbox::limits) of the queue. It would never be accepted.
-    Unfit,
+    ExceedsLimits,
     /// The queue is at its high-water mark.
     Full,
     /// The queue was closed.
@@ -120,8 +120,8 @@ struct Chunk {
     charge: usize,
     /// Whether a message ends where this chunk ends.
     ends_message: bool,
-    lease: Option<Arc<Lease>>,
-    keep: Keep,
+    slab_charge: Option<Arc<SlabCharge>>,
+    keep: DropPolicy,
     /// Increases from chunk to chunk, with gaps.
     number: u64,
 }
@@ -130,7 +130,15 @@ impl Chunk {
     /// A chunk of copied bytes, which stays until it is written.
     fn copied(bytes: Bytes, messages: usize) -> Self {
         let charge = bytes.len();
-        Self { bytes, messages, charge, ends_message: true, lease: None, keep: Keep::Always, number: 0 }
+        Self {
+            bytes,
+            messages,
+            charge,
+            ends_message: true,
+            slab_charge: None,
+            keep: DropPolicy::Always,
+            number: 0,
+        }
     }
 }
 
@@ -162,18 +170,18 @@ struct State {
     discarded: Amount,
     /// No message that is queued exceeds these limits.
     limits: MessageLimits,
-    cut: fit::Cut,
+    cut: discard::Cut,
     writer: Option<Waker>,
     /// The number of bytes that were pushed since the sender last yielded to the writer, or the writer
     /// fetched messages.
     in_a_row: usize,
     /// The messages that wait for room, in the order in which they will be queued. While there are any, no
     /// other message finds room.
-    line: Line<Waiting>,
+    line: WaitQueue<Waiting>,
     /// Waiters that were removed from the line because a smaller limit became known, and that have not been
     /// polled since.
-    unfit: Vec<Place>,
-    /// Whether a caller of [`Outbox::wait_for_room`] waits.
+    exceeds_limits: Vec<Place>,
+    /// Whether a caller of [`SendQueue::wait_for_room`] waits.
     crowded: bool,
     pace: Pace,
     /// Whether the writer has to leave the messages in the queue.
@@ -287,24 +295,24 @@ impl State {
 #[derive(Debug, Default)]
 struct Room {
     /// Senders whose messages were taken into the queue.
-    served: Calls,
+    served: Wakers,
     /// Whether there are other tasks that wait for room and have to check again.
     crowded: bool,
 }
 
 /// The send queue of a connection. Senders push from any task; one writer at a time drains it.
 #[derive(Debug)]
-pub struct Outbox {
+pub struct SendQueue {
     state: Mutex<State>,
     mark: HighWaterMark,
     /// Tasks that wait for room are woken at or below this level.
     low_water: Amount,
-    ledger: Option<Arc<Ledger>>,
+    memory_counter: Option<Arc<MemoryCounter>>,
     room: Notify,
     progress: Notify,
 }
 
-impl Outbox {
+impl SendQueue {
     /// Creates an empty queue with this high-water mark.
     #[must_use]
     pub fn new(mark: HighWaterMark) -> Self {
@@ -312,7 +320,7 @@ impl Outbox {
             state: Mutex::default(),
             mark,
             low_water: Amount::new(mark.messages - mark.messages.div_ceil(4), mark.bytes - mark.bytes / 4),
-            ledger: None,
+            memory_counter: None,
             room: Notify::new(),
             progress: Notify::new(),
         }
@@ -320,14 +328,14 @@ impl Outbox {
 
     /// Creates an empty queue whose copies and [urgent](Self::push_urgent) bytes count in this ledger.
     #[must_use]
-    pub fn with_ledger(mark: HighWaterMark, ledger: Arc<Ledger>) -> Self {
-        Self { ledger: Some(ledger.clone()), ..Self::new(mark) }.owing(ledger)
+    pub fn with_memory_counter(mark: HighWaterMark, memory_counter: Arc<MemoryCounter>) -> Self {
+        Self { memory_counter: Some(memory_counter.clone()), ..Self::new(mark) }.owing(memory_counter)
     }
 
     /// Counts [urgent](Self::push_urgent) bytes in this ledger.
     #[must_use]
-    pub fn owing(self, ledger: Arc<Ledger>) -> Self {
-        self.state().urgent.count_in(ledger);
+    pub fn owing(self, memory_counter: Arc<MemoryCounter>) -> Self {
+        self.state().urgent.count_in(memory_counter);
         self
     }
 
@@ -335,9 +343,9 @@ impl Outbox {
     /// chunks, 80 KiB each, for reuse.
     #[must_use]
     pub fn recycling(mark: HighWaterMark) -> Self {
-        let outbox = Self::new(mark);
-        outbox.state().spare = Some(Vec::new());
-        outbox
+        let send_queue = Self::new(mark);
+        send_queue.state().spare = Some(Vec::new());
+        send_queue
     }
 
     /// Returns the high-water mark.
@@ -352,8 +360,8 @@ impl Outbox {
 
     /// Locks the queue for several pushes. The writer is woken once, when the guard is dropped.
     #[must_use]
-    pub fn lock(&self) -> OutboxGuard<'_> {
-        OutboxGuard { outbox: self, state: Some(self.state()), pushed: false }
+    pub fn lock(&self) -> SendQueueGuard<'_> {
+        SendQueueGuard { send_queue: self, state: Some(self.state()), pushed: false }
     }
 
     /// Queues a message if there is room. While others [wait](Self::push) for room, there is none for this
@@ -374,7 +382,7 @@ impl Outbox {
 
     /// Waits until there may be room, or the queue was closed. `still_full` is called after registering for
     /// the notification, so that none is missed.
-    pub async fn wait_for_room(&self, still_full: impl Fn(&OutboxGuard<'_>) -> bool) {
+    pub async fn wait_for_room(&self, still_full: impl Fn(&SendQueueGuard<'_>) -> bool) {
         let mut room = std::pin::pin!(self.room.notified());
         room.as_mut().enable();
         {
@@ -508,7 +516,7 @@ impl Outbox {
     }
 
     fn take_off(&self, state: &mut State) -> Amount {
-        let copied = state.chunks.iter().filter(|c| c.lease.is_none()).map(|c| c.charge).sum::<usize>()
+        let copied = state.chunks.iter().filter(|c| c.slab_charge.is_none()).map(|c| c.charge).sum::<usize>()
             + state.tail.len();
         self.strike_out(copied);
         state.chunks.clear();
@@ -539,28 +547,28 @@ impl Outbox {
     }
 
     fn enter(&self, copied: usize) {
-        if let Some(ledger) = &self.ledger {
-            ledger.0.fetch_add(copied, Ordering::Relaxed);
+        if let Some(memory_counter) = &self.memory_counter {
+            memory_counter.0.fetch_add(copied, Ordering::Relaxed);
         }
     }
 
     fn strike_out(&self, copied: usize) {
-        if let Some(ledger) = &self.ledger {
-            ledger.0.fetch_sub(copied, Ordering::Relaxed);
+        if let Some(memory_counter) = &self.memory_counter {
+            memory_counter.0.fetch_sub(copied, Ordering::Relaxed);
         }
     }
 }
 
 /// A guard that holds the lock of the queue.
 #[derive(Debug)]
-pub struct OutboxGuard<'a> {
-    outbox: &'a Outbox,
+pub struct SendQueueGuard<'a> {
+    send_queue: &'a SendQueue,
     /// `None` only while the guard is dropped.
     state: Option<MutexGuard<'a, State>>,
     pushed: bool,
 }
 
-impl OutboxGuard<'_> {
+impl SendQueueGuard<'_> {
     fn state_mut(&mut self) -> &mut State {
         // The option is emptied in `drop` and nowhere else.
         self.state.as_mut().expect("the guard holds the lock until it is dropped")
@@ -586,7 +594,7 @@ impl OutboxGuard<'_> {
     #[must_use]
     pub(crate) fn is_full(&self, len: usize) -> bool {
         let state = self.state();
-        !state.closed && (!state.line.is_empty() || !state.has_room(len, self.outbox.mark))
+        !state.closed && (!state.line.is_empty() || !state.has_room(len, self.send_queue.mark))
     }
 
     /// Returns how much more a queue with this mark accepts.
@@ -608,7 +616,7 @@ impl OutboxGuard<'_> {
 
     /// Copies whole messages to the end of the queue.
     pub fn push_copy(&mut self, bytes: &[u8], messages: usize) {
-        self.outbox.enter(bytes.len());
+        self.send_queue.enter(bytes.len());
         let state = self.state_mut();
         if state.tail.len() + bytes.len() > TAIL_LEN {
             state.flush_tail();
@@ -622,24 +630,24 @@ impl OutboxGuard<'_> {
 
     /// Adds whole messages to the end of the queue without a copy. They lie in a slab. The queue is charged
     /// for the whole slab, once for as long as its slices follow one another.
-    pub fn push_slice(&mut self, bytes: Bytes, messages: usize, lease: &Arc<Lease>) {
+    pub fn push_slice(&mut self, bytes: Bytes, messages: usize, slab_charge: &Arc<SlabCharge>) {
         let state = self.state_mut();
         let carried = match state.chunks.back_mut() {
             // Slices that may be dropped separately are charged separately.
             Some(last)
                 if state.tail.is_empty()
                     && last.keep == state.backlog.keep
-                    && last.lease.as_ref().is_some_and(|l| Arc::ptr_eq(l, lease)) =>
+                    && last.slab_charge.as_ref().is_some_and(|l| Arc::ptr_eq(l, slab_charge)) =>
             {
                 std::mem::take(&mut last.charge)
             }
             _ => 0,
         };
-        let charge = carried.max(lease.bytes);
+        let charge = carried.max(slab_charge.bytes);
         state.queued += Amount::new(messages, charge - carried);
         state.pace.queued(charge);
-        let (keep, lease) = (state.backlog.keep, Some(lease.clone()));
-        state.push_chunk(Chunk { charge, lease, keep, ..Chunk::copied(bytes, messages) });
+        let (keep, slab_charge) = (state.backlog.keep, Some(slab_charge.clone()));
+        state.push_chunk(Chunk { charge, slab_charge, keep, ..Chunk::copied(bytes, messages) });
         self.pushed = true;
     }
 
@@ -647,7 +655,7 @@ impl OutboxGuard<'_> {
         let len = encoded_len(frames);
         self.takes(len, frames.len())?;
         self.state_mut().push_frames(frames, len);
-        self.outbox.enter(len);
+        self.send_queue.enter(len);
         self.pushed = true;
         Ok(())
     }
@@ -656,7 +664,7 @@ impl OutboxGuard<'_> {
         let len = encoded_len(head) + body.encoded_len();
         self.takes(len, head.len() + body.frames())?;
         self.state_mut().push_encoded(head, body, len);
-        self.outbox.enter(len);
+        self.send_queue.enter(len);
         self.pushed = true;
         Ok(())
     }
@@ -666,19 +674,19 @@ impl OutboxGuard<'_> {
     fn takes(&self, len: usize, frames: usize) -> Result<(), Refused> {
         let state = self.state();
         if !state.limits.allow(len, frames) {
-            return Err(Refused::Unfit);
+            return Err(Refused::ExceedsLimits);
         }
         if state.closed {
             return Err(Refused::Closed);
         }
-        if !state.line.is_empty() || !state.has_room(len, self.outbox.mark) {
+        if !state.line.is_empty() || !state.has_room(len, self.send_queue.mark) {
             return Err(Refused::Full);
         }
         Ok(())
     }
 }
 
-impl Drop for OutboxGuard<'_> {
+impl Drop for SendQueueGuard<'_> {
     fn drop(&mut self) {
         let waker = self.state.take().and_then(|mut state| {
             let wanted = self.pushed && state.has_messages();
@@ -691,5 +699,5 @@ impl Drop for OutboxGuard<'_> {
 }
 
 #[cfg(test)]
-#[path = "outbox_tests.rs"]
+#[path = "send_queue_tests.rs"]
 mod tests;

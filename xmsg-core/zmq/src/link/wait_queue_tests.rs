@@ -36,7 +36,7 @@ impl Bells {
     }
 
     /// Wakes these calls and returns the numbers of those that were woken, and of no others.
-    fn of(&self, calls: Calls) -> Vec<u64> {
+    fn of(&self, calls: Wakers) -> Vec<u64> {
         assert!(self.rung.lock().unwrap().is_empty(), "wakers are called by `wake` and nothing else");
         calls.wake();
         std::mem::take(&mut self.rung.lock().unwrap())
@@ -69,7 +69,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 /// A waiter that is not in the line any more can't do anything with its place.
-fn gone(line: &mut Line<u32>, place: &Place) -> Result<(), TestCaseError> {
+fn gone(line: &mut WaitQueue<u32>, place: &Place) -> Result<(), TestCaseError> {
     prop_assert!(!line.contains(place) && !line.is_first(place));
     prop_assert!(!line.wait(place, Waker::noop()));
     prop_assert!(!line.leave(place));
@@ -80,7 +80,7 @@ proptest! {
     #[test]
     fn it_does_what_a_plain_list_does(steps in steps()) {
         let bells = Bells::default();
-        let mut line = Line::<u32>::default();
+        let mut line = WaitQueue::<u32>::default();
         let (mut wants, mut wanted) = (1000, HashMap::new());
         // The places, and whether each waits to be woken.
         let mut list: Vec<(Place, bool)> = Vec::new();
@@ -111,7 +111,7 @@ proptest! {
                     prop_assert_eq!(taken.as_ref().map(|(wants, _)| *wants), wants);
                     let first = if list.is_empty() { None } else { Some(list.remove(0)) };
                     prop_assert_eq!(wants, first.as_ref().map(|(place, _)| wanted[&place.0]));
-                    let mut calls = Calls::default();
+                    let mut calls = Wakers::default();
                     calls.extend(taken.and_then(|(_, waker)| waker));
                     let called = first.iter().filter(|(_, waits)| *waits).map(|(place, _)| place.0);
                     prop_assert_eq!(bells.of(calls), called.collect::<Vec<_>>());
@@ -158,7 +158,7 @@ proptest! {
 
 #[test]
 fn a_place_that_was_left_is_never_taken_for_another_one() {
-    let mut line = Line::default();
+    let mut line = WaitQueue::default();
     let gone = line.join(());
     line.leave(&gone);
     let present = line.join(());
@@ -172,7 +172,7 @@ fn a_place_that_was_left_is_never_taken_for_another_one() {
 /// One waiter stays at the front for long while others come and give up. What they leave behind is bounded.
 #[test]
 fn those_who_come_and_go_behind_a_patient_one_leave_nothing_behind() {
-    let mut line = Line::default();
+    let mut line = WaitQueue::default();
     let patient = line.join(());
     let mut last = line.join(());
     for _ in 0..100_000 {
@@ -201,7 +201,7 @@ fn a_long_line_is_left_quickly_from_everywhere() {
     orders.push(shuffled);
     let begun = Instant::now();
     for order in orders {
-        let mut line = Line::default();
+        let mut line = WaitQueue::default();
         let places: Vec<Place> = (0..COUNT).map(|_| line.join(())).collect();
         for place in &places {
             line.wait(place, waker);
@@ -220,7 +220,7 @@ fn a_long_line_is_left_quickly_from_everywhere() {
 /// Shows how a line becomes a fair lock that may be held across an `await`. The lock is acquired in the order
 /// in which the futures were first polled, however the runtime schedules their tasks.
 #[derive(Debug, Default)]
-struct Turns(Mutex<Line>);
+struct Turns(Mutex<WaitQueue>);
 
 struct Turn<'a> {
     turns: &'a Turns,
@@ -247,7 +247,7 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let next = {
             let mut line = self.turns.0.lock().unwrap();
-            if line.leave(&self.place) { line.call(1) } else { Calls::default() }
+            if line.leave(&self.place) { line.call(1) } else { Wakers::default() }
         };
         next.wake();
     }
@@ -295,7 +295,7 @@ fn turns_come_in_order_and_one_at_a_time_whoever_gives_up() {
 #[test]
 fn nobody_is_called_who_is_awake() {
     let bells = Bells::default();
-    let mut line = Line::default();
+    let mut line = WaitQueue::default();
     assert!(line.call(3).is_empty());
     let [first, second, third] = [(); 3].map(|()| line.join(()));
     line.wait(&second, &bells.waker(1));

@@ -14,7 +14,7 @@ use xmsg_zmtp::{Limits, encoded_len};
 use crate::exit::Usage;
 use crate::metadata::Field;
 use crate::output::note;
-use crate::source::{Portion, Source, Split, too_long};
+use crate::source::{InputLimit, Source, Split, too_long};
 use crate::template::Template;
 use crate::value;
 
@@ -60,7 +60,7 @@ pub(crate) struct DataOptions {
 
 impl DataOptions {
     /// Makes the recipe for messages to this topic.
-    pub(crate) fn recipe(&self, topic: &Topic) -> anyhow::Result<Recipe> {
+    pub(crate) fn recipe(&self, topic: &Topic) -> anyhow::Result<MessageBuilder> {
         // Bytes that are given in hexadecimal or base64 may have any type.
         if !self.hex && !self.base64 {
             check_mime(&self.mime)?;
@@ -74,7 +74,7 @@ impl DataOptions {
             (_, true) => Some(Coding::Base64),
             _ => None,
         };
-        Ok(Recipe::new(topic, &meta, coding, self.template))
+        Ok(MessageBuilder::new(topic, &meta, coding, self.template))
     }
 }
 
@@ -116,7 +116,7 @@ pub(crate) enum Coding {
 
 /// The conversion of input to messages.
 #[derive(Debug)]
-pub(crate) struct Recipe {
+pub(crate) struct MessageBuilder {
     topic: Bytes,
     meta: Bytes,
     mime: String,
@@ -129,12 +129,12 @@ pub(crate) struct Recipe {
 
 /// Prepared input, which can be published once or many times.
 #[derive(Debug)]
-pub(crate) enum Dish {
+pub(crate) enum PreparedMessage {
     Ready(Message),
     Template(Template, Option<Message>),
 }
 
-impl Recipe {
+impl MessageBuilder {
     /// Makes the recipe for messages to this topic with this MIME type, whose data is used as it is given.
     pub(crate) fn of_mime(topic: &Topic, mime: &str) -> anyhow::Result<Self> {
         check_mime(mime)?;
@@ -181,8 +181,8 @@ impl Recipe {
         }
     }
 
-    fn portion(&self) -> Portion {
-        Portion { verb: "publish", limit: self.input_limit(), too_long: too_long(self.input_limit()) }
+    fn portion(&self) -> InputLimit {
+        InputLimit { verb: "publish", limit: self.input_limit(), too_long: too_long(self.input_limit()) }
     }
 
     /// Returns the largest number of bytes of input that can become one message.
@@ -195,11 +195,11 @@ impl Recipe {
     }
 
     /// Prepares this input for one message or many.
-    pub(crate) fn prepare(&self, data: Bytes) -> anyhow::Result<Dish> {
+    pub(crate) fn prepare(&self, data: Bytes) -> anyhow::Result<PreparedMessage> {
         if self.template {
-            return Ok(Dish::Template(Template::parse(&data)?, None));
+            return Ok(PreparedMessage::Template(Template::parse(&data)?, None));
         }
-        Ok(Dish::Ready(self.message(data)?))
+        Ok(PreparedMessage::Ready(self.message(data)?))
     }
 
     /// Makes the message with this input.
@@ -225,9 +225,9 @@ impl Recipe {
     }
 }
 
-impl Dish {
+impl PreparedMessage {
     /// Returns message number `count`.
-    pub(crate) fn message(&mut self, recipe: &Recipe, count: u64) -> anyhow::Result<&Message> {
+    pub(crate) fn message(&mut self, recipe: &MessageBuilder, count: u64) -> anyhow::Result<&Message> {
         match self {
             Self::Ready(message) => Ok(message),
             Self::Template(template, message) => Ok(message.insert(recipe.message(template.fill(count))?)),
@@ -249,8 +249,8 @@ pub(crate) fn decode(coding: Coding, data: &[u8]) -> anyhow::Result<Bytes> {
 mod tests {
     use super::*;
 
-    fn recipe(coding: Option<Coding>, mime: &str) -> Recipe {
-        Recipe::new(&Topic::wrap("a"), &Meta::new(mime), coding, false)
+    fn recipe(coding: Option<Coding>, mime: &str) -> MessageBuilder {
+        MessageBuilder::new(&Topic::wrap("a"), &Meta::new(mime), coding, false)
     }
 
     #[test]

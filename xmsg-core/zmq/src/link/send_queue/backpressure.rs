@@ -10,20 +10,20 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Outbox, State};
-use crate::link::line::{Calls, Line, Place};
+use super::{SendQueue, State};
+use crate::link::wait_queue::{Place, WaitQueue, Wakers};
 
 /// The sender is far ahead of the writer if more than this many bytes, or two of its messages, are queued.
-pub(super) const AHEAD: usize = 4 << 20;
+pub(super) const SOFT_LIMIT: usize = 4 << 20;
 /// The maximum time to wait. The writer has caught up once a quarter less is queued.
 pub(super) const CATCH_UP: Duration = Duration::from_millis(10);
 /// For how long senders do not wait for a writer that did not catch up.
-const LAPSE: Duration = Duration::from_millis(100);
+const BACKOFF: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     /// The senders that wait, in FIFO order.
-    waiting: Line,
+    waiting: WaitQueue,
     /// Until this time no sender waits.
     lapse: Option<Instant>,
     /// The charge in bytes of the longest message, or run of messages, that was queued lately.
@@ -41,7 +41,7 @@ impl Pace {
 
     /// The number of bytes in the queue above which the sender is far ahead.
     fn most(&self) -> u64 {
-        AHEAD.max(2 * self.longest) as u64
+        SOFT_LIMIT.max(2 * self.longest) as u64
     }
 
     /// The number of bytes in the queue at which the writer has caught up.
@@ -54,7 +54,7 @@ impl Pace {
     }
 
     /// Wakes all senders that wait.
-    pub(super) fn take_waiting(&mut self) -> Calls {
+    pub(super) fn take_waiting(&mut self) -> Wakers {
         self.waiting.take_all()
     }
 }
@@ -83,7 +83,7 @@ impl State {
     }
 }
 
-impl Outbox {
+impl SendQueue {
     /// Waits for at most 10 ms until the writer has caught up, if the caller is far ahead of it. Waiting
     /// senders proceed one after another, as long as the writer has caught up. Returns whether the caller
     /// waited.
@@ -97,7 +97,7 @@ impl Outbox {
             if !state.is_far_ahead() {
                 return false;
             }
-            Turn { outbox: self, place: state.pace.waiting.join(()) }
+            Turn { send_queue: self, place: state.pace.waiting.join(()) }
         };
         let is_due = std::future::poll_fn(|cx| {
             let waits = self.state().pace.waiting.wait(&turn.place, cx.waker());
@@ -107,9 +107,9 @@ impl Outbox {
             let waiting = {
                 let mut state = self.state();
                 if state.has_caught_up() {
-                    Calls::default()
+                    Wakers::default()
                 } else {
-                    state.pace.lapse = Some(Instant::now() + LAPSE);
+                    state.pace.lapse = Some(Instant::now() + BACKOFF);
                     state.pace.take_waiting()
                 }
             };
@@ -133,13 +133,13 @@ impl Outbox {
 
 /// A sender that waits for the writer. When it proceeds or is dropped, the next one may proceed.
 struct Turn<'a> {
-    outbox: &'a Outbox,
+    send_queue: &'a SendQueue,
     place: Place,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.outbox.state().pace.waiting.leave(&self.place);
-        self.outbox.give_turn();
+        self.send_queue.state().pace.waiting.leave(&self.place);
+        self.send_queue.give_turn();
     }
 }

@@ -7,12 +7,12 @@ use bytes::Bytes;
 use super::Hub;
 use crate::events::SocketEvent;
 use crate::link::Link;
-use crate::link::outbox::{Discarded, Frame};
-use crate::link::refusal::{Whose, unfit, unfit_size};
+use crate::link::drop_counter::Report;
+use crate::link::refusal::{LimitOwner, exceeds_limits, exceeds_size};
+use crate::link::send_queue::{Discarded, Frame};
 use crate::link::session::Ended;
-use crate::link::tally::Report;
 use crate::security::Security;
-use crate::subscriptions::NotTaken;
+use crate::subscriptions::SubscriptionLimitExceeded;
 use crate::{Error, ErrorKind};
 
 impl Hub {
@@ -23,21 +23,21 @@ impl Hub {
     }
 
     /// The error for a message that the queue of this link refuses.
-    pub(crate) fn unfit(&self, link: &Link, frames: &[impl Frame]) -> Error {
+    pub(crate) fn exceeds_limits(&self, link: &Link, frames: &[impl Frame]) -> Error {
         let peer = link.state().name.clone();
-        unfit(frames, link.outbox.limits(), self.options.send_limits(), &peer)
+        exceeds_limits(frames, link.send_queue.limits(), self.options.send_limits(), &peer)
     }
 
     /// The error for a message that the queue of this link refuses, if only its size and number of frames are
     /// known.
-    pub(crate) fn unfit_size(&self, link: &Link, size: usize, frames: usize) -> Error {
+    pub(crate) fn exceeds_size(&self, link: &Link, size: usize, frames: usize) -> Error {
         let peer = link.state().name.clone();
-        unfit_size(size, frames, link.outbox.limits(), self.options.send_limits(), &peer)
+        exceeds_size(size, frames, link.send_queue.limits(), self.options.send_limits(), &peer)
     }
 
     /// Drops a message for one of several peers, because this peer does not accept it.
     pub(crate) fn drop_for(&self, link: &Link, frames: &[impl Frame]) {
-        let reason = self.unfit(link, frames).to_string();
+        let reason = self.exceeds_limits(link, frames).to_string();
         let gone = Discarded::of(frames);
         let name = link.state().name.clone();
         self.note_dropped(&name, gone, reason);
@@ -89,11 +89,15 @@ impl Hub {
 
     /// Reports subscriptions that a peer refuses. For a peer that has connected to us, only the first one is
     /// reported: such a peer may refuse all subscriptions again and again.
-    pub(crate) fn tell_refused_subscriptions(&self, link: &Link, refused: Vec<(Bytes, NotTaken)>) {
+    pub(crate) fn tell_refused_subscriptions(
+        &self,
+        link: &Link,
+        refused: Vec<(Bytes, SubscriptionLimitExceeded)>,
+    ) {
         let peer = link.state().name.to_string();
         let (most, count) = (if link.connecting { usize::MAX } else { 1 }, refused.len());
         for (prefix, why) in refused.into_iter().take(most) {
-            let reason = why.error(Whose::Theirs(&peer)).to_string();
+            let reason = why.error(LimitOwner::Peer(&peer)).to_string();
             if let Some(unlogged) = self.refusal_log.pass("subscriptions that a peer refuses") {
                 let prefix = prefix.escape_ascii();
                 tracing::warn!(peer, %prefix, reason, count, unlogged, "subscription refused");

@@ -250,29 +250,29 @@ impl State {
 
 /// The place where the messages of one connection are queued.
 #[derive(Debug)]
-pub(crate) struct Line<'a> {
-    inbox: &'a Inbox,
+pub(crate) struct PeerQueue<'a> {
+    receive_queue: &'a ReceiveQueue,
     number: usize,
     /// Differs from that of every other line.
     id: u64,
 }
 
-impl Drop for Line<'_> {
+impl Drop for PeerQueue<'_> {
     fn drop(&mut self) {
-        self.inbox.state().leave(self.number);
+        self.receive_queue.state().leave(self.number);
     }
 }
 
 /// A batch that waits for room. If it is dropped, the batch is queued nevertheless.
 struct Held<'a> {
-    line: &'a Line<'a>,
+    line: &'a PeerQueue<'a>,
     batch: Option<Batch>,
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         if self.batch.is_some() {
-            let receivers = self.line.inbox.state().put(self.line.number, self.batch.take());
+            let receivers = self.line.receive_queue.state().put(self.line.number, self.batch.take());
             receivers.into_iter().for_each(Waker::wake);
         }
     }
@@ -281,7 +281,7 @@ impl Drop for Held<'_> {
 /// The receive queue of a socket. A reader that finds it full waits, and so, through TCP back-pressure, does
 /// the peer.
 #[derive(Debug)]
-pub(crate) struct Inbox {
+pub(crate) struct ReceiveQueue {
     state: Mutex<State>,
     limit: usize,
     /// Whether only the last message of each peer is kept.
@@ -289,7 +289,7 @@ pub(crate) struct Inbox {
     room: Notify,
 }
 
-impl Line<'_> {
+impl PeerQueue<'_> {
     /// Queues whole messages, and waits while the queue is at its mark. What counts is the memory that the
     /// messages keep alive: that of the slab of this connection in which they lie, or their own if there is
     /// no slab. A few bytes of a peer for which nothing is queued are copied, and do not wait.
@@ -297,11 +297,11 @@ impl Line<'_> {
     /// If a reader is cancelled while it waits, what it had read is queued nevertheless, so that nothing that
     /// was received is lost. So the bound is the mark plus what each connection has read last.
     pub(crate) async fn push(&self, from: &Bytes, wire: Bytes, slab: Option<Slab>) {
-        let inbox = self.inbox;
-        if inbox.state().closed {
+        let receive_queue = self.receive_queue;
+        if receive_queue.state().closed {
             return;
         }
-        let (wire, slab) = if inbox.conflates { (self.last_of(&wire), None) } else { (wire, slab) };
+        let (wire, slab) = if receive_queue.conflates { (self.last_of(&wire), None) } else { (wire, slab) };
         let mut batch = Batch::apart(from.clone(), wire);
         if let Some(Slab { serial, size }) = slab {
             batch.slab = Some(SlabOfLine { line: self.id, serial });
@@ -309,9 +309,9 @@ impl Line<'_> {
         } else {
             batch.charge += HELD;
         }
-        if inbox.conflates {
+        if receive_queue.conflates {
             // A message that replaces another one needs no room.
-            let replaced = inbox.state().replace(self.number, batch);
+            let replaced = receive_queue.state().replace(self.number, batch);
             match replaced {
                 Ok(receivers) => return receivers.into_iter().for_each(Waker::wake),
                 Err(first) => batch = first,
@@ -319,10 +319,10 @@ impl Line<'_> {
         }
         let mut held = Held { line: self, batch: Some(batch) };
         loop {
-            let mut room = std::pin::pin!(inbox.room.notified());
+            let mut room = std::pin::pin!(receive_queue.room.notified());
             {
-                let mut state = inbox.state();
-                let mut has_room = state.closed || state.bytes < inbox.limit;
+                let mut state = receive_queue.state();
+                let mut has_room = state.closed || state.bytes < receive_queue.limit;
                 if !has_room
                     && let Some(batch) = &mut held.batch
                     && batch.wire.len() <= ALWAYS
@@ -345,7 +345,7 @@ impl Line<'_> {
     }
 }
 
-impl Line<'_> {
+impl PeerQueue<'_> {
     /// Returns a copy of the last message of an encoded batch, so that the rest of the batch is not kept in
     /// memory. The messages before it are counted as replaced.
     fn last_of(&self, wire: &Bytes) -> Bytes {
@@ -354,13 +354,13 @@ impl Line<'_> {
             passed += u64::from(end > 0);
             (last, end) = (end, next);
         }
-        self.inbox.state().conflated += passed;
+        self.receive_queue.state().conflated += passed;
         Bytes::copy_from_slice(&wire[last..end])
     }
 
     /// Queues a whole message at once, even if the queue is at its mark.
     pub(crate) fn put(&self, from: &Bytes, wire: Bytes) {
-        let mut state = self.inbox.state();
+        let mut state = self.receive_queue.state();
         if state.closed {
             return;
         }
@@ -372,7 +372,7 @@ impl Line<'_> {
     }
 }
 
-impl Inbox {
+impl ReceiveQueue {
     pub(crate) fn new(limit: usize) -> Self {
         Self { state: Mutex::default(), limit, conflates: false, room: Notify::new() }
     }
@@ -393,10 +393,10 @@ impl Inbox {
 
     /// Creates the line in which a connection queues what its peer sends. What a peer sends over several
     /// connections, one after another, stays in order.
-    pub(crate) fn line(&self, peer: &Bytes, source: &Source) -> Line<'_> {
+    pub(crate) fn line(&self, peer: &Bytes, source: &Source) -> PeerQueue<'_> {
         let mut state = self.state();
         state.lines += 1;
-        Line { inbox: self, number: state.join(peer, source), id: state.lines }
+        PeerQueue { receive_queue: self, number: state.join(peer, source), id: state.lines }
     }
 
     /// Puts batches that were taken back to the front, in order. They are copied, because it is not known
@@ -499,17 +499,17 @@ mod tests {
         out.freeze()
     }
 
-    fn line<'a>(inbox: &'a Inbox, peer: &'static str, address: &str) -> Line<'a> {
-        inbox.line(&Bytes::from_static(peer.as_bytes()), &Source::of(&format!("192.0.2.{address}:1")))
+    fn line<'a>(receive_queue: &'a ReceiveQueue, peer: &'static str, address: &str) -> PeerQueue<'a> {
+        receive_queue.line(&Bytes::from_static(peer.as_bytes()), &Source::of(&format!("192.0.2.{address}:1")))
     }
 
     #[tokio::test]
     async fn each_address_and_each_peer_of_it_has_its_turn() {
-        let inbox = Inbox::new(20 + HELD);
-        let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
+        let receive_queue = ReceiveQueue::new(20 + HELD);
+        let next = || std::future::poll_fn(|cx| receive_queue.poll_next(cx));
         let [flood, other, neighbour, stranger] =
             [("flood", "1"), ("other", "1"), ("neighbour", "1"), ("stranger", "2")]
-                .map(|(peer, address)| line(&inbox, peer, address));
+                .map(|(peer, address)| line(&receive_queue, peer, address));
         let nobody = Bytes::new();
         flood.push(&nobody, wire(&["f1", "f2", "f3", "f4", "f5"]), None).await;
         let mut more = Box::pin(flood.push(&nobody, wire(&["f6"]), None));
@@ -531,7 +531,7 @@ mod tests {
         flood.push(&nobody, wire(&["last"]), None).await;
         drop((flood, other, neighbour, stranger));
         assert_eq!(next().await.unwrap().1, Multipart::from(["last"]));
-        let state = inbox.state();
+        let state = receive_queue.state();
         assert!(
             state.waiting.numbers.is_empty() && state.groups.numbers.is_empty() && state.turns.is_empty()
         );
@@ -540,12 +540,12 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_peer_sends_over_one_connection_after_another_stays_in_order() {
-        let inbox = Inbox::new(100 + HELD);
-        let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
+        let receive_queue = ReceiveQueue::new(100 + HELD);
+        let next = || std::future::poll_fn(|cx| receive_queue.poll_next(cx));
         let nobody = Bytes::new();
-        let old = line(&inbox, "me", "1");
+        let old = line(&receive_queue, "me", "1");
         old.push(&nobody, wire(&["1", "2"]), None).await;
-        let new = line(&inbox, "me", "2");
+        let new = line(&receive_queue, "me", "2");
         new.push(&nobody, wire(&["3"]), None).await;
         drop(old);
         for expected in ["1", "2", "3"] {
@@ -555,10 +555,10 @@ mod tests {
 
     #[tokio::test]
     async fn messages_come_in_order_and_a_full_queue_waits() {
-        let inbox = Inbox::new(8 + HELD);
-        let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
+        let receive_queue = ReceiveQueue::new(8 + HELD);
+        let next = || std::future::poll_fn(|cx| receive_queue.poll_next(cx));
         let nobody = Bytes::new();
-        let line = line(&inbox, "somebody", "1");
+        let line = line(&receive_queue, "somebody", "1");
         line.push(&nobody, wire(&["aa", "bb"]), None).await;
         let mut second = std::pin::pin!(line.push(&nobody, wire(&["cc"]), None));
         assert!(futures::poll!(&mut second).is_pending(), "8 of 8 bytes are taken");
@@ -566,24 +566,24 @@ mod tests {
             assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
         }
         second.await;
-        inbox.close();
+        receive_queue.close();
         assert_eq!(next().await.unwrap().1, Multipart::from(["cc"]));
         assert_eq!(next().await, None);
     }
 
     #[tokio::test]
     async fn what_was_read_is_in_the_queue_when_its_reader_is_ended() {
-        let inbox = Inbox::new(4 + HELD);
-        let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
+        let receive_queue = ReceiveQueue::new(4 + HELD);
+        let next = || std::future::poll_fn(|cx| receive_queue.poll_next(cx));
         let nobody = Bytes::new();
-        let line = line(&inbox, "somebody", "1");
+        let line = line(&receive_queue, "somebody", "1");
         line.push(&nobody, wire(&["aa"]), None).await;
         {
             let mut push = std::pin::pin!(line.push(&nobody, wire(&["bb"]), None));
             assert!(futures::poll!(&mut push).is_pending());
-            inbox.close();
+            receive_queue.close();
         }
-        assert_eq!(inbox.waiting(), [wire(&["aa"]), wire(&["bb"])]);
+        assert_eq!(receive_queue.waiting(), [wire(&["aa"]), wire(&["bb"])]);
         // What arrives after the end is dropped.
         line.push(&nobody, wire(&["cc"]), None).await;
         for expected in ["aa", "bb"] {
@@ -594,10 +594,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_batch_counts_until_the_next_one_is_asked_for() {
-        let inbox = Inbox::new(8 + HELD);
-        let next = || std::future::poll_fn(|cx| inbox.poll_batch(cx));
+        let receive_queue = ReceiveQueue::new(8 + HELD);
+        let next = || std::future::poll_fn(|cx| receive_queue.poll_batch(cx));
         let nobody = Bytes::new();
-        let line = line(&inbox, "somebody", "1");
+        let line = line(&receive_queue, "somebody", "1");
         line.push(&nobody, wire(&["aa", "bb"]), None).await;
         let mut second = std::pin::pin!(line.push(&nobody, wire(&["cc"]), None));
         assert!(futures::poll!(&mut second).is_pending(), "8 of 8 bytes are taken");
@@ -606,17 +606,17 @@ mod tests {
         assert!(futures::poll!(std::pin::pin!(next())).is_pending());
         second.await;
         assert_eq!(next().await, Some((wire(&["cc"]), 4)));
-        inbox.close();
+        receive_queue.close();
         assert_eq!(next().await, None);
     }
 
-    fn counted(inbox: &Inbox) -> usize {
-        inbox.state().bytes
+    fn counted(receive_queue: &ReceiveQueue) -> usize {
+        receive_queue.state().bytes
     }
 
     /// The memory that is kept alive by what is queued. Each slab counts once.
-    fn kept_alive(inbox: &Inbox) -> usize {
-        let state = inbox.state();
+    fn kept_alive(receive_queue: &ReceiveQueue) -> usize {
+        let state = receive_queue.state();
         let mut slabs = HashMap::new();
         let lines = state.waiting.things.iter().flatten().flat_map(|waiting| &waiting.batches);
         let of = |batch: &Batch| match batch.slab {
@@ -629,10 +629,10 @@ mod tests {
     #[tokio::test]
     async fn slabs_count_as_long_as_a_slice_of_them_waits() {
         const SLAB: usize = 128 << 10;
-        let inbox = Inbox::new(8 * SLAB);
-        let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
+        let receive_queue = ReceiveQueue::new(8 * SLAB);
+        let next = || std::future::poll_fn(|cx| receive_queue.poll_next(cx));
         let nobody = Bytes::new();
-        let [line, again] = [(); 2].map(|()| line(&inbox, "somebody", "1"));
+        let [line, again] = [(); 2].map(|()| line(&receive_queue, "somebody", "1"));
         let short = || {
             let mut out = bytes::BytesMut::new();
             encode_message(&mut out, &[vec![7; SLAB / 16]]);
@@ -646,32 +646,36 @@ mod tests {
         let mut waits = Box::pin(line.push(&nobody, short(), slab(8)));
         assert!(futures::poll!(&mut waits).is_pending(), "eight slabs are kept alive, and that is the mark");
         drop(waits);
-        assert_eq!((counted(&inbox), kept_alive(&inbox)), (9 * SLAB, 9 * SLAB), "what was read is there");
+        assert_eq!(
+            (counted(&receive_queue), kept_alive(&receive_queue)),
+            (9 * SLAB, 9 * SLAB),
+            "what was read is there"
+        );
         for left in (0..9).rev() {
             next().await.unwrap();
-            assert_eq!(counted(&inbox), left * SLAB);
+            assert_eq!(counted(&receive_queue), left * SLAB);
         }
 
         // Many messages in one slab count once.
         for _ in 0..16 {
             assert!(futures::poll!(std::pin::pin!(line.push(&nobody, short(), slab(9)))).is_ready());
         }
-        assert_eq!(counted(&inbox), SLAB);
+        assert_eq!(counted(&receive_queue), SLAB);
         // The same serial number identifies another slab on another connection.
         again.push(&nobody, short(), slab(9)).await;
-        assert_eq!(counted(&inbox), 2 * SLAB);
+        assert_eq!(counted(&receive_queue), 2 * SLAB);
         for _ in 0..15 {
             next().await.unwrap();
         }
-        assert_eq!(counted(&inbox), 2 * SLAB, "one of each is still there");
+        assert_eq!(counted(&receive_queue), 2 * SLAB, "one of each is still there");
         next().await.unwrap();
         next().await.unwrap();
-        assert_eq!(counted(&inbox), 0);
+        assert_eq!(counted(&receive_queue), 0);
 
         // What is put back keeps no more memory alive than its own length.
         let large = Bytes::from(vec![0; SLAB]).slice(..10);
-        inbox.put_back([large].into_iter());
-        assert_eq!((counted(&inbox), inbox.waiting()[0].len()), (10, 10));
+        receive_queue.put_back([large].into_iter());
+        assert_eq!((counted(&receive_queue), receive_queue.waiting()[0].len()), (10, 10));
     }
 
     /// However messages arrive, and however they are taken, never is more memory kept alive than is counted.
@@ -685,10 +689,10 @@ mod tests {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (seed >> 33) as usize % below
         };
-        let inbox = Inbox::new(MARK);
-        let next = || std::future::poll_fn(|cx| inbox.poll_batch(cx));
+        let receive_queue = ReceiveQueue::new(MARK);
+        let next = || std::future::poll_fn(|cx| receive_queue.poll_batch(cx));
         let nobody = Bytes::new();
-        let peers = ["1", "2", "3"].map(|address| line(&inbox, "somebody", address));
+        let peers = ["1", "2", "3"].map(|address| line(&receive_queue, "somebody", address));
         let mut buffers = [(); 3].map(|()| ReceiveBuffer::default());
         let (mut most, mut full) = (0, 0);
         for _ in 0..20_000 {
@@ -708,11 +712,11 @@ mod tests {
                 let push = std::pin::pin!(line.push(&nobody, wire, Some(slab)));
                 assert!(futures::poll!(push).is_ready(), "there is room");
             }
-            let (counts, alive) = (counted(&inbox), kept_alive(&inbox));
+            let (counts, alive) = (counted(&receive_queue), kept_alive(&receive_queue));
             assert!(alive <= counts, "{alive} bytes are kept alive, and {counts} count");
             most = most.max(counts);
             full += usize::from(counts >= MARK);
-            while counted(&inbox) >= MARK || (random(3) == 0 && !inbox.waiting().is_empty()) {
+            while counted(&receive_queue) >= MARK || (random(3) == 0 && !receive_queue.waiting().is_empty()) {
                 if futures::poll!(std::pin::pin!(next())).is_pending() {
                     break;
                 }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tokio::io::AsyncWrite;
 
 use super::*;
-use crate::link::outbox::{HighWaterMark, Ledger, Refused, Writer};
+use crate::link::send_queue::{HighWaterMark, MemoryCounter, Refused, Writer};
 use xmsg_zmtp::{Frames, encoded_len};
 
 /// Builds a message with this number, whose data have length `len`, of `frames` frames. Every fifth topic is
@@ -55,7 +55,7 @@ impl AsyncWrite for Brittle {
 }
 
 /// Writes until `limit` bytes were written or nothing is left. Returns the bytes.
-fn write(outbox: &Outbox, limit: usize, encrypted: bool) -> Vec<u8> {
+fn write(send_queue: &SendQueue, limit: usize, encrypted: bool) -> Vec<u8> {
     let mut stream = Brittle { limit, taken: Vec::new() };
     let sealer = encrypted.then(|| {
         let [client, _] = crate::link::test_ciphers::connected();
@@ -64,7 +64,7 @@ fn write(outbox: &Outbox, limit: usize, encrypted: bool) -> Vec<u8> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
-        let mut writer = Writer::new(outbox).sealed(sealer);
+        let mut writer = Writer::new(send_queue).sealed(sealer);
         let writing = writer.run(&mut stream);
         // The writer waits for more once the queue is empty.
         let _ = tokio::time::timeout(std::time::Duration::from_millis(20), writing).await;
@@ -94,47 +94,51 @@ fn limits(size: usize, frames: usize) -> MessageLimits {
 
 #[test]
 fn a_message_above_the_limits_is_refused_before_it_has_to_wait() {
-    let outbox = Outbox::new(HighWaterMark::bytes(100)).with_limits(limits(60, 3));
+    let send_queue = SendQueue::new(HighWaterMark::bytes(100)).with_limits(limits(60, 3));
     let fitting = message(1, 40, 2);
-    outbox.try_push(&fitting).unwrap();
-    while outbox.try_push(&fitting).is_ok() {}
-    assert_eq!(outbox.try_push(&fitting), Err(Refused::Full));
-    assert_eq!(outbox.try_push(&message(1, 40, 4)), Err(Refused::Unfit), "too large, and too many frames");
-    assert_eq!(outbox.try_push(&message(1, 1, 4)), Err(Refused::Unfit), "too many frames");
-    assert_eq!(outbox.push_now(&message(1, 100, 3)), Some(Err(Refused::Unfit)));
-    assert_eq!(outbox.try_push(&[] as &[Bytes]), Err(Refused::Unfit), "no frame at all");
-    outbox.close();
-    assert_eq!(outbox.try_push(&fitting), Err(Refused::Closed));
+    send_queue.try_push(&fitting).unwrap();
+    while send_queue.try_push(&fitting).is_ok() {}
+    assert_eq!(send_queue.try_push(&fitting), Err(Refused::Full));
+    assert_eq!(
+        send_queue.try_push(&message(1, 40, 4)),
+        Err(Refused::ExceedsLimits),
+        "too large, and too many frames"
+    );
+    assert_eq!(send_queue.try_push(&message(1, 1, 4)), Err(Refused::ExceedsLimits), "too many frames");
+    assert_eq!(send_queue.push_now(&message(1, 100, 3)), Some(Err(Refused::ExceedsLimits)));
+    assert_eq!(send_queue.try_push(&[] as &[Bytes]), Err(Refused::ExceedsLimits), "no frame at all");
+    send_queue.close();
+    assert_eq!(send_queue.try_push(&fitting), Err(Refused::Closed));
 }
 
 #[test]
 fn a_smaller_limit_throws_out_what_waits_and_names_it() {
-    let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
+    let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
     for (number, len) in [(1, 10), (2, 20_000), (3, 10), (5, 10), (6, 200)] {
-        outbox.try_push(&message(number, len, 3)).unwrap();
+        send_queue.try_push(&message(number, len, 3)).unwrap();
     }
-    let gone = outbox.limit(limits(150, 3));
+    let gone = send_queue.limit(limits(150, 3));
     let named: Vec<_> = gone.iter().map(|gone| (gone.topic.len(), gone.size, gone.frames)).collect();
     let sizes = [(2, 20_000), (5, 10), (6, 200)].map(|(number, len)| encoded_len(&message(number, len, 3)));
     assert_eq!(named, [(7, sizes[0], 3), (NAME_MAX, sizes[1], 3), (7, sizes[2], 3)]);
     assert_eq!(gone[0].topic, "topic:2");
-    assert_eq!(outbox.discarded(), Amount::new(3, sizes.iter().sum()));
-    assert_eq!(outbox.limit(limits(200, 3)), [], "the rest is within any larger limit");
-    assert_eq!(numbers(&write(&outbox, usize::MAX, false)), [1, 3]);
-    assert_eq!(outbox.queued(), Amount::default());
+    assert_eq!(send_queue.discarded(), Amount::new(3, sizes.iter().sum()));
+    assert_eq!(send_queue.limit(limits(200, 3)), [], "the rest is within any larger limit");
+    assert_eq!(numbers(&write(&send_queue, usize::MAX, false)), [1, 3]);
+    assert_eq!(send_queue.queued(), Amount::default());
 }
 
 #[tokio::test]
 async fn room_that_a_smaller_limit_makes_is_given_to_those_who_wait() {
-    let outbox = Arc::new(Outbox::new(HighWaterMark::bytes(1000)));
-    outbox.try_push(&message(1, 900, 3)).unwrap();
-    let waiting = outbox.clone();
+    let send_queue = Arc::new(SendQueue::new(HighWaterMark::bytes(1000)));
+    send_queue.try_push(&message(1, 900, 3)).unwrap();
+    let waiting = send_queue.clone();
     let waiting = tokio::spawn(async move { waiting.push(&message(2, 400, 3)).await });
-    let flushed = outbox.clone();
+    let flushed = send_queue.clone();
     let flushed = tokio::spawn(async move { flushed.flushed().await });
     tokio::task::yield_now().await;
     assert!(!waiting.is_finished() && !flushed.is_finished());
-    assert_eq!(outbox.limit(limits(500, 3)).len(), 1);
+    assert_eq!(send_queue.limit(limits(500, 3)).len(), 1);
     assert_eq!(waiting.await.unwrap(), Ok(()));
     flushed.await.unwrap();
 }
@@ -142,44 +146,44 @@ async fn room_that_a_smaller_limit_makes_is_given_to_those_who_wait() {
 #[test]
 fn a_message_in_which_the_peer_ends_the_connection_twice_is_thrown_out() {
     for encrypted in [false, true] {
-        let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
+        let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
         for (number, len) in [(1, 10), (2, 100_000), (3, 10)] {
-            outbox.try_push(&message(number, len, 3)).unwrap();
+            send_queue.try_push(&message(number, len, 3)).unwrap();
         }
-        write(&outbox, 5_000, encrypted);
-        assert!(outbox.is_cut());
-        assert_eq!(outbox.cut_off(), None, "once may be a coincidence");
-        assert_eq!(outbox.cut_off(), None, "and is once");
-        write(&outbox, 70_000, encrypted);
-        let gone = outbox.cut_off().expect("that was the second time");
+        write(&send_queue, 5_000, encrypted);
+        assert!(send_queue.is_cut());
+        assert_eq!(send_queue.cut_off(), None, "once may be a coincidence");
+        assert_eq!(send_queue.cut_off(), None, "and is once");
+        write(&send_queue, 70_000, encrypted);
+        let gone = send_queue.cut_off().expect("that was the second time");
         assert_eq!((&gone.topic[..], gone.size), (&b"topic:2"[..], encoded_len(&message(2, 100_000, 3))));
-        assert_eq!(outbox.queued().messages, 1);
+        assert_eq!(send_queue.queued().messages, 1);
         if !encrypted {
-            assert_eq!(numbers(&write(&outbox, usize::MAX, false)), [3]);
+            assert_eq!(numbers(&write(&send_queue, usize::MAX, false)), [3]);
         }
     }
 }
 
 #[test]
 fn connections_that_end_in_different_messages_or_between_them_drop_nothing() {
-    let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
+    let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
     for number in [1, 2, 3] {
-        outbox.try_push(&message(number, 1000, 3)).unwrap();
+        send_queue.try_push(&message(number, 1000, 3)).unwrap();
     }
     let len = encoded_len(&message(1, 1000, 3));
     let mut taken = Vec::new();
     // The connections end inside the first message, inside the second one, at the end of the second one, and
     // inside the third one.
     for limit in [len / 2, len + len / 2, len, len - 1] {
-        taken.extend(numbers(&write(&outbox, limit, false)));
-        assert_eq!(outbox.cut_off(), None, "{limit} bytes");
+        taken.extend(numbers(&write(&send_queue, limit, false)));
+        assert_eq!(send_queue.cut_off(), None, "{limit} bytes");
     }
     // In this case, we or the network ended the connection.
-    write(&outbox, len / 2, false);
-    taken.extend(numbers(&write(&outbox, usize::MAX, false)));
-    assert_eq!(outbox.cut_off(), None, "all is written");
+    write(&send_queue, len / 2, false);
+    taken.extend(numbers(&write(&send_queue, usize::MAX, false)));
+    assert_eq!(send_queue.cut_off(), None, "all is written");
     assert_eq!(taken, [1, 2, 3]);
-    assert_eq!(outbox.discarded(), Amount::default());
+    assert_eq!(send_queue.discarded(), Amount::default());
 }
 
 proptest! {
@@ -193,31 +197,31 @@ proptest! {
         frames in 2_usize..6,
         recycling in any::<bool>(),
     ) {
-        let ledger = Arc::new(Ledger::default());
+        let memory_counter = Arc::new(MemoryCounter::default());
         let mark = HighWaterMark::bytes(64 << 20);
-        let outbox = if recycling { Outbox::recycling(mark) } else { Outbox::with_ledger(mark, ledger.clone()) };
+        let send_queue = if recycling { SendQueue::recycling(mark) } else { SendQueue::with_memory_counter(mark, memory_counter.clone()) };
         for (number, (len, frames)) in sizes.iter().enumerate() {
-            outbox.try_push(&message(number as u32, *len, *frames)).unwrap();
+            send_queue.try_push(&message(number as u32, *len, *frames)).unwrap();
         }
-        let before = numbers(&write(&outbox, written, false));
+        let before = numbers(&write(&send_queue, written, false));
         let fits = limits(limit, frames);
         let expected: Vec<u32> = (before.len()..sizes.len()).map(|number| number as u32).filter(|number| {
             let (len, frames) = sizes[*number as usize];
             let message = message(*number, len, frames);
             fits.allow(encoded_len(&message), message.len())
         }).collect();
-        let gone = outbox.limit(fits);
+        let gone = send_queue.limit(fits);
         prop_assert_eq!(gone.len() + expected.len() + before.len(), sizes.len());
         let left: usize = expected.iter().map(|number| {
             let (len, frames) = sizes[*number as usize];
             encoded_len(&message(*number, len, frames))
         }).sum();
-        prop_assert_eq!(outbox.queued(), Amount::new(expected.len(), left));
+        prop_assert_eq!(send_queue.queued(), Amount::new(expected.len(), left));
         if !recycling {
-            prop_assert_eq!(ledger.bytes(), left);
+            prop_assert_eq!(memory_counter.bytes(), left);
         }
-        prop_assert_eq!(numbers(&write(&outbox, usize::MAX, false)), expected);
-        prop_assert_eq!(outbox.queued(), Amount::default());
-        prop_assert_eq!(ledger.bytes(), 0);
+        prop_assert_eq!(numbers(&write(&send_queue, usize::MAX, false)), expected);
+        prop_assert_eq!(send_queue.queued(), Amount::default());
+        prop_assert_eq!(memory_counter.bytes(), 0);
     }
 }

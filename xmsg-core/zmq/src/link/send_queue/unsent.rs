@@ -4,12 +4,12 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use xmsg_zmtp::Header;
 
-use super::Outbox;
+use super::SendQueue;
 
 /// The frames of a message that was not sent.
 pub(crate) type Unsent = SmallVec<[Bytes; 3]>;
 
-impl Outbox {
+impl SendQueue {
     /// Takes out all queued messages, in order. No writer may be active.
     pub(crate) fn take_unsent(&self) -> Vec<Unsent> {
         let (chunks, room) = {
@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_taken_out_in_its_order_and_leaves_room() {
-        let outbox = Outbox::recycling(HighWaterMark { bytes: usize::MAX, messages: 3 });
+        let send_queue = SendQueue::recycling(HighWaterMark { bytes: usize::MAX, messages: 3 });
         let long = Bytes::from(vec![7; 20 << 10]);
         let messages = [
             vec![Bytes::from_static(b"short"), Bytes::new()],
@@ -74,14 +74,14 @@ mod tests {
             vec![long],
         ];
         for message in &messages {
-            outbox.try_push(message).unwrap();
+            send_queue.try_push(message).unwrap();
         }
-        outbox.try_push(&messages[0]).unwrap_err();
-        let taken: Vec<_> = outbox.take_unsent().into_iter().map(SmallVec::into_vec).collect();
+        send_queue.try_push(&messages[0]).unwrap_err();
+        let taken: Vec<_> = send_queue.take_unsent().into_iter().map(SmallVec::into_vec).collect();
         assert_eq!(taken, messages);
-        assert_eq!(outbox.queued().messages, 0);
-        assert_eq!(outbox.queued().bytes, 0);
-        assert!(outbox.take_unsent().is_empty());
-        outbox.try_push(&messages[0]).unwrap();
+        assert_eq!(send_queue.queued().messages, 0);
+        assert_eq!(send_queue.queued().bytes, 0);
+        assert!(send_queue.take_unsent().is_empty());
+        send_queue.try_push(&messages[0]).unwrap();
     }
 }

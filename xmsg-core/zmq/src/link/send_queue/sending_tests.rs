@@ -19,31 +19,31 @@ type Push<'a> = Pin<Box<dyn Future<Output = Result<(), Refused>> + Send + 'a>>;
 /// The number of pairs of calls, so that a fault that occurs rarely is found.
 const PAIRS: u32 = 500;
 
-fn push(outbox: &Outbox, number: u32, len: usize) -> Push<'_> {
+fn push(send_queue: &SendQueue, number: u32, len: usize) -> Push<'_> {
     let frames = message(number, len);
-    Box::pin(async move { outbox.push(&frames).await })
+    Box::pin(async move { send_queue.push(&frames).await })
 }
 
 /// Pushes messages with numbers from `number` on until there is no room. Returns the next number.
-fn fill(outbox: &Outbox, mut number: u32, len: usize) -> u32 {
-    while outbox.try_push(&message(number, len)) == Ok(()) {
+fn fill(send_queue: &SendQueue, mut number: u32, len: usize) -> u32 {
+    while send_queue.try_push(&message(number, len)) == Ok(()) {
         number += 1;
     }
     number
 }
 
 /// Writes a part of the queue and then breaks off, as a connection does.
-fn write(outbox: &Outbox, bytes: usize, arrived: &mut Vec<u32>) {
+fn write(send_queue: &SendQueue, bytes: usize, arrived: &mut Vec<u32>) {
     let mut stream = Brittle { limit: bytes, piece: 100, taken: vec![] };
-    let run = Writer::new(outbox).run(&mut stream).now_or_never();
+    let run = Writer::new(send_queue).run(&mut stream).now_or_never();
     assert!(run.is_none_or(|ended| ended.is_err()), "the queue is open");
     arrived.extend(numbers(&stream.taken));
 }
 
 /// Writes everything that is queued until the queue is closed.
-async fn write_all(outbox: &Outbox) -> Vec<u32> {
+async fn write_all(send_queue: &SendQueue) -> Vec<u32> {
     let mut stream = Brittle { limit: usize::MAX, piece: 100, taken: vec![] };
-    Writer::new(outbox).run(&mut stream).await.unwrap();
+    Writer::new(send_queue).run(&mut stream).await.unwrap();
     numbers(&stream.taken)
 }
 
@@ -59,9 +59,9 @@ fn both_runtimes(test: impl AsyncFn()) {
 fn two_that_wait_at_the_same_time_are_served_in_the_order_of_the_calls() {
     both_runtimes(async || {
         for pair in 0..PAIRS {
-            let outbox = Outbox::new(HighWaterMark::bytes(200));
-            let next = fill(&outbox, 0, 20);
-            let (mut first, mut second) = (push(&outbox, next, 20), push(&outbox, next + 1, 20));
+            let send_queue = SendQueue::new(HighWaterMark::bytes(200));
+            let next = fill(&send_queue, 0, 20);
+            let (mut first, mut second) = (push(&send_queue, next, 20), push(&send_queue, next + 1, 20));
             assert!(poll!(&mut first).is_pending());
             assert!(poll!(&mut second).is_pending());
             // A sender that is polled first when there is room must not profit from that.
@@ -69,9 +69,9 @@ fn two_that_wait_at_the_same_time_are_served_in_the_order_of_the_calls() {
                 let results =
                     if pair % 2 == 0 { futures::join!(first, second) } else { futures::join!(second, first) };
                 assert_eq!(results, (Ok(()), Ok(())));
-                outbox.close();
+                send_queue.close();
             };
-            let ((), arrived) = futures::join!(both, write_all(&outbox));
+            let ((), arrived) = futures::join!(both, write_all(&send_queue));
             assert_eq!(arrived, (0..next + 2).collect::<Vec<_>>());
         }
     });
@@ -81,15 +81,15 @@ fn two_that_wait_at_the_same_time_are_served_in_the_order_of_the_calls() {
 fn a_later_call_that_finds_room_does_not_overtake_one_that_waits() {
     both_runtimes(async || {
         for _ in 0..PAIRS {
-            let outbox = Outbox::new(HighWaterMark::bytes(200));
-            let next = fill(&outbox, 0, 20);
-            let mut first = push(&outbox, next, 20);
+            let send_queue = SendQueue::new(HighWaterMark::bytes(200));
+            let next = fill(&send_queue, 0, 20);
+            let mut first = push(&send_queue, next, 20);
             assert!(poll!(&mut first).is_pending());
             let mut arrived = Vec::new();
-            write(&outbox, 100, &mut arrived);
-            assert_eq!(outbox.push(&message(next + 1, 20)).await, Ok(()));
+            write(&send_queue, 100, &mut arrived);
+            assert_eq!(send_queue.push(&message(next + 1, 20)).await, Ok(()));
             assert_eq!(first.await, Ok(()));
-            write(&outbox, 1000, &mut arrived);
+            write(&send_queue, 1000, &mut arrived);
             assert_eq!(arrived, (0..next + 2).collect::<Vec<_>>());
         }
     });
@@ -98,16 +98,16 @@ fn a_later_call_that_finds_room_does_not_overtake_one_that_waits() {
 /// Sends `count` messages, each with a future of its own, in one task. Returns the numbers of those that
 /// arrived.
 async fn concurrently<'a, F: Future<Output = ()>>(
-    outbox: &'a Outbox,
+    send_queue: &'a SendQueue,
     count: u32,
     len: usize,
     all: impl FnOnce(Vec<Push<'a>>) -> F,
 ) -> Vec<u32> {
     let sending = async {
-        all((0..count).map(|number| push(outbox, number, len)).collect()).await;
-        outbox.close();
+        all((0..count).map(|number| push(send_queue, number, len)).collect()).await;
+        send_queue.close();
     };
-    futures::join!(sending, write_all(outbox)).1
+    futures::join!(sending, write_all(send_queue)).1
 }
 
 #[test]
@@ -118,13 +118,13 @@ fn futures_that_one_task_polls_together_send_in_their_order() {
         // With the last length, the messages exceed the mark together.
         for len in [20, 200, 15_000] {
             let mark = crate::Settings::default().send_high_water_mark;
-            let outbox = Outbox::recycling(mark);
-            let arrived = concurrently(&outbox, COUNT, len, async |all| {
+            let send_queue = SendQueue::recycling(mark);
+            let arrived = concurrently(&send_queue, COUNT, len, async |all| {
                 futures::future::join_all(all).await.into_iter().for_each(|done| assert_eq!(done, Ok(())));
             });
             assert_eq!(arrived.await, expected);
-            let outbox = Outbox::recycling(mark);
-            let arrived = concurrently(&outbox, COUNT, len, async |all| {
+            let send_queue = SendQueue::recycling(mark);
+            let arrived = concurrently(&send_queue, COUNT, len, async |all| {
                 let mut all: FuturesUnordered<_> = all.into_iter().collect();
                 while let Some(done) = all.next().await {
                     assert_eq!(done, Ok(()));
@@ -141,10 +141,10 @@ fn whoever_gives_up_frees_its_place_wherever_it_stands() {
     both_runtimes(async || {
         for gone in 0_u32..1 << WAITING {
             for at_once in [true, false] {
-                let outbox = Outbox::new(HighWaterMark::bytes(100));
-                let next = fill(&outbox, 0, 20);
+                let send_queue = SendQueue::new(HighWaterMark::bytes(100));
+                let next = fill(&send_queue, 0, 20);
                 let mut waiting: Vec<_> =
-                    (next..next + WAITING).map(|n| Some(push(&outbox, n, 20))).collect();
+                    (next..next + WAITING).map(|n| Some(push(&send_queue, n, 20))).collect();
                 for push in waiting.iter_mut().flatten() {
                     assert!(poll!(push).is_pending());
                 }
@@ -154,17 +154,17 @@ fn whoever_gives_up_frees_its_place_wherever_it_stands() {
                     if gone >> at & 1 == 1 {
                         *push = None;
                     } else if !at_once {
-                        write(&outbox, 30, &mut arrived);
+                        write(&send_queue, 30, &mut arrived);
                     }
                 }
-                assert!(outbox.state().line.len() <= WAITING as usize - gone.count_ones() as usize);
+                assert!(send_queue.state().line.len() <= WAITING as usize - gone.count_ones() as usize);
                 let rest = async {
                     for push in waiting.into_iter().flatten() {
                         assert_eq!(push.await, Ok(()));
                     }
-                    outbox.close();
+                    send_queue.close();
                 };
-                let ((), written) = futures::join!(rest, write_all(&outbox));
+                let ((), written) = futures::join!(rest, write_all(&send_queue));
                 arrived.extend(written);
                 let served = (0..WAITING).filter(|at| gone >> at & 1 == 0).map(|at| next + at);
                 let certain: Vec<u32> = (0..next).chain(served).collect();
@@ -182,18 +182,18 @@ fn whoever_gives_up_frees_its_place_wherever_it_stands() {
 #[test]
 fn whoever_is_dropped_lets_shorter_ones_behind_it_pass() {
     both_runtimes(async || {
-        let outbox = Outbox::new(HighWaterMark::bytes(200));
-        assert_eq!(outbox.try_push(&message(0, 100)), Ok(()));
-        let (mut long, mut short) = (push(&outbox, 1, 150), push(&outbox, 2, 20));
+        let send_queue = SendQueue::new(HighWaterMark::bytes(200));
+        assert_eq!(send_queue.try_push(&message(0, 100)), Ok(()));
+        let (mut long, mut short) = (push(&send_queue, 1, 150), push(&send_queue, 2, 20));
         assert!(poll!(&mut long).is_pending());
         assert!(poll!(&mut short).is_pending(), "it would fit, but is not first");
-        assert_eq!(outbox.try_push(&message(3, 4)), Err(Refused::Full));
+        assert_eq!(send_queue.try_push(&message(3, 4)), Err(Refused::Full));
         drop(long);
         // There is no writer at this point.
         assert_eq!(short.await, Ok(()));
-        assert_eq!(outbox.try_push(&message(3, 4)), Ok(()));
-        outbox.close();
-        assert_eq!(write_all(&outbox).await, [0, 2, 3]);
+        assert_eq!(send_queue.try_push(&message(3, 4)), Ok(()));
+        send_queue.close();
+        assert_eq!(write_all(&send_queue).await, [0, 2, 3]);
     });
 }
 
@@ -202,17 +202,17 @@ fn whoever_is_dropped_lets_shorter_ones_behind_it_pass() {
 #[test]
 fn one_that_is_not_polled_holds_up_nobody() {
     both_runtimes(async || {
-        let outbox = Outbox::new(HighWaterMark::bytes(100));
-        let next = fill(&outbox, 0, 20);
-        let mut kept = push(&outbox, next, 20);
+        let send_queue = SendQueue::new(HighWaterMark::bytes(100));
+        let next = fill(&send_queue, 0, 20);
+        let mut kept = push(&send_queue, next, 20);
         assert!(poll!(&mut kept).is_pending());
         let others = async {
             for number in next + 1..next + 100 {
-                assert_eq!(outbox.push(&message(number, 20)).await, Ok(()));
+                assert_eq!(send_queue.push(&message(number, 20)).await, Ok(()));
             }
-            outbox.close();
+            send_queue.close();
         };
-        let ((), arrived) = futures::join!(others, write_all(&outbox));
+        let ((), arrived) = futures::join!(others, write_all(&send_queue));
         assert_eq!(arrived, (0..next + 100).collect::<Vec<_>>());
         assert_eq!(kept.await, Ok(()), "it was served while nobody looked");
     });
@@ -221,36 +221,36 @@ fn one_that_is_not_polled_holds_up_nobody() {
 #[test]
 fn nor_does_one_that_pauses() {
     both_runtimes(async || {
-        let outbox = Outbox::recycling(HighWaterMark::bytes(64 << 20));
-        let mut kept = push(&outbox, 0, 2 * TURN);
+        let send_queue = SendQueue::recycling(HighWaterMark::bytes(64 << 20));
+        let mut kept = push(&send_queue, 0, 2 * TURN);
         assert!(poll!(&mut kept).is_pending(), "it has sent much in a row");
-        assert_eq!(outbox.push(&message(1, 20)).await, Ok(()));
+        assert_eq!(send_queue.push(&message(1, 20)).await, Ok(()));
         drop(kept);
-        outbox.close();
-        assert_eq!(write_all(&outbox).await, [0, 1], "it was in the queue already");
+        send_queue.close();
+        assert_eq!(write_all(&send_queue).await, [0, 1], "it was in the queue already");
     });
 }
 
 #[test]
 fn a_queue_that_is_closed_refuses_all_that_wait_and_none_that_it_took() {
     both_runtimes(async || {
-        let outbox = Outbox::new(HighWaterMark::bytes(200));
-        let next = fill(&outbox, 0, 20);
-        let mut waiting: Vec<_> = (next..next + 20).map(|number| push(&outbox, number, 20)).collect();
+        let send_queue = SendQueue::new(HighWaterMark::bytes(200));
+        let next = fill(&send_queue, 0, 20);
+        let mut waiting: Vec<_> = (next..next + 20).map(|number| push(&send_queue, number, 20)).collect();
         for push in &mut waiting {
             assert!(poll!(push).is_pending());
         }
         let mut arrived = Vec::new();
-        write(&outbox, 100, &mut arrived);
-        outbox.close();
-        arrived.extend(write_all(&outbox).await);
+        write(&send_queue, 100, &mut arrived);
+        send_queue.close();
+        arrived.extend(write_all(&send_queue).await);
         let taken = arrived.len() - next as usize;
         assert!((1..20).contains(&taken));
         for (at, push) in waiting.into_iter().enumerate() {
             assert_eq!(push.await, if at < taken { Ok(()) } else { Err(Refused::Closed) });
         }
         assert_eq!(arrived, (0..arrived.len() as u32).collect::<Vec<_>>());
-        assert!(outbox.state().line.is_empty());
+        assert!(send_queue.state().line.is_empty());
     });
 }
 
@@ -258,18 +258,18 @@ fn a_queue_that_is_closed_refuses_all_that_wait_and_none_that_it_took() {
 #[test]
 fn closing_ends_the_waiting_of_other_tasks() {
     both_runtimes(async || {
-        let outbox = Arc::new(Outbox::new(HighWaterMark::bytes(100)));
-        let next = fill(&outbox, 0, 20);
+        let send_queue = Arc::new(SendQueue::new(HighWaterMark::bytes(100)));
+        let next = fill(&send_queue, 0, 20);
         let tasks: Vec<_> = (0..50)
             .map(|n| {
-                let outbox = outbox.clone();
-                tokio::spawn(async move { outbox.push(&message(next + n, 20)).await })
+                let send_queue = send_queue.clone();
+                tokio::spawn(async move { send_queue.push(&message(next + n, 20)).await })
             })
             .collect();
-        while outbox.state().line.len() < tasks.len() {
+        while send_queue.state().line.len() < tasks.len() {
             tokio::task::yield_now().await;
         }
-        outbox.close();
+        send_queue.close();
         for task in tasks {
             assert_eq!(task.await.unwrap(), Err(Refused::Closed));
         }
@@ -279,20 +279,20 @@ fn closing_ends_the_waiting_of_other_tasks() {
 #[test]
 fn a_connection_that_breaks_makes_room_by_what_it_has_written() {
     both_runtimes(async || {
-        let outbox = Arc::new(Outbox::new(HighWaterMark::bytes(300)));
-        let next = fill(&outbox, 0, 20);
+        let send_queue = Arc::new(SendQueue::new(HighWaterMark::bytes(300)));
+        let next = fill(&send_queue, 0, 20);
         let waiting = tokio::spawn({
-            let outbox = outbox.clone();
-            async move { outbox.push(&message(next, 20)).await }
+            let send_queue = send_queue.clone();
+            async move { send_queue.push(&message(next, 20)).await }
         });
-        while outbox.state().line.is_empty() {
+        while send_queue.state().line.is_empty() {
             tokio::task::yield_now().await;
         }
         {
             // Everything but the end of the last message is written. The chunk that contains all messages
             // counts until it is completely written.
             let mut stream = Brittle { limit: 29 * next as usize - 5, piece: 1000, taken: vec![] };
-            Writer::new(&outbox).run(&mut stream).await.unwrap_err();
+            Writer::new(&send_queue).run(&mut stream).await.unwrap_err();
         }
         let waited = tokio::time::timeout(std::time::Duration::from_secs(60), waiting).await;
         assert_eq!(waited.expect("there is room, and no other connection yet").unwrap(), Ok(()));
@@ -302,14 +302,14 @@ fn a_connection_that_breaks_makes_room_by_what_it_has_written() {
 #[test]
 fn an_emptied_queue_takes_what_waits() {
     both_runtimes(async || {
-        let outbox = Outbox::new(HighWaterMark::bytes(100));
-        let next = fill(&outbox, 0, 20);
-        let mut waiting = push(&outbox, next, 20);
+        let send_queue = SendQueue::new(HighWaterMark::bytes(100));
+        let next = fill(&send_queue, 0, 20);
+        let mut waiting = push(&send_queue, next, 20);
         assert!(poll!(&mut waiting).is_pending());
-        assert_eq!(outbox.clear().messages, u64::from(next));
+        assert_eq!(send_queue.clear().messages, u64::from(next));
         assert_eq!(waiting.await, Ok(()));
-        outbox.close();
-        assert_eq!(write_all(&outbox).await, [next]);
+        send_queue.close();
+        assert_eq!(write_all(&send_queue).await, [next]);
     });
 }
 
@@ -323,21 +323,21 @@ fn many_tasks_keep_their_order_although_some_are_ended() {
         tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build().unwrap();
     runtime.block_on(async {
         for len in [4, 300, 9000] {
-            let outbox = Arc::new(Outbox::recycling(HighWaterMark::bytes(64 << 10)));
+            let send_queue = Arc::new(SendQueue::recycling(HighWaterMark::bytes(64 << 10)));
             let writer = tokio::spawn({
-                let outbox = outbox.clone();
-                async move { write_all(&outbox).await }
+                let send_queue = send_queue.clone();
+                async move { write_all(&send_queue).await }
             });
             let done = Arc::new(AtomicBool::new(false));
             let tasks: Vec<_> = (0..TASKS)
                 .map(|task| {
-                    let (outbox, done) = (outbox.clone(), done.clone());
+                    let (send_queue, done) = (send_queue.clone(), done.clone());
                     let taken = Arc::new(std::sync::atomic::AtomicU32::new(0));
                     let handle = tokio::spawn({
                         let taken = taken.clone();
                         async move {
                             for number in 0..EACH {
-                                outbox.push(&message(task << 16 | number, len)).await.unwrap();
+                                send_queue.push(&message(task << 16 | number, len)).await.unwrap();
                                 taken.store(number + 1, Ordering::Release);
                             }
                             done.store(true, Ordering::Release);
@@ -358,7 +358,7 @@ fn many_tasks_keep_their_order_although_some_are_ended() {
                 let _ = handle.await;
                 certain.push(taken.load(Ordering::Acquire));
             }
-            outbox.close();
+            send_queue.close();
             let arrived = writer.await.unwrap();
             for (task, certain) in certain.into_iter().enumerate() {
                 let of_this: Vec<u32> =
@@ -404,7 +404,7 @@ proptest! {
         bytes in 50_usize..2000,
         messages in prop_oneof![Just(usize::MAX), 1_usize..10],
     ) {
-        let outbox = Outbox::new(HighWaterMark { bytes, messages });
+        let send_queue = SendQueue::new(HighWaterMark { bytes, messages });
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let outcome: Result<(), TestCaseError> = runtime.block_on(async {
             let mut number = 0;
@@ -416,7 +416,7 @@ proptest! {
             for step in steps {
                 match step {
                     Step::Begin(len) => {
-                        let mut call = push(&outbox, number, len);
+                        let mut call = push(&send_queue, number, len);
                         match poll!(&mut call) {
                             Poll::Ready(done) => {
                                 prop_assert_eq!(done, Ok(()));
@@ -427,8 +427,8 @@ proptest! {
                         number += 1;
                     }
                     Step::Try(len) => {
-                        let nobody_waits = outbox.state().line.is_empty();
-                        if outbox.try_push(&message(number, len)) == Ok(()) {
+                        let nobody_waits = send_queue.state().line.is_empty();
+                        if send_queue.try_push(&message(number, len)) == Ok(()) {
                             prop_assert!(nobody_waits);
                             taken.insert(number);
                         }
@@ -444,30 +444,30 @@ proptest! {
                     }
                     Step::Drop(at) => {
                         let at = at.index(waiting.len());
-                        let before = outbox.state().line.len();
+                        let before = send_queue.state().line.len();
                         let (number, call) = waiting.remove(at);
                         drop(call);
                         // If the message was withdrawn, it was not accepted; others may be accepted in its
                         // place.
-                        if outbox.state().line.len() == before {
+                        if send_queue.state().line.len() == before {
                             open.insert(number);
                         }
                     }
-                    Step::Write(bytes) => write(&outbox, bytes, &mut arrived),
+                    Step::Write(bytes) => write(&send_queue, bytes, &mut arrived),
                 }
-                let state = outbox.state();
+                let state = send_queue.state();
                 prop_assert!(state.line.is_empty() || state.queued.messages > 0, "somebody waits for nothing");
                 prop_assert!(state.queued.messages <= messages as u64);
                 prop_assert!(state.queued.messages <= 1 || state.queued.bytes <= bytes as u64);
             }
             while !waiting.is_empty() {
-                write(&outbox, usize::MAX, &mut arrived);
+                write(&send_queue, usize::MAX, &mut arrived);
                 let (number, call) = waiting.remove(0);
                 prop_assert_eq!(call.await, Ok(()));
                 taken.insert(number);
             }
-            outbox.close();
-            arrived.extend(write_all(&outbox).await);
+            send_queue.close();
+            arrived.extend(write_all(&send_queue).await);
             prop_assert!(arrived.is_sorted_by(|a, b| a < b), "{:?}", arrived);
             let arrived: BTreeSet<u32> = arrived.into_iter().collect();
             prop_assert!(taken.is_subset(&arrived));

@@ -13,15 +13,15 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use super::unsent::each_message;
-use super::{Chunk, Frame, Outbox, Refused, State};
+use super::{Chunk, Frame, Refused, SendQueue, State};
 use xmsg_zmtp::{encoded_len, walk_message};
 
 /// The frames of a message that is to be sent again.
-pub type Repeated = SmallVec<[Bytes; 3]>;
+pub type RedeliveredFrames = SmallVec<[Bytes; 3]>;
 
 /// Returns the form in which a message is sent again, given that it may have arrived already. `None` means
 /// that it is not sent again.
-pub type Again = fn(&Repeated) -> Option<Repeated>;
+pub type Redeliver = fn(&RedeliveredFrames) -> Option<RedeliveredFrames>;
 
 /// Chunks from the beginning of a message to the end of a message.
 pub(super) type Chunks = SmallVec<[Chunk; 1]>;
@@ -32,7 +32,7 @@ const PART: usize = 4;
 /// The messages that were written and are not known to have arrived.
 #[derive(Debug)]
 pub(super) struct Retained {
-    again: Again,
+    again: Redeliver,
     runs: VecDeque<Run>,
     /// The size of `runs` in memory, in bytes.
     bytes: u64,
@@ -147,11 +147,11 @@ impl State {
     }
 }
 
-impl Outbox {
+impl SendQueue {
     /// Enables retaining: from now on, what is written is kept until it [has arrived](Self::arrived). If the
     /// connection breaks before, it is sent again in the form that `again` returns. It has to be called
     /// before anything is queued. The result is notified when it is time to ask for a confirmation.
-    pub(crate) fn retain(&self, again: Again) -> Arc<Notify> {
+    pub(crate) fn retain(&self, again: Redeliver) -> Arc<Notify> {
         let due = Arc::<Notify>::default();
         let level = (self.mark.bytes / PART) as u64;
         let retained = Retained {
@@ -215,7 +215,7 @@ impl Outbox {
         let mut guard = self.lock();
         let state = guard.state_mut();
         if !state.limits.allow(len, frames.len()) {
-            return Err(Refused::Unfit);
+            return Err(Refused::ExceedsLimits);
         }
         if state.closed {
             return Err(Refused::Closed);

@@ -18,13 +18,13 @@ use bytes::{Buf, Bytes, BytesMut};
 use hashbrown::hash_table::OccupiedEntry;
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use super::{Amount, Chunk, HighWaterMark, Ordering, Outbox, OutboxGuard, State};
+use super::{Amount, Chunk, HighWaterMark, Ordering, SendQueue, SendQueueGuard, State};
 use xmsg_zmtp::Header;
 
 /// The memory of a message in a chunk of its own, in bytes, besides the message itself: chunk, allocation,
 /// and index entry.
 const OWN_CHUNK: usize = 192;
-/// The memory in bytes that is charged when messages have another [`Keep`] than those before them.
+/// The memory in bytes that is charged when messages have another [`DropPolicy`] than those before them.
 pub const APART: usize = OWN_CHUNK;
 /// The mark divided by the portion that the writer takes.
 const PORTION: usize = 4;
@@ -36,7 +36,7 @@ const LITTER: usize = 64;
 
 /// What may happen to messages while they wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Keep {
+pub enum DropPolicy {
     /// They stay until they are written.
     #[default]
     Always,
@@ -50,7 +50,7 @@ pub enum Keep {
 
 /// What happened to a message, and to others because of it. `bytes` is the size of the messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Taken {
+pub struct PushResult {
     /// Whether the message was queued. If not, no room could be made.
     pub accepted: bool,
     /// Messages that were dropped because there is a newer one of their topic.
@@ -79,7 +79,7 @@ struct Entry {
 #[derive(Debug)]
 pub(super) struct Backlog {
     /// Applies to the tail and to what is pushed next.
-    pub(super) keep: Keep,
+    pub(super) keep: DropPolicy,
     chunks: u64,
     /// The number of empty chunks between the others.
     empty: usize,
@@ -100,7 +100,7 @@ impl Default for Backlog {
     fn default() -> Self {
         let all = Amount { messages: u64::MAX, bytes: u64::MAX };
         Self {
-            keep: Keep::Always,
+            keep: DropPolicy::Always,
             chunks: 0,
             empty: 0,
             first: 0,
@@ -130,7 +130,7 @@ impl Chunk {
 
     /// Whether this is one message that was copied into memory of its own.
     fn is_alone(&self) -> bool {
-        self.messages == 1 && self.lease.is_none() && self.charge == self.bytes.len() + OWN_CHUNK
+        self.messages == 1 && self.slab_charge.is_none() && self.charge == self.bytes.len() + OWN_CHUNK
     }
 
     /// Splits whole messages off the front. If they lie in a shared slab, it stays charged to the rest.
@@ -138,9 +138,9 @@ impl Chunk {
         let (messages, len) = (part.messages as usize, part.bytes as usize);
         let bytes = self.bytes.split_to(len);
         self.messages -= messages;
-        let charge = if self.lease.is_none() { len } else { 0 };
+        let charge = if self.slab_charge.is_none() { len } else { 0 };
         self.charge -= charge;
-        Self { bytes, messages, charge, lease: self.lease.clone(), ..*self }
+        Self { bytes, messages, charge, slab_charge: self.slab_charge.clone(), ..*self }
     }
 }
 
@@ -152,7 +152,7 @@ impl State {
             self.backlog.empty -= 1;
         }
         let front = self.chunks.front_mut()?;
-        if front.keep == Keep::Always {
+        if front.keep == DropPolicy::Always {
             return self.chunks.pop_front();
         }
         let backlog = &mut self.backlog;
@@ -167,7 +167,7 @@ impl State {
             }
         }
         let left = backlog.portion - backlog.taken;
-        let memory = if front.lease.is_none() { front.charge } else { front.bytes.len() };
+        let memory = if front.slab_charge.is_none() { front.charge } else { front.bytes.len() };
         let whole = Amount::new(front.messages, memory);
         if whole.messages <= left.messages && whole.bytes <= left.bytes {
             backlog.taken += whole;
@@ -186,7 +186,7 @@ impl State {
 
     /// Begins a new chunk, in memory of its own, for messages with another `keep` than before. Returns the
     /// number of bytes that this adds to the memory of the queue.
-    fn change_keep(&mut self, keep: Keep) -> usize {
+    fn change_keep(&mut self, keep: DropPolicy) -> usize {
         let is_empty = self.tail.is_empty();
         self.flush_tail();
         self.tail = BytesMut::new();
@@ -212,7 +212,7 @@ impl State {
         let first = self.backlog.first;
         let mut at = match self.chunks.front() {
             // The writer has put this chunk back.
-            Some(front) if front.number < first && front.keep != Keep::Always => 0,
+            Some(front) if front.number < first && front.keep != DropPolicy::Always => 0,
             _ => self.chunks.partition_point(|chunk| chunk.number < first),
         };
         loop {
@@ -221,19 +221,22 @@ impl State {
                 break;
             }
             if at == self.chunks.len() {
-                if self.tail.is_empty() || self.backlog.keep == Keep::Always {
+                if self.tail.is_empty() || self.backlog.keep == DropPolicy::Always {
                     break;
                 }
                 self.flush_tail();
             }
             let chunk = &mut self.chunks[at];
-            if chunk.is_empty() || chunk.keep == Keep::Always {
+            if chunk.is_empty() || chunk.keep == DropPolicy::Always {
                 at += 1;
                 continue;
             }
             // Dropping a part of a slice frees no memory.
-            let part =
-                if chunk.lease.is_some() && short.bytes > 0 { None } else { at_least(&chunk.bytes, short) };
+            let part = if chunk.slab_charge.is_some() && short.bytes > 0 {
+                None
+            } else {
+                at_least(&chunk.bytes, short)
+            };
             let gone = match part {
                 Some(part) if part.bytes < chunk.bytes.len() as u64 => chunk.cut(part),
                 _ => self.remove(at),
@@ -241,7 +244,7 @@ impl State {
             evicted += Amount::new(gone.messages, gone.bytes.len());
             copied += self.discharge(&gone);
             if let Some(index) = &mut self.backlog.index
-                && gone.keep == Keep::Newest
+                && gone.keep == DropPolicy::Newest
             {
                 let hash = index.hasher.hash_one(topic_of(&gone.bytes));
                 if let Ok(entry) = index.entries.find_entry(hash, |entry| entry.number == gone.number) {
@@ -264,7 +267,7 @@ impl State {
     /// Subtracts a dropped chunk from the totals. Returns how much of its memory was copied.
     fn discharge(&mut self, chunk: &Chunk) -> usize {
         self.queued -= Amount::new(chunk.messages, chunk.charge);
-        if chunk.lease.is_none() { chunk.charge } else { 0 }
+        if chunk.slab_charge.is_none() { chunk.charge } else { 0 }
     }
 
     /// Removes empty chunks.
@@ -346,7 +349,7 @@ impl State {
         self.enter_newest(topic_of(&message), self.backlog.chunks + 1);
         let charge = message.len() + OWN_CHUNK;
         self.queued += Amount::new(1, charge);
-        self.append(Chunk { charge, keep: Keep::Newest, ..Chunk::copied(message, 1) });
+        self.append(Chunk { charge, keep: DropPolicy::Newest, ..Chunk::copied(message, 1) });
     }
 
     /// Notes in the index that the newest message of this topic will be in the chunk with this number.
@@ -380,7 +383,7 @@ impl State {
             if chunk.is_empty() {
                 continue;
             }
-            if chunk.keep != Keep::Newest {
+            if chunk.keep != DropPolicy::Newest {
                 self.append(chunk);
                 continue;
             }
@@ -406,21 +409,21 @@ impl State {
     }
 }
 
-impl Outbox {
+impl SendQueue {
     /// Wakes those who wait for room, so that they check again although no room was made.
     pub fn reconsider(&self) {
         self.room.notify_waiters();
     }
 }
 
-impl OutboxGuard<'_> {
+impl SendQueueGuard<'_> {
     /// Sets what may happen to messages pushed from here on, and the mark at which it happens.
-    pub fn set_keep(&mut self, keep: Keep, mark: HighWaterMark) {
+    pub fn set_keep(&mut self, keep: DropPolicy, mark: HighWaterMark) {
         if self.state().backlog.keep != keep {
             let added = self.state_mut().change_keep(keep);
             self.enter(added);
         }
-        if keep != Keep::Always {
+        if keep != DropPolicy::Always {
             self.set_portion(mark);
         }
     }
@@ -437,7 +440,7 @@ impl OutboxGuard<'_> {
 
     /// Returns what may happen to messages that are pushed now.
     #[must_use]
-    pub fn keep(&self) -> Keep {
+    pub fn keep(&self) -> DropPolicy {
         self.state().backlog.keep
     }
 
@@ -445,7 +448,7 @@ impl OutboxGuard<'_> {
     /// messages, with their own size.
     pub fn make_room(&mut self, need: Amount, mark: HighWaterMark) -> Amount {
         let (evicted, copied) = self.state_mut().evict(need, mark);
-        self.outbox.strike_out(copied);
+        self.send_queue.strike_out(copied);
         evicted
     }
 
@@ -455,9 +458,9 @@ impl OutboxGuard<'_> {
     pub fn conflate(&mut self) -> Amount {
         let (outdated, copied, freed) = self.state_mut().conflate();
         self.enter(copied);
-        self.outbox.strike_out(freed);
+        self.send_queue.strike_out(freed);
         if std::mem::take(&mut self.state_mut().crowded) {
-            self.outbox.room.notify_waiters();
+            self.send_queue.room.notify_waiters();
         }
         outdated
     }
@@ -474,13 +477,13 @@ impl OutboxGuard<'_> {
     /// Queues a copy of a message in a conflated queue, and drops the queued message of the same topic. The
     /// new message goes to the end, so that the order is kept. If necessary, more messages are dropped to
     /// stay below this mark.
-    pub fn push_newest(&mut self, message: &[u8], mark: HighWaterMark) -> Taken {
+    pub fn push_newest(&mut self, message: &[u8], mark: HighWaterMark) -> PushResult {
         self.set_portion(mark);
         let topic = topic_of(message);
         let own = message.len() + OWN_CHUNK;
         let apart = if self.state().tail.is_empty() { 0 } else { APART };
         let need = Amount::new(1, own + apart);
-        let mut taken = Taken::default();
+        let mut taken = PushResult::default();
         let has_room = |state: &State| state.shortage(need, mark) == Amount::default();
         taken.outdated = self.outdate(topic, false);
         if !has_room(self.state()) {
@@ -488,7 +491,7 @@ impl OutboxGuard<'_> {
             // another.
             taken.outdated += self.outdate(topic, true);
             let (outdated, copied) = self.state_mut().outdate_superseded(need, mark);
-            self.outbox.strike_out(copied);
+            self.send_queue.strike_out(copied);
             taken.outdated += outdated;
         }
         if !has_room(self.state()) {
@@ -496,7 +499,7 @@ impl OutboxGuard<'_> {
         }
         taken.accepted = has_room(self.state()) || self.state().queued.messages == 0;
         if taken.accepted {
-            let added = self.state_mut().change_keep(Keep::Newest);
+            let added = self.state_mut().change_keep(DropPolicy::Newest);
             self.enter(own + added);
             self.state_mut().push_alone(Bytes::copy_from_slice(message));
             self.pushed = true;
@@ -506,13 +509,13 @@ impl OutboxGuard<'_> {
 
     fn outdate(&mut self, topic: &[u8], must: bool) -> Amount {
         let (outdated, copied) = self.state_mut().outdate(topic, must);
-        self.outbox.strike_out(copied);
+        self.send_queue.strike_out(copied);
         outdated
     }
 
     fn enter(&self, copied: usize) {
-        if let Some(ledger) = &self.outbox.ledger {
-            ledger.0.fetch_add(copied, Ordering::Relaxed);
+        if let Some(memory_counter) = &self.send_queue.memory_counter {
+            memory_counter.0.fetch_add(copied, Ordering::Relaxed);
         }
     }
 }

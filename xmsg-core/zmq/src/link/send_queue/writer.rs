@@ -12,7 +12,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use super::retained::Chunks;
-use super::{Amount, Chunk, KEPT, Outbox, SPARE, TAIL_LEN};
+use super::{Amount, Chunk, KEPT, SPARE, SendQueue, TAIL_LEN};
 use crate::link::admission::Activity;
 use crate::link::memory::PeerClaim;
 use crate::link::session::now;
@@ -29,11 +29,11 @@ const SEAL_MAX: usize = 64 << 10;
 /// The maximum number of bytes by which a box is longer than its frame.
 const BOX_EXTRA: usize = 64;
 
-/// Drains an [`Outbox`] into a stream. If it is dropped in the middle, it puts back every message that the
+/// Drains an [`SendQueue`] into a stream. If it is dropped in the middle, it puts back every message that the
 /// peer cannot have received whole, so that the next writer begins with that message.
 #[derive(Debug)]
 pub struct Writer<'a> {
-    outbox: &'a Outbox,
+    send_queue: &'a SendQueue,
     /// Written chunks of a message that is not completely written yet.
     begun: Vec<Chunk>,
     chunks: VecDeque<Chunk>,
@@ -51,9 +51,9 @@ pub struct Writer<'a> {
 impl<'a> Writer<'a> {
     /// Creates a writer for this queue.
     #[must_use]
-    pub fn new(outbox: &'a Outbox) -> Self {
+    pub fn new(send_queue: &'a SendQueue) -> Self {
         Self {
-            outbox,
+            send_queue,
             begun: Vec::new(),
             chunks: VecDeque::new(),
             offset: 0,
@@ -95,7 +95,7 @@ impl<'a> Writer<'a> {
     pub async fn run(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         loop {
             if self.offset == 0 && self.begun.is_empty() {
-                let urgent = self.outbox.take_urgent();
+                let urgent = self.send_queue.take_urgent();
                 if let Some(urgent) = urgent {
                     let urgent = match &mut self.sealing {
                         None => urgent,
@@ -134,7 +134,7 @@ impl<'a> Writer<'a> {
     /// Waits for something to write. Returns `false` when the queue is closed and empty.
     async fn fetch(&mut self) -> bool {
         std::future::poll_fn(|cx| {
-            let mut state = self.outbox.state();
+            let mut state = self.send_queue.state();
             if state.has_messages() {
                 self.retains = state.retained.is_some();
                 state.flush_tail();
@@ -215,7 +215,7 @@ impl<'a> Writer<'a> {
             if plain > 0 {
                 self.advance(plain);
             } else {
-                self.outbox.state().of_boxes += written as u64;
+                self.send_queue.state().of_boxes += written as u64;
             }
         }
         Ok(())
@@ -241,20 +241,21 @@ impl<'a> Writer<'a> {
             if ends_message {
                 for chunk in &self.begun {
                     done += Amount::new(chunk.messages, chunk.charge);
-                    copied += if chunk.lease.is_none() { chunk.charge } else { 0 };
+                    copied += if chunk.slab_charge.is_none() { chunk.charge } else { 0 };
                 }
                 if self.retains {
                     kept.push(self.begun.drain(..).collect());
                 }
                 for chunk in self.begun.drain(..) {
-                    if chunk.lease.is_none() && chunk.bytes.len() >= TAIL_LEN / 2 && used.len() < SPARE {
+                    if chunk.slab_charge.is_none() && chunk.bytes.len() >= TAIL_LEN / 2 && used.len() < SPARE
+                    {
                         used.push(chunk.bytes);
                     }
                 }
             }
         }
-        self.outbox.strike_out(copied);
-        let mut state = self.outbox.state();
+        self.send_queue.strike_out(copied);
+        let mut state = self.send_queue.state();
         if let Some(spare) = &mut state.spare {
             let full = used.into_iter().filter_map(|bytes| bytes.try_into_mut().ok());
             for mut chunk in full.take(SPARE - spare.len()).filter(|chunk| chunk.capacity() >= TAIL_LEN) {
@@ -266,16 +267,16 @@ impl<'a> Writer<'a> {
         state.retain(kept);
         state.written += Amount { messages: done.messages, bytes: written as u64 };
         self.urgent_waits = !state.urgent.is_empty();
-        let room = self.outbox.made_room(&mut state);
+        let room = self.send_queue.made_room(&mut state);
         let is_watched = std::mem::take(&mut state.watched);
         let somebody_waits = state.keep_pace(written);
         drop(state);
-        self.outbox.tell(room);
+        self.send_queue.tell(room);
         if somebody_waits {
-            self.outbox.give_turn();
+            self.send_queue.give_turn();
         }
         if is_watched {
-            self.outbox.progress.notify_waiters();
+            self.send_queue.progress.notify_waiters();
         }
     }
 }
@@ -299,13 +300,13 @@ impl Drop for Writer<'_> {
             let of_this_chunk = chunk.messages.min(messages);
             messages -= of_this_chunk;
             let rest = chunk.bytes.split_off(len);
-            let charge = match (&chunk.lease, rest.is_empty()) {
+            let charge = match (&chunk.slab_charge, rest.is_empty()) {
                 (Some(_), false) => 0,
                 (_, true) => chunk.charge,
                 (None, false) => len.min(chunk.charge),
             };
             whole.bytes += charge as u64;
-            copied += if chunk.lease.is_none() { charge } else { 0 };
+            copied += if chunk.slab_charge.is_none() { charge } else { 0 };
             if self.retains {
                 kept.push(Chunk { charge, ..Chunk::copied(chunk.bytes.clone(), of_this_chunk) });
             }
@@ -317,8 +318,8 @@ impl Drop for Writer<'_> {
                 chunk.bytes = rest;
             }
         }
-        self.outbox.strike_out(copied);
-        let mut state = self.outbox.state();
+        self.send_queue.strike_out(copied);
+        let mut state = self.send_queue.state();
         state.queued -= whole;
         state.retain((!kept.is_empty()).then_some(kept));
         state.written.messages += whole.messages;
@@ -328,9 +329,9 @@ impl Drop for Writer<'_> {
         chunks.append(&mut state.chunks);
         state.chunks = chunks;
         // The next writer may not come for long, so the room is given away now.
-        let room = self.outbox.made_room(&mut state);
+        let room = self.send_queue.made_room(&mut state);
         drop(state);
-        self.outbox.tell(room);
+        self.send_queue.tell(room);
     }
 }
 

@@ -16,8 +16,8 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::writer::WRITE_MAX;
-use super::{Frame, Outbox, OutboxGuard, Refused, State, TURN};
-use crate::link::line::{Calls, Place};
+use super::{Frame, Refused, SendQueue, SendQueueGuard, State, TURN};
+use crate::link::wait_queue::{Place, Wakers};
 use xmsg_zmtp::encoded_len;
 
 /// The frames of a message that waits for room.
@@ -29,7 +29,7 @@ const SERVED: (usize, usize) = (WRITE_MAX, 1024);
 
 /// The result of the first attempt to send a message.
 #[derive(Debug)]
-pub(crate) enum Begun<O: Deref<Target: AsRef<Outbox>>> {
+pub(crate) enum Begun<O: Deref<Target: AsRef<SendQueue>>> {
     /// The message is in the queue, or was refused.
     Done(Result<(), Refused>),
     /// The sender has to wait.
@@ -38,47 +38,47 @@ pub(crate) enum Begun<O: Deref<Target: AsRef<Outbox>>> {
 
 /// A message that is being sent. Dropping this withdraws the message if it still waits for room.
 #[derive(Debug)]
-pub(crate) struct Sending<O: Deref<Target: AsRef<Outbox>>> {
-    outbox: O,
+pub(crate) struct Sending<O: Deref<Target: AsRef<SendQueue>>> {
+    send_queue: O,
     /// Where the message waits. `None` means that it is in the queue and the sender has to pause.
     place: Option<Place>,
 }
 
-impl AsRef<Outbox> for Outbox {
-    fn as_ref(&self) -> &Outbox {
+impl AsRef<SendQueue> for SendQueue {
+    fn as_ref(&self) -> &SendQueue {
         self
     }
 }
 
 /// Sends a message as far as that is possible without waiting. Its position among other messages is fixed
 /// when this returns.
-pub(crate) fn begin<O>(outbox: &O, frames: &[impl Frame]) -> Begun<O>
+pub(crate) fn begin<O>(send_queue: &O, frames: &[impl Frame]) -> Begun<O>
 where
-    O: Clone + Deref<Target: AsRef<Outbox>>,
+    O: Clone + Deref<Target: AsRef<SendQueue>>,
 {
     let place = {
-        let mut guard = outbox.as_ref().lock();
+        let mut guard = send_queue.as_ref().lock();
         match guard.try_push_frames(frames) {
             Ok(()) if guard.take_turn() => None,
             Err(Refused::Full) => Some(guard.line_up(frames)),
             done => return Begun::Done(done),
         }
     };
-    Begun::Open(Sending { outbox: outbox.clone(), place })
+    Begun::Open(Sending { send_queue: send_queue.clone(), place })
 }
 
-impl<O: Deref<Target: AsRef<Outbox>>> Sending<O> {
+impl<O: Deref<Target: AsRef<SendQueue>>> Sending<O> {
     /// Returns the owner of the queue that the message is for.
     pub(crate) fn target(&self) -> O
     where
         O: Clone,
     {
-        self.outbox.clone()
+        self.send_queue.clone()
     }
 
     /// A message that is in the queue, and whose sender has to yield to the writer.
-    pub(crate) fn pausing(outbox: O) -> Self {
-        Self { outbox, place: None }
+    pub(crate) fn pausing(send_queue: O) -> Self {
+        Self { send_queue, place: None }
     }
 
     /// Whether the message waits for room. If not, it is in the queue, and the sender has to pause.
@@ -89,7 +89,7 @@ impl<O: Deref<Target: AsRef<Outbox>>> Sending<O> {
     /// Waits until the message is in the queue or was refused, and the sender may proceed.
     pub(crate) async fn finish(&mut self) -> Result<(), Refused> {
         if self.place.is_none() {
-            self.outbox.as_ref().pause().await;
+            self.send_queue.as_ref().pause().await;
             return Ok(());
         }
         std::future::poll_fn(|cx| self.poll_taken(cx)).await
@@ -97,30 +97,30 @@ impl<O: Deref<Target: AsRef<Outbox>>> Sending<O> {
 
     fn poll_taken(&mut self, cx: &Context<'_>) -> Poll<Result<(), Refused>> {
         let Some(place) = &self.place else { return Poll::Ready(Ok(())) };
-        let mut state = self.outbox.as_ref().state();
+        let mut state = self.send_queue.as_ref().state();
         if state.line.wait(place, cx.waker()) {
             return if state.closed { Poll::Ready(Err(Refused::Closed)) } else { Poll::Pending };
         }
-        let unfit = state.forget_unfit(place);
+        let exceeds_limits = state.forget_exceeding(place);
         drop(state);
-        if unfit {
+        if exceeds_limits {
             self.place = None;
-            return Poll::Ready(Err(Refused::Unfit));
+            return Poll::Ready(Err(Refused::ExceedsLimits));
         }
         self.place = None;
         Poll::Ready(Ok(()))
     }
 }
 
-impl<O: Deref<Target: AsRef<Outbox>>> Drop for Sending<O> {
+impl<O: Deref<Target: AsRef<SendQueue>>> Drop for Sending<O> {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
-            self.outbox.as_ref().withdraw(&place);
+            self.send_queue.as_ref().withdraw(&place);
         }
     }
 }
 
-impl Outbox {
+impl SendQueue {
     /// Queues a message, and waits for room if necessary. Waiting senders are served in the order in which
     /// their futures were first polled, and new senders wait behind them.
     ///
@@ -169,13 +169,13 @@ impl Outbox {
 
     /// Queues messages that wait in line, as far as there is room. The caller has to wake the returned wakers
     /// of their senders; the writer is not woken.
-    pub(super) fn serve(&self, state: &mut State) -> Calls {
-        if state.line.is_empty() { Calls::default() } else { self.serve_some(state) }
+    pub(super) fn serve(&self, state: &mut State) -> Wakers {
+        if state.line.is_empty() { Wakers::default() } else { self.serve_some(state) }
     }
 
     #[cold]
-    fn serve_some(&self, state: &mut State) -> Calls {
-        let (mut calls, mut served) = (Calls::default(), (0, 0));
+    fn serve_some(&self, state: &mut State) -> Wakers {
+        let (mut calls, mut served) = (Wakers::default(), (0, 0));
         while served.0 < SERVED.0
             && served.1 < SERVED.1
             && !state.closed
@@ -185,7 +185,7 @@ impl Outbox {
             // The peer may have announced a smaller limit since the message joined the line.
             if !state.limits.allow(len, frames.len()) {
                 let Some((place, waker)) = state.line.refuse_first() else { break };
-                state.unfit.push(place);
+                state.exceeds_limits.push(place);
                 calls.extend(waker);
                 continue;
             }
@@ -205,7 +205,7 @@ impl Outbox {
         let calls = {
             let mut guard = self.lock();
             let state = guard.state_mut();
-            state.forget_unfit(place);
+            state.forget_exceeding(place);
             if !state.line.leave(place) {
                 return;
             }
@@ -220,13 +220,13 @@ impl Outbox {
 
 impl State {
     /// Whether this message was refused while it waited. It returns `true` once.
-    fn forget_unfit(&mut self, place: &Place) -> bool {
-        let at = self.unfit.iter().position(|unfit| unfit == place);
-        at.map(|at| self.unfit.swap_remove(at)).is_some()
+    fn forget_exceeding(&mut self, place: &Place) -> bool {
+        let at = self.exceeds_limits.iter().position(|exceeds_limits| exceeds_limits == place);
+        at.map(|at| self.exceeds_limits.swap_remove(at)).is_some()
     }
 }
 
-impl OutboxGuard<'_> {
+impl SendQueueGuard<'_> {
     fn line_up(&mut self, frames: &[impl Frame]) -> Place {
         let frames = frames.iter().map(|frame| Borrow::<Bytes>::borrow(frame).clone()).collect();
         self.state_mut().line.join(frames)
