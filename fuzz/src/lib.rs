@@ -401,7 +401,7 @@ pub fn curve(data: &[u8]) {
             match server.poll_event(&mut to_server) {
                 Ok(Some(Event::Credentials(credentials))) => {
                     assert_eq!(credentials, Credentials::Key(*keys(1).public()));
-                    assert!(server.judge(true).is_ok());
+                    assert!(server.set_verdict(true).is_ok());
                 }
                 Ok(Some(Event::Ready(peer))) => {
                     assert_eq!(peer.principal, Some(Principal::Key(*keys(1).public())));
@@ -456,7 +456,7 @@ pub fn plain(data: &[u8]) {
                 asked += 1;
                 let waiting = input.len();
                 assert!(matches!(engine.poll_event(&mut input), Ok(None)) && input.len() == waiting);
-                if engine.judge(mode & 1 == 1).is_err() {
+                if engine.set_verdict(mode & 1 == 1).is_err() {
                     assert_eq!(mode & 1, 0);
                     return;
                 }

@@ -141,14 +141,14 @@ impl Default for Network {
 
 /// Two hosts with an unreliable link between them.
 #[derive(Debug)]
-pub struct Cable {
+pub struct LossyLink {
     program: Process,
     _middle: Host,
     /// Both hosts.
     pub network: Network,
 }
 
-impl Cable {
+impl LossyLink {
     /// Creates both hosts, and a third one with the link program. At first the link loses and delays nothing.
     pub async fn new() -> Self {
         let network = Network { proxy: Host::new(), client: Host::new() };

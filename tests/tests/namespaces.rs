@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use xmsg_tests::netns::{Cable, Host, Network, PROXY, Process, binaries, wanted};
+use xmsg_tests::netns::{Host, LossyLink, Network, PROXY, Process, binaries, wanted};
 
 /// Heartbeats in milliseconds for tests in which they should act quickly.
 const FAST: [&str; 2] = ["1000", "1000"];
@@ -101,7 +101,7 @@ async fn a_subscriber_that_vanishes_with_data_on_its_way_is_noticed() {
     if !wanted() {
         return;
     }
-    let mut cable = Cable::new().await;
+    let mut cable = LossyLink::new().await;
     let mut proxy = proxy(&cable.network.proxy, FAST).await;
     let mut subscriber = subscriber(&cable.network.client, PROXY, NEVER).await;
     let mut publisher = publisher(&cable.network.proxy, PROXY, NEVER).await;
@@ -218,7 +218,7 @@ async fn a_long_link_loses_nothing() {
     if !wanted() {
         return;
     }
-    let mut cable = Cable::new().await;
+    let mut cable = LossyLink::new().await;
     cable.set(DELAY, 0).await;
     let _proxy = daemon(&cable.network.proxy, PROXY).await;
     let mut subscriber = subscriber(&cable.network.client, PROXY, DEFAULT).await;
@@ -236,7 +236,7 @@ async fn a_link_that_loses_packets_loses_no_message() {
     if !wanted() {
         return;
     }
-    let mut cable = Cable::new().await;
+    let mut cable = LossyLink::new().await;
     cable.set(1, 5).await;
     let _proxy = daemon(&cable.network.proxy, PROXY).await;
     let mut subscriber = subscriber(&cable.network.client, PROXY, DEFAULT).await;
@@ -256,7 +256,7 @@ async fn a_paused_subscriber_behind_a_link_that_loses_packets_is_not_taken_for_g
     if !wanted() {
         return;
     }
-    let mut cable = Cable::new().await;
+    let mut cable = LossyLink::new().await;
     let mut proxy = proxy(&cable.network.proxy, ["4000", "4000"]).await;
     let mut subscriber = subscriber(&cable.network.client, PROXY, NEVER).await;
     let mut publisher = publisher(&cable.network.proxy, PROXY, NEVER).await;

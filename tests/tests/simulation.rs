@@ -1,20 +1,20 @@
 //! Runs the deterministic simulations with many seeds: see `xmsg_tests::simulation`.
 
-use xmsg_tests::simulation::net::Happened;
+use xmsg_tests::simulation::net::TraceEntry;
 use xmsg_tests::simulation::{self, clients, engines, patterns, seeds};
 
 /// Runs one seed of the complete simulation with publishers, switch and subscribers.
-fn network(seed: u64) -> (Vec<Happened>, Result<(), String>) {
+fn network(seed: u64) -> (Vec<TraceEntry>, Result<(), String>) {
     seeds::catching(|| runtime().block_on(simulation::run(seed)))
 }
 
 /// Runs one seed of a connection and an actor that are closed and drained.
-fn closing(seed: u64) -> (Vec<Happened>, Result<(), String>) {
+fn closing(seed: u64) -> (Vec<TraceEntry>, Result<(), String>) {
     seeds::catching(|| runtime().block_on(clients::run(seed)))
 }
 
 /// Runs one seed of a ZeroMQ pattern.
-fn pattern(seed: u64) -> (Vec<Happened>, Result<(), String>) {
+fn pattern(seed: u64) -> (Vec<TraceEntry>, Result<(), String>) {
     seeds::catching(|| runtime().block_on(patterns::run(seed)))
 }
 
@@ -24,7 +24,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// Runs all seeds of a test. If it is only one, it prints the trace.
-fn all(test: &str, run: impl Fn(u64) -> (Vec<Happened>, Result<(), String>) + Sync) {
+fn all(test: &str, run: impl Fn(u64) -> (Vec<TraceEntry>, Result<(), String>) + Sync) {
     if seeds::only().is_some() {
         xmsg_tests::start_tracing();
     }
@@ -35,7 +35,7 @@ fn all(test: &str, run: impl Fn(u64) -> (Vec<Happened>, Result<(), String>) + Sy
     });
 }
 
-fn print(trace: Vec<Happened>) {
+fn print(trace: Vec<TraceEntry>) {
     if seeds::only().is_some() {
         for (at, what, a, b) in trace {
             println!("{:>14.6} {what} {a} {b}", at.as_secs_f64());

@@ -12,7 +12,7 @@ use xmsg_core::text::escaped;
 
 use crate::exit::{Exit, Usage};
 use crate::output::{Output, note};
-use crate::screen::{Input, Look, Screen};
+use crate::screen::{Input, Screen, Theme};
 
 /// What is asked again and again.
 pub(crate) trait Asking {
@@ -35,7 +35,7 @@ pub(crate) trait LiveView {
     fn controls(&self) -> &Controls;
     fn show(&mut self, found: Result<Self::Found, String>);
     fn press(&mut self, key: KeyCode);
-    fn draw(&self, frame: &mut Frame<'_>, look: Look);
+    fn draw(&self, frame: &mut Frame<'_>, look: Theme);
 }
 
 /// Returns an error if the interval is too short to ask in.
@@ -81,7 +81,7 @@ pub(crate) async fn watch<A: Asking>(
     // Keys are heard while this waits for an answer.
     let mut looking = std::pin::pin!(look_again_and_again(asking, interval, sender));
     let mut screen = Screen::open()?;
-    let style = Look::of_environment();
+    let style = Theme::of_environment();
     screen.draw(|frame| view.draw(frame, style))?;
     loop {
         tokio::select! {
@@ -186,7 +186,7 @@ impl Controls {
         own: &[(&'static str, &'static str)],
         sort_keys: &'static str,
         order: &str,
-        look: Look,
+        look: Theme,
     ) -> Line<'static> {
         if self.is_typing {
             return Line::from(vec![

@@ -14,10 +14,10 @@
 //! | [`report`] | statistics for each topic, in rows or as JSON |
 //! | [`screen`], [`traffic`] | views that are redrawn; traffic by topic |
 //! | [`control`] | control requests to a proxy, and their answers |
-//! | [`stats`], [`looks`] | connections and traffic of a proxy; their rates between two samples |
-//! | [`reach`] | whether published messages reach a subscriber |
+//! | [`stats`], [`sampling`] | connections and traffic of a proxy; their rates between two samples |
+//! | [`subscriber_watch`] | whether published messages reach a subscriber |
 //! | [`rights`] | what the proxy allows us to publish and subscribe to |
-//! | [`recording`], [`tap`] | files of messages; a subscription that keeps messages byte for byte |
+//! | [`recording`], [`raw_subscription`] | files of messages; a subscription that keeps messages byte for byte |
 //! | [`admin`] | requests to the HTTP server of a daemon |
 //! | [`patterns`] | notes about wildcards of other systems |
 //! | [`pace`], [`signals`] | an even rate; `Ctrl-C` |
@@ -30,26 +30,26 @@ mod control;
 mod exit;
 mod format;
 mod live;
-mod looks;
 mod message_builder;
 mod metadata;
 mod output;
 mod pace;
 mod patterns;
-mod reach;
+mod raw_subscription;
 mod receiving;
 mod recording;
 mod render;
 mod report;
 mod rights;
+mod sampling;
 mod screen;
 mod settings;
 mod signals;
 mod source;
 mod stats;
 mod style;
+mod subscriber_watch;
 mod table;
-mod tap;
 mod template;
 mod traffic;
 mod value;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use xmsg_core::control::{Right, RightsQuestion};
+use xmsg_core::control::{Right, RightsRequest};
 use xmsg_core::{Error, ErrorKind, Result, Security, Topic};
 
 use crate::args::{ConnectOptions, SecurityOptions};
@@ -106,10 +106,10 @@ fn denied(connect: &ConnectOptions, right: Right, topic: &Topic) -> Result<Error
 /// Asks the proxy whether we may do this; `None` if it does not answer.
 async fn may(connect: &ConnectOptions, right: Right, topic: &Topic) -> Result<Option<bool>> {
     let mut control = ControlSockets::connect(connect)?;
-    let question = RightsQuestion { id: control.id, right, topic: topic.clone() };
+    let question = RightsRequest { id: control.id, right, topic: topic.clone() };
     let asking = async {
         control.connected().await?;
-        control.ask(&question.message(), ASK_INTERVAL, |answer| RightsQuestion::is_allowed_by(&answer)).await
+        control.ask(&question.message(), ASK_INTERVAL, |answer| RightsRequest::is_allowed_by(&answer)).await
     };
     let answer = tokio::time::timeout(connect.timeout(), asking).await;
     control.publisher.close(Duration::ZERO).await;

@@ -111,11 +111,11 @@ impl Drop for Raw {
 
 /// The styles of the view, with colours unless `NO_COLOR` disables them.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Look {
+pub(crate) struct Theme {
     is_coloured: bool,
 }
 
-impl Look {
+impl Theme {
     pub(crate) fn of_environment() -> Self {
         Self { is_coloured: colour_wanted() }
     }
@@ -181,7 +181,7 @@ pub(crate) fn draw_table<const N: usize>(
     widths: [Constraint; N],
     right: (usize, usize),
     rows: impl Iterator<Item = ([String; N], Style)>,
-    look: Look,
+    look: Theme,
 ) {
     let line = |(column, text): (usize, String)| {
         let line = Line::raw(text);

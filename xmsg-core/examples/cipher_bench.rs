@@ -49,7 +49,7 @@ fn ciphers() -> Result<[Cipher; 2], Box<dyn std::error::Error>> {
             }
             while let Some(event) = sides[index].poll_event(&mut inputs[index])? {
                 match event {
-                    Event::Credentials(_) => sides[index].judge(true)?,
+                    Event::Credentials(_) => sides[index].set_verdict(true)?,
                     Event::Ready(_) => ready += 1,
                     _ => {}
                 }

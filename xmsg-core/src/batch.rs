@@ -72,7 +72,7 @@ impl Messages {
     /// Makes a batch of messages that can be kept. Each message keeps alive at most [`SMALL`] times its own
     /// size or [`LITTLE`], whichever is more. Up to [`KEPT_MAX`] in all, messages may keep alive more than
     /// that. `memory` is the number of bytes that a slice of `wire` keeps alive.
-    pub(crate) fn to_keep(wire: Bytes, memory: usize, kept: &Kept) -> Self {
+    pub(crate) fn to_keep(wire: Bytes, memory: usize, kept: &RetainedMemory) -> Self {
         if memory <= LITTLE {
             return Self::of(wire);
         }
@@ -318,9 +318,9 @@ impl Found {
 /// its messages soon. If it grows, messages are being kept, and further messages that are small beside that
 /// memory are copied.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Kept(Arc<AtomicUsize>);
+pub(crate) struct RetainedMemory(Arc<AtomicUsize>);
 
-impl Kept {
+impl RetainedMemory {
     fn is_much(&self) -> bool {
         self.0.load(Ordering::Relaxed) > KEPT_MAX
     }
@@ -336,7 +336,7 @@ impl Kept {
 struct Counted {
     wire: Bytes,
     memory: usize,
-    kept: Kept,
+    kept: RetainedMemory,
 }
 
 impl AsRef<[u8]> for Counted {
@@ -438,7 +438,7 @@ mod tests {
     #[test]
     fn messages_are_copied_once_much_is_kept_and_no_longer_when_it_was_dropped() {
         const MEMORY: usize = 128 << 10;
-        let kept = Kept::default();
+        let kept = RetainedMemory::default();
         let batch = || {
             Messages::to_keep(
                 texts(&[&["a", "meta", "small"], &["b", "meta", &"x".repeat(9000)]]),
@@ -468,7 +468,7 @@ mod tests {
         fn messages_come_out_as_they_went_in(
             messages in prop::collection::vec(prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 3), 0..9),
         ) {
-            let (much, little) = (Kept(Arc::new(AtomicUsize::new(KEPT_MAX + 1))), Kept::default());
+            let (much, little) = (RetainedMemory(Arc::new(AtomicUsize::new(KEPT_MAX + 1))), RetainedMemory::default());
             for kept in [&much, &little] {
                 for memory in [0, 100, 10_000, usize::MAX >> 2] {
                     let batch = Messages::to_keep(wire(&messages), memory, kept);

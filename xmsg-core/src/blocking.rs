@@ -52,9 +52,9 @@ use xmsg_zmq::deadline::Deadline;
 
 /// The runtime of blocking handles.
 #[derive(Debug)]
-struct Background(Option<Runtime>);
+struct OwnedRuntime(Option<Runtime>);
 
-impl Background {
+impl OwnedRuntime {
     fn start() -> Result<Self> {
         check_context()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -82,7 +82,7 @@ impl Background {
     }
 }
 
-impl Background {
+impl OwnedRuntime {
     /// Runs the last future of a handle that is being dropped, and ends the runtime. Within an async runtime,
     /// whose threads must not block, a thread of its own waits for that.
     fn finish(&mut self, last: impl Future<Output = ()> + Send + 'static) {
@@ -100,7 +100,7 @@ impl Background {
     }
 }
 
-impl Drop for Background {
+impl Drop for OwnedRuntime {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
             // Waiting for the thread of a runtime is not allowed within another runtime.
@@ -111,15 +111,15 @@ impl Drop for Background {
 
 thread_local! {
     /// Whether this thread runs one of our handlers. It then belongs to a runtime, but may block.
-    static HANDLES: Cell<bool> = const { Cell::new(false) };
+    static IN_HANDLER: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Calls a handler in another thread, and waits for its result.
 async fn call_apart<R: IntoReply>(handler: impl FnOnce() -> R + Send + 'static) -> R {
     let own = service::own();
     let call = move || {
-        HANDLES.set(true);
-        let _handled = Handled;
+        IN_HANDLER.set(true);
+        let _handled = ResetInHandler;
         service::within(own, handler)
     };
     match tokio::task::spawn_blocking(call).await {
@@ -133,16 +133,16 @@ async fn call_apart<R: IntoReply>(handler: impl FnOnce() -> R + Send + 'static) 
 }
 
 /// Resets the flag when a handler ends, because the thread is used for other tasks, too.
-struct Handled;
+struct ResetInHandler;
 
-impl Drop for Handled {
+impl Drop for ResetInHandler {
     fn drop(&mut self) {
-        HANDLES.set(false);
+        IN_HANDLER.set(false);
     }
 }
 
 fn check_context() -> Result<()> {
-    if HANDLES.get() {
+    if IN_HANDLER.get() {
         return Ok(());
     }
     if Handle::try_current().is_ok() {
@@ -160,7 +160,7 @@ pub struct Actor {
 
 struct ActorInner {
     actor: crate::Actor,
-    background: Background,
+    background: OwnedRuntime,
 }
 
 impl Drop for ActorInner {
@@ -333,7 +333,7 @@ impl ActorBuilder {
     /// Makes the actor, without connecting it: it connects when it first publishes or subscribes. See
     /// [`crate::ActorBuilder::build`].
     pub fn build(self) -> Result<Actor> {
-        let background = Background::start()?;
+        let background = OwnedRuntime::start()?;
         Ok(Actor { inner: Arc::new(ActorInner { actor: self.0.build()?, background }) })
     }
 
@@ -398,7 +398,7 @@ pub struct Connection {
 
 struct ConnectionInner {
     connection: Arc<crate::Connection>,
-    background: Background,
+    background: OwnedRuntime,
 }
 
 impl Drop for ConnectionInner {
@@ -429,7 +429,7 @@ impl Connection {
         options: ConnectOptions,
     ) -> Result<Self> {
         let connection = Arc::new(crate::Connection::with_options(address, options)?);
-        Ok(Self { inner: Arc::new(ConnectionInner { connection, background: Background::start()? }) })
+        Ok(Self { inner: Arc::new(ConnectionInner { connection, background: OwnedRuntime::start()? }) })
     }
 
     /// Opens the connection and checks it with the proxy. See [`crate::Connection::connect`].
@@ -490,7 +490,7 @@ enum Owner {
 }
 
 impl Owner {
-    fn background(&self) -> &Background {
+    fn background(&self) -> &OwnedRuntime {
         match self {
             Self::Actor(actor) => &actor.background,
             Self::Connection(connection) => &connection.background,

@@ -102,7 +102,7 @@ impl Right {
 /// # Ok::<_, xmsg_core::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RightsQuestion {
+pub struct RightsRequest {
     /// The identity of the control socket that waits for this answer, and for no other.
     pub id: ConnectionId,
     /// The operation.
@@ -111,7 +111,7 @@ pub struct RightsQuestion {
     pub topic: Topic,
 }
 
-impl RightsQuestion {
+impl RightsRequest {
     /// Returns the question as a message to be published.
     #[must_use]
     pub fn message(&self) -> Multipart {

@@ -43,7 +43,7 @@ impl Replies {
 
     /// Registers a request that will wait for its reply. Dropping the result unregisters it. `None` when no
     /// more replies come.
-    pub(crate) fn expect(self: &Arc<Self>) -> Option<Expected> {
+    pub(crate) fn expect(self: &Arc<Self>) -> Option<PendingReply> {
         let (sender, receiver) = oneshot::channel();
         let topic = {
             let mut waiting = self.waiting();
@@ -59,7 +59,7 @@ impl Replies {
             waiting.insert(topic.clone().into_bytes(), sender);
             topic
         };
-        Some(Expected { replies: self.clone(), topic, receiver })
+        Some(PendingReply { replies: self.clone(), topic, receiver })
     }
 
     /// Ends all waiting requests at once. Returns how many there were; a later call returns the same number.
@@ -96,13 +96,13 @@ impl Replies {
 
 /// A registered request that waits for its reply.
 #[derive(Debug)]
-pub(crate) struct Expected {
+pub(crate) struct PendingReply {
     replies: Arc<Replies>,
     topic: Topic,
     receiver: oneshot::Receiver<Message>,
 }
 
-impl Expected {
+impl PendingReply {
     /// Returns the topic that the reply is sent to.
     pub(crate) fn topic(&self) -> &Topic {
         &self.topic
@@ -114,7 +114,7 @@ impl Expected {
     }
 }
 
-impl Drop for Expected {
+impl Drop for PendingReply {
     fn drop(&mut self) {
         self.replies.waiting().requests.remove(self.topic.as_bytes());
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::sync::Notify;
 
-use crate::batch::Kept;
+use crate::batch::RetainedMemory;
 use crate::connection::Marker;
 use crate::options::CHECK_INTERVAL;
 use crate::{ActorId, Message, Messages, Result, Topic};
@@ -34,7 +34,7 @@ pub struct Subscription {
     /// The rest of the batch that was received last.
     batch: Messages,
     /// The memory that messages returned one by one keep alive.
-    kept: Kept,
+    kept: RetainedMemory,
     topics: Vec<Topic>,
     marker: Marker,
     draining: Option<Draining>,
@@ -68,7 +68,7 @@ impl Subscription {
         Self {
             socket,
             batch: Messages::default(),
-            kept: Kept::default(),
+            kept: RetainedMemory::default(),
             topics,
             marker,
             draining: None,

@@ -14,7 +14,7 @@
 //! subscription is confirmed only to a peer that may subscribe to it.
 
 mod confirmations;
-mod early;
+mod pending_answers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,7 +24,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use tokio::time::Instant;
 use xmsg_core::ErrorKind;
-use xmsg_core::control::RightsQuestion;
+use xmsg_core::control::RightsRequest;
 use xmsg_zmq::deadline::later;
 use xmsg_zmq::link::session::now;
 use xmsg_zmq::link::source::Source;
@@ -32,7 +32,7 @@ use xmsg_zmq::security::Principal;
 use xmsg_zmq::{Multipart, Router};
 
 use self::confirmations::{Confirmation, Confirmations};
-use self::early::EarlyAnswers;
+use self::pending_answers::PendingAnswers;
 use crate::stats::{DOCUMENT_MAX, Documents};
 use crate::switch::{ControlRequests, Request, Requester, Switch};
 
@@ -73,7 +73,7 @@ pub struct Controller {
     asked: Confirmations,
     /// Confirmations that wait only for their turn.
     ready: Confirmations,
-    early: EarlyAnswers<Source, Early>,
+    early: PendingAnswers<Source, Early>,
     documents: Documents,
     /// Bytes of documents that were sent but not written yet.
     unread: Arc<AtomicUsize>,
@@ -142,7 +142,7 @@ impl Controller {
             router,
             asked: Confirmations::default(),
             ready: Confirmations::default(),
-            early: EarlyAnswers::default(),
+            early: PendingAnswers::default(),
             documents: Documents::default(),
             unread: Arc::default(),
             has_news: false,
@@ -241,7 +241,7 @@ impl Controller {
                 }
             }
             Some(Request::Rights(identity, right, topic)) => {
-                let answer = RightsQuestion::answer(requester.may(right, &topic));
+                let answer = RightsRequest::answer(requester.may(right, &topic));
                 self.answer(requester, identity, Answer::Here(answer));
             }
             None => {

@@ -111,7 +111,7 @@ struct State {
     /// Bytes of all lines that wait or are being written.
     bytes: usize,
     /// Lines that were lost since the last line that reported losses.
-    untold: u64,
+    unreported: u64,
 }
 
 impl LogQueue {
@@ -121,7 +121,7 @@ impl LogQueue {
     ///
     /// If the thread can't be started.
     pub fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
-        Self::start_telling(out, |lost| {
+        Self::start_with_report(out, |lost| {
             tracing::warn!(
                 lost,
                 "log lines were lost: standard error was not read in time, or could not be written"
@@ -130,7 +130,7 @@ impl LogQueue {
     }
 
     /// Starts the thread with another way to report losses: `tell` is called with the number of lost lines.
-    fn start_telling(
+    fn start_with_report(
         out: impl Write + Send + 'static,
         tell: impl Fn(u64) + Send + 'static,
     ) -> io::Result<Self> {
@@ -191,14 +191,14 @@ impl LogQueue {
             // If lines can't be written, a line that reports it can't be written either. If there was no room
             // for lines, such a line needs room itself.
             let can_tell = written.is_ok() && state.bytes <= BYTES_MAX / 2;
-            let untold = if can_tell { std::mem::take(&mut state.untold) } else { 0 };
+            let unreported = if can_tell { std::mem::take(&mut state.unreported) } else { 0 };
             if written.is_err() {
                 self.lose(&mut state, 1);
             }
             drop(state);
             self.0.changed.notify_all();
-            if untold > 0 {
-                tell(untold);
+            if unreported > 0 {
+                tell(unreported);
             }
         }
     }
@@ -224,7 +224,7 @@ impl LogQueue {
     }
 
     fn lose(&self, state: &mut State, lines: u64) {
-        state.untold += lines;
+        state.unreported += lines;
         self.0.lost.fetch_add(lines, Ordering::Relaxed);
     }
 
@@ -273,7 +273,8 @@ mod tests {
     /// reported numbers of lost lines.
     fn gate() -> (LogQueue, Receiver<String>, Sender<io::Result<()>>, Receiver<u64>) {
         let ((written, lines), (allow, allowed), (tell, told)) = (channel(), channel(), channel());
-        let queue = LogQueue::start_telling(Gate { written, allowed }, move |lost| tell.send(lost).unwrap());
+        let queue =
+            LogQueue::start_with_report(Gate { written, allowed }, move |lost| tell.send(lost).unwrap());
         (queue.unwrap(), lines, allow, told)
     }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::net::{Books, Id, Record, Seen};
-use super::{Outcome, Received, Sent, Told};
+use super::net::{Id, Record, Records, Seen};
+use super::{CallResult, Outcome, Received, Sent};
 
 macro_rules! ensure {
     ($condition:expr, $($what:tt)*) => {
@@ -17,7 +17,7 @@ macro_rules! ensure {
 }
 
 /// Checks all invariants. Returns a description of the first one that does not hold.
-pub(super) fn check(outcome: &Outcome, books: &Books) -> Result<(), String> {
+pub(super) fn check(outcome: &Outcome, books: &Records) -> Result<(), String> {
     whole(books)?;
     publishers_write_what_they_accepted(outcome, books)?;
     for (number, received) in outcome.received.iter().enumerate() {
@@ -31,7 +31,7 @@ pub(super) fn check(outcome: &Outcome, books: &Books) -> Result<(), String> {
     Ok(())
 }
 
-fn connections(books: &Books, client: usize) -> impl Iterator<Item = &Record> {
+fn connections(books: &Records, client: usize) -> impl Iterator<Item = &Record> {
     books.records.iter().filter(move |record| record.client == client)
 }
 
@@ -41,7 +41,7 @@ fn ids(seen: &[Seen]) -> impl Iterator<Item = Id> {
 
 /// Checks that the network carries only complete messages of the simulation, even where a connection ends
 /// inside a message.
-fn whole(books: &Books) -> Result<(), String> {
+fn whole(books: &Records) -> Result<(), String> {
     for (number, record) in books.records.iter().enumerate() {
         let foreign = record.up.taken.iter().chain(&record.down.taken).any(|seen| seen.id.is_none());
         ensure!(!foreign, "connection {number} carried something that nobody sent");
@@ -53,7 +53,7 @@ fn whole(books: &Books) -> Result<(), String> {
 /// calls, counted over all connections together. Otherwise it was dropped because of its size, and the
 /// publisher reported this. Of the messages whose calls were cancelled, some are written or dropped. Refused
 /// messages are never written.
-fn publishers_write_what_they_accepted(outcome: &Outcome, books: &Books) -> Result<(), String> {
+fn publishers_write_what_they_accepted(outcome: &Outcome, books: &Records) -> Result<(), String> {
     // A publisher can't know that a message is too large if it is within the limits of all switches.
     let smallest = outcome.limits.iter().copied().min().unwrap_or_default();
     for (publisher, sent) in outcome.sent.iter().enumerate() {
@@ -63,7 +63,7 @@ fn publishers_write_what_they_accepted(outcome: &Outcome, books: &Books) -> Resu
             usize::from(id.0) == publisher
                 && sent
                     .get(id.1 as usize)
-                    .is_some_and(|sent| matches!(sent.told, Told::Accepted | Told::Open))
+                    .is_some_and(|sent| matches!(sent.told, CallResult::Accepted | CallResult::Open))
         };
         ensure!(
             written.iter().all(may_be_written) && written.is_sorted_by(|one, next| one.1 < next.1),
@@ -74,7 +74,7 @@ fn publishers_write_what_they_accepted(outcome: &Outcome, books: &Books) -> Resu
             .iter()
             .enumerate()
             .filter(|(number, sent)| {
-                matches!(sent.told, Told::Accepted | Told::Open) && !written.contains(number)
+                matches!(sent.told, CallResult::Accepted | CallResult::Open) && !written.contains(number)
             })
             .map(|(_, sent)| sent)
             .collect();
@@ -98,7 +98,7 @@ fn publishers_write_what_they_accepted(outcome: &Outcome, books: &Books) -> Resu
                 "publisher {publisher} dropped {fits:?}; the smallest limit was {smallest}"
             );
         }
-        let refused = || sent.iter().filter(|sent| sent.told == Told::TooLarge);
+        let refused = || sent.iter().filter(|sent| sent.told == CallResult::TooLarge);
         let fits = refused().find(|sent| sent.size <= smallest);
         ensure!(fits.is_none(), "publisher {publisher} refused {fits:?}; the smallest limit was {smallest}");
         ensure!(
@@ -121,7 +121,7 @@ fn are_told(missing: &[&Sent], dropped: &[(Bytes, usize)]) -> bool {
         };
         let with_it: BTreeSet<usize> = counts.iter().filter(is_next).map(|count| count + 1).collect();
         match sent.told {
-            Told::Open => counts.extend(with_it),
+            CallResult::Open => counts.extend(with_it),
             _ => counts = with_it,
         }
     }
@@ -140,7 +140,7 @@ fn unaltered(number: usize, received: &[Received], outcome: &Outcome) -> Result<
 }
 
 /// Checks that a subscriber receives everything that came out of its line, in that order.
-fn what_comes_out_is_received(number: usize, outcome: &Outcome, books: &Books) -> Result<(), String> {
+fn what_comes_out_is_received(number: usize, outcome: &Outcome, books: &Records) -> Result<(), String> {
     let came: Vec<Id> =
         connections(books, outcome.publishers + number).flat_map(|record| ids(record.down.out())).collect();
     let received: Vec<Id> = outcome.received[number].iter().map(|received| received.id).collect();
@@ -151,7 +151,7 @@ fn what_comes_out_is_received(number: usize, outcome: &Outcome, books: &Books) -
 /// Checks that nothing is received twice, and that messages of one publisher are received in the order in
 /// which they arrived at the switch. This is the order of publication, unless the network delivers bytes of
 /// an old connection after those of a new one.
-fn order(number: usize, outcome: &Outcome, books: &Books) -> Result<(), String> {
+fn order(number: usize, outcome: &Outcome, books: &Records) -> Result<(), String> {
     let arrivals: BTreeMap<Id, (u64, usize)> = books
         .records
         .iter()
@@ -194,7 +194,7 @@ fn what_comes_in_goes_out(
     number: usize,
     to: &Record,
     outcome: &Outcome,
-    books: &Books,
+    books: &Records,
 ) -> Result<(), String> {
     let Some(generation) = to.generation else { return Ok(()) };
     let prefix = outcome.wanted[number];

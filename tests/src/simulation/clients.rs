@@ -31,7 +31,7 @@ use xmsg_proxy::switch::{Side, Switch};
 use xmsg_zmq::link::transport::Listener;
 use xmsg_zmq::{Endpoint, Router, SocketOptions, TcpOptions};
 
-use super::net::{self, Happened, Id, Ledger, Line, Quality, some_time};
+use super::net::{self, Id, Line, Quality, SharedRecords, TraceEntry, some_time};
 use super::{BOUND, PREFIXES, STOP, TOPICS, body, config, options};
 
 /// The numbers of the lines: first those of the connection, then those of the actor.
@@ -48,9 +48,9 @@ const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// Runs one seed on the current runtime, whose clock must be paused. Returns the trace, and a description of
 /// the error if there was one.
-pub async fn run(seed: u64) -> (Vec<Happened>, Result<(), String>) {
+pub async fn run(seed: u64) -> (Vec<TraceEntry>, Result<(), String>) {
     fastrand::seed(seed);
-    let ledger = Ledger::new();
+    let ledger = SharedRecords::new();
     let result = match tokio::time::timeout(BOUND, simulate(seed, ledger.clone())).await {
         Ok(result) => result,
         Err(_) => Err(format!("it hangs: not at its end after {BOUND:?} of virtual time")),
@@ -67,7 +67,7 @@ struct Proxy {
 }
 
 impl Proxy {
-    async fn start(name: &str, generation: usize, config: &Config, ledger: &Ledger) -> Self {
+    async fn start(name: &str, generation: usize, config: &Config, ledger: &SharedRecords) -> Self {
         let endpoint = |what: &str| Endpoint::Inproc(format!("{name}-{what}-{generation}"));
         let listener = async |endpoint: &Endpoint| {
             Listener::bind(endpoint, TcpOptions::default()).await.expect("a new name")
@@ -89,7 +89,7 @@ impl Proxy {
         Self { switch, router, _controller: controller }
     }
 
-    async fn end(self, kill: bool, ledger: &Ledger) {
+    async fn end(self, kill: bool, ledger: &SharedRecords) {
         if kill {
             self.switch.abort();
             ledger.books().switch = None;
@@ -117,7 +117,7 @@ struct Published {
     failed: Option<String>,
 }
 
-async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
+async fn simulate(seed: u64, ledger: SharedRecords) -> Result<(), String> {
     static RUNS: AtomicUsize = AtomicUsize::new(0);
     let mut rng = Rng::with_seed(seed);
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
@@ -201,7 +201,7 @@ async fn end(
     what: &str,
     rng: &mut Rng,
     ending: impl AsyncFn(Duration) -> Unfinished,
-    ledger: &Ledger,
+    ledger: &SharedRecords,
 ) -> Result<(Unfinished, bool), String> {
     for _ in 0..[0, 0, 1, 3][rng.usize(..4)] {
         let (limit, patience) = (some_time(rng, 1..15), some_time(rng, 0..13));
@@ -228,7 +228,7 @@ async fn again(
     ending: impl AsyncFn(Duration) -> Unfinished,
     left: Unfinished,
     in_time: bool,
-    ledger: &Ledger,
+    ledger: &SharedRecords,
 ) -> Result<(Unfinished, bool), String> {
     tokio::time::sleep(some_time(rng, 0..12)).await;
     let told = ending(some_time(rng, 0..12)).await;
@@ -249,7 +249,12 @@ fn message(number: u32, rng: &mut Rng) -> (Id, Message) {
 
 /// Publishes until the connection is closed or enough messages are published. Some calls are cancelled, and
 /// sometimes there is a flush.
-async fn publish(connection: &Connection, rng: &mut Rng, published: &Mutex<Published>, ledger: &Ledger) {
+async fn publish(
+    connection: &Connection,
+    rng: &mut Rng,
+    published: &Mutex<Published>,
+    ledger: &SharedRecords,
+) {
     let books = || published.lock().unwrap_or_else(PoisonError::into_inner);
     let haste = rng.u32(0..9);
     for number in 0..rng.u32(1..60) {
@@ -308,7 +313,7 @@ async fn publish(connection: &Connection, rng: &mut Rng, published: &Mutex<Publi
 }
 
 /// Returns the messages that came out of this line, in order.
-fn out(ledger: &Ledger, line: usize) -> Vec<Id> {
+fn out(ledger: &SharedRecords, line: usize) -> Vec<Id> {
     let books = ledger.books();
     let records = books.records.iter().filter(|record| record.client == line);
     let seen = records.flat_map(|record| if line == RECEIVE { record.down.out() } else { record.up.out() });
@@ -316,7 +321,7 @@ fn out(ledger: &Ledger, line: usize) -> Vec<Id> {
 }
 
 /// Returns the messages that were written into the connection's line, in order.
-fn written(ledger: &Ledger) -> Vec<Id> {
+fn written(ledger: &SharedRecords) -> Vec<Id> {
     let books = ledger.books();
     let records = books.records.iter().filter(|record| record.client == PUBLISH);
     records.flat_map(|record| &record.up.taken).filter_map(|seen| seen.id).collect()
@@ -324,7 +329,7 @@ fn written(ledger: &Ledger) -> Vec<Id> {
 
 /// Returns the written messages without repetitions. Checks that the messages of each connection are in
 /// order.
-fn once(ledger: &Ledger, written: Vec<Id>) -> Result<Vec<Id>, String> {
+fn once(ledger: &SharedRecords, written: Vec<Id>) -> Result<Vec<Id>, String> {
     for record in ledger.books().records.iter().filter(|record| record.client == PUBLISH) {
         let ids: Vec<_> = record.up.taken.iter().filter_map(|seen| seen.id).collect();
         if !ids.is_sorted_by(|a, b| a < b) {
@@ -339,7 +344,7 @@ fn check_published(
     published: &Published,
     (left, _): (Unfinished, bool),
     dropped: u64,
-    ledger: &Ledger,
+    ledger: &SharedRecords,
 ) -> Result<(), String> {
     if let Some(failed) = &published.failed {
         return Err(failed.clone());
@@ -389,7 +394,7 @@ struct Served {
 }
 
 /// Subscribes with a handler, and ends the subscription.
-async fn serve(actor: &Actor, rng: &mut Rng, ledger: &Ledger) -> Result<Served, String> {
+async fn serve(actor: &Actor, rng: &mut Rng, ledger: &SharedRecords) -> Result<Served, String> {
     let ids = Arc::new(Mutex::new(Vec::new()));
     let concurrency = if rng.bool() { 1 } else { rng.usize(2..6) };
     let slowness = rng.u32(..8);
@@ -449,7 +454,7 @@ async fn serve(actor: &Actor, rng: &mut Rng, ledger: &Ledger) -> Result<Served, 
     Ok(Served { left: handle.is_some().then_some(left), handled: ids, all: drains && in_time })
 }
 
-fn check_served(served: &Served, repeats: bool, ledger: &Ledger) -> Result<(), String> {
+fn check_served(served: &Served, repeats: bool, ledger: &SharedRecords) -> Result<(), String> {
     let Some(left) = served.left else { return Ok(()) };
     let (came, handled) = (out(ledger, RECEIVE), &served.handled);
     let mut ids: Vec<_> = handled.clone();

@@ -10,7 +10,7 @@ use fastrand::Rng;
 use xmsg_zmtp::SocketType::{self, Dealer, Pair, Pub, Pull, Push, Rep, Req, Router, Sub, Xpub, Xsub};
 use xmsg_zmtp::{Command, Engine, Event, Frames, Options, Version, Violation, encode_frame, encode_message};
 
-use super::net::Happened;
+use super::net::TraceEntry;
 
 const PAIRS: [(SocketType, SocketType); 12] = [
     (Pub, Sub),
@@ -228,13 +228,13 @@ fn options(socket_type: SocketType, rng: &mut Rng) -> Options {
 }
 
 /// Runs one seed. Returns the trace, and a description of the error if there was one.
-pub fn run(seed: u64) -> (Vec<Happened>, Result<(), String>) {
+pub fn run(seed: u64) -> (Vec<TraceEntry>, Result<(), String>) {
     let mut trace = Vec::new();
     let result = simulate(seed, &mut trace);
     (trace, result)
 }
 
-fn simulate(seed: u64, trace: &mut Vec<Happened>) -> Result<(), String> {
+fn simulate(seed: u64, trace: &mut Vec<TraceEntry>) -> Result<(), String> {
     let mut rng = Rng::with_seed(seed);
     // The start of the clock does not matter, because only differences are used.
     let start = Instant::now();

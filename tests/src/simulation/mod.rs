@@ -48,7 +48,7 @@ use xmsg_zmq::{
 };
 use xmsg_zmtp::{Limits, encoded_len};
 
-use net::{Happened, Id, Ledger, Line, Quality, some_time};
+use net::{Id, Line, Quality, SharedRecords, TraceEntry, some_time};
 
 /// The limit of the virtual time of a simulation.
 const BOUND: Duration = Duration::from_secs(3600);
@@ -87,12 +87,12 @@ struct Sent {
     len: usize,
     /// The size on the wire, in bytes.
     size: usize,
-    told: Told,
+    told: CallResult,
 }
 
 /// What the socket has reported about a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
+enum CallResult {
     /// The message was accepted.
     Accepted,
     /// The message was refused because there was no room. It must not be written.
@@ -105,7 +105,7 @@ enum Told {
 
 /// How a switch ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum SwitchEnd {
     /// It is stopped gracefully.
     Stop,
     /// It is killed.
@@ -151,7 +151,7 @@ struct Outcome {
 
 struct World {
     rng: Rng,
-    ledger: Ledger,
+    ledger: SharedRecords,
     name: String,
     config: Config,
     switch: Switch,
@@ -165,10 +165,10 @@ struct World {
 
 /// Runs one seed on the current runtime, whose clock must be paused. Returns the trace, and a description of
 /// the error if there was one.
-pub async fn run(seed: u64) -> (Vec<Happened>, Result<(), String>) {
+pub async fn run(seed: u64) -> (Vec<TraceEntry>, Result<(), String>) {
     // The pauses between attempts to connect come from this random generator.
     fastrand::seed(seed);
-    let ledger = Ledger::new();
+    let ledger = SharedRecords::new();
     let result = match tokio::time::timeout(BOUND, simulate(seed, ledger.clone())).await {
         Ok(result) => result,
         Err(_) => Err(format!("it hangs: not at its end after {BOUND:?} of virtual time")),
@@ -177,7 +177,7 @@ pub async fn run(seed: u64) -> (Vec<Happened>, Result<(), String>) {
     (trace, result)
 }
 
-async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
+async fn simulate(seed: u64, ledger: SharedRecords) -> Result<(), String> {
     static RUNS: AtomicUsize = AtomicUsize::new(0);
     let mut rng = Rng::with_seed(seed);
     let tasks = TaskTracker::new();
@@ -275,7 +275,7 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
         let message = message(id, END, 8);
         let size = encoded_len(message.frames());
         socket.publish(message).await.map_err(|error| format!("the last message: {error}"))?;
-        sent[number].push(Sent { topic: END, len: 8, size, told: Told::Accepted });
+        sent[number].push(Sent { topic: END, len: 8, size, told: CallResult::Accepted });
     }
     let mut dropped = Vec::new();
     for (socket, told) in sockets.into_iter().zip(dropping) {
@@ -296,7 +296,7 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
         received.push(receiving.end(number).await?);
     }
     world.all_gone().await?;
-    world.stop(Fate::Stop).await?;
+    world.stop(SwitchEnd::Stop).await?;
     stop.cancel();
     tasks.close();
     tasks.wait().await;
@@ -352,7 +352,7 @@ fn options<S>(rng: &mut Rng) -> SocketOptions<S> {
 }
 
 /// Returns the topics and sizes of the messages that a socket drops, until the socket is gone.
-async fn note_dropped(mut events: SocketEvents, client: u64, ledger: Ledger) -> Vec<(Bytes, usize)> {
+async fn note_dropped(mut events: SocketEvents, client: u64, ledger: SharedRecords) -> Vec<(Bytes, usize)> {
     let mut dropped = Vec::new();
     while let Some(event) = events.next().await {
         if let SocketEvent::MessageDropped { topic, size, .. } = event {
@@ -381,7 +381,7 @@ impl World {
     async fn misfortunes(&mut self) -> Result<(), String> {
         for _ in 0..[0, 0, 0, 1, 1, 2][self.rng.usize(..6)] {
             tokio::time::sleep(some_time(&mut self.rng, 2..14)).await;
-            let fate = if self.rng.u8(..3) == 0 { Fate::Kill } else { Fate::Stop };
+            let fate = if self.rng.u8(..3) == 0 { SwitchEnd::Kill } else { SwitchEnd::Stop };
             self.stop(fate).await?;
             tokio::time::sleep(some_time(&mut self.rng, 1..14)).await;
             self.generation += 1;
@@ -392,9 +392,9 @@ impl World {
         Ok(())
     }
 
-    async fn stop(&mut self, fate: Fate) -> Result<(), String> {
-        self.ledger.note(if fate == Fate::Kill { "kill" } else { "stop" }, self.generation as u64, 0);
-        if fate == Fate::Kill {
+    async fn stop(&mut self, fate: SwitchEnd) -> Result<(), String> {
+        self.ledger.note(if fate == SwitchEnd::Kill { "kill" } else { "stop" }, self.generation as u64, 0);
+        if fate == SwitchEnd::Kill {
             self.switch.abort();
             // This happens before any other task runs, so that nothing that arrives now counts as having
             // arrived in time.
@@ -491,7 +491,7 @@ async fn send(
     socket: Publisher,
     mut rng: Rng,
     tiny: bool,
-    ledger: Ledger,
+    ledger: SharedRecords,
 ) -> Result<Vec<Sent>, String> {
     let mut sent = Vec::new();
     let haste = rng.u32(0..9);
@@ -515,7 +515,7 @@ async fn send(
             let size = encoded_len(message.frames());
             let told = if calls > 1 && rng.u8(..4) == 0 {
                 match socket.try_publish(message) {
-                    Err(error) if error.kind() == ErrorKind::Full => Told::Refused,
+                    Err(error) if error.kind() == ErrorKind::Full => CallResult::Refused,
                     done => told(publisher, done)?,
                 }
             } else {
@@ -524,11 +524,11 @@ async fn send(
                     Poll::Ready(done) => told(publisher, done)?,
                     Poll::Pending => {
                         waiting.push((number, call));
-                        Told::Open
+                        CallResult::Open
                     }
                 }
             };
-            let what = if told == Told::TooLarge { "refused" } else { "publish" };
+            let what = if told == CallResult::TooLarge { "refused" } else { "publish" };
             ledger.note(what, publisher.into(), number as u64);
             sent.push(Sent { topic, len, size, told });
         }
@@ -546,7 +546,7 @@ async fn send(
             } else if let Ok(done) = tokio::time::timeout(patience, call).await {
                 sent[number].told = told(publisher, done)?;
             }
-            let what = if sent[number].told == Told::TooLarge { "refused in line" } else { "waited" };
+            let what = if sent[number].told == CallResult::TooLarge { "refused in line" } else { "waited" };
             ledger.note(what, publisher.into(), number as u64);
         }
         if rng.u32(..8) < haste {
@@ -556,10 +556,10 @@ async fn send(
     Ok(sent)
 }
 
-fn told(publisher: u16, done: xmsg_core::Result<()>) -> Result<Told, String> {
+fn told(publisher: u16, done: xmsg_core::Result<()>) -> Result<CallResult, String> {
     match done {
-        Ok(()) => Ok(Told::Accepted),
-        Err(error) if error.kind() == ErrorKind::TooLarge => Ok(Told::TooLarge),
+        Ok(()) => Ok(CallResult::Accepted),
+        Err(error) if error.kind() == ErrorKind::TooLarge => Ok(CallResult::TooLarge),
         Err(error) => Err(format!("publisher {publisher}: {error}")),
     }
 }
@@ -579,7 +579,7 @@ impl Receiving {
         publishers: usize,
         number: u64,
         mut rng: Rng,
-        ledger: Ledger,
+        ledger: SharedRecords,
     ) -> Self {
         let (calm, close) = (Arc::new(tokio::sync::Notify::new()), CancellationToken::new());
         let (orders, mut asked) = tokio::sync::mpsc::channel::<(bool, &'static str)>(1);

@@ -159,22 +159,22 @@ pub struct Record {
 }
 
 /// An entry of the trace: the time, what happened, and two numbers with details.
-pub type Happened = (Duration, &'static str, u64, u64);
+pub type TraceEntry = (Duration, &'static str, u64, u64);
 
 /// The records of a whole simulation.
 #[derive(Debug, Default)]
-pub struct Books {
+pub struct Records {
     /// All connections, in the order in which they were made.
     pub records: Vec<Record>,
     /// The trace, in order. The same seed must give the same trace.
-    pub trace: Vec<Happened>,
+    pub trace: Vec<TraceEntry>,
     order: u64,
     /// The current switch, with its number and the endpoint for each client.
     pub switch: Option<(usize, Switch, Vec<Endpoint>)>,
 }
 
-impl Books {
-    fn pass(&mut self, number: usize, way: Way, len: usize, now: Duration) {
+impl Records {
+    fn pass(&mut self, number: usize, way: Direction, len: usize, now: Duration) {
         let record = &mut self.records[number];
         way.flow(record).pass(len, now, &mut self.order);
         if record.alone_from.is_some() || record.up.passed == 0 {
@@ -193,14 +193,14 @@ impl Books {
 
 /// Shared access to the records.
 #[derive(Clone, Debug)]
-pub struct Ledger {
-    books: Arc<Mutex<Books>>,
+pub struct SharedRecords {
+    books: Arc<Mutex<Records>>,
     start: tokio::time::Instant,
     /// A token that is cancelled when the network becomes good.
     pub healed: CancellationToken,
 }
 
-impl Ledger {
+impl SharedRecords {
     /// Creates empty records.
     #[must_use]
     pub fn new() -> Self {
@@ -208,7 +208,7 @@ impl Ledger {
     }
 
     /// Locks the records. No task awaits anything while it holds the lock.
-    pub fn books(&self) -> MutexGuard<'_, Books> {
+    pub fn books(&self) -> MutexGuard<'_, Records> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -225,7 +225,7 @@ impl Ledger {
     }
 }
 
-impl Default for Ledger {
+impl Default for SharedRecords {
     fn default() -> Self {
         Self::new()
     }
@@ -258,7 +258,7 @@ pub struct Line {
     /// The source of randomness.
     pub rng: Rng,
     /// The records.
-    pub ledger: Ledger,
+    pub ledger: SharedRecords,
 }
 
 impl Line {
@@ -296,7 +296,7 @@ impl Line {
             let time = some_time(rng, 4..15);
             ways[rng.usize(..2)].1 = Some((at(rng), time));
         }
-        let pieces = |rng: &mut Rng, (cut, stall)| Pieces {
+        let pieces = |rng: &mut Rng, (cut, stall)| Pipe {
             grain: self.quality.grain,
             delays: self.quality.delays,
             cut,
@@ -306,7 +306,7 @@ impl Line {
             hide: None,
         };
         let up = pieces(rng, ways[0]);
-        let down = Pieces { hide: self.foreign.then_some(0), ..pieces(rng, ways[1]) };
+        let down = Pipe { hide: self.foreign.then_some(0), ..pieces(rng, ways[1]) };
         let mut books = self.ledger.books();
         let number = books.records.len();
         books.records.push(Record {
@@ -331,13 +331,13 @@ struct Connection {
     client: usize,
     /// If set, the connection leads nowhere, and ends after this time.
     refuse: Option<Duration>,
-    up: Pieces,
-    down: Pieces,
-    ledger: Ledger,
+    up: Pipe,
+    down: Pipe,
+    ledger: SharedRecords,
 }
 
 /// How the bytes of one direction pass.
-struct Pieces {
+struct Pipe {
     grain: usize,
     delays: u8,
     cut: Option<u64>,
@@ -385,8 +385,8 @@ impl Connection {
         let (mut switch_read, mut switch_write) = switch.split();
         let (ledger, number) = (&self.ledger, self.number);
         let lost = {
-            let up = self.up.pump(&mut client_read, &mut switch_write, ledger, number, Way::Up);
-            let down = self.down.pump(&mut switch_read, &mut client_write, ledger, number, Way::Down);
+            let up = self.up.pump(&mut client_read, &mut switch_write, ledger, number, Direction::Up);
+            let down = self.down.pump(&mut switch_read, &mut client_write, ledger, number, Direction::Down);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => Some(Lost::Cut),
@@ -394,8 +394,8 @@ impl Connection {
             }
         };
         // What the ends had written counts as written, although nobody will ever read it.
-        drain(&mut client_read, ledger, number, Way::Up).await;
-        drain(&mut switch_read, ledger, number, Way::Down).await;
+        drain(&mut client_read, ledger, number, Direction::Up).await;
+        drain(&mut switch_read, ledger, number, Direction::Down).await;
         let what = match lost {
             None => "closed",
             Some(Lost::Cut) => "cut",
@@ -412,12 +412,12 @@ impl Connection {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Way {
+enum Direction {
     Up,
     Down,
 }
 
-impl Way {
+impl Direction {
     fn flow(self, record: &mut Record) -> &mut Flow {
         match self {
             Self::Up => &mut record.up,
@@ -426,7 +426,7 @@ impl Way {
     }
 }
 
-impl Pieces {
+impl Pipe {
     /// Changes the names of properties that announce limits to unknown names.
     fn hide(&mut self, bytes: &mut [u8]) {
         let Some(known) = &mut self.hide else { return };
@@ -442,9 +442,9 @@ impl Pieces {
         &mut self,
         from: &mut ReadHalf<'_>,
         to: &mut WriteHalf<'_>,
-        ledger: &Ledger,
+        ledger: &SharedRecords,
         number: usize,
-        way: Way,
+        way: Direction,
     ) -> Result<(), Lost> {
         let (mut read, mut passed) = (0_u64, 0_u64);
         let mut buffer = vec![0; self.grain];
@@ -486,8 +486,8 @@ impl Pieces {
             ledger.books().pass(number, way, written, now);
             ledger.note(
                 match way {
-                    Way::Up => "up",
-                    Way::Down => "down",
+                    Direction::Up => "up",
+                    Direction::Down => "down",
                 },
                 number as u64,
                 written as u64,
@@ -499,7 +499,7 @@ impl Pieces {
 }
 
 /// Reads everything that is available, without letting any other task run.
-async fn drain(from: &mut ReadHalf<'_>, ledger: &Ledger, number: usize, way: Way) {
+async fn drain(from: &mut ReadHalf<'_>, ledger: &SharedRecords, number: usize, way: Direction) {
     let mut buffer = [0; 4096];
     loop {
         let mut buf = ReadBuf::new(&mut buffer);

@@ -25,7 +25,7 @@ use xmsg_zmq::{
     Replier, Requester, Router, SocketOptions, Subscriber, TcpOptions,
 };
 
-use super::net::Happened;
+use super::net::TraceEntry;
 
 /// The limit of the virtual time. Every seed needs far less.
 const BOUND: Duration = Duration::from_secs(3600);
@@ -36,7 +36,7 @@ type Outcome = Result<(), String>;
 
 /// Runs one seed on the current runtime, whose clock must be paused. Returns the trace, and a description of
 /// the error if there was one.
-pub async fn run(seed: u64) -> (Vec<Happened>, Outcome) {
+pub async fn run(seed: u64) -> (Vec<TraceEntry>, Outcome) {
     static RUNS: AtomicUsize = AtomicUsize::new(0);
     fastrand::seed(seed);
     let name = format!("patterns-{}-{seed}", RUNS.fetch_add(1, Ordering::Relaxed));
@@ -63,7 +63,7 @@ pub async fn run(seed: u64) -> (Vec<Happened>, Outcome) {
 struct World {
     name: String,
     start: Instant,
-    trace: Mutex<Vec<Happened>>,
+    trace: Mutex<Vec<TraceEntry>>,
 }
 
 impl World {

@@ -13,11 +13,11 @@ use crate::exit::Exit;
 use crate::message_builder::{DataOptions, InputOptions, MessageBuilder};
 use crate::output::{counted, grouped, note, note_connection, notes_are_seen, or_noting, per_second, warn};
 use crate::pace::Pace;
-use crate::reach::Reach;
 use crate::render::topic_text;
 use crate::rights;
 use crate::signals::Interrupt;
 use crate::source::{Source, Split};
+use crate::subscriber_watch::SubscriberWatch;
 
 /// The number of messages that are published before other tasks get their turn and signals are checked.
 const TURN: u64 = 256;
@@ -254,7 +254,7 @@ struct Job {
     bytes: u64,
     /// The number of messages that were too large.
     refused: u64,
-    reach: Reach,
+    reach: SubscriberWatch,
     /// The name of the unit of input, and the topic, for errors about a message.
     unit: &'static str,
     topic: Topic,
@@ -279,7 +279,7 @@ impl Job {
             sent: 0,
             bytes: 0,
             refused: 0,
-            reach: Reach::new(notes_are_seen()),
+            reach: SubscriberWatch::new(notes_are_seen()),
             unit: if arguments.lines { "line" } else { "message" },
             topic: topic.clone(),
         }

@@ -22,13 +22,13 @@ use crate::args::{ConnectOptions, TopicOptions, parse_bytes, parse_count_from_1,
 use crate::exit::Exit;
 use crate::output::{Output, check_folder, counted, grouped, note, note_connection, per_second, warn};
 use crate::patterns::note_patterns;
+use crate::raw_subscription::RawSubscription;
 use crate::recording::block::VERSION;
 use crate::recording::index::Index;
 use crate::recording::reader::{End, Gap, Reader};
 use crate::recording::recorder::{Files, Outcome, Recorded, Recorder, Wanted};
 use crate::render;
 use crate::signals::Interrupt;
-use crate::tap::RawSubscription;
 
 /// How often progress is shown. It appears after four times this interval.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);

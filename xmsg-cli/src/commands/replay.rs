@@ -28,13 +28,13 @@ use crate::output::{
     Output, counted, grouped, note, note_connection, notes_are_seen, or_noting, per_second, warn,
 };
 use crate::pace::Pace;
-use crate::reach::Reach;
 use crate::recording::block::Record;
 use crate::recording::index::TOPICS_MAX;
 use crate::recording::reader::End;
 use crate::render::topic_text;
 use crate::rights;
 use crate::signals::Interrupt;
+use crate::subscriber_watch::SubscriberWatch;
 
 /// The number of messages that are published before other tasks get their turn.
 const TURN: u64 = 256;
@@ -515,7 +515,7 @@ struct Replay<'a> {
     counts: std::sync::Arc<Counts>,
     /// The number of messages that were too large for this proxy.
     refused: u64,
-    reach: Reach,
+    reach: SubscriberWatch,
     plain: Option<PlainPublisher>,
 }
 
@@ -529,7 +529,7 @@ impl<'a> Replay<'a> {
             lag: Duration::ZERO,
             counts: std::sync::Arc::default(),
             refused: 0,
-            reach: Reach::new(notes_are_seen() || verbose || arguments.json),
+            reach: SubscriberWatch::new(notes_are_seen() || verbose || arguments.json),
             plain: None,
         }
     }

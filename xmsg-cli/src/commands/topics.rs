@@ -8,8 +8,8 @@ use serde_json::json;
 use crate::args::parse_duration;
 use crate::exit::Exit;
 use crate::live::Asking;
-use crate::looks::{Look, Rates};
 use crate::output::{Output, grouped, note, rounded};
+use crate::sampling::{Rates, Sampler};
 use crate::signals::Interrupt;
 use crate::stats::SourceOptions;
 use crate::table::{self, size};
@@ -47,7 +47,7 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
     let work = async {
-        let mut look = Look::open(&arguments.source).await?;
+        let mut look = Sampler::open(&arguments.source).await?;
         look.take().await?;
         tokio::time::sleep(arguments.duration).await;
         let rates = look.take().await?;

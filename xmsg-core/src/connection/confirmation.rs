@@ -41,7 +41,7 @@ pub(super) struct Confirmations {
 #[derive(Clone, Debug, Default)]
 struct Known {
     /// The proxy has all messages up to this position, except those that are counted as doubtful.
-    confirmed: Mark,
+    confirmed: Position,
     /// The number of control requests that were accepted.
     requests: u64,
     /// The positions of the control requests that are not confirmed, and of later ones. Of more than
@@ -55,7 +55,7 @@ struct Known {
 
 /// A position in the order of accepted messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Mark {
+struct Position {
     /// The number of messages up to this position.
     messages: u64,
     /// The number of control requests among them.
@@ -70,7 +70,7 @@ struct Control {
     /// The position that an answer to each request confirms, in the order of the requests. Any answer may be
     /// lost, but answers do not overtake one another: the first answer that arrives confirms at least the
     /// position of the first request.
-    asked: VecDeque<Mark>,
+    asked: VecDeque<Position>,
     is_new: bool,
 }
 
@@ -79,7 +79,7 @@ impl Confirmations {
     /// requests. Some of them may still wait, if the connection broke in the meantime.
     pub(super) fn begin(&self, publisher: &Publisher) {
         let requests = publisher.accepted();
-        let confirmed = Mark { messages: requests, requests };
+        let confirmed = Position { messages: requests, requests };
         let waiting = publisher.written().max(requests.saturating_sub(PLACES_MAX as u64));
         let places = (waiting + 1..=requests).collect();
         *self.known() = Known { confirmed, requests, places, ..Known::default() };
@@ -204,7 +204,7 @@ impl Confirmations {
     /// Publishes a request for a confirmation. Returns its position in the order of messages, or a later one.
     async fn ask_through(&self, control: &mut Control, publisher: &Publisher) -> Result<u64> {
         let _asking = self.asking.lock().await;
-        let mark = Mark { messages: publisher.accepted(), requests: self.known().requests };
+        let mark = Position { messages: publisher.accepted(), requests: self.known().requests };
         self.accept(publisher, Request::Publisher(control.identity.clone()).message()).await?;
         control.asked.push_back(mark);
         Ok(publisher.accepted())
@@ -241,7 +241,7 @@ impl Confirmations {
 
     /// Records that the proxy has everything up to this position that was written over the present
     /// connection.
-    fn note(&self, publisher: &Publisher, mark: Mark) {
+    fn note(&self, publisher: &Publisher, mark: Position) {
         publisher.arrived(mark.messages);
         let broken_at = publisher.broken_at();
         let mut known = self.known();
@@ -296,7 +296,7 @@ impl Control {
     }
 
     /// Waits for an answer that confirms the messages up to `goal`. Calls `note` for each answer.
-    async fn answered(&mut self, goal: u64, note: impl Fn(Mark)) {
+    async fn answered(&mut self, goal: u64, note: impl Fn(Position)) {
         while let Some(answer) = self.socket.recv().await {
             if !Request::Publisher(self.identity.clone()).is_answered_by(&answer) {
                 continue;

@@ -79,7 +79,7 @@ impl Target {
 struct Inner {
     target: Arc<Target>,
     publisher: SharedAttempt<Publisher>,
-    gate: Gate,
+    waiting_callers: WaitingCallers,
     /// Held in turn by callers that publish before the socket is open, so that they publish in the order of
     /// their calls.
     turn: tokio::sync::Mutex<()>,
@@ -144,7 +144,7 @@ impl Connection {
         let inner = Inner {
             target: Arc::new(target),
             publisher: SharedAttempt::default(),
-            gate: Gate::default(),
+            waiting_callers: WaitingCallers::default(),
             turn: tokio::sync::Mutex::default(),
             closing: CancellationToken::new(),
             abandoned: CancellationToken::new(),
@@ -201,7 +201,7 @@ impl Connection {
     /// open yet.
     pub async fn publish(&self, message: &Message) -> Result<()> {
         match self.inner.publisher.get() {
-            Some(publisher) if self.inner.gate.is_open_and_free() => {
+            Some(publisher) if self.inner.waiting_callers.is_open_and_free() => {
                 publisher.publish_frames(&message.frames()).await
             }
             _ => Box::pin(self.publish_in_turn(message)).await,
@@ -221,7 +221,7 @@ impl Connection {
             let what = format!("the connection to {} is not open: call `connect` first", self.address());
             return Err(Error::new(ErrorKind::NotConnected, what));
         };
-        if !self.inner.gate.is_open_and_free() {
+        if !self.inner.waiting_callers.is_open_and_free() {
             let what = format!("others wait to publish through the connection to {}", self.address());
             return Err(Error::new(ErrorKind::Full, what));
         }
@@ -402,7 +402,7 @@ impl Connection {
     async fn end(&self, limit: Duration) -> Unfinished {
         let inner = &*self.inner;
         let end = Deadline::after(limit);
-        inner.gate.close();
+        inner.waiting_callers.close();
         inner.closing.cancel();
         self.limit_hold(limit);
         if inner.publisher.get().is_none() {
@@ -494,7 +494,7 @@ impl Connection {
     /// Waits for the socket together with earlier callers, and publishes after them.
     async fn publish_in_turn(&self, message: &Message) -> Result<()> {
         let inner = &*self.inner;
-        let _waiting = inner.gate.wait().ok_or_else(|| self.closed())?;
+        let _waiting = inner.waiting_callers.wait().ok_or_else(|| self.closed())?;
         // Both are awaited at once: the position in the order is that of the call, and so is the attempt that
         // is waited for.
         let (_turn, publisher) = tokio::try_join!(async { Ok(inner.turn.lock().await) }, self.publisher())?;
@@ -656,9 +656,9 @@ impl Marker {
 /// Counts the callers that wait to publish until the socket is open, and records whether the connection is
 /// closed.
 #[derive(Debug, Default)]
-struct Gate(AtomicUsize);
+struct WaitingCallers(AtomicUsize);
 
-impl Gate {
+impl WaitingCallers {
     const CLOSED: usize = 1;
     const ONE: usize = 2;
 
@@ -677,11 +677,11 @@ impl Gate {
     }
 }
 
-struct Waiting<'a>(&'a Gate);
+struct Waiting<'a>(&'a WaitingCallers);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(Gate::ONE, Ordering::AcqRel);
+        self.0.0.fetch_sub(WaitingCallers::ONE, Ordering::AcqRel);
     }
 }
 

@@ -41,7 +41,7 @@ async fn try_open(target: &Arc<Target>, closing: &CancellationToken) -> Result<P
     let Target { address, options, events, .. } = &**target;
     let publisher = Publisher::with_parent(options.connecting(address).for_socket(), events.clone());
     // Whatever ends this function before the socket is returned also closes the socket.
-    let unchecked = Unchecked { publisher: Some(publisher.clone()), target };
+    let unchecked = CloseOnDrop { publisher: Some(publisher.clone()), target };
     let mut failures = publisher.events();
     let [endpoint, _, _] = options.endpoints_of(address)?;
     publisher.connect(endpoint);
@@ -73,18 +73,18 @@ async fn try_open(target: &Arc<Target>, closing: &CancellationToken) -> Result<P
 }
 
 /// Closes a socket that did not pass the check.
-struct Unchecked<'a> {
+struct CloseOnDrop<'a> {
     publisher: Option<Publisher>,
     target: &'a Target,
 }
 
-impl Unchecked<'_> {
+impl CloseOnDrop<'_> {
     fn keep(mut self) {
         self.publisher = None;
     }
 }
 
-impl Drop for Unchecked<'_> {
+impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
         if let Some(publisher) = &self.publisher {
             // The reason is kept for callers whose time limit has passed.

@@ -171,13 +171,13 @@ impl EventChannel {
     }
 
     /// Sends an event to all observers, if there are any.
-    pub fn tell(&self, event: SocketEvent) {
+    pub fn emit(&self, event: SocketEvent) {
         let _ = self.sender.send(event);
     }
 
-    /// Sends an event of one of many sockets, like [`tell`](Self::tell). Repeated failures to connect to one
+    /// Sends an event of one of many sockets, like [`emit`](Self::tell). Repeated failures to connect to one
     /// peer are not reported for each attempt of each socket.
-    pub fn tell_folded(&self, event: SocketEvent) {
+    pub fn emit_deduplicated(&self, event: SocketEvent) {
         let is_news = {
             let mut failures = lock(&self.failures);
             match &event {
@@ -202,7 +202,7 @@ impl EventChannel {
             }
         };
         if is_news {
-            self.tell(event);
+            self.emit(event);
         }
     }
 

@@ -166,7 +166,7 @@ impl Hub {
     pub(crate) fn listen(self: &Arc<Self>, listener: Listener) -> Endpoint {
         let endpoint = listener.endpoint().clone();
         self.change_listeners(|all| all.push((endpoint.clone(), listener.closer())));
-        self.tell(SocketEvent::Listening { endpoint: endpoint.to_string() });
+        self.emit(SocketEvent::Listening { endpoint: endpoint.to_string() });
         let _ = self.runtime.get_or_init(Handle::current);
         self.tasks.spawn(self.clone().accept(listener));
         endpoint
@@ -474,7 +474,7 @@ impl Hub {
                 accepted = listener.accept_making_room(|| self.options.admission.make_room()) => accepted,
             };
             let Some(permit) = self.options.admission.admit(stream.address(), &peer) else { continue };
-            self.tell(SocketEvent::Accepted { peer: peer.clone() });
+            self.emit(SocketEvent::Accepted { peer: peer.clone() });
             self.tasks.spawn(self.clone().serve(stream, peer, permit));
         }
     }
@@ -482,7 +482,7 @@ impl Hub {
     /// Serves one accepted connection.
     async fn serve(self: Arc<Self>, stream: Stream, peer: String, mut permit: Permit) {
         if let Err(reason) = self.role.has_place() {
-            self.tell_refused(&peer, reason);
+            self.report_refused(&peer, reason);
             return;
         }
         let authenticator = permit.in_turn(self.options.security.authenticator());
@@ -499,7 +499,7 @@ impl Hub {
                 tracing::debug!(peer, "ended in the handshake to make room for a new connection");
                 let what = "its address has more than half of all connections, and a new one needed its place";
                 let error = Error::new(ErrorKind::NoResources, what);
-                return self.tell(SocketEvent::HandshakeFailed { peer, error });
+                return self.emit(SocketEvent::HandshakeFailed { peer, error });
             }
             result = session.handshake() => match result {
                 Ok(found) => found,
@@ -508,7 +508,7 @@ impl Hub {
                         tracing::debug!(peer, reason = %ended, "handshake failed");
                     }
                     let error = self.without_handshake(&peer, ended, session.is_greeted());
-                    self.tell(SocketEvent::HandshakeFailed { peer, error });
+                    self.emit(SocketEvent::HandshakeFailed { peer, error });
                     return;
                 }
             },
@@ -529,7 +529,7 @@ impl Hub {
         }
         // Senders that wait for room in this queue must not wait any longer.
         link.send_queue.close();
-        self.tell_ended(&link);
+        self.report_ended(&link);
         link.disconnected();
         link.stop.cancel();
         self.remove_link(&link);
@@ -550,7 +550,7 @@ impl Hub {
         let seat = match self.role.join(link, &peer) {
             Ok(seat) => seat,
             Err(reason) => {
-                self.tell_refused(name, reason);
+                self.report_refused(name, reason);
                 return;
             }
         };
@@ -561,15 +561,15 @@ impl Hub {
         // The rule may have changed since the peer was admitted. A change from here on finds the connection.
         if !self.keeps(link) {
             link.disconnected();
-            self.tell_refused(name, "the rules have changed meanwhile");
+            self.report_refused(name, "the rules have changed meanwhile");
             return;
         }
         if self.options.probe_router {
             link.send_queue.push_urgent(PROBE, usize::MAX);
         }
         tracing::debug!(peer = name, socket = %self.role.socket_type(), ?version, "connected");
-        self.tell(SocketEvent::Connected { peer: name.to_owned() });
-        self.tell_refused_subscriptions(link, refused);
+        self.emit(SocketEvent::Connected { peer: name.to_owned() });
+        self.report_refused_subscriptions(link, refused);
         self.changed.notify_waiters();
         self.reassign();
 
@@ -605,9 +605,9 @@ impl Hub {
         };
         link.release();
         if let Some(report) = link.overflowed.rest() {
-            self.tell_overflow(link, report);
+            self.report_overflow(link, report);
         }
-        let last_end = self.judge(name, link, &limits, &ended);
+        let last_end = self.classify_end(name, link, &limits, &ended);
         link.state().last_end = last_end;
         link.disconnected();
         tracing::debug!(peer = name, socket = %self.role.socket_type(), reason = %ended, "disconnected");
@@ -621,7 +621,7 @@ impl Hub {
         }
         let error = ended.while_connected(&name);
         link.state().failure = Some(error.clone());
-        self.tell(SocketEvent::Disconnected { peer: name.to_owned(), error });
+        self.emit(SocketEvent::Disconnected { peer: name.to_owned(), error });
         self.changed.notify_waiters();
         self.reassign();
     }
@@ -648,7 +648,7 @@ impl Hub {
     /// Determines what the end of a connection says about the message that was being sent. A peer that
     /// announces no limits, as other implementations do not, ends the connection in the middle of a message
     /// that is too large for it. If it does so twice during the same message, that message is dropped.
-    fn judge(&self, name: &str, link: &Link, limits: &PeerLimits, ended: &Ended) -> LastEnd {
+    fn classify_end(&self, name: &str, link: &Link, limits: &PeerLimits, ended: &Ended) -> LastEnd {
         if let Ended::Violation(violation) = ended
             && violation.blame() == Blame::PeerMisbehaved
         {

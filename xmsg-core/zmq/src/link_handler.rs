@@ -104,7 +104,7 @@ impl Handler for LinkHandler<'_> {
             (DropReason::TooLarge, news.too_large, total.too_large),
         ] {
             if messages > 0 {
-                self.hub.tell(SocketEvent::DroppedByPeer { peer: peer.to_string(), reason, messages, total });
+                self.hub.emit(SocketEvent::DroppedByPeer { peer: peer.to_string(), reason, messages, total });
             }
         }
     }

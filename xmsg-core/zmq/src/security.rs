@@ -100,13 +100,13 @@ pub trait Authenticator: fmt::Debug + Send + Sync {
 ///     user == "ali" && password.as_slice() == b"open sesame"
 /// }));
 /// ```
-pub fn authenticate_with<F, Judging, V>(judge: F) -> Arc<dyn Authenticator>
+pub fn authenticate_with<F, Authentication, V>(authenticate: F) -> Arc<dyn Authenticator>
 where
-    F: Fn(Credentials, Option<IpAddr>) -> Judging + Send + Sync + 'static,
-    Judging: Future<Output = V> + Send + 'static,
+    F: Fn(Credentials, Option<IpAddr>) -> Authentication + Send + Sync + 'static,
+    Authentication: Future<Output = V> + Send + 'static,
     V: Into<Verdict>,
 {
-    Arc::new(AsyncFunction(judge))
+    Arc::new(AsyncFunction(authenticate))
 }
 
 /// An async function that authenticates credentials.
@@ -118,15 +118,15 @@ impl<F> fmt::Debug for AsyncFunction<F> {
     }
 }
 
-impl<F, Judging, V> Authenticator for AsyncFunction<F>
+impl<F, Authentication, V> Authenticator for AsyncFunction<F>
 where
-    F: Fn(Credentials, Option<IpAddr>) -> Judging + Send + Sync,
-    Judging: Future<Output = V> + Send + 'static,
+    F: Fn(Credentials, Option<IpAddr>) -> Authentication + Send + Sync,
+    Authentication: Future<Output = V> + Send + 'static,
     V: Into<Verdict>,
 {
     fn authenticate(&self, credentials: Credentials, from: Option<IpAddr>) -> BoxFuture<'_, Verdict> {
-        let judging = (self.0)(credentials, from);
-        Box::pin(async move { judging.await.into() })
+        let authentication = (self.0)(credentials, from);
+        Box::pin(async move { authentication.await.into() })
     }
 }
 

@@ -304,7 +304,7 @@ impl Subscribing {
                 let is_first = state.refused.replace(why).is_none();
                 drop(guard);
                 if is_first {
-                    hub.tell_refused_subscriptions(link, vec![(prefix.clone(), why)]);
+                    hub.report_refused_subscriptions(link, vec![(prefix.clone(), why)]);
                 }
                 return;
             }

@@ -79,7 +79,7 @@ pub struct Peer {
 /// What the peer did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The peer presents its credentials. The handshake does not continue before [`Engine::judge`].
+    /// The peer presents its credentials. The handshake does not continue before [`Engine::set_verdict`].
     Credentials(Credentials),
     /// The handshake is complete: traffic may flow in both directions.
     Ready(Peer),
@@ -144,7 +144,7 @@ pub struct Engine {
     mechanism: Box<dyn Mechanism>,
     /// The identity that the peer claims in its credentials, authenticated once it is admitted.
     principal: Option<Principal>,
-    judging: bool,
+    awaits_verdict: bool,
     phase: Phase,
     outgoing: BytesMut,
     scanner: Scanner,
@@ -176,7 +176,7 @@ impl Engine {
         Self {
             mechanism,
             principal: None,
-            judging: false,
+            awaits_verdict: false,
             phase: Phase::Signature,
             outgoing: BytesMut::from(&greeting::signature()[..]),
             scanner: Scanner::new(&options.limits).at_most(MESSAGES_MAX),
@@ -231,8 +231,8 @@ impl Engine {
     /// # Errors
     ///
     /// [`Violation::NotAdmitted`] if the peer was rejected.
-    pub fn judge(&mut self, admitted: bool) -> Result<(), Violation> {
-        if !std::mem::take(&mut self.judging) {
+    pub fn set_verdict(&mut self, admitted: bool) -> Result<(), Violation> {
+        if !std::mem::take(&mut self.awaits_verdict) {
             return Ok(());
         }
         if !admitted {
@@ -388,7 +388,7 @@ impl Engine {
 
     fn read_handshake(&mut self, input: &mut BytesMut, version: Version) -> Result<Option<Event>, Violation> {
         loop {
-            if self.judging {
+            if self.awaits_verdict {
                 return Ok(None);
             }
             if let Some(properties) = self.mechanism.take_properties() {
@@ -413,7 +413,7 @@ impl Engine {
             self.mechanism.handle_command(body)?;
             if let Some(credentials) = self.mechanism.credentials() {
                 self.principal = Some(credentials.principal());
-                self.judging = true;
+                self.awaits_verdict = true;
                 return Ok(Some(Event::Credentials(credentials)));
             }
             self.advance_mechanism();

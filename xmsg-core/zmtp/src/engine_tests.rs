@@ -53,7 +53,7 @@ fn feed<'a>(engine: &mut Engine, pieces: impl IntoIterator<Item = &'a [u8]>) -> 
         input.extend_from_slice(piece);
         while let Some(event) = engine.poll_event(&mut input)? {
             match event {
-                Event::Credentials(_) => engine.judge(true)?,
+                Event::Credentials(_) => engine.set_verdict(true)?,
                 Event::Drain => seen.push(Seen::Drain),
                 Event::Drained => seen.push(Seen::Drained),
                 Event::FromSubscriber(wire) => seen.push(Seen::FromSubscriber(wire.to_vec())),
@@ -350,7 +350,7 @@ fn both_ends_learn_the_limits_of_the_other() {
                 let (engine, input, told) = &mut ends[number];
                 match engine.poll_event(input).unwrap() {
                     Some(Event::Ready(peer)) => *told = Some(peer.limits),
-                    Some(Event::Credentials(_)) => engine.judge(true).unwrap(),
+                    Some(Event::Credentials(_)) => engine.set_verdict(true).unwrap(),
                     _ => {}
                 }
             }

@@ -92,7 +92,7 @@ impl Mechanism for PlainClient {
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     Hello,
-    Judging,
+    AwaitingVerdict,
     Admitted,
     Welcomed,
     Initiated,
@@ -147,7 +147,7 @@ impl Mechanism for PlainServer {
                 let password = take_short(&mut rest).filter(|_| rest.is_empty()).ok_or(MALFORMED)?;
                 let password = Zeroizing::new(password.to_vec());
                 self.credentials = Some(Credentials::Password { user, password });
-                self.step = Step::Judging;
+                self.step = Step::AwaitingVerdict;
                 Ok(())
             }
             Step::Welcomed => {
@@ -175,7 +175,7 @@ impl Mechanism for PlainServer {
     }
 
     fn admit(&mut self) {
-        if self.step == Step::Judging {
+        if self.step == Step::AwaitingVerdict {
             self.step = Step::Admitted;
         }
     }

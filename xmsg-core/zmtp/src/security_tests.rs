@@ -57,7 +57,7 @@ impl Side {
                     self.outcome = Outcome::Ready(peer);
                     Ok(())
                 }
-                Ok(Some(Event::Credentials(_))) => self.engine.judge(admit),
+                Ok(Some(Event::Credentials(_))) => self.engine.set_verdict(admit),
                 Ok(Some(_)) => Ok(()),
                 Ok(None) => break,
                 Err(violation) => Err(violation),
@@ -253,7 +253,7 @@ fn a_plain_server_refuses_in_the_words_of_the_peer() {
         input.put_slice(b"\x04\x0a\x05HELLO\x01a\x01b");
         assert!(matches!(server.poll_event(&mut input), Ok(Some(Event::Credentials(_)))));
         let _greeting = std::iter::from_fn(|| server.poll_transmit()).count();
-        assert!(matches!(server.judge(false), Err(Violation::NotAdmitted(Some(_)))));
+        assert!(matches!(server.set_verdict(false), Err(Violation::NotAdmitted(Some(_)))));
         assert_eq!(server.poll_transmit().as_deref(), Some(refusal));
     }
 }
@@ -273,5 +273,5 @@ fn nothing_is_taken_before_the_credentials_were_judged() {
     let rest = input.len();
     assert_eq!(server.poll_event(&mut input), Ok(None));
     assert_eq!(input.len(), rest, "nothing is read");
-    assert!(matches!(server.judge(false), Err(Violation::NotAdmitted(Some(_)))));
+    assert!(matches!(server.set_verdict(false), Err(Violation::NotAdmitted(Some(_)))));
 }

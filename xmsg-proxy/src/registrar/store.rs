@@ -12,9 +12,9 @@
 //! | filter | the smallest of: a range of topics, the topics of the subject, of the types, or of the host |
 //! | remove all of a host | the topics of the host |
 
-mod above;
-mod few;
 mod index;
+mod prefix_search;
+mod small_map;
 mod table;
 
 use std::collections::hash_map::Entry;
@@ -27,8 +27,8 @@ use bytes::Bytes;
 use xmsg_core::registration::{OwnerType, Registration, UNDEFINED};
 use xmsg_core::topic::ANY;
 
-use self::above::{Looked, PrefixSearch};
-use self::few::{SmallMap, Text};
+use self::prefix_search::{Looked, PrefixSearch};
+use self::small_map::{SmallMap, Text};
 use self::table::Table;
 
 /// The largest number of registrations that differ only in what removing ignores: port, description and
@@ -126,7 +126,7 @@ impl Store {
     /// Returns the approximate memory of all registrations and of their indexes, in bytes.
     #[must_use]
     pub fn memory(&self) -> usize {
-        let expiring = few::tree::<Due, (OwnerType, Key, Owner)>(self.expiring.len());
+        let expiring = small_map::tree::<Due, (OwnerType, Key, Owner)>(self.expiring.len());
         self.publishers.memory + self.subscribers.memory + expiring
     }
 
@@ -226,7 +226,7 @@ impl Store {
         let coming = (owner, key, of);
         let (_, key, of) = &coming;
         let growth = table.growth(key, of, &frame)
-            + self.ttl.map_or(0, |_| few::leaf::<Due, (OwnerType, Key, Owner)>(self.expiring.len()));
+            + self.ttl.map_or(0, |_| small_map::leaf::<Due, (OwnerType, Key, Owner)>(self.expiring.len()));
         if !variants.iter().any(|variant| variant.frame == frame) {
             if self.len() + self.reserved.records >= self.limit {
                 return Err(Refused::Full(self.limit));

@@ -162,7 +162,7 @@ impl Proofs {
 
 /// The source of failures: a name at an address, or an address with any names. Names are hashed, so that all
 /// of them take equally little memory.
-type Who = (Option<IpAddr>, Option<u64>);
+type FailureSource = (Option<IpAddr>, Option<u64>);
 
 #[derive(Clone, Copy, Debug)]
 struct Failure {
@@ -174,7 +174,7 @@ struct Failure {
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     hasher: RandomState,
-    known: Mutex<HashMap<Who, Failure>>,
+    known: Mutex<HashMap<FailureSource, Failure>>,
 }
 
 impl Failures {
@@ -182,13 +182,13 @@ impl Failures {
         self.hasher.hash_one(user)
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<Who, Failure>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<FailureSource, Failure>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the sources that a login counts for. A login without a known address counts only for its name,
     /// because it says nothing about other logins without an address.
-    fn keys(from: Option<IpAddr>, user: u64) -> impl Iterator<Item = (Who, u32)> {
+    fn keys(from: Option<IpAddr>, user: u64) -> impl Iterator<Item = (FailureSource, u32)> {
         let pair = ((from, Some(user)), FREE_OF_PAIR);
         [Some(pair), from.map(|from| ((Some(from), None), FREE_OF_ADDRESS))].into_iter().flatten()
     }
@@ -287,7 +287,7 @@ pub(super) struct Checks {
 }
 
 /// The permission to check a password. It ends when it is dropped.
-pub(super) type Turn = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+pub(super) type CheckPermit = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
 
 impl Checks {
     pub(super) fn new() -> Self {
@@ -300,7 +300,7 @@ impl Checks {
     }
 
     /// Waits for permission to check a password. Returns `None` if too many logins are waiting.
-    pub(super) async fn turn(&self, user: u64, is_suspect: bool) -> Option<Turn> {
+    pub(super) async fn turn(&self, user: u64, is_suspect: bool) -> Option<CheckPermit> {
         let waiting = if is_suspect { &self.waiting_suspects } else { &self.waiting };
         let _place = Place::take(waiting, user)?;
         // The semaphores are never closed.

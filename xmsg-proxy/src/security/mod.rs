@@ -288,7 +288,7 @@ impl Authority {
         self.logins.counters.counts()
     }
 
-    async fn judge(&self, credentials: Credentials, from: Option<IpAddr>) -> Verdict {
+    async fn authenticate_peer(&self, credentials: Credentials, from: Option<IpAddr>) -> Verdict {
         let principal = credentials.principal();
         let verdict = match credentials {
             Credentials::Key(_) => self.rules().rights(Some(&principal)).is_some().into(),
@@ -342,7 +342,7 @@ impl Authority {
 
 impl Authenticator for Authority {
     fn authenticate(&self, credentials: Credentials, from: Option<IpAddr>) -> BoxFuture<'_, Verdict> {
-        Box::pin(self.judge(credentials, from))
+        Box::pin(self.authenticate_peer(credentials, from))
     }
 
     fn recognizes(&self, credentials: &Credentials) -> bool {

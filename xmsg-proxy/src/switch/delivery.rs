@@ -1,4 +1,4 @@
-//! Queues what an inlet has for one subscriber, as far as there is room; at the mark, its policy decides.
+//! Queues what an ingress has for one subscriber, as far as there is room; at the mark, its policy decides.
 
 use std::sync::{Arc, OnceLock};
 
@@ -8,7 +8,7 @@ use xmsg_zmq::link::send_queue::{APART, DropPolicy, SendQueueGuard, SlabCharge};
 use xmsg_zmq::{Amount, HighWaterMark};
 use xmsg_zmtp::{MessageLimits, Span};
 
-use super::peers::{Drops, Gate, Subscriber};
+use super::peers::{ConnectedPeers, Drops, Subscriber};
 use crate::policy::{Policies, Policy, Rule};
 
 /// Runs below this many bytes are copied: cheaper than a slice, and a few bytes do not keep a slab alive.
@@ -126,7 +126,7 @@ impl<'a> Cut<'a> {
 #[derive(Debug)]
 pub(super) struct Delivery {
     pub(super) memory: MemoryBudget,
-    pub(super) gate: Arc<Gate>,
+    pub(super) connected_peers: Arc<ConnectedPeers>,
     /// Bytes of all queues together.
     pub(super) ceiling: usize,
 }
@@ -143,7 +143,7 @@ impl Delivery {
         }
         let half = self.ceiling.min(left) / 2;
         if self.memory.queues().bytes() > half.saturating_sub(SLACK) {
-            let share = (half / self.gate.subscriber_count().max(1)).max(SHARE_MIN);
+            let share = (half / self.connected_peers.subscriber_count().max(1)).max(SHARE_MIN);
             return HighWaterMark { bytes: mark.bytes.min(share), ..mark };
         }
         mark
@@ -178,7 +178,7 @@ impl Delivery {
             done += 1;
             if queue.is_closed() {
                 // It is leaving: there is nobody to deliver to.
-                self.gate.lose(run.count() as u64);
+                self.connected_peers.lose(run.count() as u64);
                 continue;
             }
             let rule = policies.rule(run.rule);

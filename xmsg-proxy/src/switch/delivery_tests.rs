@@ -117,7 +117,7 @@ fn carry_out(plan: &Plan) -> Outcome {
     let subscriber = Subscriber::new(1, "peer", send_queue, Grant::new(&Arc::default(), None));
     let own: Vec<_> = plan.own.map(|policy| TopicPolicy::new("t3", policy)).into_iter().collect();
     let policies = Policies::new(Rule { policy: plan.policy, mark: plan.mark }, &own);
-    let delivery = Delivery { memory: memory.clone(), gate: Arc::default(), ceiling: usize::MAX };
+    let delivery = Delivery { memory: memory.clone(), connected_peers: Arc::default(), ceiling: usize::MAX };
     let peer = Peer::default();
     let (mut pushed, mut left_out) = (Vec::new(), 0);
     let mut largest_batch = 0;
@@ -296,7 +296,7 @@ fn topics_in_turn_cost_no_more_than_they_are() {
         SendQueue::with_memory_counter(mark, memory.queues().clone()),
         Grant::new(&Arc::default(), None),
     );
-    let delivery = Delivery { memory: memory.clone(), gate: Arc::default(), ceiling: usize::MAX };
+    let delivery = Delivery { memory: memory.clone(), connected_peers: Arc::default(), ceiling: usize::MAX };
     let mut wire = bytes::BytesMut::new();
     for number in 0..10 {
         encode_message(&mut wire, &[["a", "b"][number % 2].as_bytes(), &[0; 2000]]);
@@ -325,8 +325,11 @@ fn only_a_subscriber_that_is_to_lose_nothing_has_its_publishers_wait_before_its_
     for policy in Policy::ALL {
         let subscriber = Subscriber::new(1, "peer", SendQueue::new(mark), Grant::new(&Arc::default(), None));
         let policies = Policies::new(Rule { policy, mark }, &[]);
-        let delivery =
-            Delivery { memory: MemoryBudget::default(), gate: Arc::default(), ceiling: usize::MAX };
+        let delivery = Delivery {
+            memory: MemoryBudget::default(),
+            connected_peers: Arc::default(),
+            ceiling: usize::MAX,
+        };
         let deliver = || {
             let cut = Cut::new(&wire, &spans, wire.len(), OnceLock::new());
             let mut runs = cut.divide(&[Run { first: 0, end: spans.len(), rule: 0 }], &policies);
@@ -340,7 +343,7 @@ fn only_a_subscriber_that_is_to_lose_nothing_has_its_publishers_wait_before_its_
 #[test]
 fn queues_keep_their_part_of_the_memory_whoever_holds_the_rest() {
     let memory = MemoryBudget::new(64 << 20);
-    let delivery = Delivery { memory: memory.clone(), gate: Arc::default(), ceiling: usize::MAX };
+    let delivery = Delivery { memory: memory.clone(), connected_peers: Arc::default(), ceiling: usize::MAX };
     let mark = HighWaterMark::bytes(256 << 20);
     assert_eq!(delivery.limit(mark), mark, "nothing is held");
     // An attacker holds all but a little in messages that have come in part.

@@ -7,16 +7,16 @@
 //!                             └────────────── Table ◄──────────────────┘
 //! ```
 //!
-//! One task a connection. An *inlet* lives in the task of its publisher and shares nothing with other inlets
-//! but the *table*, which it reads only when it meets a topic that it has not seen since subscriptions last
-//! changed. Messages are never taken apart: a run of messages for the same subscribers is one slice of the
-//! memory that they were read into.
+//! One task a connection. An *ingress* lives in the task of its publisher and shares nothing with other
+//! ingresses but the *table*, which it reads only when it meets a topic that it has not seen since
+//! subscriptions last changed. Messages are never taken apart: a run of messages for the same subscribers is
+//! one slice of the memory that they were read into.
 
 mod bucket;
 mod delivery;
 mod grant;
 mod held;
-mod inlet;
+mod ingress;
 mod peers;
 mod publisher;
 mod requests;
@@ -47,9 +47,9 @@ use xmsg_zmtp::{Engine, MessageLimits, Peer, PeerLimits, SocketType};
 use crate::config::Config;
 use crate::policy::{Policies, Policy, Rule, TopicPolicy};
 use crate::security::Authority;
-use inlet::{Caches, Inlet};
+use ingress::{Caches, Ingress};
+use peers::{ConnectedPeers, Grant, Subscriber};
 pub use peers::{Drops, PublisherStats, SubscriberStats};
-use peers::{Gate, Grant, Subscriber};
 use publisher::Publisher;
 use requests::{Asking, RequestSender};
 pub use requests::{ControlRequests, Request, Requester};
@@ -168,7 +168,7 @@ struct Inner {
     /// Refused connections in the log.
     refusals: Throttle,
     table: Arc<Table>,
-    gate: Arc<Gate>,
+    connected_peers: Arc<ConnectedPeers>,
     caches: Arc<Caches>,
     watch: Arc<Watch>,
     started: Instant,
@@ -218,7 +218,7 @@ impl Switch {
             asking,
             requests: Mutex::new(Some(requests)),
             table,
-            gate: Arc::default(),
+            connected_peers: Arc::default(),
             caches: Arc::new(Caches::new(&config.memory)),
             watch: Arc::default(),
             started: now(),
@@ -316,7 +316,7 @@ impl Switch {
     pub async fn enforce(&self) {
         // First: whoever waits to be cut off has no rights any more.
         self.inner.table.change(Change::Enforce).await;
-        self.inner.gate.cut_strangers().await;
+        self.inner.connected_peers.cut_strangers().await;
         // Publishers are told what they may publish now.
         self.settled().await;
     }
@@ -330,7 +330,7 @@ impl Switch {
         inner.table.change(Change::Policies(Arc::new(Policies::new(default, policies)))).await;
         inner.table.synchronize().await;
         // A publisher that waits need perhaps not wait any more.
-        inner.gate.reconsider();
+        inner.connected_peers.reconsider();
     }
 
     /// Ends all tasks without waiting for them. What it listened to is free when this returns.
@@ -342,7 +342,7 @@ impl Switch {
     /// Everything since the start.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        let mut totals = self.inner.gate.totals();
+        let mut totals = self.inner.connected_peers.totals();
         totals.refused += self.inner.admission.refused();
         totals.evicted = self.inner.admission.evicted();
         totals.violations = self.inner.violations.counts();
@@ -354,20 +354,20 @@ impl Switch {
     /// Every connected publisher.
     #[must_use]
     pub fn publishers(&self) -> Vec<PublisherStats> {
-        self.inner.gate.publishers()
+        self.inner.connected_peers.publishers()
     }
 
     /// Every connected subscriber.
     #[must_use]
     pub fn subscribers(&self) -> Vec<SubscriberStats> {
         let default = self.inner.table.routes().policies().default_rule();
-        self.inner.gate.subscribers(default)
+        self.inner.connected_peers.subscribers(default)
     }
 
     /// Ends the connection of the publisher or subscriber with this number, whatever it waits for; nothing
     /// else is ended. `by` says in the log who asked for it. `None`: there is no such connection.
     pub fn end(&self, id: u32, by: &str) -> Option<Ending> {
-        let found = self.inner.gate.find(id);
+        let found = self.inner.connected_peers.find(id);
         let (side, peer, grant) = match &found {
             (Some(one), _) => (Side::Publishers, &one.peer, &one.grant),
             (None, Some(one)) => (Side::Subscribers, &one.peer, &one.grant),
@@ -414,15 +414,15 @@ impl Switch {
         inner.unbind();
         let orderly = async {
             inner.publishers.close();
-            inner.gate.close_publishers();
+            inner.connected_peers.close_publishers();
             let leave = tokio::time::timeout(linger.mul_f64(PUBLISHERS_SHARE), inner.publishers.wait());
             if leave.await.is_err() {
                 tracing::warn!("publishers that have not ended their connections in time are disconnected");
-                inner.gate.cut_publishers();
+                inner.connected_peers.cut_publishers();
                 inner.publishers.wait().await;
             }
-            inner.gate.close_subscribers();
-            inner.gate.subscribers_gone().await;
+            inner.connected_peers.close_subscribers();
+            inner.connected_peers.subscribers_gone().await;
         };
         if tokio::time::timeout(linger, orderly).await.is_err() {
             tracing::warn!(?linger, "stopped before everything was delivered");
@@ -478,7 +478,7 @@ impl Switch {
             result = session.handshake() => match result {
                 Ok(found) => found,
                 Err(ended) => {
-                    self.inner.gate.refused();
+                    self.inner.connected_peers.refused();
                     if self.inner.violations.note(&peer, side.port(), &ended).is_none()
                         && let Some(unlogged) = self.inner.refusals.pass("connections that were refused in the handshake")
                     {
@@ -528,13 +528,15 @@ impl Switch {
         gives_way: CancellationToken,
     ) -> Ended {
         let inner = &self.inner;
-        let publisher = Arc::new(publisher.counting(&inner.config.memory).logging(&inner.gate.lines));
+        let publisher =
+            Arc::new(publisher.counting(&inner.config.memory).logging(&inner.connected_peers.lines));
         let route = session.route();
         let session = session.with_departure(Arc::new(Leaving(publisher.place.clone())));
         let asking = Asking::new(inner.asking.clone());
-        let (table, gate, caches) = (&inner.table, &inner.gate, &inner.caches);
-        let mut inlet = Inlet::new(&publisher, table, gate, asking, caches, &inner.watch, &inner.config);
-        inner.gate.add_publisher(&publisher);
+        let (table, connected_peers, caches) = (&inner.table, &inner.connected_peers, &inner.caches);
+        let mut ingress =
+            Ingress::new(&publisher, table, connected_peers, asking, caches, &inner.watch, &inner.config);
+        inner.connected_peers.add_publisher(&publisher);
         inner.table.change(Change::PublisherJoined(publisher.clone())).await;
         if inner.refuse.is_cancelled() {
             publisher.send_queue.close();
@@ -547,10 +549,10 @@ impl Switch {
             () = publisher.grant.revoked.cancelled() => Ended::ByUs("not allowed any more"),
             () = publisher.grant.unwanted.cancelled() => Ended::ByUs(BY_OPERATOR),
             () = gives_way.cancelled() => Ended::ByUs(GIVES_WAY),
-            ended = session.run(&publisher.send_queue, &mut inlet, Duration::MAX) => ended,
+            ended = session.run(&publisher.send_queue, &mut ingress, Duration::MAX) => ended,
         };
         publisher.send_queue.close();
-        inner.gate.remove_publisher(&publisher);
+        inner.connected_peers.remove_publisher(&publisher);
         publisher.grant.log_rest(&publisher.peer);
         inner.table.change(Change::PublisherGone(publisher.id)).await;
         ended
@@ -562,7 +564,8 @@ impl Switch {
         if !publisher.place.is_given_away() {
             return Ended::ByUs("cut off");
         }
-        if let Some(unlogged) = self.inner.gate.lines.crowded_out.pass("publishers whose places were needed")
+        if let Some(unlogged) =
+            self.inner.connected_peers.lines.crowded_out.pass("publishers whose places were needed")
         {
             tracing::warn!(
                 peer = %publisher.peer,
@@ -594,9 +597,10 @@ impl Switch {
         let ours = MessageLimits::from(&config.limits);
         let takes = Some(ours.within(&limits)).filter(|takes| *takes != ours);
         let subscriber = Subscriber::new(self.id(), peer, send_queue, grant).counting(&config.memory);
-        let subscriber =
-            Arc::new(subscriber.taking(takes).telling(accepts_drop_reports).logging(&inner.gate.lines));
-        inner.gate.add_subscriber(&subscriber);
+        let subscriber = Arc::new(
+            subscriber.taking(takes).telling(accepts_drop_reports).logging(&inner.connected_peers.lines),
+        );
+        inner.connected_peers.add_subscriber(&subscriber);
         if inner.refuse.is_cancelled() {
             subscriber.send_queue.close();
         }
@@ -615,7 +619,7 @@ impl Switch {
         };
         subscriber.send_queue.close();
         inner.table.change(Change::SubscriberGone(subscriber.id)).await;
-        inner.gate.remove_subscriber(&subscriber);
+        inner.connected_peers.remove_subscriber(&subscriber);
         subscriber.grant.log_rest(peer);
         ended
     }
@@ -648,7 +652,7 @@ impl Switch {
             let number = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
             // The table is made of short numbers.
             let id = number as u32;
-            let is_free = || matches!(self.inner.gate.find(id), (None, None));
+            let is_free = || matches!(self.inner.connected_peers.find(id), (None, None));
             if u32::try_from(number).is_ok() || (id > 0 && is_free()) {
                 return id;
             }
@@ -677,7 +681,7 @@ mod tests {
     async fn numbers_that_begin_anew_leave_out_those_that_are_taken() {
         let switch = Switch::start(Config::default());
         for id in [1, 2, 4] {
-            switch.inner.gate.add_publisher(&Arc::new(Publisher::of_test(id, "a publisher")));
+            switch.inner.connected_peers.add_publisher(&Arc::new(Publisher::of_test(id, "a publisher")));
         }
         switch.inner.next_id.store(u64::from(u32::MAX), Ordering::Relaxed);
         assert_eq!([switch.id(), switch.id(), switch.id()], [u32::MAX, 3, 5]);

@@ -548,7 +548,7 @@ pub struct SubscriberStats {
 
 /// Everybody who is connected, and the counts of those who left.
 #[derive(Debug, Default)]
-pub(super) struct Gate {
+pub(super) struct ConnectedPeers {
     publishers: Mutex<BTreeMap<u32, Arc<Publisher>>>,
     subscribers: Mutex<BTreeMap<u32, Arc<Subscriber>>>,
     gone: Mutex<Totals>,
@@ -564,7 +564,7 @@ pub(super) struct Gate {
     pub(super) lines: Arc<Lines>,
 }
 
-impl Gate {
+impl ConnectedPeers {
     pub(super) fn add_publisher(&self, publisher: &Arc<Publisher>) {
         lock(&self.publishers).insert(publisher.id, publisher.clone());
         // The rules may have changed while it was being let in.

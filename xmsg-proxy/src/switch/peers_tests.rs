@@ -54,8 +54,8 @@ fn newest(messages: u64) -> Drops {
 async fn lines_of_a_slow_subscriber_add_up_to_all_that_was_dropped() {
     let (log, _guard) = Log::start();
     let subscriber = subscriber();
-    let gate = Gate::default();
-    gate.add_subscriber(&subscriber);
+    let connected_peers = ConnectedPeers::default();
+    connected_peers.add_subscriber(&subscriber);
     let dropping = async {
         for _ in 0..250 {
             subscriber.count_dropped(newest(100));
@@ -74,7 +74,7 @@ async fn lines_of_a_slow_subscriber_add_up_to_all_that_was_dropped() {
         never = subscriber.keep_logging() => match never {},
         () = dropping => {}
     }
-    gate.remove_subscriber(&subscriber);
+    connected_peers.remove_subscriber(&subscriber);
     let dropped = log.numbers("dropped");
     assert_eq!(dropped[4..], [7, 8, 25_015], "the rest, and the sum when it leaves");
     assert_eq!(dropped[..6].iter().sum::<u64>(), 25_015);
@@ -85,13 +85,13 @@ async fn lines_of_a_slow_subscriber_add_up_to_all_that_was_dropped() {
 async fn lines_about_messages_that_are_too_large_or_not_allowed_add_up_too() {
     let (log, _guard) = Log::start();
     let subscriber = subscriber();
-    let gate = Gate::default();
-    gate.add_subscriber(&subscriber);
+    let connected_peers = ConnectedPeers::default();
+    connected_peers.add_subscriber(&subscriber);
     for _ in 0..10 {
         subscriber.count_too_large(Amount::new(3, 3), b"a:b");
         subscriber.grant.deny("a test", "publish", b"a:b", 2);
     }
-    gate.remove_subscriber(&subscriber);
+    connected_peers.remove_subscriber(&subscriber);
     subscriber.grant.log_rest("a test");
     assert_eq!(log.numbers("too_large"), [3, 27]);
     assert_eq!(log.numbers("denied"), [2, 18]);

@@ -1,4 +1,4 @@
-//! Control requests on their way from inlets to whoever answers them.
+//! Control requests on their way from ingresses to whoever answers them.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use xmsg_core::control::{Right, RightsQuestion};
+use xmsg_core::control::{Right, RightsRequest};
 use xmsg_zmq::link::session::now;
 use xmsg_zmq::link::source::Source;
 use xmsg_zmq::link::throttle::Throttle;
@@ -63,7 +63,7 @@ impl Request {
             b"stats" => is_identity(&argument).then_some(Self::Stats(argument)),
             b"sub" => (argument.len() <= TOPIC_MAX).then_some(Self::Subscription(argument)),
             _ => {
-                let (identity, right, topic) = RightsQuestion::read(&kind, &argument)?;
+                let (identity, right, topic) = RightsRequest::read(&kind, &argument)?;
                 let is_good = is_identity(&identity) && topic.len() <= TOPIC_MAX;
                 is_good.then_some(Self::Rights(identity, right, topic))
             }
@@ -143,7 +143,7 @@ impl Requester {
 /// Requests in the order in which they came; `None` for what is none.
 pub type ControlRequests = mpsc::Receiver<(Requester, Option<Request>)>;
 
-/// Where inlets put control requests in.
+/// Where ingresses put control requests in.
 #[derive(Clone, Debug)]
 pub(super) struct RequestSender {
     sender: mpsc::Sender<(Requester, Option<Request>)>,

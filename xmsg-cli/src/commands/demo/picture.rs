@@ -19,7 +19,7 @@ use super::page::{self, Page};
 use super::program;
 use crate::exit::Exit;
 use crate::output::{grouped, rounded};
-use crate::screen::{Input, Look, Screen, sparkline};
+use crate::screen::{Input, Screen, Theme, sparkline};
 use crate::signals::Interrupt;
 use crate::table::size;
 use crate::traffic::Traffic;
@@ -51,7 +51,7 @@ pub(super) async fn run() -> anyhow::Result<Exit> {
         ..View::new(proxy.address().to_string(), program(), experiment.members.clone())
     };
     let mut screen = Screen::open()?;
-    let look = Look::of_environment();
+    let look = Theme::of_environment();
     let mut ticks = tokio::time::interval_at(Instant::now() + FIRST, INTERVAL);
     screen.draw(|frame| view.draw(frame, look))?;
     let exit = loop {
@@ -166,7 +166,7 @@ impl View {
         }
     }
 
-    fn draw(&self, frame: &mut Frame<'_>, look: Look) {
+    fn draw(&self, frame: &mut Frame<'_>, look: Theme) {
         let members = self.rows().count() as u16;
         let commands = self.commands(usize::from(frame.area().width));
         let [title, topics, clients, totals, join] = Layout::vertical([
@@ -222,7 +222,7 @@ impl View {
             .collect()
     }
 
-    fn draw_topics(&self, frame: &mut Frame<'_>, area: Rect, look: Look) {
+    fn draw_topics(&self, frame: &mut Frame<'_>, area: Rect, look: Theme) {
         let room = usize::from(area.height).saturating_sub(2);
         let count = self.traffic.topics().len();
         // The last line is for those that find no room.
@@ -291,7 +291,7 @@ impl View {
         known.chain(others.take(3))
     }
 
-    fn draw_clients(&self, frame: &mut Frame<'_>, area: Rect, look: Look) {
+    fn draw_clients(&self, frame: &mut Frame<'_>, area: Rect, look: Theme) {
         let rows = self.rows().map(|(name, does, client)| {
             let style = match client {
                 Some(client) if client.dropped > 0 => look.warning(),
@@ -342,7 +342,7 @@ impl View {
     }
 }
 
-fn part(title: &str, look: Look) -> Block<'_> {
+fn part(title: &str, look: Theme) -> Block<'_> {
     Block::new()
         .borders(Borders::TOP)
         .border_style(look.aside())

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use crate::args::parse_duration;
 use crate::exit::Exit;
 use crate::live::{self, Asking, check_interval};
-use crate::looks::{Look, Rates};
 use crate::output::note;
+use crate::sampling::{Rates, Sampler};
 use crate::screen::Screen;
 use crate::signals::Interrupt;
 use crate::stats::SourceOptions;
@@ -79,7 +79,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     check_interval(arguments.interval)?;
     let is_live = !arguments.once && !arguments.json && Screen::is_possible();
     let work = async {
-        let mut look = Look::open(&arguments.source).await?;
+        let mut look = Sampler::open(&arguments.source).await?;
         look.take().await?;
         if is_live {
             let view = View::new(look.address(), look.unseen(), arguments.sort, arguments.filter.clone());
@@ -97,7 +97,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 }
 
 /// Writes what is found: once, or again and again.
-async fn write(mut look: Look, arguments: &Arguments) -> anyhow::Result<()> {
+async fn write(mut look: Sampler, arguments: &Arguments) -> anyhow::Result<()> {
     let is_repeated = arguments.json && !arguments.once;
     live::write(&mut look, arguments.interval, is_repeated, |look, rates, output| {
         let frozen = Frozen::of(&rates, arguments.sort, &arguments.filter);

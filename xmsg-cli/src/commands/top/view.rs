@@ -12,9 +12,9 @@ use xmsg_core::text::escaped;
 
 use super::Sort;
 use crate::live::{Controls, LiveView};
-use crate::looks::{ConnectionRates, Rates, TopicRates};
 use crate::output::{grouped, rounded};
-use crate::screen::{Look, draw_table};
+use crate::sampling::{ConnectionRates, Rates, TopicRates};
+use crate::screen::{Theme, draw_table};
 use crate::table::{self, size, time};
 
 const CONNECTION_COLUMNS: [&str; 8] =
@@ -200,7 +200,7 @@ impl LiveView for View {
         }
     }
 
-    fn draw(&self, frame: &mut Frame<'_>, look: Look) {
+    fn draw(&self, frame: &mut Frame<'_>, look: Theme) {
         let area = frame.area();
         let [title, second, tables, keys] = Layout::vertical([
             Constraint::Length(1),
@@ -269,7 +269,7 @@ impl View {
         }
     }
 
-    fn draw_connections(&self, frame: &mut Frame<'_>, area: Rect, frozen: &Frozen<'_>, look: Look) {
+    fn draw_connections(&self, frame: &mut Frame<'_>, area: Rect, frozen: &Frozen<'_>, look: Theme) {
         // Scrolling moves the topics where both are shown.
         let skipped = if self.shown == Shown::Connections { self.controls.skipped } else { 0 };
         let rows = frozen.connections.iter().map(|one| {
@@ -294,7 +294,7 @@ impl View {
         );
     }
 
-    fn draw_topics(&self, frame: &mut Frame<'_>, area: Rect, frozen: &Frozen<'_>, look: Look) {
+    fn draw_topics(&self, frame: &mut Frame<'_>, area: Rect, frozen: &Frozen<'_>, look: Theme) {
         let skipped = self.controls.skipped.min(frozen.topics.len().saturating_sub(1));
         let rows = frozen.topics.iter().map(|one| (topic_cells(one), Style::new()));
         let title =

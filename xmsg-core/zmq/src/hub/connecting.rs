@@ -59,7 +59,7 @@ impl Hub {
                     pause = pause.saturating_sub(begun.elapsed()).max(least);
                     tracing::debug!(peer, reason = %error.with_causes(), ?pause, "cannot connect");
                     link.state().failure = Some(error.clone());
-                    self.tell(SocketEvent::ConnectFailed { peer: peer.clone(), error, pause });
+                    self.emit(SocketEvent::ConnectFailed { peer: peer.clone(), error, pause });
                 }
                 tokio::time::sleep(pause).await;
             }
@@ -114,7 +114,7 @@ impl Drop for LinkEnd<'_> {
     fn drop(&mut self) {
         self.link.send_queue.close();
         if self.is_disconnected {
-            self.hub.tell_ended(self.link);
+            self.hub.report_ended(self.link);
         }
         self.link.disconnected();
         self.link.stop.cancel();

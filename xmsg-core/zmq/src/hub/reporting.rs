@@ -51,12 +51,12 @@ impl Hub {
             self.dropped.fetch_add(messages, Ordering::Relaxed);
         }
         if let Some(report) = link.overflowed.add(messages) {
-            self.tell_overflow(link, report);
+            self.report_overflow(link, report);
         }
     }
 
     #[cold]
-    pub(super) fn tell_overflow(&self, link: &Link, Report { messages, total }: Report) {
+    pub(super) fn report_overflow(&self, link: &Link, Report { messages, total }: Report) {
         let peer = link.state().name.to_string();
         if let Some(unlogged) = self.drop_log.pass("messages that were dropped") {
             tracing::warn!(
@@ -67,7 +67,7 @@ impl Hub {
                 "messages dropped: the peer does not take them in time"
             );
         }
-        self.tell(SocketEvent::PeerTooSlow { peer, messages, total });
+        self.emit(SocketEvent::PeerTooSlow { peer, messages, total });
     }
 
     /// Drops a message that had been accepted for a peer that is gone, and that no other peer accepts.
@@ -84,12 +84,12 @@ impl Hub {
             tracing::warn!(peer, %topic, size = gone.size, frames = gone.frames, reason, unlogged, "message dropped");
         }
         let Discarded { topic, size, .. } = gone;
-        self.tell(SocketEvent::MessageDropped { peer: peer.to_owned(), topic, size, reason });
+        self.emit(SocketEvent::MessageDropped { peer: peer.to_owned(), topic, size, reason });
     }
 
     /// Reports subscriptions that a peer refuses. For a peer that has connected to us, only the first one is
     /// reported: such a peer may refuse all subscriptions again and again.
-    pub(crate) fn tell_refused_subscriptions(
+    pub(crate) fn report_refused_subscriptions(
         &self,
         link: &Link,
         refused: Vec<(Bytes, SubscriptionLimitExceeded)>,
@@ -102,7 +102,7 @@ impl Hub {
                 let prefix = prefix.escape_ascii();
                 tracing::warn!(peer, %prefix, reason, count, unlogged, "subscription refused");
             }
-            self.tell(SocketEvent::SubscriptionRefused { peer: peer.clone(), prefix, reason });
+            self.emit(SocketEvent::SubscriptionRefused { peer: peer.clone(), prefix, reason });
         }
     }
 
@@ -121,25 +121,25 @@ impl Hub {
     }
 
     /// Reports that we have ended a connection, if it still exists.
-    pub(super) fn tell_ended(&self, link: &Link) {
+    pub(super) fn report_ended(&self, link: &Link) {
         if link.is_connected() && !self.stop.is_cancelled() {
             let peer = link.state().name.to_string();
             let error =
                 Error::new(ErrorKind::Closed, format!("this side has ended the connection with {peer}"));
-            self.tell(SocketEvent::Disconnected { peer, error });
+            self.emit(SocketEvent::Disconnected { peer, error });
         }
     }
 
-    pub(super) fn tell_refused(&self, peer: &str, reason: &'static str) {
+    pub(super) fn report_refused(&self, peer: &str, reason: &'static str) {
         tracing::debug!(peer, reason, "a peer that the socket has no place for");
         let error = Error::new(ErrorKind::Refused, format!("{peer} was not let in: {reason}"));
-        self.tell(SocketEvent::HandshakeFailed { peer: peer.to_owned(), error });
+        self.emit(SocketEvent::HandshakeFailed { peer: peer.to_owned(), error });
     }
 
-    pub(crate) fn tell(&self, event: SocketEvent) {
+    pub(crate) fn emit(&self, event: SocketEvent) {
         if let Some(parent) = &self.parent {
-            parent.tell_folded(event.clone());
+            parent.emit_deduplicated(event.clone());
         }
-        self.events.tell(event);
+        self.events.emit(event);
     }
 }

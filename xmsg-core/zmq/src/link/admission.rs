@@ -82,7 +82,7 @@ struct Counts {
 /// The connections of one address.
 #[derive(Debug, Default)]
 struct Address {
-    turn: Turn,
+    turn: AuthenticationQueue,
     /// Connections in the handshake, in the order of arrival, each with its start and the token that ends it.
     handshaking: BTreeMap<u64, (Instant, CancellationToken)>,
     /// Connections after the handshake, in the order of arrival.
@@ -179,13 +179,13 @@ impl Activity {
 
 /// Admits one authentication at a time for one address.
 #[derive(Clone, Debug)]
-struct Turn {
+struct AuthenticationQueue {
     now: Arc<Semaphore>,
     /// Has a permit for each authentication that may wait, and for the one in progress.
     queue: Arc<Semaphore>,
 }
 
-impl Default for Turn {
+impl Default for AuthenticationQueue {
     fn default() -> Self {
         Self { now: Arc::new(Semaphore::new(1)), queue: Arc::new(Semaphore::new(WAITING_PER_ADDRESS + 1)) }
     }
@@ -383,7 +383,7 @@ impl Admission {
 pub struct Permit {
     inner: Arc<Inner>,
     address: Option<IpAddr>,
-    turn: Option<Turn>,
+    turn: Option<AuthenticationQueue>,
     handshaking: bool,
     /// The number among connections that have an address.
     number: Option<u64>,
@@ -517,7 +517,7 @@ impl Drop for Permit {
 #[derive(Debug)]
 struct InTurn {
     authenticator: Arc<dyn Authenticator>,
-    turn: Turn,
+    turn: AuthenticationQueue,
     address: Option<IpAddr>,
 }
 

@@ -511,7 +511,7 @@ impl SendQueue {
             guard.pushed = true;
             (queued, room)
         };
-        self.tell(room);
+        self.signal(room);
         queued
     }
 
@@ -528,7 +528,7 @@ impl SendQueue {
     }
 
     /// Gives the present room to those who wait for it, if the queue is below its low-water level. The caller
-    /// has to [`tell`](Self::tell) the result.
+    /// has to [`signal`](Self::tell) the result.
     fn made_room(&self, state: &mut State) -> Room {
         let Amount { messages, bytes } = state.queued;
         if bytes + state.retained_bytes() > self.low_water.bytes || messages > self.low_water.messages {
@@ -539,7 +539,7 @@ impl SendQueue {
     }
 
     /// Wakes those who waited for room. The lock must be free.
-    fn tell(&self, room: Room) {
+    fn signal(&self, room: Room) {
         room.served.wake();
         if room.crowded {
             self.room.notify_waiters();

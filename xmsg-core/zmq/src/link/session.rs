@@ -368,7 +368,7 @@ impl Session {
                     if verdict == Verdict::Busy {
                         return Err(Ended::ByUs("its credentials can't be judged now"));
                     }
-                    self.engine.judge(verdict == Verdict::Admitted)?;
+                    self.engine.set_verdict(verdict == Verdict::Admitted)?;
                 }
                 Some(_) => {}
                 None if !self

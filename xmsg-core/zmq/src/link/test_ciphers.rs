@@ -23,7 +23,7 @@ pub(crate) fn connected() -> [Cipher; 2] {
     while ready != [true; 2] {
         for side in 0..2 {
             match engines[side].poll_event(&mut inputs[side]).unwrap() {
-                Some(Event::Credentials(_)) => engines[side].judge(true).unwrap(),
+                Some(Event::Credentials(_)) => engines[side].set_verdict(true).unwrap(),
                 Some(Event::Ready(_)) => ready[side] = true,
                 _ => {}
             }

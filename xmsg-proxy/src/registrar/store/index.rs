@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use super::Key;
-use super::few::{SmallMap, Text, leaf, text};
+use super::small_map::{SmallMap, Text, leaf, text};
 
 /// The topics by one of their parts, or by the host of a registration.
 #[derive(Debug, Default)]

@@ -5,8 +5,8 @@ use std::ops::Bound;
 
 use xmsg_core::registration::OwnerType;
 
-use super::few::{self, SmallMap, Text, TightVec};
 use super::index::Index;
+use super::small_map::{self, SmallMap, Text, TightVec};
 use super::{Due, Filter, Key, Owner, Source, Topic, Variant, parts};
 
 /// A table of publishers or of subscribers.
@@ -39,16 +39,16 @@ impl Table {
     pub(super) fn growth(&self, key: &str, of: &Owner, frame: &[u8]) -> usize {
         let topic = self.topics.get(key);
         let variants = topic.and_then(|topic| topic.owners.get(of)).map_or(0, Vec::len);
-        let mut bytes = few::frame(frame.len()) + few::element::<Variant>(variants);
+        let mut bytes = small_map::frame(frame.len()) + small_map::element::<Variant>(variants);
         if variants == 0 {
             let owners = topic.map_or(0, |topic| topic.owners.len());
-            bytes += few::text(&of.name) + SmallMap::<Owner, Vec<Variant>>::growth(owners);
+            bytes += small_map::text(&of.name) + SmallMap::<Owner, Vec<Variant>>::growth(owners);
         }
         if topic.is_none() {
             let (domain, subject, types) = parts(key);
-            bytes += few::text(key) + few::leaf::<Key, Topic>(self.topics.len());
+            bytes += small_map::text(key) + small_map::leaf::<Key, Topic>(self.topics.len());
             if !self.domains.contains_key(domain) {
-                bytes += few::text(domain) + few::leaf::<Text, usize>(self.domains.len());
+                bytes += small_map::text(domain) + small_map::leaf::<Text, usize>(self.domains.len());
             }
             bytes += self.by_subject.growth(subject, key) + self.by_types.growth(types, key);
         }
@@ -60,14 +60,14 @@ impl Table {
     pub(super) fn growth_upper_bound(key: &str, of: &Owner, frame: &[u8]) -> usize {
         let (domain, subject, types) = parts(key);
         let texts = [key, domain, subject, types, &of.host, &of.name];
-        few::frame(frame.len())
-            + 2 * few::element::<Variant>(0)
-            + texts.into_iter().map(few::text).sum::<usize>()
-            + few::share::<Key, Topic>()
-            + few::share::<Text, usize>()
-            + few::share::<Owner, Vec<Variant>>()
-            + few::share::<Due, (OwnerType, Key, Owner)>()
-            + 3 * (few::share::<Text, SmallMap<Key, usize>>() + few::share::<Key, usize>())
+        small_map::frame(frame.len())
+            + 2 * small_map::element::<Variant>(0)
+            + texts.into_iter().map(small_map::text).sum::<usize>()
+            + small_map::share::<Key, Topic>()
+            + small_map::share::<Text, usize>()
+            + small_map::share::<Owner, Vec<Variant>>()
+            + small_map::share::<Due, (OwnerType, Key, Owner)>()
+            + 3 * (small_map::share::<Text, SmallMap<Key, usize>>() + small_map::share::<Key, usize>())
     }
 
     /// Adds a missing registration. Returns its topic and owner as they are stored.

@@ -1,8 +1,8 @@
-//! Who subscribed to what: one table of prefixes, changed by one task, read by every inlet.
+//! Who subscribed to what: one table of prefixes, changed by one task, read by every ingress.
 //!
 //! Connections send [`Change`]s over a bounded channel. The [task](task) applies many at once, then raises
-//! the *epoch*: inlets notice and forget what they had looked up. After that it tells the publishers what is
-//! newly wanted, or no longer.
+//! the *epoch*: ingresses notice and forget what they had looked up. After that it tells the publishers what
+//! is newly wanted, or no longer.
 
 mod news;
 mod own;
@@ -83,7 +83,7 @@ pub(super) struct Pacing {
     answer: oneshot::Sender<()>,
 }
 
-/// What inlets see.
+/// What ingresses see.
 #[derive(Debug)]
 pub(super) struct Table {
     routes: RwLock<Routes>,
@@ -178,7 +178,7 @@ impl Table {
         self.routes.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes inlets forget what they looked up. Called under the lock for writing.
+    /// Makes ingresses forget what they looked up. Called under the lock for writing.
     fn advance(&self) {
         self.epoch.fetch_add(1, Ordering::Release);
     }
@@ -192,7 +192,7 @@ impl Table {
     }
 
     /// Calls `found` with every prefix and its number of subscribers. The lock is let go of between parts, so
-    /// that inlets and changes get their turn.
+    /// that ingresses and changes get their turn.
     pub(super) fn prefixes(&self, mut found: impl FnMut(Vec<u8>, usize)) {
         let mut part = Vec::new();
         for start in (0..).step_by(LISTED) {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use xmsg_zmq::deadline::later;
 use xmsg_zmq::link::session::now;
 
-use super::task::{Tiding, Tidings};
+use super::task::{SubscriptionChange, SubscriptionChanges};
 
 /// For how long news is gathered at most, if there was none before.
 const GATHER: Duration = Duration::from_millis(5);
@@ -23,9 +23,9 @@ const CHANGE: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct News {
     /// In their order: of these, none takes back another one.
-    settled: Tidings,
+    settled: SubscriptionChanges,
     /// By prefix: those that may yet be taken back. They come after the others.
-    open: BTreeMap<Bytes, Tiding>,
+    open: BTreeMap<Bytes, SubscriptionChange>,
     /// Of all of these.
     bytes: usize,
     /// When they are to be told.
@@ -48,21 +48,21 @@ pub(super) struct Round {
 
 impl News {
     /// More, to be told at once.
-    pub(super) fn add(&mut self, tidings: Tidings) {
+    pub(super) fn add(&mut self, changes: SubscriptionChanges) {
         self.seal();
-        self.bytes += tidings.iter().map(weight).sum::<usize>();
-        self.settled.extend(tidings);
+        self.bytes += changes.iter().map(weight).sum::<usize>();
+        self.settled.extend(changes);
     }
 
     /// More, to be told to so many publishers when its time has come.
-    pub(super) fn gather(&mut self, tidings: Tidings, publishers: usize) {
-        for tiding in tidings {
-            let weight = weight(&tiding);
-            match self.open.remove(&tiding.prefix) {
-                Some(before) if before.subscribe != tiding.subscribe => self.bytes -= weight,
+    pub(super) fn gather(&mut self, changes: SubscriptionChanges, publishers: usize) {
+        for change in changes {
+            let weight = weight(&change);
+            match self.open.remove(&change.prefix) {
+                Some(before) if before.subscribe != change.subscribe => self.bytes -= weight,
                 _ => {
                     self.bytes += weight;
-                    self.open.insert(tiding.prefix.clone(), tiding);
+                    self.open.insert(change.prefix.clone(), change);
                 }
             }
         }
@@ -118,7 +118,7 @@ impl News {
     }
 
     /// All that is to be told in a new round. The one before is over.
-    pub(super) fn take(&mut self) -> Tidings {
+    pub(super) fn take(&mut self) -> SubscriptionChanges {
         self.seal();
         self.due = None;
         self.bytes = 0;
@@ -141,6 +141,6 @@ fn rest(publishers: usize) -> Duration {
     REST_OF_EACH.saturating_mul(u32::try_from(publishers).unwrap_or(u32::MAX))
 }
 
-fn weight(tiding: &Tiding) -> usize {
-    tiding.prefix.len() + CHANGE
+fn weight(change: &SubscriptionChange) -> usize {
+    change.prefix.len() + CHANGE
 }

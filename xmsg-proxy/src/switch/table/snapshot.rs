@@ -13,7 +13,7 @@ use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmtp::Version;
 
 use super::scope::Scope;
-use super::task::Tiding;
+use super::task::SubscriptionChange;
 use crate::CONTROL_TOPIC;
 
 /// Places of the table that make a part.
@@ -83,10 +83,10 @@ impl Snapshot {
     }
 
     /// What its publishers are told when this has changed in the table; nothing, if it does not concern them.
-    pub(super) fn news(&mut self, tidings: &[Tiding], table: &PrefixTable<u32>) -> Bytes {
+    pub(super) fn news(&mut self, changes: &[SubscriptionChange], table: &PrefixTable<u32>) -> Bytes {
         let mut bytes = BytesMut::new();
         let mut own = Vec::new();
-        for Tiding { subscribe, prefix, .. } in tidings {
+        for SubscriptionChange { subscribe, prefix, .. } in changes {
             // That to control requests stays, whoever else wants it or does not want it any more.
             if prefix != CONTROL_TOPIC && self.contains(prefix) {
                 self.version.write_subscription(&mut bytes, *subscribe, prefix);

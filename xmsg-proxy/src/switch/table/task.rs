@@ -5,7 +5,7 @@
 //! subscriptions.
 
 mod joining;
-mod telling;
+mod notifying;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -58,7 +58,7 @@ const MEMORY_STEP_LARGE: usize = 64 << 10;
 /// Where there are no more publishers than this, they are told at once what has changed.
 const FEW: usize = 64;
 /// So much news waits to be told that what those who left had wanted is not added.
-const NEWS_ENOUGH: usize = telling::NEWS_MAX / 4;
+const NEWS_ENOUGH: usize = notifying::NEWS_MAX / 4;
 
 /// The task's state.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ pub(in crate::switch) struct TableTask {
     /// Each subscriber's subscriptions.
     own: HashMap<u32, Own>,
     /// In a fixed order, so that a simulation can repeat what it did.
-    publishers: BTreeMap<u32, Told>,
+    publishers: BTreeMap<u32, Notified>,
     backlog: Backlog,
     /// Publishers by what they are told, each kind of them with a number.
     audiences: BTreeMap<u32, Audience>,
@@ -156,7 +156,7 @@ struct Audience {
 
 /// A publisher, and the number of its audience.
 #[derive(Debug)]
-struct Told {
+struct Notified {
     publisher: Arc<Publisher>,
     audience: u32,
 }
@@ -164,7 +164,7 @@ struct Told {
 /// A publisher that is being told, and the part that comes next.
 #[derive(Debug)]
 struct Joining {
-    told: Told,
+    told: Notified,
     next: usize,
     before: Before,
 }
@@ -193,17 +193,17 @@ struct Enforcing {
 
 /// A prefix that somebody newly wants, or that nobody wants any more.
 #[derive(Debug)]
-pub(super) struct Tiding {
+pub(super) struct SubscriptionChange {
     pub(super) subscribe: bool,
     pub(super) prefix: Bytes,
     id: PrefixId,
 }
 
 /// All that is to be told, in this order.
-pub(super) type Tidings = Vec<Tiding>;
+pub(super) type SubscriptionChanges = Vec<SubscriptionChange>;
 
-fn cancelled(gone: impl IntoIterator<Item = Gone>) -> impl Iterator<Item = Tiding> {
-    gone.into_iter().map(|(id, prefix)| Tiding { subscribe: false, prefix: prefix.into(), id })
+fn cancelled(gone: impl IntoIterator<Item = Gone>) -> impl Iterator<Item = SubscriptionChange> {
+    gone.into_iter().map(|(id, prefix)| SubscriptionChange { subscribe: false, prefix: prefix.into(), id })
 }
 
 impl TableTask {
@@ -269,7 +269,7 @@ impl TableTask {
         let mut changes = changes.drain(..).peekable();
         while changes.peek().is_some() {
             // A publisher that joins must be told what is in the table at that very place in the sequence.
-            let mut tidings = Tidings::new();
+            let mut net_changes = SubscriptionChanges::new();
             let mut next = None;
             {
                 let table = self.table.clone();
@@ -279,12 +279,12 @@ impl TableTask {
                 for change in changes.by_ref() {
                     match change {
                         Change::Subscribe(subscriber, prefix) => {
-                            differs |= self.subscribe(&mut routes, &subscriber, prefix, &mut tidings);
-                            differs |= self.sort(&mut routes, &subscriber, &mut left, &mut tidings);
+                            differs |= self.subscribe(&mut routes, &subscriber, prefix, &mut net_changes);
+                            differs |= self.sort(&mut routes, &subscriber, &mut left, &mut net_changes);
                         }
                         Change::Cancel(subscriber, prefix) => {
-                            differs |= self.cancel(&mut routes, &subscriber, &prefix, &mut tidings);
-                            differs |= self.sort(&mut routes, &subscriber, &mut left, &mut tidings);
+                            differs |= self.cancel(&mut routes, &subscriber, &prefix, &mut net_changes);
+                            differs |= self.sort(&mut routes, &subscriber, &mut left, &mut net_changes);
                         }
                         Change::Policies(policies) => {
                             routes.policies = policies;
@@ -300,7 +300,7 @@ impl TableTask {
                     table.advance();
                 }
             }
-            self.tell(tidings);
+            self.notify(net_changes);
             match next {
                 Some(Change::SubscriberGone(id)) => {
                     self.forget_tokens(id);
@@ -337,7 +337,7 @@ impl TableTask {
         self.sort_some();
         self.enforce_some();
         self.welcome_some();
-        self.tell_some();
+        self.notify_some();
         let mut pause = self.news.due_in().unwrap_or(Duration::MAX);
         if (!self.jobs.leaving.is_empty() || !self.jobs.pacing.is_empty()) && self.take_leave(&mut pause) {
             return None;
@@ -378,15 +378,15 @@ impl TableTask {
 
     fn sort_some(&mut self) {
         let Some(subscriber) = self.jobs.sorting.pop_front() else { return };
-        let (mut tidings, mut left) = (Tidings::new(), SLICE);
+        let (mut net_changes, mut left) = (SubscriptionChanges::new(), SLICE);
         {
             let table = self.table.clone();
             let mut routes = table.routes_mut();
-            if self.step(&mut routes, &subscriber, &mut left, &mut tidings) {
+            if self.step(&mut routes, &subscriber, &mut left, &mut net_changes) {
                 table.advance();
             }
         }
-        self.tell(tidings);
+        self.notify(net_changes);
     }
 
     /// Takes away all that a subscriber wanted.
@@ -414,7 +414,7 @@ impl TableTask {
         if is_left {
             self.jobs.leaving.push_back((id, own));
         }
-        self.tell(cancelled(gone).collect());
+        self.notify(cancelled(gone).collect());
     }
 
     /// Has the rights of all subscribers checked anew, and inlets ask for those of their publishers.
@@ -422,11 +422,11 @@ impl TableTask {
     fn enforce(&mut self) {
         self.enforce_on_forwarders();
         // What it is about is not what they may publish then.
-        self.tell_all();
+        self.notify_all();
         // By number: one that is being told anew already stands in both, with the same audience.
         let mut others = BTreeMap::new();
         let joining = self.jobs.joining.iter().map(|joining| &joining.told);
-        for Told { publisher, audience } in self.publishers.values().chain(joining) {
+        for Notified { publisher, audience } in self.publishers.values().chain(joining) {
             let scope = self.audiences.get(audience).and_then(|audience| audience.snapshot.scope());
             if Scope::of(publisher.grant.rights().as_deref()).as_ref() != scope {
                 others.insert(publisher.id, (publisher.clone(), *audience, scope.cloned()));
@@ -441,7 +441,7 @@ impl TableTask {
             if let Some(told) = told {
                 told.audience = audience;
             }
-            self.jobs.joining.push_back(Joining { told: Told { publisher, audience }, next: 0, before });
+            self.jobs.joining.push_back(Joining { told: Notified { publisher, audience }, next: 0, before });
         }
         let subscribers: Vec<_> = {
             let routes = self.table.routes_mut();
@@ -460,7 +460,7 @@ impl TableTask {
         let Some(Enforcing { subscriber, mut checked }) = self.jobs.enforcing.pop_front() else { return };
         let rights = subscriber.grant.rights();
         let (is_let_in, rights) = (rights.is_some(), rights.unwrap_or_default());
-        let mut tidings = Tidings::new();
+        let mut net_changes = SubscriptionChanges::new();
         let mut is_left = true;
         {
             let table = self.table.clone();
@@ -478,8 +478,8 @@ impl TableTask {
                     if is_let_in {
                         subscriber.grant.deny(&subscriber.peer, "subscribe", &prefix, 1);
                     }
-                    differs |= self.cancel(&mut routes, &subscriber, &prefix, &mut tidings);
-                    differs |= self.sort(&mut routes, &subscriber, &mut left, &mut tidings);
+                    differs |= self.cancel(&mut routes, &subscriber, &prefix, &mut net_changes);
+                    differs |= self.sort(&mut routes, &subscriber, &mut left, &mut net_changes);
                 }
                 checked = Some(prefix.into());
             }
@@ -490,7 +490,7 @@ impl TableTask {
         if is_left {
             self.jobs.enforcing.push_back(Enforcing { subscriber, checked });
         }
-        self.tell(tidings);
+        self.notify(net_changes);
         self.answer();
     }
 
@@ -499,7 +499,7 @@ impl TableTask {
         routes: &mut Routes,
         subscriber: &Arc<Subscriber>,
         prefix: Bytes,
-        tidings: &mut Tidings,
+        net_changes: &mut SubscriptionChanges,
     ) -> bool {
         if !subscriber.grant.may_subscribe(&subscriber.peer, "subscribe", &prefix) {
             return false;
@@ -514,7 +514,7 @@ impl TableTask {
             count_memory(own, subscriber, &self.memory);
         }
         if let Some(id) = first {
-            tidings.push(Tiding { subscribe: true, prefix, id });
+            net_changes.push(SubscriptionChange { subscribe: true, prefix, id });
             self.charge(subscriber);
         }
         differs
@@ -525,7 +525,7 @@ impl TableTask {
         routes: &mut Routes,
         subscriber: &Subscriber,
         prefix: &Bytes,
-        tidings: &mut Tidings,
+        net_changes: &mut SubscriptionChanges,
     ) -> bool {
         let Some(own) = self.own.get_mut(&subscriber.id) else { return false };
         let mut seat = Seat { table: &mut routes.prefixes, number: subscriber.id };
@@ -534,7 +534,7 @@ impl TableTask {
             return false;
         }
         let is_news = !gone.is_empty();
-        tidings.extend(cancelled(gone));
+        net_changes.extend(cancelled(gone));
         subscriber.subscriptions.fetch_sub(1, Ordering::Relaxed);
         subscriber.subscription_bytes.fetch_sub(prefix.len(), Ordering::Relaxed);
         count_memory(own, subscriber, &self.memory);
@@ -559,7 +559,7 @@ impl TableTask {
         routes: &mut Routes,
         subscriber: &Arc<Subscriber>,
         left: &mut usize,
-        tidings: &mut Tidings,
+        net_changes: &mut SubscriptionChanges,
     ) -> bool {
         // What is in the queue already has its turn there.
         let is_new = self.own.get(&subscriber.id).is_some_and(|own| own.has_work() && !own.is_queued);
@@ -568,7 +568,7 @@ impl TableTask {
         }
         let at_once = (*left).min(AT_ONCE);
         let mut rest = at_once;
-        let differs = self.step(routes, subscriber, &mut rest, tidings);
+        let differs = self.step(routes, subscriber, &mut rest, net_changes);
         *left -= at_once - rest;
         differs
     }
@@ -580,7 +580,7 @@ impl TableTask {
         routes: &mut Routes,
         subscriber: &Arc<Subscriber>,
         left: &mut usize,
-        tidings: &mut Tidings,
+        net_changes: &mut SubscriptionChanges,
     ) -> bool {
         let Some(own) = self.own.get_mut(&subscriber.id) else { return false };
         let mut gone = Vec::new();
@@ -592,7 +592,7 @@ impl TableTask {
         if own.is_queued {
             self.jobs.sorting.push_back(subscriber.clone());
         }
-        tidings.extend(cancelled(gone));
+        net_changes.extend(cancelled(gone));
         differs
     }
 }

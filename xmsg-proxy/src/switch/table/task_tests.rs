@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use xmsg_zmq::HighWaterMark;
 use xmsg_zmq::link::send_queue::{SendQueue, Writer};
 
-use super::telling::{NEWS_MAX, TOLD};
+use super::notifying::{NEWS_MAX, NOTIFIED_AT_ONCE};
 use super::*;
 use crate::CONTROL_TOPIC;
 use crate::policy::{Policies, Policy, Rule};
@@ -161,7 +161,7 @@ async fn only_publishers_for_which_much_waits_are_looked_at() {
     for id in 0..PUBLISHERS {
         task.welcome(Arc::new(Publisher::of_test(id, "a publisher")));
     }
-    let tell = |task: &mut TableTask, len: usize| {
+    let notify = |task: &mut TableTask, len: usize| {
         let mut routes = task.table.routes_mut();
         let mut own = Own::default();
         let prefix = Bytes::from(vec![7; len]);
@@ -169,14 +169,14 @@ async fn only_publishers_for_which_much_waits_are_looked_at() {
         let id = own.subscribe(&mut seat, &prefix).first.expect("it is the first");
         own.cancel(&mut seat, &prefix, &mut Vec::new());
         drop(routes);
-        task.tell(vec![Tiding { subscribe: true, prefix, id }]);
-        task.tell_all();
+        task.notify(vec![SubscriptionChange { subscribe: true, prefix, id }]);
+        task.notify_all();
     };
-    tell(&mut task, 1_000);
+    notify(&mut task, 1_000);
     assert_eq!(task.backlog.publishers.len(), 0, "little waits");
     // All but two have read what they were told.
     for _ in 0..40 {
-        tell(&mut task, 4_000);
+        notify(&mut task, 4_000);
         for told in task.publishers.values().skip(2) {
             told.publisher.send_queue.clear();
         }
@@ -193,7 +193,7 @@ async fn only_publishers_for_which_much_waits_are_looked_at() {
 
     // Whoever does not read is given up after a while, and is not looked at either.
     for _ in 0..40 {
-        tell(&mut task, 4_000);
+        notify(&mut task, 4_000);
     }
     assert_eq!(task.backlog.publishers.len(), PUBLISHERS as usize);
     assert!(task.backlog.is_there());
@@ -250,10 +250,10 @@ async fn many_publishers_are_told_a_few_at_a_time_and_confirmed_when_all_know() 
         assert!(confirmed.try_recv().is_err(), "not before all of them know");
         let before = told(&task);
         task.work();
-        assert!(told(&task) - before <= TOLD, "others have their turn");
+        assert!(told(&task) - before <= NOTIFIED_AT_ONCE, "others have their turn");
         slices += 1;
     }
-    assert_eq!(slices, PUBLISHERS.div_ceil(TOLD));
+    assert_eq!(slices, PUBLISHERS.div_ceil(NOTIFIED_AT_ONCE));
     assert_eq!(confirmed.try_recv().expect("all of them know").len(), PUBLISHERS);
     assert!(task.is_idle());
     // The next round comes after a rest, so that whoever changes without end leaves others most of the time.

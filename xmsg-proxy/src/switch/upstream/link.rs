@@ -16,7 +16,7 @@ use xmsg_zmq::link::session::{Ended, Session, now};
 use xmsg_zmq::link::transport::Stream;
 use xmsg_zmtp::{Engine, Peer};
 
-use super::super::inlet::Inlet;
+use super::super::ingress::Ingress;
 use super::super::peers::{Grant, lock};
 use super::super::publisher::Publisher;
 use super::super::requests::Asking;
@@ -293,16 +293,17 @@ impl Link {
         let subscription_len = peer.limits.subscription_len.unwrap_or(usize::MAX);
         let publisher = Publisher::new(self.id, &self.name, peer.version, grant, place, cut)
             .counting(&config.memory)
-            .logging(&inner.gate.lines)
+            .logging(&inner.connected_peers.lines)
             .arriving(Arrival { subscription_len, control: AtomicU64::new(0) });
         let publisher = Arc::new(publisher);
         let mut first = BytesMut::new();
         publisher.version.write_subscription(&mut first, true, &token.topic());
         publisher.welcome(&first.freeze());
         let asking = Asking::new(inner.asking.clone());
-        let (table, gate, caches) = (&inner.table, &inner.gate, &inner.caches);
-        let mut inlet = Inlet::new(&publisher, table, gate, asking, caches, &inner.watch, config);
-        gate.add_publisher(&publisher);
+        let (table, connected_peers, caches) = (&inner.table, &inner.connected_peers, &inner.caches);
+        let mut ingress =
+            Ingress::new(&publisher, table, connected_peers, asking, caches, &inner.watch, config);
+        connected_peers.add_publisher(&publisher);
         lock(&self.status).publisher = Some(publisher.clone());
         self.enter(UpstreamState::Checking);
         if inner.refuse.is_cancelled() {
@@ -317,11 +318,11 @@ impl Link {
             () = publisher.outsized.cancelled() => End::Other(Ended::OutOfMemory),
             () = publisher.grant.unwanted.cancelled() => End::Other(Ended::ByUs(BY_OPERATOR)),
             never = self.join(switch, &publisher) => match never {},
-            ended = session.run(&publisher.send_queue, &mut inlet, Duration::MAX) => End::Other(ended),
+            ended = session.run(&publisher.send_queue, &mut ingress, Duration::MAX) => End::Other(ended),
         };
-        drop(inlet);
+        drop(ingress);
         publisher.send_queue.close();
-        gate.remove_publisher(&publisher);
+        connected_peers.remove_publisher(&publisher);
         publisher.grant.log_rest(&publisher.peer);
         {
             let mut status = lock(&self.status);

@@ -12,7 +12,7 @@ use crate::args::parse_duration;
 use crate::exit::{AtAdmin, Exit};
 use crate::live::{self, Asking, check_interval};
 use crate::screen::Screen;
-use rates::{LinkRates, Looks};
+use rates::{LinkRates, RateSampler};
 use view::{View, arranged, text};
 
 pub(super) const EXAMPLES: &str = "\
@@ -65,7 +65,7 @@ pub(super) enum Order {
 pub(super) async fn run(asked: Asked, arguments: Top) -> anyhow::Result<Exit> {
     check_interval(arguments.interval)?;
     let is_json = asked.json;
-    let mut links = Links { asked, looks: Looks::default() };
+    let mut links = Links { asked, looks: RateSampler::default() };
     links.take().await?;
     if !arguments.once && !is_json && Screen::is_possible() {
         let view = View::new(links.address(), arguments.by, arguments.filter);
@@ -89,7 +89,7 @@ pub(super) async fn run(asked: Asked, arguments: Top) -> anyhow::Result<Exit> {
 /// The links of a server, and who asks for them.
 struct Links {
     asked: Asked,
-    looks: Looks,
+    looks: RateSampler,
 }
 
 impl Asking for Links {

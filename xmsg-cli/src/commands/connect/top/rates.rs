@@ -75,12 +75,12 @@ type Key = (String, String);
 
 /// The links that are asked for again and again.
 #[derive(Debug, Default)]
-pub(super) struct Looks {
+pub(super) struct RateSampler {
     /// When it was asked last, and what each link had accepted and delivered by then.
     last: Option<(Instant, HashMap<Key, [u64; 2]>)>,
 }
 
-impl Looks {
+impl RateSampler {
     /// Asks, and says what has flowed since it was asked last.
     pub(super) async fn take(&mut self, asked: &Asked) -> anyhow::Result<Vec<LinkRates>> {
         let report = asked.report().await?;
@@ -162,7 +162,7 @@ mod tests {
                 "spool": { "entries": 3, "bytes": 300, "dead_entries": 1 }, "oldest_s": 2.5 }],
               "channels": [] })
         };
-        let (start, mut looks) = (Instant::now(), Looks::default());
+        let (start, mut looks) = (Instant::now(), RateSampler::default());
         let time: Timestamp = "2026-01-02T03:05:05Z".parse().unwrap();
         let mut look = |delivered, second| {
             let sorts = [Sort::Outgoing, Sort::Channel].into_iter();

@@ -13,7 +13,7 @@ use super::Order;
 use super::rates::LinkRates;
 use crate::live::{Controls, LiveView};
 use crate::output::{grouped, rounded};
-use crate::screen::{Look, draw_table};
+use crate::screen::{Theme, draw_table};
 use crate::table::{self, size, time};
 
 const COLUMNS: [&str; 9] = ["NAME", "STATE", "FOR", "IN/S", "OUT/S", "WAITING", "BYTES", "OLDEST", "DEAD"];
@@ -160,7 +160,7 @@ impl LiveView for View {
         }
     }
 
-    fn draw(&self, frame: &mut Frame<'_>, look: Look) {
+    fn draw(&self, frame: &mut Frame<'_>, look: Theme) {
         let links = self.links.as_deref().unwrap_or_default();
         let arranged = arranged(links, self.by, &self.controls.filter);
         let incidents: Vec<_> = arranged.iter().filter_map(|link| incident_cells(link, true)).collect();

@@ -194,7 +194,7 @@ impl SendQueue {
             guard.pushed = true;
             room
         };
-        self.tell(room);
+        self.signal(room);
         self.reconsider();
         self.progress.notify_waiters();
     }

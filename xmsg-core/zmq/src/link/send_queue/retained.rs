@@ -189,7 +189,7 @@ impl SendQueue {
             guard.pushed = true;
             room
         };
-        self.tell(room);
+        self.signal(room);
     }
 
     /// Notes that a connection ended after everything that was written had arrived.

@@ -23,7 +23,7 @@ impl SendQueue {
             self.take_off(state);
             (chunks, self.made_room(state))
         };
-        self.tell(room);
+        self.signal(room);
         let mut messages = Vec::new();
         each_message(chunks.iter(), |message| messages.push(message));
         messages

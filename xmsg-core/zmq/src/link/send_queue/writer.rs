@@ -271,7 +271,7 @@ impl<'a> Writer<'a> {
         let is_watched = std::mem::take(&mut state.watched);
         let somebody_waits = state.keep_pace(written);
         drop(state);
-        self.send_queue.tell(room);
+        self.send_queue.signal(room);
         if somebody_waits {
             self.send_queue.give_turn();
         }
@@ -331,7 +331,7 @@ impl Drop for Writer<'_> {
         // The next writer may not come for long, so the room is given away now.
         let room = self.send_queue.made_room(&mut state);
         drop(state);
-        self.send_queue.tell(room);
+        self.send_queue.signal(room);
     }
 }
 

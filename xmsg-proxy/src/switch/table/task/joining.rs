@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::super::scope::Scope;
 use super::super::snapshot::Snapshot;
-use super::{Audience, Before, Joining, Publisher, PublishersSend, TableTask, Told, form};
+use super::{Audience, Before, Joining, Notified, Publisher, PublishersSend, TableTask, form};
 use crate::CONTROL_TOPIC;
 
 /// Parts of a snapshot that are made for a publisher in one slice.
@@ -23,7 +23,7 @@ impl TableTask {
     pub(super) fn welcome(&mut self, publisher: Arc<Publisher>) {
         let audience = self.join(&publisher);
         self.jobs.joining.push_back(Joining {
-            told: Told { publisher, audience },
+            told: Notified { publisher, audience },
             next: 0,
             before: Before::Nothing,
         });
@@ -34,7 +34,7 @@ impl TableTask {
     pub(super) fn welcome_some(&mut self) {
         let Some(mut joining) = self.jobs.joining.pop_front() else { return };
         self.news.seal();
-        let Joining { told: Told { publisher, audience }, next, before } = &mut joining;
+        let Joining { told: Notified { publisher, audience }, next, before } = &mut joining;
         let Some(Audience { snapshot, .. }) = self.audiences.get_mut(audience) else { return };
         let is_link = publisher.arrival.is_some();
         let is_all = self.publishers_send == PublishersSend::All && !is_link;

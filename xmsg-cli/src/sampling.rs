@@ -11,20 +11,20 @@ use xmsg_core::Topic;
 use crate::args::ConnectOptions;
 use crate::exit::is_without_proxy;
 use crate::live::Asking;
+use crate::raw_subscription::RawSubscription;
 use crate::stats::{Connection, Source, SourceOptions, Stats, Unknown};
-use crate::tap::RawSubscription;
 use crate::traffic::Counts;
 
 /// Takes samples of a proxy, one after another.
 #[derive(Debug)]
-pub(crate) struct Look {
-    from: From,
+pub(crate) struct Sampler {
+    from: SampleSource,
     last: Option<(Instant, Stats)>,
 }
 
 /// The source of the samples.
 #[derive(Debug)]
-enum From {
+enum SampleSource {
     Proxy(Source),
     /// A subscription to everything, for proxies that do not report statistics.
     Subscription(Watcher),
@@ -61,11 +61,13 @@ pub(crate) struct TopicRates {
     pub(crate) byte_rate: f64,
 }
 
-impl Look {
+impl Sampler {
     pub(crate) async fn open(options: &SourceOptions) -> anyhow::Result<Self> {
         let from = match options.open().await {
-            Ok(source) => From::Proxy(source),
-            Err(error) if error.is::<Unknown>() => From::Subscription(Watcher::open(&options.connect).await?),
+            Ok(source) => SampleSource::Proxy(source),
+            Err(error) if error.is::<Unknown>() => {
+                SampleSource::Subscription(Watcher::open(&options.connect).await?)
+            }
             Err(error) => return Err(error),
         };
         Ok(Self { from, last: None })
@@ -74,22 +76,22 @@ impl Look {
     /// Returns a note about what this source cannot show, if anything.
     pub(crate) fn unseen(&self) -> Option<&'static str> {
         match self.from {
-            From::Proxy(_) => None,
-            From::Subscription(_) => Some(
+            SampleSource::Proxy(_) => None,
+            SampleSource::Subscription(_) => Some(
                 "this proxy does not say who is connected: only topics and rates are seen, by subscribing to everything",
             ),
         }
     }
 }
 
-impl Asking for Look {
+impl Asking for Sampler {
     type Found = Rates;
 
     /// Takes a sample and computes the rates since the last one. The first sample has no rates.
     async fn take(&mut self) -> anyhow::Result<Rates> {
         let stats = match &mut self.from {
-            From::Proxy(source) => source.ask().await?.0,
-            From::Subscription(watcher) => watcher.look()?,
+            SampleSource::Proxy(source) => source.ask().await?.0,
+            SampleSource::Subscription(watcher) => watcher.look()?,
         };
         let now = Instant::now();
         let last = self.last.replace((now, stats.clone()));
@@ -107,8 +109,8 @@ impl Asking for Look {
 
     fn address(&self) -> String {
         match &self.from {
-            From::Proxy(source) => source.address(),
-            From::Subscription(watcher) => watcher.address.clone(),
+            SampleSource::Proxy(source) => source.address(),
+            SampleSource::Subscription(watcher) => watcher.address.clone(),
         }
     }
 }

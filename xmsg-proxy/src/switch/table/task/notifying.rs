@@ -9,12 +9,13 @@ use xmsg_zmq::link::memory::MemoryBudget;
 
 use super::super::snapshot::Snapshot;
 use super::{
-    Before, Joining, Publisher, Synchronizing, TableTask, Tiding, Tidings, Told, heads, prefix_memory,
+    Before, Joining, Notified, Publisher, SubscriptionChange, SubscriptionChanges, Synchronizing, TableTask,
+    heads, prefix_memory,
 };
 use crate::config::PublishersSend;
 
 /// Publishers that are told something before others have their turn.
-pub(super) const TOLD: usize = 128;
+pub(super) const NOTIFIED_AT_ONCE: usize = 128;
 /// News that waits to be told, bytes, at most: then it is told at once.
 pub(super) const NEWS_MAX: usize = 1 << 20;
 
@@ -39,12 +40,12 @@ impl TableTask {
     }
 
     /// Has publishers told what has changed: at once if they are few, else in the next round.
-    pub(super) fn tell(&mut self, tidings: Tidings) {
-        if tidings.is_empty() {
+    pub(super) fn notify(&mut self, changes: SubscriptionChanges) {
+        if changes.is_empty() {
             return;
         }
         let mut held = self.prefixes.bytes();
-        for Tiding { subscribe, prefix, id } in &tidings {
+        for SubscriptionChange { subscribe, prefix, id } in &changes {
             let part = Snapshot::part_of(*id);
             self.audiences.values_mut().for_each(|audience| audience.snapshot.outdate(part));
             let bytes = prefix_memory(1, prefix.len(), heads(prefix.len()));
@@ -55,28 +56,28 @@ impl TableTask {
             return;
         }
         if self.publishers.len() <= self.few {
-            self.news.add(tidings);
-            self.tell_all();
+            self.news.add(changes);
+            self.notify_all();
             return;
         }
-        self.news.gather(tidings, self.publishers.len());
+        self.news.gather(changes, self.publishers.len());
         if self.news.bytes() > NEWS_MAX {
-            self.tell_all();
+            self.notify_all();
         }
         // Perhaps all of it was taken back.
         self.answer();
     }
 
     /// Tells a few publishers what has changed, if its time has come.
-    pub(super) fn tell_some(&mut self) {
+    pub(super) fn notify_some(&mut self) {
         if !self.news.is_being_told() && self.news.due_in().is_some_and(|time| time.is_zero()) {
             self.begin_round();
         }
-        self.go_on(TOLD);
+        self.go_on(NOTIFIED_AT_ONCE);
     }
 
     /// Tells all publishers all that has changed, at once.
-    pub(super) fn tell_all(&mut self) {
+    pub(super) fn notify_all(&mut self) {
         self.go_on(usize::MAX);
         if !self.news.is_empty() {
             self.begin_round();
@@ -91,7 +92,7 @@ impl TableTask {
 
     /// Begins to tell what has changed. No other round is being told.
     fn begin_round(&mut self) {
-        let tidings = self.news.take();
+        let changes = self.news.take();
         // Encoded once for each audience; the bytes are shared. To those that are joining, a part that is to
         // come may say some of it again.
         let routes = self.table.routes();
@@ -99,7 +100,7 @@ impl TableTask {
         let is_all = self.publishers_send == PublishersSend::All;
         let audiences = self.audiences.iter_mut().filter(|(_, one)| !is_all || one.snapshot.is_of_link());
         let news: BTreeMap<u32, Bytes> = audiences
-            .map(|(number, audience)| (*number, audience.snapshot.news(&tidings, &routes.prefixes)))
+            .map(|(number, audience)| (*number, audience.snapshot.news(&changes, &routes.prefixes)))
             .filter(|(_, bytes)| !bytes.is_empty())
             .map(|(number, bytes)| (number, self.memory.counted(bytes)))
             .collect();
@@ -133,12 +134,12 @@ impl TableTask {
 }
 
 /// The publishers that have been told everything.
-fn all_of(publishers: &BTreeMap<u32, Told>) -> Vec<Arc<Publisher>> {
+fn all_of(publishers: &BTreeMap<u32, Notified>) -> Vec<Arc<Publisher>> {
     publishers.values().map(|told| told.publisher.clone()).collect()
 }
 
 /// Tells a publisher what its audience is told.
-fn send(news: &BTreeMap<u32, Bytes>, Told { publisher, audience }: &Told, memory: &MemoryBudget) {
+fn send(news: &BTreeMap<u32, Bytes>, Notified { publisher, audience }: &Notified, memory: &MemoryBudget) {
     let Some(bytes) = news.get(audience) else { return };
     publisher.send(bytes);
     publisher.count_backlog(memory);

@@ -16,7 +16,7 @@ pub(super) use cache::Caches;
 use cache::{Cache, DENIED, TargetSet};
 
 use super::delivery::{Cut, Delivery, Run};
-use super::peers::{Gate, Subscriber};
+use super::peers::{ConnectedPeers, Subscriber};
 use super::publisher::Publisher;
 use super::requests::Asking;
 use super::table::Table;
@@ -44,7 +44,7 @@ const BLOCKED_PING: Duration = Duration::from_secs(1);
 
 /// The inside end of a publisher's connection.
 #[derive(Debug)]
-pub(super) struct Inlet {
+pub(super) struct Ingress {
     publisher: Arc<Publisher>,
     table: Arc<Table>,
     delivery: Delivery,
@@ -66,11 +66,11 @@ pub(super) struct Inlet {
     is_received: bool,
 }
 
-impl Inlet {
+impl Ingress {
     pub(super) fn new(
         publisher: &Arc<Publisher>,
         table: &Arc<Table>,
-        gate: &Arc<Gate>,
+        connected_peers: &Arc<ConnectedPeers>,
         asking: Asking,
         caches: &Arc<Caches>,
         watch: &Arc<Watch>,
@@ -81,7 +81,7 @@ impl Inlet {
             table: table.clone(),
             delivery: Delivery {
                 memory: config.memory.clone(),
-                gate: gate.clone(),
+                connected_peers: connected_peers.clone(),
                 ceiling: config.queue_ceiling,
             },
             asking,
@@ -207,10 +207,10 @@ impl Inlet {
 }
 
 /// The connection may end at any place where a batch waits.
-impl Drop for Inlet {
+impl Drop for Ingress {
     fn drop(&mut self) {
         if self.is_received {
-            self.delivery.gate.lose(self.owed());
+            self.delivery.connected_peers.lose(self.owed());
         }
     }
 }
@@ -232,7 +232,7 @@ impl Wait<'_> {
     /// Waits until the subscriber has taken what is left for it.
     async fn until_taken(self, subscriber: &Subscriber, left: &mut Vec<Run>, mut policies: Arc<Policies>) {
         let Self { cut, delivery, .. } = self;
-        let mut held = delivery.gate.hold(count(left));
+        let mut held = delivery.connected_peers.hold(count(left));
         subscriber.count_wait();
         while !left.is_empty() {
             subscriber.note_slow();
@@ -270,7 +270,7 @@ impl Wait<'_> {
     }
 }
 
-impl Handler for Inlet {
+impl Handler for Ingress {
     async fn messages(&mut self, batch: Batch<'_>) -> Result<(), Ended> {
         let Batch { wire, spans, slab } = batch;
         let Some(arrival) = &self.publisher.arrival else {
@@ -299,7 +299,7 @@ impl Handler for Inlet {
     }
 }
 
-impl Inlet {
+impl Ingress {
     /// Passes messages on, each to its subscribers.
     async fn pass_all(&mut self, wire: &Bytes, spans: &[Span], slab: Slab) {
         // Many short messages for subscribers in turn would need memory for each of them.
@@ -323,7 +323,10 @@ impl Inlet {
         }
         self.is_received = true;
         if self.unmatched > 0 {
-            self.delivery.gate.unmatched.fetch_add(std::mem::take(&mut self.unmatched), Ordering::Relaxed);
+            self.delivery
+                .connected_peers
+                .unmatched
+                .fetch_add(std::mem::take(&mut self.unmatched), Ordering::Relaxed);
         }
         if requests > 0 {
             self.ask(wire, spans).await;

@@ -21,14 +21,14 @@ const NAMED_MAX: usize = 3;
 
 /// What is known of the subscribers of the published topics.
 #[derive(Debug)]
-pub(crate) struct Reach {
+pub(crate) struct SubscriberWatch {
     /// Whether a topic has a subscriber, or no note is wanted.
     is_reached: bool,
     /// The topics of the published messages.
     topics: Vec<Topic>,
 }
 
-impl Reach {
+impl SubscriberWatch {
     /// Starts without topics. If no note is wanted, nothing is watched.
     pub(crate) fn new(is_wanted: bool) -> Self {
         Self { is_reached: !is_wanted, topics: Vec::new() }

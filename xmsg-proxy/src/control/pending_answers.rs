@@ -11,19 +11,19 @@ const SHARE: usize = MAX / 4;
 
 /// Answers `A` that wait, each for a source `S`, in order of arrival.
 #[derive(Debug)]
-pub(super) struct EarlyAnswers<S, A> {
+pub(super) struct PendingAnswers<S, A> {
     waiting: BTreeMap<u64, (S, A)>,
     by_source: BTreeMap<S, BTreeSet<u64>>,
     next: u64,
 }
 
-impl<S, A> Default for EarlyAnswers<S, A> {
+impl<S, A> Default for PendingAnswers<S, A> {
     fn default() -> Self {
         Self { waiting: BTreeMap::new(), by_source: BTreeMap::new(), next: 0 }
     }
 }
 
-impl<S: Ord + Clone, A> EarlyAnswers<S, A> {
+impl<S: Ord + Clone, A> PendingAnswers<S, A> {
     /// Returns how many answers wait.
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn one_source_has_its_share_and_loses_its_own_oldest() {
-        let mut early = EarlyAnswers::default();
+        let mut early = PendingAnswers::default();
         assert_eq!(early.push(&"innocent", 0), 0);
         let dropped: usize = (1..=SHARE + 10).map(|number| early.push(&"flood", number)).sum();
         assert_eq!(dropped, 10);
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn when_all_places_are_taken_whoever_has_most_makes_room() {
-        let mut early = EarlyAnswers::default();
+        let mut early = PendingAnswers::default();
         for source in 0..4 {
             let own = SHARE - usize::from(source == 3);
             assert_eq!((0..own).map(|number| early.push(&source, (source, number))).sum::<usize>(), 0);

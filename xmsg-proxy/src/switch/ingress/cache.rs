@@ -1,7 +1,7 @@
-//! What an inlet remembers of the table: who gets which topic.
+//! What an ingress remembers of the table: who gets which topic.
 //!
-//! Whatever publishers send, all of this together keeps to a bound: while there is room each inlet remembers
-//! what it needs, and when there is none, no more than its share.
+//! Whatever publishers send, all of this together keeps to a bound: while there is room each ingress
+//! remembers what it needs, and when there is none, no more than its share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,13 +18,13 @@ use crate::switch::peers::Subscriber;
 use crate::switch::publisher::Publisher;
 use crate::switch::table::{Routes, Table};
 
-/// What one inlet remembers at most, bytes.
+/// What one ingress remembers at most, bytes.
 const MAX: usize = 16 << 20;
 /// What each may remember in any case, bytes: it counts as a part of its connection.
 const MIN: usize = 8 << 10;
 /// Steps in which it counts in the memory budget, bytes.
 const STEP: usize = 16 << 10;
-/// The part of the memory budget for what all inlets remember.
+/// The part of the memory budget for what all ingresses remember.
 const PART_OF_BUDGET: usize = 16;
 /// What a topic takes beside its text, a set beside its members, a member, and a subscriber, bytes, about.
 const TOPIC: usize = 64;
@@ -36,7 +36,7 @@ const AHEAD: usize = 64;
 /// Runs for one subscriber that the memory is kept for from one batch to the next.
 const RUNS_KEPT: usize = 8;
 
-/// What the caches of all inlets hold together.
+/// What the caches of all ingresses hold together.
 #[derive(Debug)]
 pub(in crate::switch) struct Caches {
     memory: MemoryBudget,
@@ -55,7 +55,7 @@ impl Caches {
         }
     }
 
-    /// How much an inlet may remember now.
+    /// How much an ingress may remember now.
     fn allowed(&self) -> usize {
         if self.bytes.load(Ordering::Relaxed) <= self.limit {
             return MAX;
@@ -64,7 +64,7 @@ impl Caches {
     }
 }
 
-/// What one inlet holds of that.
+/// What one ingress holds of that.
 #[derive(Debug)]
 struct Held {
     caches: Arc<Caches>,
@@ -104,7 +104,7 @@ impl Drop for Held {
     }
 }
 
-/// A subscriber as this inlet knows it, with what the present batch has for it.
+/// A subscriber as this ingress knows it, with what the present batch has for it.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) subscriber: Arc<Subscriber>,
@@ -329,13 +329,13 @@ mod tests {
     fn all_inlets_together_keep_to_a_bound_and_each_to_its_share() {
         let memory = MemoryBudget::new(16 << 20);
         let caches = Arc::new(Caches::new(&memory));
-        let inlet = |id: u32| Held::new(&caches, &Publisher::of_test(id, "192.0.2.1:1"));
-        let mut idle = inlet(1);
+        let ingress = |id: u32| Held::new(&caches, &Publisher::of_test(id, "192.0.2.1:1"));
+        let mut idle = ingress(1);
         idle.set(MIN, 0);
         assert_eq!((caches.allowed(), memory.used()), (MAX, 0), "little is a part of the connection");
         idle.set(1 << 20, 0);
         assert_eq!(caches.allowed(), MAX);
-        let mut busy: Vec<_> = (2..=9).map(inlet).collect();
+        let mut busy: Vec<_> = (2..=9).map(ingress).collect();
         for held in &mut busy {
             let wanted = (2 << 20).min(caches.allowed());
             held.set(wanted, 0);
