@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{ConnectOptions, Connection, Error, ErrorKind, ProxyAddress, Result, Unfinished};
 use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::lock::lock;
 
 /// The largest number of idle connections that are kept for one proxy.
 pub const MAX_IDLE: usize = 16;
@@ -259,10 +260,6 @@ fn spawn(tasks: &TaskTracker, task: impl Future<Output = ()> + Send + 'static) {
     if tokio::runtime::Handle::try_current().is_ok() {
         tasks.spawn(task);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A [`Connection`] from a pool, which returns to the pool when this guard is dropped. The connection cannot

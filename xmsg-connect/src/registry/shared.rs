@@ -1,7 +1,6 @@
 //! What the task of a registry and those who use it have in common.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -20,6 +19,7 @@ use crate::federation::{Federation, SPOOL_FOLDER};
 use crate::outgoing::{self, Outgoing};
 use crate::spool::Spool;
 use crate::status::LinkReport;
+use xmsg_zmq::lock::LockedFile;
 
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -31,7 +31,7 @@ pub(super) struct Shared {
     pub(super) targets: Targets,
     pub(super) endings: Endings,
     /// Locked until everything has ended.
-    pub(super) lock: Mutex<Option<File>>,
+    pub(super) lock: Mutex<Option<LockedFile>>,
     /// It was closed: nothing changes any more.
     pub(super) is_closed: AtomicBool,
 }

@@ -4,6 +4,8 @@ use std::fs::{File, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use xmsg_zmq::lock::LockedFile;
+
 use crate::definition::Definitions;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -18,13 +20,11 @@ fn failed(what: &str, path: &Path, error: std::io::Error) -> Error {
 }
 
 /// Makes the state directory if it is not there, and locks it.
-pub(super) fn lock_state(state_dir: &Path) -> Result<File> {
+pub(super) fn lock_state(state_dir: &Path) -> Result<LockedFile> {
     std::fs::create_dir_all(state_dir).map_err(|error| failed("made", state_dir, error))?;
     let path = state_dir.join(LOCK_FILE);
-    let lock = File::options().create(true).truncate(false).write(true).open(&path);
-    let lock = lock.map_err(|error| failed("opened", &path, error))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
+    match LockedFile::open(&path) {
+        Ok(lock) => Ok(lock),
         Err(TryLockError::WouldBlock) => {
             let what = format!(
                 "{} is used by another registry: end that, or choose another folder",

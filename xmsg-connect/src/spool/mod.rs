@@ -51,7 +51,7 @@ mod tables;
 mod writer;
 
 use std::fmt;
-use std::fs::{self, OpenOptions, TryLockError};
+use std::fs::{self, TryLockError};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -71,6 +71,7 @@ use self::queue::{Append, Read, Removal, Shared};
 pub use self::record::{DeadCause, DeadLetter, ENTRY_OVERHEAD_BYTES, Entry, REASON_MAX_BYTES};
 pub use self::status::SpoolStatus;
 use self::writer::Writer;
+use xmsg_zmq::lock::LockedFile;
 
 /// How long [`Spool::close`] waits for the disk.
 pub const CLOSE_MAX: Duration = Duration::from_secs(30);
@@ -113,10 +114,8 @@ impl Spool {
         fs::create_dir_all(dir)
             .map_err(|error| SpoolError::io("make the directory of the spool", dir, error))?;
         let path = dir.join("lock");
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let lock = lock.map_err(|error| SpoolError::io("open the lock of the spool", &path, error))?;
-        match lock.try_lock() {
-            Ok(()) => {}
+        let lock = match LockedFile::open(&path) {
+            Ok(lock) => lock,
             Err(TryLockError::WouldBlock) => {
                 let text = format!(
                     "the spool {} is open already: close it there, or choose another directory",
@@ -125,7 +124,7 @@ impl Spool {
                 return Err(SpoolError::new(SpoolErrorKind::InUse, text));
             }
             Err(TryLockError::Error(error)) => return Err(SpoolError::io("lock the spool", &path, error)),
-        }
+        };
         Ok(Self { handles: Arc::new(Handles { shared: Writer::start(dir, lock, options)? }) })
     }
 

@@ -8,7 +8,6 @@ mod failure;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -18,6 +17,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tracing::{info, warn};
 
 use self::failure::explain;
+use xmsg_zmq::lock::LockedFile;
 
 use super::change::{Change, ChangeCall};
 use super::queue::{Append, Job, Read, Shared, Wait};
@@ -71,12 +71,16 @@ pub(super) struct Writer {
     /// The size of the file after it was compacted.
     compacted_bytes: u64,
     /// Held as long as the files are in use.
-    lock: File,
+    lock: Option<LockedFile>,
 }
 
 impl Writer {
     /// Opens the store, and starts the thread.
-    pub(super) fn start(dir: &Path, lock: File, options: SpoolOptions) -> Result<Arc<Shared>, SpoolError> {
+    pub(super) fn start(
+        dir: &Path,
+        lock: LockedFile,
+        options: SpoolOptions,
+    ) -> Result<Arc<Shared>, SpoolError> {
         let (store, rebuilt) = salvage::open(dir).map_err(|error| explain(dir, "open the spool", error))?;
         let status = SpoolStatus { rebuilt: rebuilt.times, lost: rebuilt.lost, ..SpoolStatus::default() };
         let mut writer = Self {
@@ -94,7 +98,7 @@ impl Writer {
             compact_due: None,
             compacted_bytes: 0,
             shared: Arc::new(Shared::new(dir.to_owned(), options, status)),
-            lock,
+            lock: Some(lock),
         };
         // If the disk has no room for it now, it is tried again when entries are written.
         let _ = writer.reserve.hold();
@@ -415,9 +419,8 @@ impl Drop for Writer {
         if let Some(store) = self.store.take() {
             store.discard();
         }
-        // The directory is free before anybody is told that it is. A process that is being started from this
-        // one may hold the descriptor for a moment longer, so that closing it is not enough.
-        let _ = self.lock.unlock();
+        // The directory is free before anybody is told that it is.
+        self.lock = None;
         self.shared.abandon();
     }
 }

@@ -7,7 +7,7 @@ pub(crate) mod service;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -30,6 +30,7 @@ use crate::{
 };
 use service::Service;
 use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::lock::lock;
 use xmsg_zmq::{EventChannel, SocketEvents};
 
 /// An actor has a name, a default proxy and registrar, and opens connections as it needs them.
@@ -663,8 +664,4 @@ impl Actor {
 
 fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the actor was closed here")
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

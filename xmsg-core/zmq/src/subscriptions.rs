@@ -273,21 +273,14 @@ impl Subscribing {
         // This happens under the lock, so that a connection that is established now either finds the prefix
         // in the set or is sent it here.
         for link in hub.links().iter() {
-            self.pass_on(hub, link, &subscriptions, prefix, subscribe);
+            Self::pass_on(hub, link, &subscriptions, prefix, subscribe);
         }
         Ok(())
     }
 
     /// Sends a change of `subscriptions`, which contains it already, to a peer. A subscription that the peer
     /// does not accept is held back until a cancellation makes room for it.
-    fn pass_on(
-        &self,
-        hub: &Hub,
-        link: &Link,
-        subscriptions: &Subscriptions,
-        prefix: &Bytes,
-        subscribe: bool,
-    ) {
+    fn pass_on(hub: &Hub, link: &Link, subscriptions: &Subscriptions, prefix: &Bytes, subscribe: bool) {
         let (count, total) = (subscriptions.counts.len(), subscriptions.bytes);
         let mut guard = link.state();
         let state = &mut *guard;

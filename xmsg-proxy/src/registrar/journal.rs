@@ -41,6 +41,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use xmsg_core::registration::OwnerType;
 use xmsg_core::{Error, ErrorKind, Result};
+use xmsg_zmq::lock::LockedFile;
 
 pub use self::format::Entry;
 use self::format::{JOURNAL, PROBE, SNAPSHOT, Salt, seal, seal_again};
@@ -78,7 +79,7 @@ pub struct Journal {
     broken: bool,
     /// The lock is shared with drafts, so that no other process uses the files while a draft is being
     /// written.
-    lock: Arc<File>,
+    lock: Arc<LockedFile>,
 }
 
 /// What is needed to find the entries in the file of a journal.
@@ -109,7 +110,7 @@ pub struct Draft {
     /// The new journal, once it was created.
     journal: Option<File>,
     is_unwanted: Arc<AtomicBool>,
-    _lock: Arc<File>,
+    _lock: Arc<LockedFile>,
 }
 
 impl Draft {
@@ -495,13 +496,11 @@ fn read(path: &Path) -> Result<Option<Bytes>> {
     }
 }
 
-fn lock(path: &Path) -> Result<File> {
+fn lock(path: &Path) -> Result<LockedFile> {
     let path = with_suffix(path, ".lock");
     let cannot = || format!("cannot lock {}", path.display());
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
-    let file = file.map_err(|error| io_error(cannot(), error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
+    match LockedFile::open(&path) {
+        Ok(file) => Ok(file),
         Err(TryLockError::WouldBlock) => {
             let what = format!("{}: another registrar uses this snapshot", cannot());
             Err(Error::new(ErrorKind::Io, what))

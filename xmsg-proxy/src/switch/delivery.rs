@@ -8,7 +8,8 @@ use xmsg_zmq::link::send_queue::{APART, DropPolicy, SendQueueGuard, SlabCharge};
 use xmsg_zmq::{Amount, HighWaterMark};
 use xmsg_zmtp::{MessageLimits, Span};
 
-use super::peers::{ConnectedPeers, Drops, Subscriber};
+use super::connected_peers::ConnectedPeers;
+use super::peers::{Drops, Subscriber};
 use crate::policy::{Policies, Policy, Rule};
 
 /// Runs below this many bytes are copied: cheaper than a slice, and a few bytes do not keep a slab alive.

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
 use xmsg_zmtp::Principal;
 
-use super::peers::{Spaced, TOPIC_SHOWN, lock};
+use super::peers::{Spaced, TOPIC_SHOWN};
 use crate::security::{Authority, Rights};
+use xmsg_zmq::lock::lock;
 
 /// What lines about them are called when there are too many.
 const DENIALS: &str = "peers that were not allowed something";

@@ -15,8 +15,9 @@ use xmsg_zmtp::{Command, Frames, Span, Version};
 pub(super) use cache::Caches;
 use cache::{Cache, DENIED, TargetSet};
 
+use super::connected_peers::ConnectedPeers;
 use super::delivery::{Cut, Delivery, Run};
-use super::peers::{ConnectedPeers, Subscriber};
+use super::peers::Subscriber;
 use super::publisher::Publisher;
 use super::requests::Asking;
 use super::table::Table;

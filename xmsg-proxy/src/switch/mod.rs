@@ -13,6 +13,7 @@
 //! one slice of the memory that they were read into.
 
 mod bucket;
+mod connected_peers;
 mod delivery;
 mod grant;
 mod held;
@@ -47,9 +48,10 @@ use xmsg_zmtp::{Engine, MessageLimits, Peer, PeerLimits, SocketType};
 use crate::config::Config;
 use crate::policy::{Policies, Policy, Rule, TopicPolicy};
 use crate::security::Authority;
+use connected_peers::ConnectedPeers;
 use ingress::{Caches, Ingress};
-use peers::{ConnectedPeers, Grant, Subscriber};
 pub use peers::{Drops, PublisherStats, SubscriberStats};
+use peers::{Grant, Subscriber};
 use publisher::Publisher;
 use requests::{Asking, RequestSender};
 pub use requests::{ControlRequests, Request, Requester};

@@ -1,27 +1,24 @@
 //! The connections of the switch, and what is counted of them.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use xmsg_zmq::link::ending::end_some_at_a_time;
 use xmsg_zmq::link::memory::{MemoryBudget, UnreadAnswers};
 use xmsg_zmq::link::send_queue::{SendQueue, URGENT_MAX};
 use xmsg_zmq::link::session::now;
 use xmsg_zmq::link::throttle::Throttle;
+use xmsg_zmq::lock::lock;
 use xmsg_zmq::{Amount, HighWaterMark};
 use xmsg_zmtp::{Command, DroppedCounts, MessageLimits};
 
 use super::Totals;
 pub(super) use super::grant::Grant;
-use super::held::HeldUp;
-use super::publisher::Publisher;
 use super::slow::Slow;
 use super::stall::Stall;
 use crate::policy::{Policy, Rule};
@@ -184,7 +181,7 @@ impl Subscriber {
     }
 
     /// Tells it what was dropped for it, if that is new. `false`: too much waits already.
-    fn tell_drops(&self) -> bool {
+    pub(super) fn tell_drops(&self) -> bool {
         let Some(telling) = &self.telling else { return true };
         let mut told = lock(&telling.told);
         let drops = self.drops();
@@ -274,8 +271,29 @@ impl Subscriber {
         slow.into_iter().chain(large).min()
     }
 
+    /// A snapshot, with the limits and the policy of topics that have none of their own.
+    pub(super) fn stats(&self, default: Rule) -> SubscriberStats {
+        SubscriberStats {
+            id: self.id,
+            peer: self.peer.to_string(),
+            connected_for: self.since.elapsed(),
+            subscriptions: self.subscriptions.load(Ordering::Relaxed),
+            delivered: self.send_queue.written(),
+            queued: self.send_queue.queued(),
+            high_water_mark: default.mark,
+            policy: default.policy,
+            dropped: self.drops().total(),
+            drops: self.drops(),
+            waits: self.waits.load(Ordering::Relaxed),
+            waited: self.waited(),
+            principal: self.grant.principal(),
+            denied: self.grant.denied(),
+            slow_for: lock(&self.slow).lasts(Instant::now()),
+        }
+    }
+
     /// Logs what is not logged yet: what is due, or, at the end of its connection, all of it.
-    fn log_rest(&self, at_the_end: bool) {
+    pub(super) fn log_rest(&self, at_the_end: bool) {
         let drops = self.drops();
         let take = |due: Option<Instant>| due.is_some_and(|due| at_the_end || due <= now());
         if take(self.slow_log.due(|logged| logged.slow().messages < drops.slow().messages)) {
@@ -287,7 +305,7 @@ impl Subscriber {
         }
     }
 
-    fn add_to(&self, totals: &mut Totals) {
+    pub(super) fn add_to(&self, totals: &mut Totals) {
         totals.delivered += self.send_queue.written();
         totals.dropped += self.drops().total();
         totals.drops += self.drops();
@@ -397,10 +415,11 @@ pub(super) struct Lines {
     slow: Throttle,
     too_large: Throttle,
     cut_off: Throttle,
-    left: Throttle,
+    /// Subscribers that left before everything had reached them.
+    pub(super) left: Throttle,
     /// Publishers that do not read their subscriptions.
     pub(super) deaf: Throttle,
-    /// … and were cut off for it.
+    /// Publishers that were cut off because they do not read their subscriptions.
     pub(super) cut_off_deaf: Throttle,
     /// Publishers that had left, and whose places were needed.
     pub(super) crowded_out: Throttle,
@@ -544,211 +563,6 @@ pub struct SubscriberStats {
     pub denied: u64,
     /// How long it has lost messages or held publishers up, without a break of ten seconds.
     pub slow_for: Option<Duration>,
-}
-
-/// Everybody who is connected, and the counts of those who left.
-#[derive(Debug, Default)]
-pub(super) struct ConnectedPeers {
-    publishers: Mutex<BTreeMap<u32, Arc<Publisher>>>,
-    subscribers: Mutex<BTreeMap<u32, Arc<Subscriber>>>,
-    gone: Mutex<Totals>,
-    pub(super) unmatched: AtomicU64,
-    /// Messages that subscribers did not get because a publisher's connection ended while it waited for them,
-    /// or because they were leaving.
-    lost: AtomicU64,
-    /// Messages in the hands of publishers that wait for subscribers.
-    held: AtomicU64,
-    refused: AtomicU64,
-    subscriber_count: AtomicUsize,
-    left: Notify,
-    pub(super) lines: Arc<Lines>,
-}
-
-impl ConnectedPeers {
-    pub(super) fn add_publisher(&self, publisher: &Arc<Publisher>) {
-        lock(&self.publishers).insert(publisher.id, publisher.clone());
-        // The rules may have changed while it was being let in.
-        publisher.grant.leave_if_strange(&publisher.peer);
-    }
-
-    pub(super) fn add_subscriber(&self, subscriber: &Arc<Subscriber>) {
-        lock(&self.subscribers).insert(subscriber.id, subscriber.clone());
-        subscriber.grant.leave_if_strange(&subscriber.peer);
-        self.subscriber_count.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn remove_publisher(&self, publisher: &Publisher) {
-        // Both locks together, so that no snapshot counts it twice or not at all.
-        let mut publishers = lock(&self.publishers);
-        let mut gone = lock(&self.gone);
-        if publishers.remove(&publisher.id).is_some() {
-            gone.received += publisher.received.amount();
-            gone.denied += publisher.grant.denied();
-            gone.crowded_out += u64::from(publisher.place.is_given_away());
-        }
-    }
-
-    pub(super) fn remove_subscriber(&self, subscriber: &Subscriber) {
-        {
-            let mut subscribers = lock(&self.subscribers);
-            let mut gone = lock(&self.gone);
-            let undelivered = subscriber.send_queue.clear().messages;
-            subscriber.log_rest(true);
-            if subscribers.remove(&subscriber.id).is_none() {
-                return;
-            }
-            self.subscriber_count.fetch_sub(1, Ordering::Relaxed);
-            subscriber.add_to(&mut gone);
-            gone.undelivered += undelivered;
-            gone.disconnected += u64::from(subscriber.cut.is_cancelled());
-            let dropped = subscriber.drops().total().messages;
-            if undelivered + dropped > 0
-                && let Some(unlogged) =
-                    self.lines.left.pass("subscribers that left before all had reached them")
-            {
-                tracing::info!(peer = %subscriber.peer, undelivered, dropped, unlogged, "a subscriber left: not all messages reached it");
-            }
-        }
-        self.left.notify_waiters();
-    }
-
-    /// Counts messages that subscribers do not get although they were received.
-    pub(super) fn lose(&self, messages: u64) {
-        self.lost.fetch_add(messages, Ordering::Relaxed);
-    }
-
-    /// Counts so many messages as in the hands of a publisher that waits.
-    pub(super) fn hold(&self, messages: u64) -> HeldUp<'_> {
-        HeldUp::new(&self.held, messages)
-    }
-
-    pub(super) fn refused(&self) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn close_publishers(&self) {
-        for publisher in lock(&self.publishers).values() {
-            publisher.send_queue.close();
-        }
-    }
-
-    pub(super) fn cut_publishers(&self) {
-        for publisher in lock(&self.publishers).values() {
-            publisher.cut.cancel();
-        }
-    }
-
-    /// Who has this number: one of them, or nobody.
-    pub(super) fn find(&self, id: u32) -> (Option<Arc<Publisher>>, Option<Arc<Subscriber>>) {
-        (lock(&self.publishers).get(&id).cloned(), lock(&self.subscribers).get(&id).cloned())
-    }
-
-    /// Ends the connections of those who are not let in any more.
-    pub(super) async fn cut_strangers(&self) {
-        // Without their locks, which everybody needs who comes or goes.
-        let publishers: Vec<_> = lock(&self.publishers).values().cloned().collect();
-        let end = |peer: &Arc<Publisher>| peer.grant.leave_if_strange(&peer.peer);
-        end_some_at_a_time(&publishers, end, |peer| !lock(&self.publishers).contains_key(&peer.id)).await;
-        let subscribers: Vec<_> = lock(&self.subscribers).values().cloned().collect();
-        let end = |peer: &Arc<Subscriber>| peer.grant.leave_if_strange(&peer.peer);
-        end_some_at_a_time(&subscribers, end, |peer| !lock(&self.subscribers).contains_key(&peer.id)).await;
-    }
-
-    /// How many subscribers are connected.
-    pub(super) fn subscriber_count(&self) -> usize {
-        self.subscriber_count.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn close_subscribers(&self) {
-        for subscriber in lock(&self.subscribers).values() {
-            // The last count goes out, too; one that does not read will not miss it.
-            subscriber.tell_drops();
-            subscriber.send_queue.close();
-        }
-    }
-
-    pub(super) async fn subscribers_gone(&self) {
-        loop {
-            let mut left = std::pin::pin!(self.left.notified());
-            left.as_mut().enable();
-            if lock(&self.subscribers).is_empty() {
-                return;
-            }
-            left.await;
-        }
-    }
-
-    pub(super) fn totals(&self) -> Totals {
-        let publishers = lock(&self.publishers);
-        let subscribers = lock(&self.subscribers);
-        let mut totals = *lock(&self.gone);
-        totals.unmatched = self.unmatched.load(Ordering::Relaxed);
-        totals.undelivered += self.lost.load(Ordering::Relaxed);
-        totals.held = self.held.load(Ordering::Relaxed);
-        totals.refused = self.refused.load(Ordering::Relaxed);
-        for publisher in publishers.values() {
-            totals.received += publisher.received.amount();
-            totals.denied += publisher.grant.denied();
-        }
-        for subscriber in subscribers.values() {
-            subscriber.add_to(&mut totals);
-        }
-        totals
-    }
-
-    pub(super) fn publishers(&self) -> Vec<PublisherStats> {
-        let publishers: Vec<_> = lock(&self.publishers).values().cloned().collect();
-        publishers
-            .iter()
-            // Upstreams are told apart.
-            .filter(|publisher| publisher.arrival.is_none())
-            .map(|publisher| PublisherStats {
-                id: publisher.id,
-                peer: publisher.peer.to_string(),
-                connected_for: publisher.since.elapsed(),
-                received: publisher.received.amount(),
-                principal: publisher.grant.principal(),
-                denied: publisher.grant.denied(),
-                left_for: publisher.place.left_for(),
-            })
-            .collect()
-    }
-
-    /// Has publishers that wait for a subscriber look again whether they must.
-    pub(super) fn reconsider(&self) {
-        for subscriber in lock(&self.subscribers).values() {
-            subscriber.send_queue.reconsider();
-        }
-    }
-
-    pub(super) fn subscribers(&self, default: Rule) -> Vec<SubscriberStats> {
-        // Whoever connects meanwhile need not wait for the counting.
-        let subscribers: Vec<_> = lock(&self.subscribers).values().cloned().collect();
-        subscribers
-            .iter()
-            .map(|subscriber| SubscriberStats {
-                id: subscriber.id,
-                peer: subscriber.peer.to_string(),
-                connected_for: subscriber.since.elapsed(),
-                subscriptions: subscriber.subscriptions.load(Ordering::Relaxed),
-                delivered: subscriber.send_queue.written(),
-                queued: subscriber.send_queue.queued(),
-                high_water_mark: default.mark,
-                policy: default.policy,
-                dropped: subscriber.drops().total(),
-                drops: subscriber.drops(),
-                waits: subscriber.waits.load(Ordering::Relaxed),
-                waited: subscriber.waited(),
-                principal: subscriber.grant.principal(),
-                denied: subscriber.grant.denied(),
-                slow_for: lock(&subscriber.slow).lasts(Instant::now()),
-            })
-            .collect()
-    }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::io;
 use xmsg_zmq::link::send_queue::SendQueue;
 
 use super::*;
+use crate::switch::connected_peers::ConnectedPeers;
 
 /// What was written into the log of this thread.
 #[derive(Clone, Debug, Default)]

@@ -1,7 +1,7 @@
 //! One connected publisher, and what it is told of subscriptions.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use xmsg_zmq::link::memory::{Claim, MemoryBudget};
 use xmsg_zmq::link::send_queue::SendQueue;
 use xmsg_zmq::link::session::now;
 use xmsg_zmq::link::source::Source;
+use xmsg_zmq::lock::lock;
 use xmsg_zmtp::Version;
 
 use super::bucket::Bucket;
@@ -271,8 +272,4 @@ impl Publisher {
         let one = Self::of_test(id, "a publisher");
         Self { grant: Grant::new(authority, None), version, ..one }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

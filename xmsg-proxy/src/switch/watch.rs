@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use xmsg_zmq::Amount;
 use xmsg_zmq::deadline::later;
 use xmsg_zmq::link::session::now;
+use xmsg_zmq::lock::lock;
 use xmsg_zmtp::Span;
 
-use super::peers::lock;
 use crate::CONTROL_TOPIC;
 
 /// How long it goes on after the last look.

@@ -14,10 +14,11 @@ use xmsg_zmq::link::admission::Place;
 use xmsg_zmq::link::reconnect::Backoff;
 use xmsg_zmq::link::session::{Ended, Session, now};
 use xmsg_zmq::link::transport::Stream;
+use xmsg_zmq::lock::lock;
 use xmsg_zmtp::{Engine, Peer};
 
 use super::super::ingress::Ingress;
-use super::super::peers::{Grant, lock};
+use super::super::peers::Grant;
 use super::super::publisher::Publisher;
 use super::super::requests::Asking;
 use super::super::table::Change;

@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex};
 
 use xmsg_core::Result;
 use xmsg_zmq::link::throttle::Throttle;
+use xmsg_zmq::lock::lock;
 
 use self::link::Link;
 pub(super) use self::link::{Arrival, is_of_one_hop};
 pub(super) use self::token::{Returns, Token};
 use super::Switch;
-use super::peers::lock;
 use crate::upstream::{Upstream, UpstreamStats};
 
 /// The links of a switch.

@@ -12,8 +12,7 @@ use std::sync::Mutex;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-
-use super::super::peers::lock;
+use xmsg_zmq::lock::lock;
 
 /// What every token starts with.
 const PREFIX: &[u8] = b"xmsg:loop:";
