@@ -264,6 +264,7 @@ async fn every_path_is_described_and_answers_as_it_says() {
         "/api/v1/history",
         "/api/v1/connections",
         "/api/v1/topics",
+        "/api/v1/registrations",
     ] {
         assert!(known.contains(path), "{path}");
     }
@@ -290,6 +291,8 @@ async fn every_path_is_described_and_answers_as_it_says() {
         "/api/v1/connections?sort=x",
         "/api/v1/history?span=2h",
         "/api/v1/topics?x=1",
+        "/api/v1/registrations?limit=1001",
+        "/api/v1/registrations?kind=x",
     ] {
         assert_eq!(get(&site.address, path).await.status, 400, "{path}");
     }

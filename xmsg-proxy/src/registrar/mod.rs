@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use xmsg_core::options::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
@@ -46,7 +46,8 @@ use xmsg_zmtp::{Limits, MessageLimits};
 
 use crate::security::{Authority, Mechanism};
 use journal::{Entry, Journal};
-use service::{Counters, REPLY_FRAMES, REPLY_SIZE, Service};
+use service::{Counters, Question, REPLY_FRAMES, REPLY_SIZE, Service};
+pub use service::{Listed, Page, Query};
 use store::{Reserved, Store};
 
 /// The options of a registrar.
@@ -184,6 +185,9 @@ impl Place {
 /// [`blocking_threads`](crate::memory::blocking_threads).
 pub const BLOCKING_THREADS: usize = 8;
 
+/// Questions of [`Monitor::browse`] that may wait for the registrar.
+const QUESTIONS: usize = 8;
+
 /// The thread of a registrar that has its own. The thread ends when this value is dropped.
 #[derive(Debug)]
 struct OwnThread {
@@ -234,6 +238,7 @@ pub struct Monitor {
     runtime: Handle,
     memory_limit: usize,
     memory: MemoryBudget,
+    questions: mpsc::Sender<Question>,
 }
 
 impl Monitor {
@@ -267,6 +272,15 @@ impl Monitor {
     #[must_use]
     pub fn memory(&self) -> &MemoryBudget {
         &self.memory
+    }
+
+    /// Returns some of the registrations: those that match the query, in the order of their topics. The
+    /// registrar looks for them in slices of a fraction of a millisecond, between the requests of its
+    /// clients. Returns `None` if too many ask at the same time, or if the registrar has ended.
+    pub async fn browse(&self, query: Query) -> Option<Page> {
+        let (answer, answered) = oneshot::channel();
+        self.questions.try_send(Question { query, answer }).ok()?;
+        answered.await.ok()
     }
 
     /// Returns the runtime that the registrar runs on.
@@ -328,6 +342,7 @@ pub struct Registrar {
     runtime: Handle,
     memory_limit: usize,
     memory: MemoryBudget,
+    questions: mpsc::Sender<Question>,
     thread: Option<OwnThread>,
 }
 
@@ -400,9 +415,11 @@ impl Registrar {
         let stop = CancellationToken::new();
         let sender = Bytes::from(format!("{}:registrar", address.host()));
         let named = !matches!(config.security, Mechanism::Null);
+        let (questions, asked) = mpsc::channel(QUESTIONS);
         let service = Service::new(sender, replier.clone(), store, journal, counters.clone(), stop.clone())
             .with_authority(config.authority.clone(), named)
-            .with_memory(config.memory.clone());
+            .with_memory(config.memory.clone())
+            .with_questions(asked);
         let service = Some(tokio::spawn(service.run()));
         Ok(Self {
             address,
@@ -413,6 +430,7 @@ impl Registrar {
             runtime: Handle::current(),
             memory_limit,
             memory,
+            questions,
             thread: None,
         })
     }
@@ -438,6 +456,7 @@ impl Registrar {
             runtime: self.runtime.clone(),
             memory_limit: self.memory_limit,
             memory: self.memory.clone(),
+            questions: self.questions.clone(),
         }
     }
 

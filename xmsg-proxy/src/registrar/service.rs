@@ -8,6 +8,7 @@
 //! in order and sees its own changes.
 
 mod answering;
+mod browsing;
 mod change;
 mod compaction;
 mod later;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +34,9 @@ use xmsg_zmq::link::throttle::Throttle;
 use xmsg_zmq::{EncodedFrames, Replier, ReturnPath, Violations};
 
 use self::answering::Answering;
+use self::browsing::Browsing;
+pub(super) use self::browsing::Question;
+pub use self::browsing::{Listed, Page, Query};
 use self::change::{Change, records};
 use self::compaction::{Compaction, SnapshotFeed};
 use self::later::Pending;
@@ -124,6 +129,9 @@ pub(super) struct Service {
     write_log: Throttle,
     expiry_log: Throttle,
     answering: RoundRobin<Answering>,
+    /// Questions of whoever runs the registrar, and those that are being answered.
+    questions: mpsc::Receiver<Question>,
+    browsing: VecDeque<Browsing>,
     /// Bytes of the answers being built. `queued_bytes` is the last count of bytes waiting to be written.
     answer_bytes: usize,
     queued_bytes: usize,
@@ -169,6 +177,8 @@ impl Service {
             write_log: Throttle::default(),
             expiry_log: Throttle::default(),
             answering: RoundRobin::default(),
+            questions: mpsc::channel(1).1,
+            browsing: VecDeque::new(),
             answer_bytes: 0,
             queued_bytes: 0,
             memory: MemoryBudget::default(),
@@ -197,6 +207,11 @@ impl Service {
         Self { memory, ..self }
     }
 
+    /// Answers these questions of whoever runs the registrar.
+    pub(super) fn with_questions(self, questions: mpsc::Receiver<Question>) -> Self {
+        Self { questions, ..self }
+    }
+
     /// Runs until `stop` is cancelled, and writes all remaining changes before it returns.
     pub(super) async fn run(mut self) {
         // The token is cancelled however this task ends.
@@ -221,6 +236,7 @@ impl Service {
                         continue;
                     }
                 }
+                Some(question) = self.questions.recv() => self.browsing.push_back(question.into()),
                 () = at(expiry) => {}
                 () = SnapshotFeed::room(self.feed.as_ref()), if !self.has_slices() => {}
                 () = std::future::ready(()), if self.has_slices() => {}
@@ -251,6 +267,7 @@ impl Service {
     /// Returns whether there is work to do in slices.
     fn has_slices(&self) -> bool {
         !(self.answering.is_empty()
+            && self.browsing.is_empty()
             && self.applying.changes.is_empty()
             && self.slow.is_empty()
             && !self.feed.as_ref().is_some_and(SnapshotFeed::has_room)
@@ -264,6 +281,7 @@ impl Service {
         self.collect_some();
         self.resume_some();
         self.answer_slice();
+        self.browse_slice();
     }
 
     fn expire(&mut self) {

@@ -452,11 +452,36 @@ impl Store {
         Search::new(owner, [Source::StartingWith(String::new())].into())
     }
 
+    /// Starts a query for the registrations whose topic starts with this text, in the order of their topics.
+    #[must_use]
+    pub fn search_starting_with(&self, owner: OwnerType, start: &str) -> Search {
+        Search::new(owner, [Source::StartingWith(start.to_owned())].into())
+    }
+
     /// Continues a search. It looks at about `work` topics and registrations, and passes the frames that
     /// match to `found`. Returns whether the search is complete. The store may change between the calls: a
     /// registration that exists all the time is found exactly once, and one that is added or removed
     /// meanwhile may be found.
-    pub fn advance(&self, search: &mut Search, mut work: usize, mut found: impl FnMut(&Bytes)) -> bool {
+    pub fn advance(&self, search: &mut Search, work: usize, mut found: impl FnMut(&Bytes)) -> bool {
+        self.advance_with(search, work, |variant| found(&variant.frame))
+    }
+
+    /// Does the same as [`advance`](Self::advance), and passes with each frame how long ago it was registered
+    /// or renewed. That is known if registrations expire.
+    pub fn advance_dated(
+        &self,
+        search: &mut Search,
+        work: usize,
+        now: Duration,
+        mut found: impl FnMut(&Bytes, Option<Duration>),
+    ) -> bool {
+        self.advance_with(search, work, |variant| {
+            let renewed = variant.due.zip(self.ttl).map(|((due, _), ttl)| due.saturating_sub(ttl));
+            found(&variant.frame, renewed.map(|renewed| now.saturating_sub(renewed)));
+        })
+    }
+
+    fn advance_with(&self, search: &mut Search, mut work: usize, mut found: impl FnMut(&Variant)) -> bool {
         let table = self.table(search.owner);
         loop {
             if let Some(Source::PrefixSearch(above)) = search.sources.front_mut() {
@@ -571,20 +596,20 @@ struct Topic {
 }
 
 impl Topic {
-    /// Passes the matching frames of the owners behind `after` to `found`. When `work` is used up, returns
+    /// Passes the matching registrations of the owners behind `after` to `found`. When `work` is used up, returns
     /// the last owner that was looked at.
     fn walk(
         &self,
         after: Option<&Owner>,
         filter: Option<&Filter>,
         work: &mut usize,
-        found: &mut impl FnMut(&Bytes),
+        found: &mut impl FnMut(&Variant),
     ) -> Option<Owner> {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         for (owner, variants) in self.owners.starting_at(start) {
             let fitting =
                 variants.iter().filter(|variant| filter.is_none_or(|f| f.fits_owner(owner, variant)));
-            fitting.for_each(|variant| found(&variant.frame));
+            fitting.for_each(&mut *found);
             *work = work.saturating_sub(variants.len());
             if *work == 0 {
                 return Some(owner.clone());

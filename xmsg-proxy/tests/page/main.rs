@@ -6,6 +6,7 @@
 mod browser;
 mod connect;
 mod messages;
+mod registrations;
 mod site;
 
 use browser::Browser;

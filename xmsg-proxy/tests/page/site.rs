@@ -9,6 +9,7 @@ use xmsg_connect::{Registry, RegistryOptions};
 use xmsg_core::{Connection, Message};
 use xmsg_proxy::admin::{Admin, Connect, Reach, Sources, Token, Tokens};
 use xmsg_proxy::log::LogQueue;
+use xmsg_proxy::registrar::Registrar;
 use xmsg_proxy::{Policy, Proxy};
 use xmsg_tests::raw::{Raw, command};
 use xmsg_tests::{connect, topic, within};
@@ -23,6 +24,7 @@ pub(crate) struct Site {
     pub(crate) proxy: Proxy,
     pub(crate) log: LogQueue,
     registry: Registry,
+    registrar: Option<Registrar>,
     _state: TempDir,
     admin: Option<Admin>,
     address: SocketAddr,
@@ -60,6 +62,22 @@ impl Stalled {
 impl Site {
     /// Starts it: everybody may look, and whoever has the token may change something.
     pub(crate) async fn start() -> Self {
+        Self::start_beside(None).await
+    }
+
+    /// Starts it with a registrar, in which registrations last for an hour.
+    pub(crate) async fn with_registrar() -> Self {
+        let registrar = Registrar::bind("127.0.0.1:0").ttl(std::time::Duration::from_secs(3600));
+        Self::start_beside(Some(registrar.start().await.expect("a registrar starts"))).await
+    }
+
+    /// A client of its registrar.
+    pub(crate) fn registrar(&self) -> xmsg_core::Registrar {
+        let registrar = self.registrar.as_ref().expect("it was started with a registrar");
+        xmsg_core::Registrar::new(registrar.address().clone())
+    }
+
+    async fn start_beside(registrar: Option<Registrar>) -> Self {
         let proxy = Proxy::bind("127.0.0.1:0").slow_subscriber(Policy::DropNewest);
         let proxy =
             proxy.high_water_mark(HighWaterMark::bytes(1 << 20)).start().await.expect("a proxy starts");
@@ -69,7 +87,7 @@ impl Site {
         let options = RegistryOptions::new(state.path().join("state"), proxy.address().clone());
         let registry = Registry::open(options).await.expect("a registry opens");
         let log = LogQueue::start(std::io::sink()).expect("a log starts");
-        let mut site = Self { proxy, log, registry, _state: state, admin: None, address };
+        let mut site = Self { proxy, log, registry, registrar, _state: state, admin: None, address };
         site.serve(listener);
         site
     }
@@ -77,6 +95,7 @@ impl Site {
     fn serve(&mut self, listener: TcpListener) {
         let sources = Sources {
             proxy: Some(self.proxy.monitor()),
+            registrar: self.registrar.as_ref().map(Registrar::monitor),
             connect: Some(Connect::new(self.registry.clone(), Handle::current())),
             log: Some(self.log.clone()),
             reach: Some(Reach::new(self.proxy.address().clone())),

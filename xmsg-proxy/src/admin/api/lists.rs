@@ -19,7 +19,7 @@ use crate::switch::Ending;
 const LIMIT_DEFAULT: usize = 100;
 const LIMIT_MAX: usize = 1000;
 
-fn limit(asked: Option<usize>) -> Result<usize, Problem> {
+pub(super) fn limit(asked: Option<usize>) -> Result<usize, Problem> {
     match asked {
         None => Ok(LIMIT_DEFAULT),
         Some(limit) if limit <= LIMIT_MAX => Ok(limit),

@@ -6,6 +6,7 @@
 //! | [`session`] | a token is exchanged for a cookie |
 //! | [`overview`] | how the proxy does: now, each second, and in the last five minutes, hour and day |
 //! | [`lists`] | connections, topics, prefixes |
+//! | [`registrations`] | what is registered at the registrar |
 //! | [`messages`] | messages of a topic as they come, and messages that are published |
 //! | [`log`] | the end of the log |
 //! | [`events`] | streams of events, few at a time |
@@ -15,6 +16,7 @@ mod lists;
 mod log;
 mod messages;
 mod overview;
+mod registrations;
 mod session;
 
 use std::sync::Arc;
@@ -141,6 +143,7 @@ pub(super) fn router() -> Router<Arc<State>> {
         .routes(routes!(lists::connections))
         .routes(routes!(lists::end))
         .routes(routes!(lists::topics))
+        .routes(routes!(registrations::registrations))
         .routes(routes!(messages::tap))
         .routes(routes!(messages::publish))
         .routes(routes!(log::tail))
