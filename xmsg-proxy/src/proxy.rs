@@ -228,6 +228,12 @@ impl Monitor {
         self.switch.watch()
     }
 
+    /// Who publishes these topics, and who subscribes to them: see [`Switch::links`].
+    #[cfg(feature = "daemon")]
+    pub(crate) fn links(&self, topics: &[&[u8]], most: usize) -> (Vec<Vec<u32>>, Vec<(usize, u32)>) {
+        self.switch.links(topics, most)
+    }
+
     /// How long it has been at work.
     #[cfg(feature = "daemon")]
     pub(crate) fn uptime(&self) -> Duration {

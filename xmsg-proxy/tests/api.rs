@@ -265,6 +265,7 @@ async fn every_path_is_described_and_answers_as_it_says() {
         "/api/v1/connections",
         "/api/v1/topics",
         "/api/v1/registrations",
+        "/api/v1/topology",
     ] {
         assert!(known.contains(path), "{path}");
     }
@@ -293,6 +294,7 @@ async fn every_path_is_described_and_answers_as_it_says() {
         "/api/v1/topics?x=1",
         "/api/v1/registrations?limit=1001",
         "/api/v1/registrations?kind=x",
+        "/api/v1/topology?limit=101",
     ] {
         assert_eq!(get(&site.address, path).await.status, 400, "{path}");
     }

@@ -8,6 +8,7 @@ import { overview } from "./overview.js";
 import { connections } from "./connections.js";
 import { topics } from "./topics.js";
 import { messages } from "./messages.js";
+import { topology } from "./topology.js";
 import { registrations } from "./registrations.js";
 import { connect } from "./connect.js";
 import { settings } from "./settings.js";
@@ -18,6 +19,7 @@ const VIEWS = [
   { path: "connections", title: "Connections", view: connections },
   { path: "topics", title: "Topics", view: topics },
   { path: "messages", title: "Messages", view: messages },
+  { path: "topology", title: "Topology", view: topology },
   { path: "registrations", title: "Registrations", view: registrations },
   { path: "connect", title: "Outgoing and channels", view: connect },
   { path: "settings", title: "Settings", view: settings },

@@ -33,7 +33,7 @@ macro_rules! files {
 }
 
 /// All files but the page itself.
-const FILES: [File; 18] = files![
+const FILES: [File; 19] = files![
     "style.css": "text/css; charset=utf-8",
     "icon.svg": "image/svg+xml",
     "js/app.js": SCRIPT,
@@ -50,6 +50,7 @@ const FILES: [File; 18] = files![
     "js/connect.js": SCRIPT,
     "js/spool.js": SCRIPT,
     "js/registrations.js": SCRIPT,
+    "js/topology.js": SCRIPT,
     "js/settings.js": SCRIPT,
     "js/log.js": SCRIPT,
 ];

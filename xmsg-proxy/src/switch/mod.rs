@@ -57,9 +57,14 @@ use requests::{Asking, RequestSender};
 pub use requests::{ControlRequests, Request, Requester};
 use table::{Change, Table, TableTask};
 use upstream::Links;
+#[cfg(feature = "daemon")]
+pub(crate) use watch::PUBLISHERS_MAX;
 use watch::Watch;
 pub use watch::Watched;
 
+/// Topics that are looked up together for whoever looks, at most.
+#[cfg(feature = "daemon")]
+const LINKS_AT_ONCE: usize = 64;
 /// The share of the linger that publishers get to take leave; the rest is for subscribers.
 const PUBLISHERS_SHARE: f64 = 0.7;
 /// How long a publisher gets to finish its handshake when the switch stops.
@@ -406,6 +411,23 @@ impl Switch {
     #[must_use]
     pub fn watch(&self) -> Watched {
         self.inner.watch.look()
+    }
+
+    /// Who publishes each of these topics, and who subscribes to them: the number of the topic, and that of
+    /// the subscriber. At most `most` of these are found; after that topics have none.
+    #[cfg(feature = "daemon")]
+    pub(crate) fn links(&self, topics: &[&[u8]], most: usize) -> (Vec<Vec<u32>>, Vec<(usize, u32)>) {
+        let mut subscribers = Vec::new();
+        let mut at = 0;
+        while at < topics.len() && subscribers.len() < most {
+            // Changes of the table get their turn in between.
+            let routes = self.inner.table.routes();
+            let end = (at + routes.together(LINKS_AT_ONCE)).min(topics.len());
+            let found = routes.find_each(&topics[at..end]);
+            subscribers.extend(found.into_iter().map(|(topic, subscriber)| (at + topic, subscriber)));
+            at = end;
+        }
+        (self.inner.watch.publishers_of(topics), subscribers)
     }
 
     /// Stops in order: accepts nobody any more; takes leave of the publishers and reads what they had already

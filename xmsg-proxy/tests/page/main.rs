@@ -8,6 +8,7 @@ mod connect;
 mod messages;
 mod registrations;
 mod site;
+mod topology;
 
 use browser::Browser;
 use serde_json::json;

@@ -7,6 +7,7 @@
 //! | [`overview`] | how the proxy does: now, each second, and in the last five minutes, hour and day |
 //! | [`lists`] | connections, topics, prefixes |
 //! | [`registrations`] | what is registered at the registrar |
+//! | [`topology`] | who publishes what to whom |
 //! | [`messages`] | messages of a topic as they come, and messages that are published |
 //! | [`log`] | the end of the log |
 //! | [`events`] | streams of events, few at a time |
@@ -18,6 +19,7 @@ mod messages;
 mod overview;
 mod registrations;
 mod session;
+mod topology;
 
 use std::sync::Arc;
 
@@ -144,6 +146,7 @@ pub(super) fn router() -> Router<Arc<State>> {
         .routes(routes!(lists::end))
         .routes(routes!(lists::topics))
         .routes(routes!(registrations::registrations))
+        .routes(routes!(topology::topology))
         .routes(routes!(messages::tap))
         .routes(routes!(messages::publish))
         .routes(routes!(log::tail))

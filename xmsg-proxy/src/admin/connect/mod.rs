@@ -61,6 +61,11 @@ impl Connect {
         Self { registry, runtime }
     }
 
+    /// The outgoing connections and channels, and how they are.
+    pub(super) fn report(&self) -> xmsg_connect::Report {
+        self.registry.report()
+    }
+
     /// Where it is at work.
     pub(super) fn runtime(&self) -> &Handle {
         &self.runtime
