@@ -266,6 +266,7 @@ async fn every_path_is_described_and_answers_as_it_says() {
         "/api/v1/topics",
         "/api/v1/registrations",
         "/api/v1/topology",
+        "/api/v1/settings/changes",
     ] {
         assert!(known.contains(path), "{path}");
     }

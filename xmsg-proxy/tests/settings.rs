@@ -449,3 +449,58 @@ async fn sighup_ends_connections_to_the_registrar_of_those_who_are_not_let_in_an
         assert!(daemon.end().await.success());
     }
 }
+
+/// What a reload would do is told before, and is what it does then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_sighup_would_change_is_told_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let token = secret(folder.path(), "token", "operator-0123456789abcdef\n");
+    let with = |rest: &str| {
+        let admin = format!("[admin]\nenabled = true\nlisten = \"127.0.0.1:0\"\ntoken_file = \"{token}\"\n");
+        config(folder.path(), &format!("{rest}\n{admin}"))
+    };
+    let path = with("linger_s = 30");
+    let (daemon, _proxy, admin) = start(&path, &["--threads", "2"]).await;
+    let told = async |token: &str, good: &dyn Fn(&serde_json::Value) -> bool| {
+        within("what would change", async {
+            loop {
+                let bearer = format!("Authorization: Bearer {token}\r\n");
+                let response = http::get_with(&admin, "/api/v1/settings/changes", &bearer).await;
+                if response.status == 200 {
+                    let told = serde_json::from_str(&response.body).unwrap();
+                    if good(&told) {
+                        return told;
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await
+    };
+    let first = "operator-0123456789abcdef";
+    told(first, &|told| told["changes"] == serde_json::json!([]) && told["has_file"] == true).await;
+
+    with("linger_s = 0\nhost = \"::1\"\nthreads = 4");
+    secret(folder.path(), "token", "another-0123456789abcdef\n");
+    let now = told(first, &|told| told["changes"].as_array().is_some_and(|all| all.len() == 3)).await;
+    let of = |setting: &str| now["changes"].as_array().unwrap().iter().find(|one| one["setting"] == setting);
+    assert_eq!(of("linger_s").unwrap()["is_reloadable"], true, "{now}");
+    assert_eq!(of("linger_s").unwrap()["in_file"], "0.0", "{now}");
+    assert_eq!(of("host").unwrap()["is_reloadable"], false, "{now}");
+    let content = of("admin.token_file").unwrap();
+    assert!(content["is_content"] == true && content["is_reloadable"] == true, "{now}");
+    assert!(!now.to_string().contains("0123456789abcdef"), "a token is told to nobody: {now}");
+
+    with("linger_s = 0\nlinger = 8");
+    let wrong = told(first, &|told| told["problem"].is_string()).await;
+    assert!(wrong["problem"].as_str().unwrap().contains("line 3"), "{wrong}");
+
+    with("linger_s = 0\nhost = \"::1\"");
+    daemon.signal("HUP").await;
+    daemon.logged(&["configuration reloaded", "taken_over=1", "needs_restart=1"]).await;
+    let left = told("another-0123456789abcdef", &|told| {
+        told["changes"].as_array().is_some_and(|all| all.len() == 1)
+    })
+    .await;
+    assert_eq!(left["changes"][0]["setting"], "host", "{left}");
+}

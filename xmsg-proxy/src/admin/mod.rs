@@ -28,6 +28,7 @@ mod history;
 mod look;
 mod metrics;
 mod page;
+mod pending;
 mod process;
 mod routes;
 mod server;
@@ -52,6 +53,7 @@ use xmsg_zmq::link::transport::{Closer, Listener};
 pub use access::Tokens;
 #[cfg(feature = "connect")]
 pub use connect::Connect;
+pub use pending::{Pending, PendingChanges};
 pub use tap::Reach;
 pub use token::Token;
 
@@ -83,6 +85,8 @@ pub struct Sources {
     pub authority: Option<Arc<Authority>>,
     /// The log on its way out.
     pub log: Option<LogQueue>,
+    /// What a reload of the settings would change.
+    pub pending: Option<Pending>,
     /// Where the proxy is reached, so that messages can be watched and published.
     pub reach: Option<Reach>,
 }
@@ -119,6 +123,7 @@ struct State {
     connect: Option<Connect>,
     authority: Option<Arc<Authority>>,
     log: Option<LogQueue>,
+    pending: Option<pending::Reader>,
     turned_away: TurnedAway,
     answers: Answers,
     phase: AtomicU8,
@@ -207,6 +212,7 @@ impl Admin {
             connect: sources.connect,
             authority: sources.authority,
             log: sources.log,
+            pending: sources.pending.map(pending::Reader::new),
             turned_away: TurnedAway::default(),
             phase: AtomicU8::new(Phase::Ready as u8),
             access: Access::new(tokens, address.port()),

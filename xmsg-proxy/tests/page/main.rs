@@ -7,6 +7,7 @@ mod browser;
 mod connect;
 mod messages;
 mod registrations;
+mod settings;
 mod site;
 mod topology;
 

@@ -1,15 +1,17 @@
 //! A proxy with its HTTP server, and those who publish and subscribe there.
 
 use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use xmsg_connect::{Registry, RegistryOptions};
 use xmsg_core::{Connection, Message};
-use xmsg_proxy::admin::{Admin, Connect, Reach, Sources, Token, Tokens};
+use xmsg_proxy::admin::{Admin, Connect, Pending, PendingChanges, Reach, Sources, Token, Tokens};
 use xmsg_proxy::log::LogQueue;
 use xmsg_proxy::registrar::Registrar;
+use xmsg_proxy::settings::SettingsError;
 use xmsg_proxy::{Policy, Proxy};
 use xmsg_tests::raw::{Raw, command};
 use xmsg_tests::{connect, topic, within};
@@ -25,6 +27,8 @@ pub(crate) struct Site {
     pub(crate) log: LogQueue,
     registry: Registry,
     registrar: Option<Registrar>,
+    /// What a reload would change.
+    pub(crate) pending: Arc<Mutex<Result<PendingChanges, SettingsError>>>,
     _state: TempDir,
     admin: Option<Admin>,
     address: SocketAddr,
@@ -87,13 +91,24 @@ impl Site {
         let options = RegistryOptions::new(state.path().join("state"), proxy.address().clone());
         let registry = Registry::open(options).await.expect("a registry opens");
         let log = LogQueue::start(std::io::sink()).expect("a log starts");
-        let mut site = Self { proxy, log, registry, registrar, _state: state, admin: None, address };
+        let mut site = Self {
+            proxy,
+            log,
+            registry,
+            registrar,
+            pending: Arc::new(Mutex::new(Ok(PendingChanges::default()))),
+            _state: state,
+            admin: None,
+            address,
+        };
         site.serve(listener);
         site
     }
 
     fn serve(&mut self, listener: TcpListener) {
+        let pending = self.pending.clone();
         let sources = Sources {
+            pending: Some(Pending::new(move || pending.lock().expect("nobody panics with it").clone())),
             proxy: Some(self.proxy.monitor()),
             registrar: self.registrar.as_ref().map(Registrar::monitor),
             connect: Some(Connect::new(self.registry.clone(), Handle::current())),

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`session`] | a token is exchanged for a cookie |
 //! | [`overview`] | how the proxy does: now, each second, and in the last five minutes, hour and day |
+//! | [`changes`] | what a reload of the settings would change |
 //! | [`lists`] | connections, topics, prefixes |
 //! | [`registrations`] | what is registered at the registrar |
 //! | [`topology`] | who publishes what to whom |
@@ -12,6 +13,7 @@
 //! | [`log`] | the end of the log |
 //! | [`events`] | streams of events, few at a time |
 
+mod changes;
 mod events;
 mod lists;
 mod log;
@@ -142,6 +144,7 @@ pub(super) fn router() -> Router<Arc<State>> {
         .routes(routes!(overview::history))
         .routes(routes!(overview::events))
         .routes(routes!(overview::settings))
+        .routes(routes!(changes::changes))
         .routes(routes!(lists::connections))
         .routes(routes!(lists::end))
         .routes(routes!(lists::topics))

@@ -48,6 +48,8 @@ pub(crate) struct Daemon<P: Program> {
     program: P,
     pub(crate) settings: P::Settings,
     pub(crate) reloadable: Reloadable,
+    /// The same, for whoever asks what a reload would change.
+    in_force: reload::InForce<P>,
     /// The rules in force.
     authority: Arc<Authority>,
     log: Arc<Logging>,
@@ -112,8 +114,10 @@ fn prepare<P: Program>(program: P) -> Result<Prepared<P>, SettingsError> {
     let log = log::start(settings.log(), P::NAME)
         .map_err(|error| SettingsError::new(format!("cannot start the log: {error}")))?;
     let authority = Arc::new(Authority::new(reloadable.rules.clone()));
+    let in_force = reload::InForce::new(&settings, &reloadable);
     let daemon = Daemon {
         program,
+        in_force,
         settings,
         reloadable,
         authority,
@@ -213,7 +217,8 @@ impl<P: Program> Daemon<P> {
         // Nobody logs in where there are no other ports.
         let has_ports = sources.proxy.is_some() || sources.registrar.is_some();
         let authority = has_ports.then(|| self.authority.clone());
-        let sources = Sources { authority, log: Some(self.log.queue.clone()), ..sources };
+        let pending = Some(self.pending());
+        let sources = Sources { authority, log: Some(self.log.queue.clone()), pending, ..sources };
         let admin = Admin::start(socket, P::NAME, sources, tokens, self.config())?;
         say(format_args!("HTTP at http://{}", admin.address()));
         if let Some(token) = &self.made {

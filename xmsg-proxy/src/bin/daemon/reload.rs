@@ -1,10 +1,42 @@
 //! SIGHUP: what can be changed is taken over from the file, what needs a restart is named.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
+use xmsg_proxy::admin::{Pending, PendingChanges};
 use xmsg_proxy::settings::{self, Change, Reloadable, SettingsError};
 
 use super::{Daemon, Program, load, systemd};
 
+/// The settings in force, shared with the HTTP server, which tells what a reload would change.
+pub(super) struct InForce<P: Program>(Arc<Mutex<(P::Settings, Reloadable)>>);
+
+impl<P: Program> InForce<P> {
+    pub(super) fn new(settings: &P::Settings, reloadable: &Reloadable) -> Self {
+        Self(Arc::new(Mutex::new((settings.clone(), reloadable.clone()))))
+    }
+
+    fn set(&self, settings: &P::Settings, reloadable: &Reloadable) {
+        let mut in_force = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *in_force = (settings.clone(), reloadable.clone());
+    }
+}
+
 impl<P: Program> Daemon<P> {
+    /// Tells what [`reload`](Self::reload) would change now: in the same way as it finds that out itself.
+    pub(super) fn pending(&self) -> Pending {
+        let (program, in_force) = (self.program.clone(), self.in_force.0.clone());
+        let program = Mutex::new(program);
+        Pending::new(move || {
+            let program = program.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let (new, reloadable) = load(&program)?;
+            let (settings, before) = in_force.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let (_, changes) = settings::merge(&settings, &new)?;
+            let contents = contents(&before, &reloadable, &changes);
+            let has_file = program.common().config.is_some();
+            Ok(PendingChanges { has_file, changes, contents })
+        })
+    }
+
     /// Reads the settings again. If they are no good, everything stays as it is. Dropping the future gives it
     /// up as long as files are being read.
     pub(crate) async fn reload(&mut self) {
@@ -25,6 +57,7 @@ impl<P: Program> Daemon<P> {
                 if let Some(admin) = &self.admin {
                     admin.set_config(self.config());
                 }
+                self.in_force.set(&self.settings, &self.reloadable);
                 // Last: whoever reads it in the log may ask at once.
                 report(&changes);
             }
@@ -78,6 +111,29 @@ impl<P: Program> Daemon<P> {
             }
         }
     }
+}
+
+/// Files that say something else although their names have not changed: the setting that names them, and
+/// whether a reload takes them over. What is in them is nobody's business.
+fn contents(before: &Reloadable, now: &Reloadable, changes: &[Change]) -> Vec<(&'static str, bool)> {
+    let has_same_rules = now.mechanism.has_rules_of(&before.mechanism);
+    let parts = [
+        ("admin.token_file", now.admin_token != before.admin_token, true),
+        ("admin.viewer_token_file", now.admin_viewer_token != before.admin_viewer_token, true),
+        ("security.password_file", has_same_rules && now.rules != before.rules, true),
+        ("security.key_file", now.mechanism != before.mechanism, false),
+        ("upstream", now.upstreams != before.upstreams, true),
+    ];
+    // A setting that has changed itself is told as such.
+    let is_told = |setting: &str| {
+        let section = setting.split_once('.').filter(|(section, _)| *section == "security");
+        changes.iter().any(|change| {
+            change.key == setting
+                || section.is_some_and(|(section, _)| change.key.starts_with(&format!("{section}.")))
+        })
+    };
+    let differing = parts.into_iter().filter(|(setting, differs, _)| *differs && !is_told(setting));
+    differing.map(|(setting, _, is_reloadable)| (setting, is_reloadable)).collect()
 }
 
 fn report(changes: &[Change]) {
