@@ -17,7 +17,7 @@ use xmsg_zmtp::Command;
 
 const OPERATOR: &str = "operator-0123456789abcdef";
 const VIEWER: &str = "viewer-0123456789abcdef";
-/// What pages of ours send with each request.
+/// What pages of ours send to log in.
 const OWN: &str = "X-Xmsg-Page: 1\r\n";
 
 struct Site {
@@ -71,11 +71,18 @@ impl Site {
 
     /// A session with this token, as the header that brings it.
     async fn session(&self, token: &str) -> String {
+        self.session_and_secret(token).await.0
+    }
+
+    /// The same, and the header that changes with it need, too.
+    async fn session_and_secret(&self, token: &str) -> (String, String) {
         let response = self.log_in(token, OWN).await;
         assert_eq!(response.status, 200, "{}", response.body);
         let cookie = response.head.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap();
         assert!(cookie.contains("httponly") && cookie.contains("samesite=strict"), "{cookie}");
-        format!("Cookie: {}\r\n", cookie.split(';').next().unwrap())
+        let secret = read(&response)["secret"].as_str().unwrap().to_owned();
+        let cookie = format!("Cookie: {}\r\n", cookie.split(';').next().unwrap());
+        (cookie, format!("X-Xmsg-Page: {secret}\r\n"))
     }
 
     /// The status of an attempt to end the only connection.
@@ -99,7 +106,8 @@ async fn changes_need_the_operator_and_come_from_our_own_pages() {
     let site = Site::start(true).await;
     let mut subscriber = site.subscriber("a").await;
     let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
-    let (operator, viewer) = (site.session(OPERATOR).await, site.session(VIEWER).await);
+    let (operator, own) = site.session_and_secret(OPERATOR).await;
+    let (viewer, viewers) = site.session_and_secret(VIEWER).await;
     let origin = |origin: &str| format!("Origin: {origin}\r\n");
     let ours = origin(&format!("http://{}", site.address));
     for (headers, status) in [
@@ -107,14 +115,17 @@ async fn changes_need_the_operator_and_come_from_our_own_pages() {
         (OWN.to_owned(), 403),
         (bearer(VIEWER), 403),
         (bearer("operator-0123456789abcdeF"), 401),
-        (format!("{viewer}{OWN}"), 403),
+        (format!("{viewer}{viewers}"), 403),
+        // A server at another port of this host gets the cookie, and not the secret.
+        (format!("{operator}{OWN}"), 403),
+        (format!("{operator}{viewers}"), 403),
         // A session alone is what a page of another site could have a browser send.
         (operator.clone(), 403),
         (format!("{operator}{ours}"), 403),
-        (format!("{operator}{OWN}{}", origin("http://evil.example")), 403),
-        (format!("{operator}{OWN}{}", origin("null")), 403),
-        (format!("{operator}{OWN}Sec-Fetch-Site: cross-site\r\n"), 403),
-        (format!("{operator}{OWN}Sec-Fetch-Site: same-site\r\n"), 403),
+        (format!("{operator}{own}{}", origin("http://evil.example")), 403),
+        (format!("{operator}{own}{}", origin("null")), 403),
+        (format!("{operator}{own}Sec-Fetch-Site: cross-site\r\n"), 403),
+        (format!("{operator}{own}Sec-Fetch-Site: same-site\r\n"), 403),
         ("Cookie: xmsg_session=00\r\nX-Xmsg-Page: 1\r\n".to_owned(), 403),
     ] {
         assert_eq!(site.end(&headers).await, status, "{headers}");
@@ -122,7 +133,7 @@ async fn changes_need_the_operator_and_come_from_our_own_pages() {
     assert_eq!(site.proxy.subscribers().len(), 1);
     let says = site.send("POST", "/api/v1/connections/1/end", &bearer(VIEWER), "").await;
     assert!(says.body.contains("for looking only"), "{}", says.body);
-    assert_eq!(site.end(&format!("{operator}{OWN}{ours}Sec-Fetch-Site: same-origin\r\n")).await, 200);
+    assert_eq!(site.end(&format!("{operator}{own}{ours}Sec-Fetch-Site: same-origin\r\n")).await, 200);
     subscriber.closed().await;
     let gone = site.send("POST", "/api/v1/connections/4000000000/end", &bearer(OPERATOR), "").await;
     assert_eq!((gone.status, &read(&gone)["kind"]), (404, &json!("unknown")));
@@ -131,7 +142,7 @@ async fn changes_need_the_operator_and_come_from_our_own_pages() {
     assert_eq!(old.status, 403);
     assert!(old.body.contains("X-Xmsg-Page"), "{}", old.body);
     let counted = read(&get(&site.address, "/varz").await);
-    assert_eq!(counted["admin_refused_requests"]["foreign"], 7);
+    assert_eq!(counted["admin_refused_requests"]["foreign"], 9);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,9 +10,28 @@ export class Failed extends Error {
   }
 }
 
+// What changes have to bring beside the cookie of the session. The browser keeps it for this host and this port only,
+// while it sends the cookie to all ports of the host.
+const KEPT = "xmsg-session-secret";
+let secret;
+
+/** Keeps the secret of a session that has begun; nothing: it has ended. */
+export function keep(text) {
+  secret = text;
+  try {
+    if (text) localStorage.setItem(KEPT, text);
+    else localStorage.removeItem(KEPT);
+  } catch { /* Nothing may be kept: it is there until the page is loaded anew. */ }
+}
+
+function kept() {
+  // Another tab may have begun a session meanwhile.
+  try { return localStorage.getItem(KEPT) ?? secret; } catch { return secret; }
+}
+
 /** Asks, and returns what the answer says. */
 export async function ask(method, path, body) {
-  const options = { method, headers: { "X-Xmsg-Page": "1" }, credentials: "same-origin" };
+  const options = { method, headers: { "X-Xmsg-Page": kept() ?? "1" }, credentials: "same-origin" };
   if (body !== undefined) {
     const isText = typeof body === "string";
     options.headers["Content-Type"] = isText ? "text/plain" : "application/json";

@@ -1,6 +1,6 @@
 // The page as a whole: which view is shown, who is logged in, and whether the connection to the proxy is alive.
 
-import { ask } from "./api.js";
+import { ask, keep } from "./api.js";
 import { dialog, el, field, notice, say } from "./dom.js";
 import * as format from "./format.js";
 import * as live from "./live.js";
@@ -69,7 +69,9 @@ function know(session) {
 }
 
 async function begin(token) {
-  know(await ask("POST", "/api/v1/session", { token }));
+  const session = await ask("POST", "/api/v1/session", { token });
+  keep(session.secret);
+  know(session);
 }
 
 function logIn() {
@@ -96,7 +98,9 @@ function logIn() {
 account.addEventListener("click", async () => {
   if (!page.session?.role) { logIn(); return; }
   try {
-    know(await ask("DELETE", "/api/v1/session"));
+    const session = await ask("DELETE", "/api/v1/session");
+    keep();
+    know(session);
   } catch (error) {
     notice(error.message, true);
   }

@@ -9,7 +9,10 @@
 //!
 //! A session is a cookie that no script can read and that no other site can have sent. Whoever changes
 //! something with it also has to send a header that only a page of this server can add, so that a page of
-//! another site that a browser shows beside ours can do nothing.
+//! another site that a browser shows beside ours can do nothing. The header holds a second secret, which the
+//! answer to the login brings and which the browser keeps for pages of this host and this port. Browsers send
+//! a cookie to all ports of a host, so that another server there may get to know it: the cookie alone changes
+//! nothing.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -31,7 +34,7 @@ const CHANGES_PER_S: f64 = 20.0;
 /// Random bytes of a session's key.
 const KEY: usize = 32;
 /// A header that pages of other sites can't add without being asked by the browser whether they may, which is
-/// never answered.
+/// never answered. In a change with a session it holds the second secret of the session.
 pub(super) const OWN_HEADER: &str = "x-xmsg-page";
 
 /// What somebody may do.
@@ -100,6 +103,8 @@ pub(super) enum Denied {
 struct Session {
     number: u64,
     key: [u8; KEY],
+    /// What a change has to bring beside the key.
+    secret: [u8; KEY],
     role: Role,
     until: Deadline,
     /// Changes that it may make now, and when that was known.
@@ -108,6 +113,12 @@ struct Session {
 }
 
 impl Session {
+    /// Whether a request brings the second secret.
+    fn is_bound(&self, headers: &HeaderMap) -> bool {
+        let brought = headers.get(OWN_HEADER).and_then(|value| unhex(value.to_str().ok()?));
+        brought.is_some_and(|secret| self.secret.ct_eq(&secret).into())
+    }
+
     /// Takes one change into account; `false`: it is one too many.
     fn change(&mut self, now: Instant) -> bool {
         let time = now.saturating_duration_since(self.refilled).as_secs_f64();
@@ -119,6 +130,16 @@ impl Session {
         }
         may
     }
+}
+
+/// A session that has begun.
+#[derive(Debug)]
+pub(super) struct Login {
+    pub(super) caller: Caller,
+    /// What the browser sends with each request.
+    pub(super) cookie: HeaderValue,
+    /// What the page sends with each change.
+    pub(super) secret: String,
 }
 
 /// The sessions at a time, the oldest first.
@@ -200,7 +221,7 @@ impl Access {
         };
         let caller = Caller { role: session.role, session: Some(session.number), generation };
         if !method.is_safe() {
-            if !is_own_page(headers) {
+            if !is_own_page(headers) || !session.is_bound(headers) {
                 return Err(Denied::Foreign);
             }
             if !session.change(Instant::now()) {
@@ -221,12 +242,13 @@ impl Access {
         }
     }
 
-    /// Begins a session with this token, and returns its cookie; `None`: it is none of ours.
-    pub(super) fn log_in(&self, token: &str, is_encrypted: bool) -> Option<(Caller, HeaderValue)> {
+    /// Begins a session with this token; `None`: it is none of ours.
+    pub(super) fn log_in(&self, token: &str, is_encrypted: bool) -> Option<Login> {
         let in_force = self.in_force();
         let (generation, role) = (in_force.0, in_force.1.role(token.as_bytes())?);
-        let mut key = [0; KEY];
+        let (mut key, mut secret) = ([0; KEY], [0; KEY]);
         getrandom::fill(&mut key).ok()?;
+        getrandom::fill(&mut secret).ok()?;
         let mut sessions = self.sessions();
         sessions.all.retain(|session| !session.until.has_passed());
         while sessions.all.len() >= SESSIONS {
@@ -238,9 +260,18 @@ impl Access {
         sessions.next += 1;
         let number = sessions.next;
         let until = Deadline::after(SESSION_TIME);
-        sessions.all.push_back(Session { number, key, role, until, left: CHANGES, refilled: Instant::now() });
+        sessions.all.push_back(Session {
+            number,
+            key,
+            secret,
+            role,
+            until,
+            left: CHANGES,
+            refilled: Instant::now(),
+        });
         let cookie = self.cookie(&hex(&key), SESSION_TIME, is_encrypted)?;
-        Some((Caller { role, session: Some(number), generation }, cookie))
+        let caller = Caller { role, session: Some(number), generation };
+        Some(Login { caller, cookie, secret: hex(&secret) })
     }
 
     /// Ends the session of a request, and returns the cookie that takes its own away.
@@ -344,20 +375,25 @@ mod tests {
     #[test]
     fn a_session_changes_something_only_from_a_page_of_ours() {
         let access = access(true);
-        let (caller, cookie) = access.log_in(OPERATOR, false).unwrap();
+        let Login { caller, cookie, secret } = access.log_in(OPERATOR, false).unwrap();
         assert_eq!(caller.role, Role::Operator);
         let text = cookie.to_str().unwrap();
         assert!(text.ends_with("; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict"), "{text}");
         assert!(cookie.is_sensitive());
-        assert!(access.log_in(OPERATOR, true).unwrap().1.to_str().unwrap().ends_with("; Secure"));
+        assert!(access.log_in(OPERATOR, true).unwrap().cookie.to_str().unwrap().ends_with("; Secure"));
         let cookie = pair(&cookie);
         let ask = |method: Method, pairs: &[(&'static str, &str)]| {
             let all: Vec<_> = pairs.iter().copied().chain([("cookie", &*cookie)]).collect();
             access.caller(&method, &headers(&all))
         };
         assert_eq!(ask(Method::GET, &[]), Ok(Some(caller)));
-        let own = ("x-xmsg-page", "1");
+        let own = ("x-xmsg-page", &*secret);
         assert_eq!(ask(Method::POST, &[own]), Ok(Some(caller)));
+        // Who knows the cookie, such as a server at another port of this host, does not know the secret.
+        let another = access.log_in(OPERATOR, false).unwrap().secret;
+        for wrong in ["1", "", &another, &secret[2..]] {
+            assert_eq!(ask(Method::POST, &[("x-xmsg-page", wrong)]), Err(Denied::Foreign), "{wrong}");
+        }
         let host = ("host", "127.0.0.1:7775");
         assert_eq!(ask(Method::POST, &[own, host, ("origin", "http://127.0.0.1:7775")]), Ok(Some(caller)));
         for foreign in [
@@ -383,8 +419,8 @@ mod tests {
     fn sessions_are_few_and_end_with_their_tokens() {
         let access = access(false);
         assert!(access.log_in("operator-0123456788", false).is_none());
-        let first = access.log_in(VIEWER, false).unwrap().0;
-        let others: Vec<_> = (0..SESSIONS).map(|_| access.log_in(VIEWER, false).unwrap().0).collect();
+        let first = access.log_in(VIEWER, false).unwrap().caller;
+        let others: Vec<_> = (0..SESSIONS).map(|_| access.log_in(VIEWER, false).unwrap().caller).collect();
         assert!(!access.still(Some(first)), "the oldest gave way");
         assert!(others.iter().all(|one| access.still(Some(*one))));
         access.replace(access.tokens());
@@ -404,7 +440,7 @@ mod tests {
     #[test]
     fn viewers_end_no_session_of_an_operator() {
         let access = access(false);
-        let first = access.log_in(OPERATOR, false).unwrap().0;
+        let first = access.log_in(OPERATOR, false).unwrap().caller;
         for _ in 0..2 * SESSIONS {
             access.log_in(VIEWER, false).unwrap();
         }
@@ -419,9 +455,10 @@ mod tests {
     #[test]
     fn a_session_makes_so_many_changes_in_a_second() {
         let access = access(false);
-        let cookie = pair(&access.log_in(OPERATOR, false).unwrap().1);
+        let Login { cookie, secret, .. } = access.log_in(OPERATOR, false).unwrap();
+        let cookie = pair(&cookie);
         let change = || {
-            let all = headers(&[("cookie", &cookie), ("x-xmsg-page", "1")]);
+            let all = headers(&[("cookie", &cookie), ("x-xmsg-page", &secret)]);
             access.caller(&Method::POST, &all)
         };
         let made = (0..1000).take_while(|_| change().is_ok()).count();
@@ -434,7 +471,7 @@ mod tests {
     #[test]
     fn the_cookie_is_found_among_others() {
         let access = access(false);
-        let cookie = pair(&access.log_in(VIEWER, false).unwrap().1);
+        let cookie = pair(&access.log_in(VIEWER, false).unwrap().cookie);
         for cookies in [format!("a=b; {cookie}; c=d"), format!("xmsg_session_7776=00;{cookie}")] {
             assert!(access.caller(&Method::GET, &headers(&[("cookie", &cookies)])).is_ok(), "{cookies}");
         }

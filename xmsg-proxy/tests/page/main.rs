@@ -88,11 +88,27 @@ async fn whoever_brings_the_token_ends_a_connection() {
     subscriber.ended().await;
     browser.until("it leaves the list", |text| text.contains("Nobody is connected")).await;
     browser.picture("connections-empty").await;
+    // A page that is loaded anew has the session still, and may change something with it.
+    let second = site.stalled_subscriber("other:").await;
+    browser.open(&site.url("#/topics")).await;
+    browser.run("location.reload()", json!([])).await;
+    browser.reads("Log out (operator)").await;
+    browser.open(&site.url("#/connections")).await;
+    browser.click("button", &format!("End the connection of {}", second.peer())).await;
+    browser.click("button", "End the connection").await;
+    second.ended().await;
+    browser.until("it leaves the list, too", |text| text.contains("Nobody is connected")).await;
+    let bare = "return fetch('/api/v1/connections/1/end', { method: 'POST', headers: { 'X-Xmsg-Page': '1' } }).then((answer) => answer.status)";
+    assert_eq!(browser.run(bare, json!([])).await, 403, "the cookie alone changes nothing");
     // A session can't be read by scripts, and is not sent by other sites.
     assert_eq!(browser.run("return document.cookie", json!([])).await, json!(""));
-    assert_eq!(browser.mistakes().await.iter().filter(|line| !line.contains("401")).count(), 0);
+    assert_eq!(
+        browser.mistakes().await.iter().filter(|line| !line.contains("401") && !line.contains("403")).count(),
+        0
+    );
     browser.click("button", "Log out (operator)").await;
     browser.find("button", "Log in").await;
+    browser.until_run("the secret is gone", "return String(localStorage.length)", "0").await;
     browser.close().await;
 }
 

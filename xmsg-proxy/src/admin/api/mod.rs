@@ -51,7 +51,7 @@ pub(super) const INDEX: &str = "/api/v1/openapi.json\n";
 #[openapi(info(
     title = "xmsg-proxy",
     description = "What the web page of the proxy shows and does. Requests bring the token (Authorization: Bearer TOKEN), or the cookie of a session; \
-                   with the cookie, whatever changes something needs the header X-Xmsg-Page, too."
+                   with the cookie, whatever changes something needs the header X-Xmsg-Page, too, with the secret from the answer to the login."
 ))]
 struct Document;
 

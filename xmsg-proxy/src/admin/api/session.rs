@@ -14,7 +14,7 @@ use xmsg_zmq::deadline::Deadline;
 
 use super::Problem;
 use crate::admin::State;
-use crate::admin::access::{Caller, Role, is_own_page};
+use crate::admin::access::{self, Caller, Role, is_own_page};
 use crate::admin::server::Connection;
 
 /// Bytes of a request to log in, and the time that it may take to arrive.
@@ -27,6 +27,10 @@ const LOGIN_TIME: Duration = Duration::from_secs(5);
 pub(super) struct Session {
     /// Missing: nobody in particular.
     role: Option<Role>,
+    /// What changes with this session have to bring in the header X-Xmsg-Page. Only the answer to the login
+    /// has it: pages of this host and port keep it, and nobody else gets to know it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret: Option<String>,
     /// Whether everybody on this machine may look.
     open_to_look: bool,
     /// Whether there is a token with which something can be changed.
@@ -53,6 +57,7 @@ fn session(state: &State, caller: Option<Caller>) -> Session {
     let tokens = state.access.tokens();
     Session {
         role: caller.map(|caller| caller.role),
+        secret: None,
         open_to_look: tokens.open_to_look,
         can_log_in: tokens.operator.is_some() || tokens.viewer.is_some(),
         name: state.name,
@@ -70,7 +75,8 @@ pub(super) async fn look(Shared(state): Shared<Arc<State>>, headers: HeaderMap) 
     Json(session(&state, caller))
 }
 
-/// Begins a session: the answer brings its cookie. It ends after twelve hours, or when the token changes.
+/// Begins a session: the answer brings its cookie, and the secret that changes with it have to bring, too. It
+/// ends after twelve hours, or when the token changes.
 #[utoipa::path(
     post, path = "/api/v1/session", request_body = Login,
     responses((status = 200, body = Session), (status = 401, body = Problem), (status = 403, body = Problem))
@@ -97,7 +103,7 @@ pub(super) async fn log_in(
     })?;
     // Whoever is in front of us and speaks TLS says so.
     let is_encrypted = headers.get("x-forwarded-proto").is_some_and(|proto| proto.as_bytes() == b"https");
-    let Some((caller, cookie)) = state.access.log_in(token.trim(), is_encrypted) else {
+    let Some(begun) = state.access.log_in(token.trim(), is_encrypted) else {
         state.turned_away.wrong(connection).await;
         return Err(Problem::new(
             StatusCode::UNAUTHORIZED,
@@ -106,9 +112,11 @@ pub(super) async fn log_in(
         )
         .at("token"));
     };
+    let access::Login { caller, cookie, secret } = begun;
     let peer = connection.map(|one| tracing::field::display(one.peer()));
     tracing::info!(peer, role = ?caller.role, session = caller.session, "HTTP: a session has begun");
-    Ok(with_cookie(Json(session(&state, Some(caller))).into_response(), cookie))
+    let told = Session { secret: Some(secret), ..session(&state, Some(caller)) };
+    Ok(with_cookie(Json(told).into_response(), cookie))
 }
 
 /// Ends the session.
