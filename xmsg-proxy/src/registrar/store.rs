@@ -596,8 +596,8 @@ struct Topic {
 }
 
 impl Topic {
-    /// Passes the matching registrations of the owners behind `after` to `found`. When `work` is used up, returns
-    /// the last owner that was looked at.
+    /// Passes the matching registrations of the owners behind `after` to `found`. When `work` is used up,
+    /// returns the last owner that was looked at.
     fn walk(
         &self,
         after: Option<&Owner>,

@@ -28,6 +28,7 @@ pub(super) struct ChangeRow {
 }
 
 /// What a reload would change now.
+#[allow(clippy::struct_field_names, reason = "it is the name in JSON")]
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub(super) struct Changes {
     /// Whether there is a settings file.
