@@ -8,10 +8,12 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 
-use xmsg_connect::definition::{Definitions, DurableDefinition, Span};
+use bytes::Bytes;
+use xmsg_connect::definition::{ByteSize, Definitions, DurableDefinition, Span};
 use xmsg_connect::{ErrorKind, OnDelete, Sort};
-use xmsg_core::Actor;
+use xmsg_core::durable::protocol::{Reply, Request, TOPIC};
 use xmsg_core::durable::{DurableMessage, DurableOptions, DurableSubscription, Place};
+use xmsg_core::{Actor, Message};
 use xmsg_tests::rabbitmq::Broker;
 use xmsg_tests::{patient, within};
 
@@ -195,6 +197,78 @@ async fn several_subscribers_share_the_messages() {
     }
     one.close().await.unwrap();
     two.close().await.unwrap();
+    site.registry.close().await.unwrap();
+}
+
+/// Asks the server of a durable subscription, as a program in another language does.
+async fn ask(site: &Site, name: &str, request: Request) -> Reply {
+    let message = Message::of(&*format!("{TOPIC}{name}"), request.encode()).unwrap();
+    let answer = within("an answer", async {
+        loop {
+            match site.actor.request(&message, LIMIT).await {
+                Ok(answer) => return answer,
+                Err(error) => assert_eq!(error.kind(), xmsg_core::ErrorKind::Timeout, "{error}"),
+            }
+        }
+    });
+    Reply::decode(answer.await.data().clone()).unwrap()
+}
+
+/// The session of a subscriber that asks by itself.
+async fn session(site: &Site, name: &str) -> Bytes {
+    match ask(site, name, Request::Open).await {
+        Reply::Opened { session, .. } => session,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Messages of any length wait at the broker while a session holds as many bytes as it may.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_holds_no_more_bytes_than_it_may() {
+    const COUNT: u64 = 40;
+    let mut definition = durable("bytes");
+    definition.max_session_bytes = ByteSize::of(1 << 20);
+    definition.lease = Span::seconds(60);
+    let rabbit = Broker::shared().await;
+    let site = site(rabbit.port(), definition).await;
+    // The probes are done with.
+    let mut probes = open(&site.actor, "bytes").await;
+    publish(&site, 0..1).await;
+    let place = expect(&mut probes, 0..1).await;
+    probes.acknowledge(place);
+    probes.close().await.unwrap();
+    let session = session(&site, "bytes").await;
+    let next = async |after, ack| {
+        let request = Request::Next { session: session.clone(), after, ack, max: 100, wait_ms: 200 };
+        match ask(&site, "bytes", request).await {
+            Reply::Messages(items) => items,
+            other => panic!("{other:?}"),
+        }
+    };
+    // The broker may send more messages than there is room for: it does not know how long they will be.
+    assert!(next(0, 0).await.is_empty());
+    // Each is longer than the session may hold.
+    let long = "x".repeat(2 << 20);
+    for _ in 0..COUNT {
+        site.actor.publish(&message("orders:new", &long)).await.unwrap();
+    }
+    let (mut after, mut acked, mut most, mut received) = (0, 0, 0, 0);
+    while received < COUNT {
+        let items = next(after, acked).await;
+        if let Some(last) = items.last() {
+            received += items.len() as u64;
+            after = last.number;
+            most = most.max(after - acked);
+        } else {
+            // All that it may hold has come: it goes on once that is acknowledged.
+            acked = after;
+        }
+    }
+    // One that is too long, and what the client had read before the session knew of it.
+    assert!(most <= 20, "{most} messages of 2 MiB were held");
+    let end = Request::End { session: session.clone(), ack: after };
+    assert!(matches!(ask(&site, "bytes", end).await, Reply::Messages(_)));
+    rabbit.queue_reaches("xmsg.durable.bytes", 0).await;
     site.registry.close().await.unwrap();
 }
 

@@ -13,12 +13,15 @@ use lapin::{Channel, Connection, ConnectionProperties};
 use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::security::read_secret;
 
-use self::socket::End;
+use self::socket::{End, UNLIMITED};
 use crate::definition::ConnectionDefinition;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long a broker may take to say goodbye.
 const GOODBYE: Duration = Duration::from_millis(200);
+/// What is read at a time of a connection that is held back: enough for the client to know that the broker
+/// is there.
+const TRICKLE: usize = 1024;
 
 /// A connection to a broker with one channel. Dropping it ends both.
 #[derive(Debug)]
@@ -30,7 +33,7 @@ pub(crate) struct Link {
     /// The longest frame that both sides take, in bytes.
     pub(crate) frame_max: usize,
     /// What the client holds ends with this, whatever the broker does.
-    _end: End,
+    end: End,
 }
 
 impl Link {
@@ -64,7 +67,7 @@ impl Link {
             0 => broker.frame_max as usize,
             frame_max => frame_max as usize,
         };
-        Ok(Self { connection, channel, uri: uri.clone(), frame_max, _end: end })
+        Ok(Self { connection, channel, uri: uri.clone(), frame_max, end })
     }
 
     /// What is asked of the broker, for at most so long: it may answer heartbeats and nothing else.
@@ -75,6 +78,17 @@ impl Link {
     ) -> Result<T> {
         let late = |_| Error::new(ErrorKind::Unreachable, format!("the broker {} does not answer", self.uri));
         Deadline::after(limit).limit(asked).await.map_err(late)?
+    }
+
+    /// Reads nothing more from the broker but a few bytes, with each call some more, so that what it sends
+    /// stays with it. Nothing can be asked of it meanwhile; what it is told still goes out.
+    pub(crate) fn hold_back(&self) {
+        self.end.allow(TRICKLE);
+    }
+
+    /// Reads again.
+    pub(crate) fn read_on(&self) {
+        self.end.allow(UNLIMITED);
     }
 
     /// Says goodbye, for a moment at most.

@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -48,9 +48,22 @@ impl Drop for End {
     }
 }
 
-#[derive(Debug, Default)]
+impl End {
+    /// At most this many further bytes are read from the broker; [`UNLIMITED`] lifts the limit.
+    pub(super) fn allow(&self, bytes: usize) {
+        self.0.allowed.store(bytes, Ordering::Release);
+        self.0.reader.wake();
+    }
+}
+
+/// Any number of bytes may be read.
+pub(super) const UNLIMITED: usize = usize::MAX;
+
+#[derive(Debug)]
 struct Shared {
     is_over: AtomicBool,
+    /// How many bytes may be read from now on.
+    allowed: AtomicUsize,
     reader: AtomicWaker,
     writer: AtomicWaker,
 }
@@ -77,7 +90,12 @@ pub(super) async fn connect(uri: &AMQPUri, ca_file: Option<&Path>, frame_max: u3
             secured.map_err(|error| untrusted(error, name, port, ca_file))?
         }
     };
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(Shared {
+        is_over: AtomicBool::new(false),
+        allowed: AtomicUsize::new(UNLIMITED),
+        reader: AtomicWaker::new(),
+        writer: AtomicWaker::new(),
+    });
     let socket = Socket { inner, nesting: Nesting::new(frame_max), told: 0, shared: shared.clone() };
     Ok((socket, End(shared)))
 }
@@ -184,7 +202,15 @@ impl AsyncRead for Socket {
         // Before it is looked at: whoever ends it later wakes this.
         this.shared.reader.register(cx.waker());
         this.check()?;
-        let count = std::task::ready!(Pin::new(&mut this.inner).poll_read(cx, buffer))?;
+        let most = buffer.len().min(this.shared.allowed.load(Ordering::Acquire));
+        if most == 0 && !buffer.is_empty() {
+            return Poll::Pending;
+        }
+        let count = std::task::ready!(Pin::new(&mut this.inner).poll_read(cx, &mut buffer[..most]))?;
+        // The limit may have been changed meanwhile, which counts then.
+        let _ = this.shared.allowed.fetch_update(Ordering::AcqRel, Ordering::Acquire, |allowed| {
+            (allowed != UNLIMITED).then(|| allowed.saturating_sub(count))
+        });
         this.nesting.read(&mut buffer[..count])?;
         if this.nesting.flattened() > this.told {
             if this.told == 0 {

@@ -48,6 +48,10 @@ pub struct DurableDefinition {
     /// `"1GiB"`.
     #[serde(default = "a_gibibyte")]
     pub max_queue_bytes: ByteSize,
+    /// The most that a session of a subscriber holds without an acknowledgement; one message that is longer
+    /// goes alone. Default: `"64MiB"`.
+    #[serde(default = "session_bytes")]
+    pub max_session_bytes: ByteSize,
     /// The most that the spool on the way to the queue holds. Default: that of `[spool]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<ByteSize>,
@@ -69,6 +73,10 @@ fn a_gibibyte() -> ByteSize {
     ByteSize::of(1 << 30)
 }
 
+fn session_bytes() -> ByteSize {
+    ByteSize::of(64 << 20)
+}
+
 impl DurableDefinition {
     /// A durable subscription to these topics over this broker, with the defaults.
     #[must_use]
@@ -86,6 +94,7 @@ impl DurableDefinition {
             dead_letter: None,
             lease: a_minute(),
             max_queue_bytes: a_gibibyte(),
+            max_session_bytes: session_bytes(),
             max_bytes: None,
         }
     }
@@ -127,6 +136,9 @@ impl DurableDefinition {
         }
         if self.max_queue_bytes.get() == 0 {
             return Err(self.wrong("max_queue_bytes", "is 0: nothing could be kept"));
+        }
+        if self.max_session_bytes.get() == 0 {
+            return Err(self.wrong("max_session_bytes", "is 0: nothing could be given out"));
         }
         if self.max_bytes.is_some_and(|bytes| bytes.get() == 0) {
             return Err(self.wrong("max_bytes", "is 0: nothing could be sent"));

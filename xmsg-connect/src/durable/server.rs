@@ -1,7 +1,7 @@
 //! Answers the requests of subscribers: which session each is for.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ const GRACE: Duration = Duration::from_millis(500);
 pub(crate) struct Counters {
     pub(super) given_out: AtomicU64,
     pub(super) acknowledged: AtomicU64,
+    /// The longest message that a session has held, in bytes.
+    pub(super) longest: AtomicUsize,
 }
 
 /// The counters of a durable subscription, read at one moment.
@@ -74,7 +76,7 @@ impl DurableServer {
     }
 
     pub(crate) fn counted(&self) -> Counted {
-        let Counters { given_out, acknowledged } = &*self.shared.counters;
+        let Counters { given_out, acknowledged, .. } = &*self.shared.counters;
         Counted {
             subscribers: lock(&self.shared.sessions).len() as u64,
             given_out: given_out.load(Ordering::Relaxed),

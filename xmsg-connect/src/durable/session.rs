@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use lapin::message::Delivery;
@@ -27,8 +28,10 @@ const ANSWER: usize = 100;
 const ANSWERS: usize = 2;
 /// Bytes of messages in one answer; one that is longer goes alone.
 const ANSWER_BYTES: usize = 4 << 20;
+/// What a message is charged beside its frames.
+const OVERHEAD: usize = 64;
 /// How long a request may wait for messages.
-const WAIT: std::time::Duration = std::time::Duration::from_secs(30);
+const WAIT: Duration = Duration::from_secs(30);
 
 /// A request, and where its answer goes.
 #[derive(Debug)]
@@ -48,18 +51,19 @@ struct Waiting {
 pub(super) struct Session<'a> {
     plan: &'a DurablePlan,
     counters: &'a Counters,
-    channel: Channel,
+    link: &'a Link,
     /// Not acknowledged, in the order of their numbers, which are the tags of the broker.
     held: VecDeque<Item>,
+    held_bytes: usize,
     waiting: Option<Waiting>,
 }
 
-impl<'a> Session<'a> {
+impl Session<'_> {
     /// Opens the session, says whether that went well, and answers until the subscriber ends it or is silent
     /// for too long, or the broker is lost.
     pub(super) async fn run(
-        plan: &'a DurablePlan,
-        counters: &'a Counters,
+        plan: &DurablePlan,
+        counters: &Counters,
         mut asked: mpsc::Receiver<Ask>,
         ready: oneshot::Sender<Result<()>>,
     ) {
@@ -71,8 +75,8 @@ impl<'a> Session<'a> {
             }
         };
         if ready.send(Ok(())).is_ok() {
-            let channel = link.channel.clone();
-            let mut session = Self { plan, counters, channel, held: VecDeque::new(), waiting: None };
+            let held = VecDeque::new();
+            let mut session = Session { plan, counters, link: &link, held, held_bytes: 0, waiting: None };
             if let Err(error) = session.serve(&mut asked).await {
                 tracing::warn!(
                     "durable {:?}: a subscriber has lost its session with the broker, and gets another one: {}",
@@ -91,6 +95,7 @@ impl<'a> Session<'a> {
         let mut consumer = None;
         let lease = self.plan.definition.lease.get();
         let mut heard = Instant::now();
+        let mut trickle = tokio::time::interval(self.trickle_time());
         loop {
             if self.answer_if_due() {
                 // From now on the subscriber has the time of its lease to come back.
@@ -105,7 +110,7 @@ impl<'a> Session<'a> {
                     let Some(Ask { request, answer }) = ask else { return Ok(()) };
                     heard = Instant::now();
                     if let (None, Request::Next { max, .. }) = (&consumer, &request) {
-                        match consume(&self.channel, self.plan, *max).await {
+                        match consume(&self.link.channel, self.plan, self.prefetch(*max)).await {
                             Ok(begun) => consumer = Some(begun),
                             Err(error) => {
                                 let text = format!("the queue {} can't be read: {error}", self.plan.definition.queue());
@@ -125,6 +130,7 @@ impl<'a> Session<'a> {
                         self.hold(next?).await?;
                     }
                 }
+                _ = trickle.tick(), if self.is_full() => self.link.hold_back(),
                 () = at(until) => {
                     if let Some(waiting) = self.waiting.take() {
                         heard = Instant::now();
@@ -141,7 +147,7 @@ impl<'a> Session<'a> {
         match request {
             Request::Next { after, ack, max, wait_ms, .. } => {
                 self.acknowledge(ack).await?;
-                let wait = std::time::Duration::from_millis(wait_ms.into()).min(WAIT);
+                let wait = Duration::from_millis(wait_ms.into()).min(WAIT);
                 let max = (max as usize).clamp(1, ANSWER);
                 let until = Deadline::after(wait).instant();
                 let former = self.waiting.replace(Waiting { after, max, until, answer });
@@ -172,8 +178,12 @@ impl<'a> Session<'a> {
     async fn acknowledge(&mut self, number: u64) -> lapin::Result<()> {
         let count = self.held.partition_point(|item| item.number <= number);
         let Some(last) = count.checked_sub(1).and_then(|last| self.held.get(last)) else { return Ok(()) };
-        self.channel.basic_ack(last.number, BasicAckOptions { multiple: true }).await?;
-        self.held.drain(..count);
+        self.link.channel.basic_ack(last.number, BasicAckOptions { multiple: true }).await?;
+        let was_full = self.is_full();
+        self.held_bytes -= self.held.drain(..count).map(|item| charge(&item)).sum::<usize>();
+        if was_full && !self.is_full() {
+            self.link.read_on();
+        }
         self.counters.acknowledged.fetch_add(count as u64, Ordering::Relaxed);
         Ok(())
     }
@@ -183,7 +193,16 @@ impl<'a> Session<'a> {
         let (number, acker) = (delivery.delivery_tag, delivery.acker.clone());
         let returned = headers::returned(&delivery).unwrap_or(0);
         match headers::inbound(&self.plan.definition.name, delivery, &Target::Original) {
-            Ok(message) => self.held.push_back(Item { number, returned, message }),
+            Ok(message) => {
+                let item = Item { number, returned, message };
+                let was_full = self.is_full();
+                self.held_bytes += charge(&item);
+                self.counters.longest.fetch_max(charge(&item), Ordering::Relaxed);
+                self.held.push_back(item);
+                if !was_full && self.is_full() {
+                    self.link.hold_back();
+                }
+            }
             Err(what) => {
                 let name = &self.plan.definition.name;
                 tracing::warn!(
@@ -193,6 +212,27 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether there is no room for another message. There is when nothing is held, however long it is.
+    fn is_full(&self) -> bool {
+        self.held_bytes as u64 >= self.plan.definition.max_session_bytes.get()
+    }
+
+    /// How often something is read while the session is full: often enough for the client to know that the
+    /// broker is there.
+    fn trickle_time(&self) -> Duration {
+        self.plan.broker.as_ref().map_or(Duration::from_secs(1), |broker| broker.heartbeat.get() / 2)
+    }
+
+    /// How many messages the broker may send without an acknowledgement, for a subscriber that wants at most
+    /// so many in an answer. The broker does not know how long they may be; the longest so far tells how many
+    /// there is room for, so that others get those that there is none for.
+    fn prefetch(&self, max: u32) -> u16 {
+        let wanted = (max as usize).clamp(1, ANSWER) * ANSWERS;
+        let longest = self.counters.longest.load(Ordering::Relaxed).max(1) as u64;
+        let room = self.plan.definition.max_session_bytes.get() / longest;
+        u16::try_from((wanted as u64).min(room).max(1)).unwrap_or(u16::MAX)
     }
 
     /// Answers the request that waits, if there is something for it. Whether it did.
@@ -207,7 +247,7 @@ impl<'a> Session<'a> {
             .take(waiting.max)
             .take_while(|item| {
                 let is_first = bytes == 0;
-                bytes += item.message.size() + 64;
+                bytes += charge(item);
                 is_first || bytes <= ANSWER_BYTES
             })
             .cloned()
@@ -243,10 +283,14 @@ async fn open_at(plan: &DurablePlan, broker: &ConnectionDefinition, turn: usize)
     Ok(link)
 }
 
-/// Begins to consume for a subscriber that wants at most so many messages in an answer.
-async fn consume(channel: &Channel, plan: &DurablePlan, max: u32) -> lapin::Result<Consumer> {
-    let prefetch = (max as usize).clamp(1, ANSWER) * ANSWERS;
-    channel.basic_qos(u16::try_from(prefetch).unwrap_or(u16::MAX), BasicQosOptions::default()).await?;
+/// What a message counts for in the bounds.
+fn charge(item: &Item) -> usize {
+    item.message.size() + OVERHEAD
+}
+
+/// Begins to consume; so many messages may be without an acknowledgement.
+async fn consume(channel: &Channel, plan: &DurablePlan, prefetch: u16) -> lapin::Result<Consumer> {
+    channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
     let (queue, options) = (plan.definition.queue(), BasicConsumeOptions::default());
     channel.basic_consume(short(&queue), short(""), options, FieldTable::default()).await
 }
