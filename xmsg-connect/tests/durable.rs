@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use xmsg_connect::definition::{ByteSize, Definitions, DurableDefinition, Span};
-use xmsg_connect::{ErrorKind, OnDelete, Sort};
+use xmsg_connect::{ErrorKind, LinkState, OnDelete, Sort};
 use xmsg_core::durable::protocol::{Reply, Request, TOPIC};
 use xmsg_core::durable::{DurableMessage, DurableOptions, DurableSubscription, Place};
 use xmsg_core::{Actor, Message};
+use xmsg_tests::amqp_peer::{Action, Peer, Received, Script, What};
 use xmsg_tests::rabbitmq::Broker;
 use xmsg_tests::{patient, within};
 
@@ -220,6 +221,49 @@ async fn session(site: &Site, name: &str) -> Bytes {
         Reply::Opened { session, .. } => session,
         other => panic!("{other:?}"),
     }
+}
+
+/// Waits until the server of a durable subscription answers at the proxy.
+async fn answers(site: &Site, name: &str) {
+    let request = Request::Ack { session: Bytes::from_static(b"none"), ack: 0 }.encode();
+    let message = Message::of(&*format!("{TOPIC}{name}"), request).unwrap();
+    within("the server", async {
+        // What is asked before it has subscribed is lost.
+        while site.actor.request(&message, Duration::from_millis(100)).await.is_err() {}
+    })
+    .await;
+}
+
+/// A site with a durable subscription over these peers, whose server answers.
+async fn scripted(peers: &[&Peer], definition: DurableDefinition) -> Site {
+    let mut nodes = broker(peers[0].port());
+    nodes.uris = peers.iter().map(|peer| format!("amqp://127.0.0.1:{}", peer.port())).collect();
+    let name = definition.name.clone();
+    let definitions =
+        Definitions { connections: vec![nodes], durables: vec![definition], ..Definitions::default() };
+    let site = Site::with(definitions).await;
+    answers(&site, &name).await;
+    site
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_node_keeps_nobody_from_opening_a_session() {
+    let silence =
+        |received: &Received| matches!(received.what, What::Greeting).then(|| vec![Action::silence()]);
+    let (dead, good) =
+        (Peer::start(Script::confirming().instead(silence)).await, Peer::start(Script::confirming()).await);
+    let site = scripted(&[&dead, &good], durable("nodes")).await;
+    // A single attempt, with the time limit of every subscriber.
+    let opened = DurableSubscription::open(&site.actor, "nodes", DurableOptions::default()).await.unwrap();
+    // From here on, nothing but sessions connects to the broker.
+    site.until_state("durable:nodes", LinkState::Connected).await;
+    let attempts = || dead.received().iter().filter(|one| matches!(one.what, What::Connected)).count();
+    let before = attempts();
+    let second = DurableSubscription::open(&site.actor, "nodes", DurableOptions::default()).await.unwrap();
+    assert_eq!(attempts(), before, "the node that worked is tried first");
+    opened.close().await.unwrap();
+    second.close().await.unwrap();
+    site.registry.close().await.unwrap();
 }
 
 /// Messages of any length wait at the broker while a session holds as many bytes as it may.

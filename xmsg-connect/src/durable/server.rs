@@ -28,13 +28,16 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long answers on their way may take at the end.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// What was counted since the durable subscription was started.
+/// What the sessions of a durable subscription have in common: what was counted since it was started, and
+/// what was learned.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(super) given_out: AtomicU64,
     pub(super) acknowledged: AtomicU64,
     /// The longest message that a session has held, in bytes.
     pub(super) longest: AtomicUsize,
+    /// The node of the broker that worked last: its place in the list.
+    pub(super) node: AtomicUsize,
 }
 
 /// The counters of a durable subscription, read at one moment.

@@ -1,7 +1,7 @@
 //! The session of one subscriber: what the broker has given it, and what it has acknowledged of that.
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
@@ -30,6 +30,9 @@ const ANSWERS: usize = 2;
 const ANSWER_BYTES: usize = 4 << 20;
 /// What a message is charged beside its frames.
 const OVERHEAD: usize = 64;
+/// How long all nodes of the broker together may take to open a session: the subscriber waits a little longer
+/// for the answer.
+const OPENED_WITHIN: Duration = Duration::from_secs(8);
 /// How long a request may wait for messages.
 const WAIT: Duration = Duration::from_secs(30);
 
@@ -67,7 +70,7 @@ impl Session<'_> {
         mut asked: mpsc::Receiver<Ask>,
         ready: oneshot::Sender<Result<()>>,
     ) {
-        let link = match open(plan).await {
+        let link = match open(plan, &counters.node).await {
             Ok(link) => link,
             Err(error) => {
                 let _ = ready.send(Err(error));
@@ -262,16 +265,29 @@ impl Session<'_> {
     }
 }
 
-/// Connects to one of the nodes, and makes the queue if it is not there.
-async fn open(plan: &DurablePlan) -> Result<Link> {
+/// Connects to one of the nodes, and makes the queue if it is not there. The one that worked `last` is tried
+/// first. Each has an equal share of the time that is left, so that one that says nothing keeps none of the
+/// others from being tried.
+async fn open(plan: &DurablePlan, last: &AtomicUsize) -> Result<Link> {
     let Some(broker) = &plan.broker else {
         return Err(Error::new(ErrorKind::InvalidDefinition, "its connection is not defined"));
     };
     let mut failure = None;
-    for turn in 0..broker.uris.len() {
-        match open_at(plan, broker, turn).await {
-            Ok(opened) => return Ok(opened),
-            Err(error) => failure = Some(error),
+    let deadline = Deadline::after(OPENED_WITHIN);
+    let (nodes, first) = (broker.uris.len(), last.load(Ordering::Relaxed));
+    for tried in 0..nodes {
+        let turn = (first + tried) % nodes;
+        let share = deadline.left() / u32::try_from(nodes - tried).unwrap_or(u32::MAX);
+        match Deadline::after(share).limit(open_at(plan, broker, turn)).await {
+            Ok(Ok(opened)) => {
+                last.store(turn, Ordering::Relaxed);
+                return Ok(opened);
+            }
+            Ok(Err(error)) => failure = Some(error),
+            Err(_) => {
+                let what = format!("the broker {} does not answer", broker.uris[turn]);
+                failure = Some(Error::new(ErrorKind::Unreachable, what));
+            }
         }
     }
     Err(failure.unwrap_or_else(|| Error::new(ErrorKind::InvalidDefinition, "it has no address (uris)")))
