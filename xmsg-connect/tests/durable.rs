@@ -9,14 +9,16 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
 use xmsg_connect::definition::{ByteSize, Definitions, DurableDefinition, Span};
 use xmsg_connect::{ErrorKind, LinkState, OnDelete, Sort};
 use xmsg_core::durable::protocol::{Reply, Request, TOPIC};
 use xmsg_core::durable::{DurableMessage, DurableOptions, DurableSubscription, Place};
 use xmsg_core::{Actor, Message};
-use xmsg_tests::amqp_peer::{Action, Peer, Received, Script, What};
+use xmsg_tests::amqp_peer::{Action, Delivery, Peer, Received, Script, What};
 use xmsg_tests::rabbitmq::Broker;
-use xmsg_tests::{patient, within};
+use xmsg_tests::{patient, until, within};
 
 use common::{LIMIT, Site, broker, message};
 
@@ -263,6 +265,41 @@ async fn a_dead_node_keeps_nobody_from_opening_a_session() {
     assert_eq!(attempts(), before, "the node that worked is tried first");
     opened.close().await.unwrap();
     second.close().await.unwrap();
+    site.registry.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_ends_that_the_broker_leaves_without_an_answer() {
+    let mut is_first = true;
+    let peer = Peer::start(Script::confirming().instead(move |received| {
+        let is_consumer = matches!(received.what, What::Consume(_));
+        (is_consumer && std::mem::take(&mut is_first)).then(Vec::new)
+    }));
+    let peer = peer.await;
+    let mut definition = durable("silent");
+    definition.lease = Span::seconds(60);
+    let site = scripted(&[&peer], definition).await;
+    let first = session(&site, "silent").await;
+    let next = |session| Request::Next { session, after: 0, ack: 0, max: 1, wait_ms: 30_000 };
+    // The broker never says that there is a consumer. The session is gone before its lease is over.
+    let reply = ask(&site, "silent", next(first)).await;
+    assert!(matches!(reply, Reply::UnknownSession), "{reply:?}");
+    peer.ended(peer.consumer(1).await.connection).await;
+    until("the end of the session", || {
+        let report = site.registry.durable("silent").unwrap();
+        (report.sessions_lost, report.subscribers) == (1, 0)
+    })
+    .await;
+    let second = session(&site, "silent").await;
+    let (reply, ()) = tokio::join!(ask(&site, "silent", next(second)), async {
+        let mut properties = FieldTable::default();
+        properties.insert("X-Xmsg-Topic".into(), AMQPValue::LongString("orders:new".into()));
+        let properties = BasicProperties::default().with_headers(properties);
+        let delivery = Delivery { tag: 1, properties, body: b"17".to_vec(), ..Delivery::default() };
+        peer.act(peer.consumer(2).await.deliver(delivery)).await;
+    });
+    let Reply::Messages(items) = reply else { panic!("{reply:?}") };
+    assert_eq!(items.len(), 1);
     site.registry.close().await.unwrap();
 }
 

@@ -12,10 +12,11 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 use xmsg_core::durable::protocol::{Reply, Request, TOPIC};
 use xmsg_core::{Actor, Message};
+use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::lock::lock;
 
 use super::DurablePlan;
-use super::session::{Ask, Session};
+use super::session::{ASKED, Ask, Session};
 
 /// Sessions of one durable subscription at a time.
 const SESSIONS: usize = 64;
@@ -34,6 +35,8 @@ const GRACE: Duration = Duration::from_millis(500);
 pub(crate) struct Counters {
     pub(super) given_out: AtomicU64,
     pub(super) acknowledged: AtomicU64,
+    /// Sessions that have ended because the broker was lost, or said nothing.
+    pub(super) sessions_lost: AtomicU64,
     /// The longest message that a session has held, in bytes.
     pub(super) longest: AtomicUsize,
     /// The node of the broker that worked last: its place in the list.
@@ -46,6 +49,7 @@ pub(crate) struct Counted {
     pub(crate) subscribers: u64,
     pub(crate) given_out: u64,
     pub(crate) acknowledged: u64,
+    pub(crate) sessions_lost: u64,
 }
 
 /// A durable subscription at work. Its tasks end when it is dropped, or [ended](Self::end).
@@ -79,11 +83,12 @@ impl DurableServer {
     }
 
     pub(crate) fn counted(&self) -> Counted {
-        let Counters { given_out, acknowledged, .. } = &*self.shared.counters;
+        let Counters { given_out, acknowledged, sessions_lost, .. } = &*self.shared.counters;
         Counted {
             subscribers: lock(&self.shared.sessions).len() as u64,
             given_out: given_out.load(Ordering::Relaxed),
             acknowledged: acknowledged.load(Ordering::Relaxed),
+            sessions_lost: sessions_lost.load(Ordering::Relaxed),
         }
     }
 
@@ -152,8 +157,11 @@ impl Shared {
         let asks = lock(&self.sessions).get(session).cloned();
         let Some(asks) = asks else { return Reply::UnknownSession };
         let (answer, answered) = oneshot::channel();
-        if asks.send(Ask { request, answer }).await.is_err() {
-            return Reply::UnknownSession;
+        // A session that hangs is about to end; meanwhile it holds up no request to another one.
+        match Deadline::after(ASKED).limit(asks.send(Ask { request, answer })).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Reply::UnknownSession,
+            Err(_) => return Reply::Unavailable("requests before it still wait for the broker".to_owned()),
         }
         answered.await.unwrap_or(Reply::UnknownSession)
     }

@@ -16,7 +16,7 @@ use xmsg_zmq::deadline::Deadline;
 
 use super::server::Counters;
 use super::{DurablePlan, declare};
-use crate::amqp::{Link, headers, short};
+use crate::amqp::{Link, headers, refused, short};
 use crate::definition::{ConnectionDefinition, Target};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -33,6 +33,9 @@ const OVERHEAD: usize = 64;
 /// How long all nodes of the broker together may take to open a session: the subscriber waits a little longer
 /// for the answer.
 const OPENED_WITHIN: Duration = Duration::from_secs(8);
+/// How long the broker may take for what a request needs of it, unless `connect_timeout` is shorter. The
+/// subscriber waits a little longer for the answer.
+pub(super) const ASKED: Duration = Duration::from_secs(8);
 /// How long a request may wait for messages.
 const WAIT: Duration = Duration::from_secs(30);
 
@@ -81,10 +84,11 @@ impl Session<'_> {
             let held = VecDeque::new();
             let mut session = Session { plan, counters, link: &link, held, held_bytes: 0, waiting: None };
             if let Err(error) = session.serve(&mut asked).await {
+                counters.sessions_lost.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(
                     "durable {:?}: a subscriber has lost its session with the broker, and gets another one: {}",
                     plan.definition.name,
-                    error
+                    error.with_causes()
                 );
             }
         }
@@ -93,7 +97,7 @@ impl Session<'_> {
         link.close().await;
     }
 
-    async fn serve(&mut self, asked: &mut mpsc::Receiver<Ask>) -> lapin::Result<()> {
+    async fn serve(&mut self, asked: &mut mpsc::Receiver<Ask>) -> Result<()> {
         // None until messages are asked for: a subscriber that only looks keeps none from others.
         let mut consumer = None;
         let lease = self.plan.definition.lease.get();
@@ -110,27 +114,19 @@ impl Session<'_> {
             tokio::select! {
                 biased;
                 ask = asked.recv() => {
-                    let Some(Ask { request, answer }) = ask else { return Ok(()) };
+                    let Some(ask) = ask else { return Ok(()) };
                     heard = Instant::now();
-                    if let (None, Request::Next { max, .. }) = (&consumer, &request) {
-                        match consume(&self.link.channel, self.plan, self.prefetch(*max)).await {
-                            Ok(begun) => consumer = Some(begun),
-                            Err(error) => {
-                                let text = format!("the queue {} can't be read: {error}", self.plan.definition.queue());
-                                let _ = answer.send(Reply::Unavailable(text));
-                                return Err(error);
-                            }
-                        }
-                    }
-                    if self.handle(request, answer).await? {
+                    // However long the broker is silent: the session ends, and its messages go back.
+                    let (link, limit) = (self.link, self.limit());
+                    if link.within(limit, self.act(ask, &mut consumer)).await? {
                         return Ok(());
                     }
                 }
                 delivery = next_of(&mut consumer) => {
                     let Some(first) = delivery else { return Ok(()) };
-                    self.hold(first?).await?;
+                    self.hold(first).await?;
                     while let Some(Some(next)) = next_of(&mut consumer).now_or_never() {
-                        self.hold(next?).await?;
+                        self.hold(next).await?;
                     }
                 }
                 _ = trickle.tick(), if self.is_full() => self.link.hold_back(),
@@ -145,8 +141,24 @@ impl Session<'_> {
         }
     }
 
-    /// Acts on a request. Whether it ends the session.
-    async fn handle(&mut self, request: Request, answer: oneshot::Sender<Reply>) -> lapin::Result<bool> {
+    /// Acts on a request, and consumes from the first on that wants messages. Whether it ends the session.
+    async fn act(&mut self, ask: Ask, consumer: &mut Option<Consumer>) -> Result<bool> {
+        let Ask { request, answer } = ask;
+        if let (None, Request::Next { max, .. }) = (&consumer, &request) {
+            match consume(&self.link.channel, self.plan, self.prefetch(*max)).await {
+                Ok(begun) => *consumer = Some(begun),
+                Err(error) => {
+                    let what = format!("the queue {} can't be read", self.plan.definition.queue());
+                    let error = refused(error, &what);
+                    let _ = answer.send(Reply::Unavailable(error.with_causes().to_string()));
+                    return Err(error);
+                }
+            }
+        }
+        self.handle(request, answer).await
+    }
+
+    async fn handle(&mut self, request: Request, answer: oneshot::Sender<Reply>) -> Result<bool> {
         match request {
             Request::Next { after, ack, max, wait_ms, .. } => {
                 self.acknowledge(ack).await?;
@@ -178,10 +190,11 @@ impl Session<'_> {
     }
 
     /// Messages up to this number are done with.
-    async fn acknowledge(&mut self, number: u64) -> lapin::Result<()> {
+    async fn acknowledge(&mut self, number: u64) -> Result<()> {
         let count = self.held.partition_point(|item| item.number <= number);
         let Some(last) = count.checked_sub(1).and_then(|last| self.held.get(last)) else { return Ok(()) };
-        self.link.channel.basic_ack(last.number, BasicAckOptions { multiple: true }).await?;
+        let acked = self.link.channel.basic_ack(last.number, BasicAckOptions { multiple: true }).await;
+        acked.map_err(|error| refused(error, "nothing can be acknowledged"))?;
         let was_full = self.is_full();
         self.held_bytes -= self.held.drain(..count).map(|item| charge(&item)).sum::<usize>();
         if was_full && !self.is_full() {
@@ -192,7 +205,8 @@ impl Session<'_> {
     }
 
     /// Keeps a message until it is acknowledged.
-    async fn hold(&mut self, delivery: Delivery) -> lapin::Result<()> {
+    async fn hold(&mut self, delivery: lapin::Result<Delivery>) -> Result<()> {
+        let delivery = delivery.map_err(|error| refused(error, "no more messages come"))?;
         let (number, acker) = (delivery.delivery_tag, delivery.acker.clone());
         let returned = headers::returned(&delivery).unwrap_or(0);
         match headers::inbound(&self.plan.definition.name, delivery, &Target::Original) {
@@ -211,10 +225,20 @@ impl Session<'_> {
                 tracing::warn!(
                     "durable {name:?}: a message goes to the dead letters: it can't be one of xMsg: {what}"
                 );
-                acker.reject(BasicRejectOptions { requeue: false }).await?;
+                let rejecting = async {
+                    let rejected = acker.reject(BasicRejectOptions { requeue: false }).await;
+                    rejected.map(drop).map_err(|error| refused(error, "nothing can be rejected"))
+                };
+                self.link.within(self.limit(), rejecting).await?;
             }
         }
         Ok(())
+    }
+
+    /// How long the broker may take for something that is asked of it.
+    fn limit(&self) -> Duration {
+        let definition = self.plan.broker.as_ref();
+        definition.map_or(ASKED, |broker| broker.connect_timeout.get().min(ASKED))
     }
 
     /// Whether there is no room for another message. There is when nothing is held, however long it is.

@@ -78,6 +78,8 @@ pub struct DurableReport {
     pub given_out: u64,
     /// Messages that subscribers have acknowledged since it was started.
     pub acknowledged: u64,
+    /// Sessions that have ended because the broker was lost or did not answer; their messages went back.
+    pub sessions_lost: u64,
 }
 
 /// Everything that is declared, and how it is.
@@ -127,7 +129,7 @@ pub(super) fn report_federation(federation: &Federation, entries: &Entries) -> O
 pub(super) fn report_durable(server: &DurableServer, entries: &Entries) -> Option<DurableReport> {
     let definition = server.plan.definition.clone();
     let outgoing = report_outgoing(entries.outgoing.get(&definition.outgoing_name())?);
-    let Counted { subscribers, given_out, acknowledged } = server.counted();
+    let Counted { subscribers, given_out, acknowledged, sessions_lost } = server.counted();
     let OutgoingReport { link, spool, .. } = outgoing;
-    Some(DurableReport { definition, link, spool, subscribers, given_out, acknowledged })
+    Some(DurableReport { definition, link, spool, subscribers, given_out, acknowledged, sessions_lost })
 }

@@ -66,6 +66,9 @@ impl ConnectSnapshot {
         let help = "Sessions of subscribers of a durable subscription.";
         let subscribers = durables.iter().map(|one| ([name(&one.definition.name)], one.subscribers));
         out.gauges("xmsg_durable_subscribers", help, None, subscribers)?;
+        let help = "Sessions of a durable subscription that ended because the broker was lost or silent.";
+        let lost = durables.iter().map(|one| ([name(&one.definition.name)], one.sessions_lost));
+        out.counters("xmsg_durable_sessions_lost", help, None, lost)?;
 
         let is_connected = |state| u64::from(matches!(state, LinkState::Connected | LinkState::Blocked));
         let help = "1 while an outgoing connection is connected to its peer, otherwise 0.";
