@@ -303,6 +303,74 @@ async fn a_session_ends_that_the_broker_leaves_without_an_answer() {
     site.registry.close().await.unwrap();
 }
 
+/// Publishes while something is changed, again and again, until that is done; then waits until everything
+/// has been taken in, once.
+async fn nothing_is_missed(site: &Site, name: &str, changing: impl Future<Output = ()>) {
+    let accepted = || site.registry.outgoing(name).unwrap().link.counts.accepted;
+    let before = accepted();
+    let mut published = 0;
+    {
+        let publishing = async {
+            loop {
+                publish(site, published..published + 1).await;
+                published += 1;
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = within("the changes", changing) => {}
+            () = publishing => {}
+        }
+    }
+    // One may be on its way that is not counted.
+    site.actor.publish(&message("orders:end", "end")).await.unwrap();
+    site.actor.flush(LIMIT).await.unwrap();
+    until("all that was published", || accepted() > before + published as u64).await;
+    assert!(accepted() <= before + published as u64 + 2, "something came twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_topics_leave_no_gap() {
+    let peer = Peer::start(Script::confirming()).await;
+    let site = site(peer.port(), durable("topics")).await;
+    let changing = async {
+        for round in 0..30 {
+            let mut definition = durable("topics");
+            definition.topics = vec!["orders".to_owned(), format!("more{round}")];
+            site.registry.update("topics", definition).await.unwrap();
+            // The change has got to the proxy once it is at work.
+            tokio::task::yield_now().await;
+        }
+    };
+    nothing_is_missed(&site, "durable:topics", changing).await;
+    // The last ones count, and no others.
+    let outgoing = || site.registry.outgoing("durable:topics").unwrap().link.counts.accepted;
+    let before = outgoing();
+    for topic in ["more28:x", "more29:x"] {
+        site.actor.publish(&message(topic, "last")).await.unwrap();
+    }
+    until("the last topic", || outgoing() > before).await;
+    site.actor.publish(&message("orders", "last")).await.unwrap();
+    until("the first topic", || outgoing() > before + 1).await;
+    assert_eq!(outgoing(), before + 2);
+    site.registry.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_that_is_refused_leaves_no_gap() {
+    // Nothing is confirmed, so that it can't be deleted.
+    let peer = Peer::start(Script::by_hand()).await;
+    let site = site(peer.port(), durable("kept")).await;
+    let changing = async {
+        for _ in 0..30 {
+            let error = site.registry.delete(Sort::Durable, "kept", OnDelete::Refuse).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
+        }
+    };
+    nothing_is_missed(&site, "durable:kept", changing).await;
+    site.registry.close().await.unwrap();
+}
+
 /// Messages of any length wait at the broker while a session holds as many bytes as it may.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_holds_no_more_bytes_than_it_may() {

@@ -94,6 +94,35 @@ impl Subscription {
         &self.topics
     }
 
+    /// Subscribes to these topics from now on, and to none of the former ones that are not among them. The new
+    /// ones come first, so that nothing is missed under a topic that both match, and nothing comes twice.
+    /// This call does not wait for the proxy.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLarge`](crate::ErrorKind::TooLarge) if the proxy or this side allows no more topics. The
+    /// subscription is as it was then.
+    pub fn set_topics<T: Into<Topic>>(&mut self, topics: impl IntoIterator<Item = T>) -> Result<()> {
+        let topics: Vec<Topic> = topics.into_iter().map(Into::into).collect();
+        if self.draining.is_some() || self.stopped {
+            return Ok(());
+        }
+        let added: Vec<&Topic> = topics.iter().filter(|topic| !self.topics.contains(topic)).collect();
+        for (count, topic) in added.iter().enumerate() {
+            if let Err(error) = self.socket.subscribe((*topic).clone().into_bytes()) {
+                for topic in &added[..count] {
+                    self.socket.unsubscribe((*topic).clone().into_bytes());
+                }
+                return Err(error);
+            }
+        }
+        for topic in self.topics.iter().filter(|topic| !topics.contains(topic)) {
+            self.socket.unsubscribe(topic.clone().into_bytes());
+        }
+        self.topics = topics;
+        Ok(())
+    }
+
     /// Returns the next message, or `None` once the subscription is closed or drained. Dropping the future
     /// loses nothing.
     ///

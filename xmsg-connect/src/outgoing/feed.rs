@@ -47,17 +47,22 @@ pub(super) async fn run(link: &Arc<Shared>, actor: &Actor, mut plans: watch::Rec
             }
         };
         let stop = CancellationToken::new();
-        let feeding = feed(link, actor, &topics, &stop);
-        tokio::pin!(feeding);
-        let ended = tokio::select! {
-            ended = &mut feeding => ended,
-            changed = plans.changed() => {
-                stop.cancel();
-                // What has come is put into the spool, if that has room.
-                let _ = Deadline::after(PAUSE).limit(feeding).await;
-                match changed {
-                    Ok(()) => continue,
-                    Err(_) => return,
+        let mut watched = plans.clone();
+        let ended = {
+            let feeding = feed(link, actor, &topics, &mut plans, &stop);
+            tokio::pin!(feeding);
+            // Other topics are no reason to begin anew: what is published meanwhile would be missed.
+            let rests = async { watched.wait_for(|plan| matches!(plan, Plan::Rest)).await.is_err() };
+            tokio::select! {
+                ended = &mut feeding => ended,
+                is_over = rests => {
+                    stop.cancel();
+                    // What has come is put into the spool, if that has room.
+                    let _ = Deadline::after(PAUSE).limit(feeding).await;
+                    if is_over {
+                        return;
+                    }
+                    continue;
                 }
             }
         };
@@ -75,14 +80,10 @@ async fn feed(
     link: &Arc<Shared>,
     actor: &Actor,
     subscribe: &[String],
+    plans: &mut watch::Receiver<Plan<Vec<String>>>,
     stop: &CancellationToken,
 ) -> Result<()> {
-    // An empty text is every topic.
-    let parse = |text: &String| if text.is_empty() { Ok(Topic::everything()) } else { text.parse() };
-    let topics = subscribe.iter().map(parse).collect::<xmsg_core::Result<Vec<_>>>();
-    let topics = topics.map_err(|error| {
-        Error::new(ErrorKind::InvalidDefinition, "a topic can't be used (subscribe)").with_source(error)
-    })?;
+    let topics = parsed(subscribe)?;
     let subscribed = tokio::select! {
         () = stop.cancelled() => return Ok(()),
         subscribed = actor.subscribe(&topics) => subscribed,
@@ -95,9 +96,19 @@ async fn feed(
     })?;
     let mut events = subscription.events();
     let mut losses = Losses::default();
+    let mut holding = link.is_held.subscribe();
     loop {
+        let is_held = *holding.borrow_and_update();
         tokio::select! {
             biased;
+            Ok(()) = plans.changed() => {
+                let Plan::Work(subscribe) = plans.borrow_and_update().clone() else { continue };
+                subscription.set_topics(parsed(&subscribe)?).map_err(|error| {
+                    let what = "the proxy takes no such subscription; it is tried again (subscribe)";
+                    Error::new(ErrorKind::Unreachable, what).with_source(error)
+                })?;
+            }
+            Ok(()) = holding.changed() => {}
             event = events.next() => if let Some(SocketEvent::DroppedByPeer { peer, reason, total, .. }) = event {
                 let messages = losses.since(peer, reason, total);
                 if messages == 0 {
@@ -110,16 +121,28 @@ async fn feed(
                 );
                 link.status.note(what);
             },
-            batch = subscription.next_batch() => match batch {
+            batch = subscription.next_batch(), if !is_held => match batch {
                 Some(batch) => store(link, batch.detached()).await?,
                 None => return Err(Error::new(ErrorKind::Closed, "the subscription at the proxy has ended")),
             },
             () = stop.cancelled() => {
-                drain(link, subscription).await?;
+                // It is deleted if it is held now, with what it did not take.
+                if !is_held {
+                    drain(link, subscription).await?;
+                }
                 return Ok(());
             }
         }
     }
+}
+
+/// These topics; an empty text is every topic.
+fn parsed(subscribe: &[String]) -> Result<Vec<Topic>> {
+    let parse = |text: &String| if text.is_empty() { Ok(Topic::everything()) } else { text.parse() };
+    let topics = subscribe.iter().map(parse).collect::<xmsg_core::Result<Vec<_>>>();
+    topics.map_err(|error| {
+        Error::new(ErrorKind::InvalidDefinition, "a topic can't be used (subscribe)").with_source(error)
+    })
 }
 
 /// What proxies have dropped, by the totals that they tell. They tell them again and again: what was missed

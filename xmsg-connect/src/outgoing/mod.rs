@@ -108,6 +108,8 @@ pub(crate) struct Shared {
     blamed: Mutex<(u64, u32)>,
     /// It is being deleted, and takes nothing new.
     is_leaving: AtomicBool,
+    /// What the proxy delivers waits, still subscribed to.
+    is_held: watch::Sender<bool>,
 }
 
 impl Outgoing {
@@ -126,6 +128,7 @@ impl Outgoing {
             suspects_until: AtomicU64::new(0),
             blamed: Mutex::default(),
             is_leaving: AtomicBool::new(false),
+            is_held: watch::Sender::new(false),
             plan: RwLock::new(Arc::new(plan.clone())),
         });
         let (plans, mut session_plans) = watch::channel(plan.as_work());
@@ -160,16 +163,28 @@ impl Outgoing {
         self.shared.status.rename(label(&plan.definition.name));
         self.shared.spool.set_options(options);
         set(&self.plans, plan.as_work());
-        // Only if other topics are wanted: what is published meanwhile would be missed.
+        // A subscription that goes on takes over other topics without a gap.
         set(&self.feeds, feed_plan(&plan));
         *self.shared.plan.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(plan);
     }
 
-    /// Takes nothing new from now on, or again: what is in the spool goes out.
-    pub(crate) fn set_leaving(&self, is_leaving: bool) {
-        self.shared.is_leaving.store(is_leaving, Ordering::Relaxed);
-        let feeds = if is_leaving { Plan::Rest } else { feed_plan(&self.shared.plan()) };
-        set(&self.feeds, feeds);
+    /// Takes nothing new from now on: what is in the spool goes out. If that `takes_long`, the subscription at
+    /// the proxy ends, so that nobody waits for it there. If not, what is published waits in it for the
+    /// decision, so that nothing is missed if it is not deleted after all.
+    pub(crate) fn leave(&self, takes_long: bool) {
+        self.shared.is_leaving.store(true, Ordering::Relaxed);
+        if takes_long {
+            set(&self.feeds, Plan::Rest);
+        } else {
+            self.shared.is_held.send_replace(true);
+        }
+    }
+
+    /// Takes what is new again: it is not deleted.
+    pub(crate) fn stay(&self) {
+        self.shared.is_leaving.store(false, Ordering::Relaxed);
+        self.shared.is_held.send_replace(false);
+        set(&self.feeds, feed_plan(&self.shared.plan()));
     }
 
     /// Ends the tasks, and waits for them: what is on its way has half a second. Then the spool is closed.

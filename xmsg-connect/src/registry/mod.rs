@@ -231,13 +231,24 @@ impl Registry {
         .await
     }
 
-    /// Deletes an entry. [`ErrorKind::InUse`] if others refer to it, or messages would be lost.
+    /// Deletes an entry. [`ErrorKind::InUse`] if others refer to it, or messages would be lost: everything is
+    /// as it was then, but that what is published while it is drained is not received.
     pub async fn delete(&self, sort: Sort, name: &str, on_delete: OnDelete) -> Result<()> {
         let mut purge = Vec::new();
+        let spooled = self.shared.spooled(sort, name)?;
+        // What is refused anyway changes nothing.
+        self.shared.definitions().check_unused(sort, name)?;
+        let takes_long = matches!(on_delete, OnDelete::Drain(_));
+        if let Some(name) = spooled.as_deref().filter(|_| on_delete != OnDelete::Purge) {
+            let spool = self.shared.sending(name)?.spool.status();
+            if !takes_long || spool.dead_entries > 0 {
+                self.check_empty(name)?;
+            }
+        }
         // Nothing new is taken from here on, or else it would never be empty. If it is not deleted after all,
         // it goes on.
-        let spooled = self.shared.spooled(sort, name)?;
-        let leaving = spooled.as_deref().map(|name| Leaving::begin(&self.shared, name)).transpose()?;
+        let begin = |name| Leaving::begin(&self.shared, name, takes_long);
+        let leaving = spooled.as_deref().map(begin).transpose()?;
         if let Some(name) = &spooled {
             match on_delete {
                 OnDelete::Refuse => self.check_empty(name)?,

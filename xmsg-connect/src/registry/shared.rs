@@ -43,10 +43,10 @@ pub(super) struct Leaving<'a> {
 }
 
 impl<'a> Leaving<'a> {
-    pub(super) fn begin(shared: &'a Shared, name: &'a str) -> Result<Self> {
+    pub(super) fn begin(shared: &'a Shared, name: &'a str, takes_long: bool) -> Result<Self> {
         let entries = shared.entries();
         let outgoing = entries.outgoing.get(name).ok_or_else(|| unknown(Sort::Outgoing, name))?;
-        outgoing.set_leaving(true);
+        outgoing.leave(takes_long);
         Ok(Self { shared, name })
     }
 }
@@ -55,7 +55,7 @@ impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         // It is not there any more if it was deleted.
         if let Some(outgoing) = self.shared.entries().outgoing.get(self.name) {
-            outgoing.set_leaving(false);
+            outgoing.stay();
         }
     }
 }
