@@ -13,6 +13,8 @@ use xmsg_core::ProxyAddress;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Pass,
+    /// The relay forwards nothing.
+    Hold,
     /// The relay reads the data and discards it.
     Swallow,
     /// The relay forwards the data until a message with this topic comes.
@@ -57,6 +59,17 @@ impl Relay {
     #[must_use]
     pub fn address(&self) -> &ProxyAddress {
         &self.address
+    }
+
+    /// Makes the relay keep what publishers send from now on, as a proxy does that is slow, until it is
+    /// [released](Self::release).
+    pub fn hold(&self) {
+        self.mode.send_replace(Mode::Hold);
+    }
+
+    /// Forwards what publishers have sent, and send from now on.
+    pub fn release(&self) {
+        self.mode.send_replace(Mode::Pass);
     }
 
     /// Makes the relay discard what publishers send from now on, until the connections are [cut](Self::cut).
@@ -124,9 +137,13 @@ async fn pass(client: TcpStream, server: TcpStream, mode: Option<Modes>) {
             match from_client.read(&mut buffer).await {
                 Ok(0) | Err(_) => break,
                 Ok(len) => {
+                    if let Some((mode, _)) = &mode {
+                        let mut mode = mode.subscribe();
+                        let _ = mode.wait_for(|mode| *mode != Mode::Hold).await;
+                    }
                     // What follows lost data is lost, too.
                     swallows |= match mode.as_ref().map(|(mode, _)| *mode.borrow()) {
-                        None | Some(Mode::Pass) => false,
+                        None | Some(Mode::Pass | Mode::Hold) => false,
                         Some(Mode::Swallow) => true,
                         Some(Mode::SwallowTopic(topic)) => {
                             // The beginning of a first frame: the flag for more frames, the length, and the

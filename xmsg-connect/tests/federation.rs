@@ -9,14 +9,17 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lapin::ExchangeKind;
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, ExchangeKind};
 use xmsg_connect::definition::{Definitions, FederationDefinition, Span};
-use xmsg_connect::{ErrorKind, LinkState, OnDelete, Sort};
+use xmsg_connect::{ErrorKind, LinkState, OnDelete, Registry, RegistryOptions, Sort};
 use xmsg_core::{Actor, Message, ProxyAddress, Subscription, Topic};
+use xmsg_tests::amqp_peer::{Delivery, Peer, Script};
 use xmsg_tests::http::ask;
 use xmsg_tests::process::{Daemon, built};
 use xmsg_tests::rabbitmq::Broker;
-use xmsg_tests::{connect, next, patient, until, within};
+use xmsg_tests::relay::Relay;
+use xmsg_tests::{connect, next, patient, proxy, until, within};
 
 use common::{LIMIT, Site, broker, message};
 
@@ -538,4 +541,60 @@ async fn what_was_in_the_spool_of_a_proxy_that_was_killed_arrives() {
     let _a = Process::start(folder.path(), rabbit.port(), &definition).await;
     numbered(&mut received, MESSAGES).await;
     b.registry.close().await.unwrap();
+}
+
+/// A message as another member has published it, for the queue of a member.
+fn from_elsewhere(tag: u64, text: &str) -> Delivery {
+    let text = message("orders:new", text);
+    let [topic, meta, data] = text.into_frames();
+    let mut headers = FieldTable::default();
+    let id = format!("00000000-0000-0000-0000-{tag:012}");
+    let fields = [("X-Xmsg-Topic", &topic[..]), ("X-Xmsg-Meta", &meta), ("X-Xmsg-Id", id.as_bytes())];
+    for (name, value) in fields.into_iter().chain([("X-Xmsg-Origin", &b"elsewhere"[..])]) {
+        headers.insert(name.into(), AMQPValue::LongString(value.into()));
+    }
+    let properties = BasicProperties::default().with_headers(headers);
+    Delivery { tag, properties, body: data.to_vec(), ..Delivery::default() }
+}
+
+/// The broker goes away while the proxy is slow to confirm what it was given.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_slow_proxy_has_is_recognized_when_the_broker_sends_it_again() {
+    let peer = Peer::start(Script::confirming()).await;
+    let proxy = proxy().start().await.unwrap();
+    let relay = Relay::start(proxy.address()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = RegistryOptions::new(folder.path().join("state"), relay.address().clone());
+    options.connect = patient();
+    options.initial = Definitions {
+        connections: vec![broker(peer.port())],
+        federation: Some(federation("slow", "slow", &["orders"])),
+        ..Definitions::default()
+    };
+    let registry = within("a registry", Registry::open(options)).await.unwrap();
+    let subscriber = Actor::builder("there").proxy(proxy.address().clone()).options(patient()).build();
+    let mut received = subscriber.unwrap().subscribe("orders").await.unwrap();
+    let counts = || registry.channel("federation-in:slow").unwrap().link.counts;
+
+    // Its connection to the proxy is there.
+    let consumer = peer.consumer(1).await;
+    peer.act(consumer.deliver(from_elsewhere(1, "first"))).await;
+    assert_eq!(next(&mut received).await.value::<String>().unwrap(), "first");
+    until("the first one", || counts().delivered == 1).await;
+    relay.hold();
+    peer.act(consumer.deliver(from_elsewhere(2, "second"))).await;
+    until("the message is taken", || counts().accepted == 2).await;
+    peer.act(consumer.hang_up()).await;
+    // The proxy has not confirmed it in time.
+    until("another attempt", || counts().repeated > 0).await;
+    relay.release();
+    let consumer = peer.consumer(2).await;
+    peer.act(consumer.deliver(from_elsewhere(2, "second"))).await;
+    peer.act(consumer.deliver(from_elsewhere(3, "third"))).await;
+    for text in ["second", "third"] {
+        assert_eq!(next(&mut received).await.value::<String>().unwrap(), text);
+    }
+    until("the end of all", || counts().delivered == 3).await;
+    assert_eq!(counts().duplicates, 1);
+    registry.close().await.unwrap();
 }

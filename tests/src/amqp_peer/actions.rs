@@ -216,6 +216,12 @@ impl Consumer {
         vec![Action::basic(self.connection, self.channel, deliver), Action::bytes(bytes).on(self.connection)]
     }
 
+    /// Ends the TCP connection of the consumer without any message.
+    #[must_use]
+    pub fn hang_up(&self) -> Action {
+        Action::drop_connection().on(self.connection)
+    }
+
     /// Cancels the consumer, as a broker does when its queue is deleted.
     #[must_use]
     pub fn cancel(&self) -> Action {

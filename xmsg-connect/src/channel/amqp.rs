@@ -265,13 +265,18 @@ impl Session<'_> {
             if let Some(fault) = fault
                 && !self.pause(&fault, messages.len(), stop).await
             {
-                return Ok(());
+                // What the target has got so far is safe only once that is confirmed.
+                is_plain = false;
+                break;
             }
         }
         while !handed.is_empty()
             && let Err(fault) = self.target.confirm().await
         {
-            if !self.pause(&fault, handed.len(), stop).await {
+            // Without the broker these come again. A federation waits for the proxy all the same: only then is
+            // it known that it has them, and they are recognized.
+            let goes_on = self.pause(&fault, handed.len(), stop).await;
+            if !goes_on && (stop.is_cancelled() || self.plan.federation.is_none()) {
                 return Ok(());
             }
         }

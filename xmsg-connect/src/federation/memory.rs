@@ -1,7 +1,7 @@
 //! What a federation remembers so that nothing arrives twice: identifiers of messages that were taken in, and
 //! messages that could not be marked.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,13 @@ use xmsg_core::Message;
 use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::lock::lock;
 
-/// Identifiers that are remembered of one origin. Those that are sent again are among the last 1000 that were
-/// in flight, or were refused by the broker and wait for a minute at most.
+/// Identifiers that are remembered of one origin. However long the broker refuses a message, its origin sends
+/// no more than [`AHEAD`] others before it is sent again, so that it is remembered still.
 const WINDOW: usize = 65_536;
+/// How far an origin goes ahead of its oldest message that the broker has not taken, in places of its spool.
+/// The other half of the window is for messages that were on their way when a connection broke, and are in
+/// the queue twice.
+pub(crate) const AHEAD: u64 = WINDOW as u64 / 2;
 /// Identifiers that are remembered of all origins: some 50 MB at most. Beyond that, the origin that was
 /// silent for the longest time is forgotten.
 const IDENTIFIERS: usize = 1 << 20;
@@ -67,6 +71,26 @@ impl Memory {
         let mut unmarked = lock(&self.unmarked);
         // Nearly always: then no fingerprint is needed.
         !unmarked.order.is_empty() && unmarked.take(fingerprint(message), Instant::now())
+    }
+}
+
+/// What has been sent and is not at the broker yet, by place in the spool: it bounds how far others may go
+/// ahead of a message that is sent again.
+#[derive(Debug, Default)]
+pub(crate) struct Unsettled(BTreeSet<u64>);
+
+impl Unsettled {
+    pub(crate) fn sent(&mut self, sequence: u64) {
+        self.0.insert(sequence);
+    }
+
+    pub(crate) fn settled(&mut self, sequence: u64) {
+        self.0.remove(&sequence);
+    }
+
+    /// Whether this one may be sent now.
+    pub(crate) fn may_send(&self, sequence: u64) -> bool {
+        self.0.first().is_none_or(|oldest| sequence.saturating_sub(*oldest) <= AHEAD)
     }
 }
 
@@ -197,6 +221,28 @@ mod tests {
         memory.remember(&more);
         assert!(!memory.has_seen("a", 1), "the oldest is forgotten");
         assert!(memory.has_seen("a", 10) && memory.has_seen("b", 2), "another origin is not");
+    }
+
+    #[test]
+    fn a_message_that_is_sent_again_is_remembered_still() {
+        let (mut unsettled, mut seen) = (Unsettled::default(), Seen::default());
+        let origin: Arc<str> = "a".into();
+        // The first one is refused again and again by one queue, and taken by another one. All others are
+        // taken, and sent for as long as that is allowed.
+        let mut sequence = 1;
+        unsettled.sent(sequence);
+        seen.insert(&origin, sequence.into());
+        while unsettled.may_send(sequence + 1) {
+            sequence += 1;
+            unsettled.sent(sequence);
+            seen.insert(&origin, sequence.into());
+            unsettled.settled(sequence);
+            assert!(sequence < 1 << 20, "there is an end");
+        }
+        assert_eq!(sequence, 1 + AHEAD);
+        assert!(seen.contains("a", 1));
+        unsettled.settled(1);
+        assert!(unsettled.may_send(sequence + 1) && unsettled.may_send(u64::MAX));
     }
 
     #[test]

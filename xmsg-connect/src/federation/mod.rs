@@ -29,7 +29,7 @@ use crate::status::{Status, add};
 
 pub(crate) use broker::{check, declare_exchange};
 pub(crate) use mark::routing_key;
-pub(crate) use memory::{Id, Memory};
+pub(crate) use memory::{Id, Memory, Unsettled};
 
 /// The header of the metadata that marks a message as one that came from another proxy of the federation.
 pub(crate) const MARK: &str = "xmsg-origin";

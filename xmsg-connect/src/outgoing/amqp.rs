@@ -18,7 +18,7 @@ use super::{OutgoingPlan, Shared};
 use crate::amqp::{Link, headers, refused, short, verdict};
 use crate::definition::{AmqpOutgoing, ConnectionDefinition, OnReturn, Way};
 use crate::error::{Error, ErrorKind, Result};
-use crate::federation::declare_exchange;
+use crate::federation::{Unsettled, declare_exchange};
 use crate::outbound::Stored;
 use crate::spool::Entry;
 use crate::status::{LinkState, add};
@@ -65,6 +65,7 @@ pub(super) async fn session(
         channel: opened.channel.clone(),
         in_flight: InFlight::default(),
         retries: VecDeque::new(),
+        unsettled: Unsettled::default(),
         ready: VecDeque::new(),
         read_until: 0,
         sent_until: 0,
@@ -131,6 +132,8 @@ struct Session<'a> {
     in_flight: InFlight,
     /// In the order of their times.
     retries: VecDeque<Retry>,
+    /// In a federation: what was sent and is not at the broker.
+    unsettled: Unsettled,
     /// Read from the spool, and not sent yet.
     ready: VecDeque<Entry>,
     /// The last entry that was read.
@@ -157,6 +160,7 @@ impl Session<'_> {
             while may_send
                 && !self.in_flight.has_to_settle()
                 && self.room() > 0
+                && self.ready.front().is_some_and(|next| self.unsettled.may_send(next.sequence))
                 && let Some(entry) = self.ready.pop_front()
             {
                 let sequence = entry.sequence;
@@ -235,8 +239,14 @@ impl Session<'_> {
     async fn send_again(&mut self, sequence: u64) -> Result<()> {
         let next = self.link.spool.get()?.next_after(sequence.saturating_sub(1), 1, 1);
         // It waits for a later one if there is none.
-        let Ok(found) = Deadline::after(RETRY_MIN).limit(next).await else { return Ok(()) };
+        let Ok(found) = Deadline::after(RETRY_MIN).limit(next).await else {
+            self.unsettled.settled(sequence);
+            return Ok(());
+        };
         let found = found.map_err(super::storage)?;
+        if found.first().is_none_or(|entry| entry.sequence != sequence) {
+            self.unsettled.settled(sequence);
+        }
         if let Some(entry) = found.into_iter().find(|entry| entry.sequence == sequence) {
             match self.send(entry).await? {
                 None => add(&self.link.status.counters.repeated, 1),
@@ -251,6 +261,7 @@ impl Session<'_> {
         let stored = match Stored::decode(entry.body.clone()) {
             Ok(stored) => stored,
             Err(error) => {
+                self.unsettled.settled(entry.sequence);
                 self.link.bury(&entry, None, &error.with_causes()).await?;
                 return Ok(None);
             }
@@ -273,6 +284,7 @@ impl Session<'_> {
         let publish = match fits {
             Ok(publish) => publish,
             Err(reason) => {
+                self.unsettled.settled(entry.sequence);
                 self.link.bury(&entry, Some(stored.id), &reason).await?;
                 return Ok(None);
             }
@@ -290,6 +302,9 @@ impl Session<'_> {
                 Err(error) => Answer::Lost(error),
             }
         };
+        if self.plan.federation.is_some() {
+            self.unsettled.sent(entry.sequence);
+        }
         self.in_flight.push(Sent { entry, id: stored.id, since: Instant::now() }, answer.boxed());
         Ok(None)
     }
@@ -300,6 +315,7 @@ impl Session<'_> {
         // First what has arrived, so that nothing else keeps it from being known.
         let arrived = decided.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Arrived));
         let arrived: Vec<_> = arrived.map(|(sent, _)| (sent.entry.sequence, sent.id)).collect();
+        arrived.iter().for_each(|(sequence, _)| self.unsettled.settled(*sequence));
         if !arrived.is_empty() {
             (self.has_worked, self.refused_since) = (true, None);
         }
@@ -324,7 +340,10 @@ impl Session<'_> {
                     add(&counters.returned, 1);
                     let what = format!("the broker returned it: {reason}; no queue is bound for it");
                     match self.way.on_return {
-                        OnReturn::DeadLetter => self.link.bury(&sent.entry, Some(sent.id), &what).await?,
+                        OnReturn::DeadLetter => {
+                            self.unsettled.settled(sent.entry.sequence);
+                            self.link.bury(&sent.entry, Some(sent.id), &what).await?;
+                        }
                         OnReturn::Retry => {
                             self.link.status.note(format!("message {} is sent again later: {what}", sent.id));
                             self.retry(&sent);
