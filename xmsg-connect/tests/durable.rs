@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use xmsg_connect::definition::{ByteSize, Definitions, DurableDefinition, Span};
+use xmsg_connect::definition::{ByteSize, Definitions, DurableDefinition, FederationDefinition, Span};
 use xmsg_connect::{ErrorKind, LinkState, OnDelete, Sort};
 use xmsg_core::durable::protocol::{Reply, Request, TOPIC};
 use xmsg_core::durable::{DurableMessage, DurableOptions, DurableSubscription, Place};
@@ -371,10 +371,38 @@ async fn a_removal_that_is_refused_leaves_no_gap() {
     site.registry.close().await.unwrap();
 }
 
+/// `NAME.dead` is the queue of the dead letters of `NAME`.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_can_not_be_those_of_queues_beside_another_one() {
+    let peer = Peer::start(Script::confirming()).await;
+    let mut site = Site::new().await;
+    site.registry.create(broker(peer.port())).await.unwrap();
+    site.registry.create(durable("a")).await.unwrap();
+    let mut federation = FederationDefinition::new("a.lock", "broker");
+    federation.topics = vec!["orders".to_owned()];
+    let refused =
+        [site.registry.create(durable("a.dead")).await, site.registry.create(federation.clone()).await];
+    for refused in refused {
+        let error = refused.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidDefinition, "{error}");
+        assert!(error.to_string().contains("choose another"), "{error}");
+    }
+    // One that is there from before is used as it was, and can be changed.
+    let mut former = site.registry.export();
+    former.durables.push(durable("b.dead"));
+    former.federation = Some(federation);
+    site.registry.close().await.unwrap();
+    std::fs::write(site.folder.path().join("state/connect.toml"), former.to_toml().unwrap()).unwrap();
+    site.restart().await;
+    site.registry.set_active(Sort::Durable, "b.dead", false).await.unwrap();
+    site.registry.set_active(Sort::Federation, "a.lock", false).await.unwrap();
+    site.registry.close().await.unwrap();
+}
+
 /// Messages of any length wait at the broker while a session holds as many bytes as it may.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_holds_no_more_bytes_than_it_may() {
-    const COUNT: u64 = 40;
+    const COUNT: u64 = 30;
     let mut definition = durable("bytes");
     definition.max_session_bytes = ByteSize::of(1 << 20);
     definition.lease = Span::seconds(60);
@@ -386,21 +414,21 @@ async fn a_session_holds_no_more_bytes_than_it_may() {
     let place = expect(&mut probes, 0..1).await;
     probes.acknowledge(place);
     probes.close().await.unwrap();
-    let session = session(&site, "bytes").await;
-    let next = async |after, ack| {
-        let request = Request::Next { session: session.clone(), after, ack, max: 100, wait_ms: 200 };
-        match ask(&site, "bytes", request).await {
-            Reply::Messages(items) => items,
-            other => panic!("{other:?}"),
-        }
-    };
-    // The broker may send more messages than there is room for: it does not know how long they will be.
-    assert!(next(0, 0).await.is_empty());
     // Each is longer than the session may hold.
     let long = "x".repeat(2 << 20);
     for _ in 0..COUNT {
         site.actor.publish(&message("orders:new", &long)).await.unwrap();
     }
+    rabbit.queue_reaches("xmsg.durable.bytes", COUNT).await;
+    let session = session(&site, "bytes").await;
+    let next = async |after, ack| {
+        let request = Request::Next { session: session.clone(), after, ack, max: 100, wait_ms: 500 };
+        match ask(&site, "bytes", request).await {
+            Reply::Messages(items) => items,
+            other => panic!("{other:?}"),
+        }
+    };
+    // The broker sends more messages than there is room for: nobody knew how long they would be.
     let (mut after, mut acked, mut most, mut received) = (0, 0, 0, 0);
     while received < COUNT {
         let items = next(after, acked).await;

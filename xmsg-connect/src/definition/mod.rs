@@ -198,6 +198,30 @@ impl Definitions {
     }
 }
 
+impl Definitions {
+    /// Whether names that are not among the `former` ones are free of endings that belong to queues beside
+    /// theirs: `NAME.dead` has the dead letters of a durable subscription, and `NAME.lock` says that a
+    /// federation has the name. Those that are there stay usable.
+    pub(crate) fn check_new_names(&self, former: &Self) -> Result<(), DefinitionError> {
+        let refused = |sort, name: &str, ending: &str, purpose: &str| {
+            let what =
+                format!("ends with {ending:?}, which stands for {purpose} of another one: choose another");
+            DefinitionError::new(sort, name, "name", what)
+        };
+        let is_new = |name: &str| !former.durables.iter().any(|other| other.name == name);
+        let dead = |name: &&str| name.ends_with(".dead") && is_new(name);
+        if let Some(name) = self.durables.iter().map(|durable| durable.name.as_str()).find(dead) {
+            return Err(refused("durable", name, ".dead", "the dead letters"));
+        }
+        let is_new = |name: &str| former.federation.as_ref().is_none_or(|other| other.name != name);
+        let lock = |name: &&str| name.ends_with(".lock") && is_new(name);
+        if let Some(name) = self.federation.as_ref().map(|federation| federation.name.as_str()).filter(lock) {
+            return Err(refused("federation", name, ".lock", "the lock"));
+        }
+        Ok(())
+    }
+}
+
 fn unique<'a>(sort: &'static str, names: impl Iterator<Item = &'a String>) -> Result<(), DefinitionError> {
     let mut seen = BTreeSet::new();
     for name in names {

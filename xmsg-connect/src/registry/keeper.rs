@@ -48,6 +48,7 @@ impl Keeper {
         let mut definitions = (*before).clone();
         make(&mut definitions)?;
         definitions.check()?;
+        definitions.check_new_names(&before)?;
         if let Err(error) = self.write(&definitions).await {
             // It may have got there all the same: what was refused must not count after a restart.
             let _ = self.save().await;

@@ -50,6 +50,7 @@ pub(super) fn read_state(state_dir: &Path, initial: Definitions) -> Result<Defin
         }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             initial.check()?;
+            initial.check_new_names(&Definitions::default())?;
             Ok(initial)
         }
         Err(error) => Err(failed("read", &file, error)),
