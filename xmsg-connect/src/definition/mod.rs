@@ -209,12 +209,12 @@ impl Definitions {
             DefinitionError::new(sort, name, "name", what)
         };
         let is_new = |name: &str| !former.durables.iter().any(|other| other.name == name);
-        let dead = |name: &&str| name.ends_with(".dead") && is_new(name);
+        let dead = |name: &&str| name.strip_suffix(".dead").is_some() && is_new(name);
         if let Some(name) = self.durables.iter().map(|durable| durable.name.as_str()).find(dead) {
             return Err(refused("durable", name, ".dead", "the dead letters"));
         }
         let is_new = |name: &str| former.federation.as_ref().is_none_or(|other| other.name != name);
-        let lock = |name: &&str| name.ends_with(".lock") && is_new(name);
+        let lock = |name: &&str| name.strip_suffix(".lock").is_some() && is_new(name);
         if let Some(name) = self.federation.as_ref().map(|federation| federation.name.as_str()).filter(lock) {
             return Err(refused("federation", name, ".lock", "the lock"));
         }

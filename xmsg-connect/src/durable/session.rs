@@ -150,7 +150,7 @@ impl Session<'_> {
                 Err(error) => {
                     let what = format!("the queue {} can't be read", self.plan.definition.queue());
                     let error = refused(error, &what);
-                    let _ = answer.send(Reply::Unavailable(error.with_causes().to_string()));
+                    let _ = answer.send(Reply::Unavailable(error.with_causes()));
                     return Err(error);
                 }
             }

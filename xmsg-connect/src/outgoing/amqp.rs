@@ -315,7 +315,9 @@ impl Session<'_> {
         // First what has arrived, so that nothing else keeps it from being known.
         let arrived = decided.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Arrived));
         let arrived: Vec<_> = arrived.map(|(sent, _)| (sent.entry.sequence, sent.id)).collect();
-        arrived.iter().for_each(|(sequence, _)| self.unsettled.settled(*sequence));
+        for (sequence, _) in &arrived {
+            self.unsettled.settled(*sequence);
+        }
         if !arrived.is_empty() {
             (self.has_worked, self.refused_since) = (true, None);
         }
