@@ -7,7 +7,7 @@
 //! | [`settings`], [`contexts`] | addresses and credentials: where each value comes from; named sets of them in a file |
 //! | [`exit`] | exit codes, and the reporting of errors |
 //! | [`source`] | input: a whole file, or its lines, in bounded memory |
-//! | [`recipe`], [`template`], [`value`], [`metadata`] | how input becomes messages |
+//! | [`message_builder`], [`template`], [`value`], [`metadata`] | how input becomes messages |
 //! | [`receiving`] | receiving messages and writing them, and how that ends |
 //! | [`style`], [`render`], [`mod@format`] | how messages are shown |
 //! | [`output`], [`table`] | standard output and standard error; columns |

@@ -175,7 +175,7 @@ impl EventChannel {
         let _ = self.sender.send(event);
     }
 
-    /// Sends an event of one of many sockets, like [`emit`](Self::tell). Repeated failures to connect to one
+    /// Sends an event of one of many sockets, like [`emit`](Self::emit). Repeated failures to connect to one
     /// peer are not reported for each attempt of each socket.
     pub fn emit_deduplicated(&self, event: SocketEvent) {
         let is_news = {

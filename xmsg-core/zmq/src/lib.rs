@@ -25,7 +25,7 @@
 //! `docs/zeromq.md`.
 //!
 //! All sockets that bind and connect are built on a hub, which has one *link* for every connection. Each link
-//! has a send queue, its [send queue](link::outbox::Outbox), and a task that owns it. The parts of a link are
+//! has a [send queue](link::send_queue::SendQueue), and a task that owns it. The parts of a link are
 //! [public](link) for programs that forward messages instead of sending and receiving them, such as proxies.
 
 #![warn(missing_docs)]

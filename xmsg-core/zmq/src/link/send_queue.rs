@@ -104,7 +104,7 @@ impl<T: Borrow<Bytes> + AsRef<[u8]>> Frame for T {}
 /// Why a message was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// It has no frames, or exceeds the [limits](Outbox::limits) of the queue. It would never be accepted.
+    /// It has no frames, or exceeds the [limits](SendQueue::limits) of the queue. It would never be accepted.
     ExceedsLimits,
     /// The queue is at its high-water mark.
     Full,
@@ -166,7 +166,7 @@ struct State {
     /// Encrypted bytes that were written without completing a frame. They count only as progress of the
     /// stream.
     of_boxes: u64,
-    /// What was accepted and then [discarded](Outbox::limit). `bytes` is the size of the messages.
+    /// What was accepted and then [discarded](SendQueue::limit). `bytes` is the size of the messages.
     discarded: Amount,
     /// No message that is queued exceeds these limits.
     limits: MessageLimits,
@@ -414,7 +414,7 @@ impl SendQueue {
     }
 
     /// Waits until everything that was queued so far has been written, or the queue was closed. It works only
-    /// for queues whose messages all [stay](Keep::Always).
+    /// for queues whose messages all [stay](DropPolicy::Always).
     pub async fn flushed(&self) {
         let target = {
             let state = self.state();
@@ -603,7 +603,7 @@ impl SendQueueGuard<'_> {
         Amount::new(mark.messages, mark.bytes) - self.state().queued
     }
 
-    /// Returns whether so much is queued that a sender should let the writer [catch up](Outbox::catch_up).
+    /// Returns whether so much is queued that a sender should let the writer [catch up](SendQueue::catch_up).
     #[must_use]
     pub fn is_far_ahead(&self) -> bool {
         self.state().is_far_ahead()

@@ -3,7 +3,7 @@
 //!
 //! They count against the high-water mark like messages that wait. A user of this has to ask the peer now and
 //! then whether they have arrived, and to report the answer. These questions are messages that find [room in
-//! any case](Outbox::push_past_mark): otherwise none could be sent any more once the queue is full.
+//! any case](SendQueue::push_past_mark): otherwise none could be sent any more once the queue is full.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
