@@ -42,6 +42,10 @@ pub(super) struct TopologyQuery {
 /// What a node is.
 #[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(
+    not(feature = "connect"),
+    expect(dead_code, reason = "without that feature, there are clients only")
+)]
 pub(super) enum NodeKind {
     Publisher,
     Channel,
