@@ -146,8 +146,9 @@ async fn entries_are_added_shown_changed_and_deleted() {
     site.said(&["send", "feed", "later"], "was accepted").await;
     let edited = push_to("feed", &address) + "is_active = false\nlazy = true\n";
     site.said(&["edit", "feed", &site.file(&edited)], "outgoing \"feed\" was changed").await;
-    site.ask(&["rm", "feed"]).await.failed(1, "still has 1 messages");
+    site.ask(&["rm", "feed"]).await.failed(1, "outgoing \"feed\" is used by channel \"in\"");
     site.said(&["rm", "in"], "channel \"in\" was deleted").await;
+    site.ask(&["rm", "feed"]).await.failed(1, "still has 1 messages");
     site.said(&["enable", "feed"], "is at work now").await;
     site.said(&["rm", "feed", "--drain", "1m"], "outgoing \"feed\" was deleted").await;
     assert_eq!(&received(&pull).await.data()[..], b"later");
