@@ -94,11 +94,11 @@ impl Right {
 /// of the identity; other proxies ignore it.
 ///
 /// ```
-/// use xmsg_core::control::{Right, RightsQuestion};
+/// use xmsg_core::control::{Right, RightsRequest};
 /// use xmsg_core::{ConnectionId, Topic};
-/// let question = RightsQuestion { id: ConnectionId::random(), right: Right::Publish, topic: "daq:run".parse()? };
+/// let question = RightsRequest { id: ConnectionId::random(), right: Right::Publish, topic: "daq:run".parse()? };
 /// let message = question.message();
-/// assert_eq!(RightsQuestion::read(&message.frames()[1], &message.frames()[2]).unwrap().2, "daq:run");
+/// assert_eq!(RightsRequest::read(&message.frames()[1], &message.frames()[2]).unwrap().2, "daq:run");
 /// # Ok::<_, xmsg_core::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
