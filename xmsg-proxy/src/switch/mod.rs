@@ -1,8 +1,8 @@
 //! The data plane: forwards messages from publishers (XSUB) to subscribers (XPUB).
 //!
 //! ```text
-//!  publisher ─► Session ─► Inlet: match, coalesce ─┬─► Outbox ─► Session ─► subscriber
-//!  publisher ─► Session ─► Inlet ──────────────────┴─► Outbox ─► Session ─► subscriber
+//!  publisher ─► Session ─► Ingress: match, coalesce ─┬─► SendQueue ─► Session ─► subscriber
+//!  publisher ─► Session ─► Ingress ──────────────────┴─► SendQueue ─► Session ─► subscriber
 //!                             ▲ looks up, by epoch                     │ subscriptions
 //!                             └────────────── Table ◄──────────────────┘
 //! ```
