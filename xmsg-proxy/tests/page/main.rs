@@ -9,7 +9,6 @@ mod messages;
 mod registrations;
 mod settings;
 mod site;
-mod topology;
 
 use browser::Browser;
 use serde_json::json;
