@@ -83,7 +83,9 @@ export function topology(main, { values }) {
     const linked = chosen === null ? new Set() : linkedWith(chosen);
     for (const one of [sources, topics, targets]) one.mark(chosen, linked);
     const count = (letter) => [...linked].filter((key) => key.startsWith(letter)).length;
-    say(hint, chosen === null ? "Choose a topic, or one of those that publish or subscribe, to see what belongs to it." : `Marked is what belongs to ${nameOf(chosen)}: ${count("f")} of those that publish, ${count("t")} topics, ${count("g")} of those that subscribe.`);
+    const topic = links.find((one) => `t${one.topic}` === chosen);
+    const hidden = topic ? topic.sources - topic.from.length + topic.targets - topic.to.length : 0;
+    say(hint, chosen === null ? "Choose a topic, or one of those that publish or subscribe, to see what belongs to it." : `Marked is what belongs to ${nameOf(chosen)}: ${count("f")} of those that publish, ${count("t")} topics, ${count("g")} of those that subscribe${hidden ? `, and ${format.count(hidden)} that are not shown` : ""}.`);
   }
   function choose(key) {
     chosen = chosen === key ? null : key;

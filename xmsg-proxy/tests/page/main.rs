@@ -9,6 +9,7 @@ mod messages;
 mod registrations;
 mod settings;
 mod site;
+mod topology;
 
 use browser::Browser;
 use serde_json::json;

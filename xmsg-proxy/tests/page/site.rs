@@ -203,8 +203,13 @@ impl Site {
         flow
     }
 
-    /// Publishes to these topics, which no library would let through, in turn.
+    /// Publishes to these topics, which no library would let through, in turn: 50 rounds a second at most.
     pub(crate) async fn publish_again_and_again(&self, topics: &[&'static [u8]]) -> Flow {
+        self.publish_each(topics, std::time::Duration::from_millis(20)).await
+    }
+
+    /// Publishes to these topics in turn, with this pause after each round.
+    pub(crate) async fn publish_each(&self, topics: &[&'static [u8]], pause: std::time::Duration) -> Flow {
         let mut raw = Raw::handshake(self.proxy.address().publish_port(), "PUB").await;
         let topics = topics.to_vec();
         Flow::of(async move {
@@ -212,7 +217,7 @@ impl Site {
                 for topic in &topics {
                     raw.send_message(&[topic, b"".as_slice(), b"data".as_slice()]).await;
                 }
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                tokio::time::sleep(pause).await;
             }
         })
     }
