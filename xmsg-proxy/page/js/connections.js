@@ -1,7 +1,7 @@
 // Publishers and subscribers: sorted, filtered, and ended one by one.
 
 import { ask, query } from "./api.js";
-import { choice, confirm, el, field, notice, say, table } from "./dom.js";
+import { choice, confirm, el, field, notice, pager, say, search, table, whenTyped } from "./dom.js";
 import * as format from "./format.js";
 import { poll } from "./poll.js";
 
@@ -27,8 +27,7 @@ export function endButton(page, row) {
 
 export function connections(main, { page, values }) {
   const asked = { offset: 0, sort: values.get("sort") ?? "trouble", kind: values.get("kind") ?? "", filter: values.get("filter") ?? "" };
-  const filter = field("Filter by address, name or number", el("input", { type: "search", autocomplete: "off", spellcheck: "false" }));
-  filter.input.value = asked.filter;
+  const filter = search("Filter by address, name or number", asked.filter);
   const kind = field("Show", choice([["", "publishers and subscribers"], ["publisher", "publishers"], ["subscriber", "subscribers"]], asked.kind));
   const sort = field("Sort by", choice([["trouble", "trouble"], ["rate", "rate"], ["messages", "messages"], ["queue", "what waits"], ["drops", "drops"], ["subscriptions", "subscriptions"], ["connected", "time connected"], ["peer", "address"], ["id", "number"]], asked.sort));
   const of = (row, value) => row.kind === "subscriber" ? value(row) : "";
@@ -54,35 +53,30 @@ export function connections(main, { page, values }) {
   });
   const empty = el("p", { class: "empty", hidden: true });
   const error = el("div", { class: "error", role: "status" });
-  const previous = el("button", { type: "button", text: "Previous", onclick: () => { asked.offset = Math.max(0, asked.offset - PAGE); polled.now(); } });
-  const next = el("button", { type: "button", text: "Next", onclick: () => { asked.offset += PAGE; polled.now(); } });
-  const shown = el("span", { class: "muted" });
+  const pages = pager(asked, PAGE, () => polled.now());
 
   function show(answer, isForced) {
     rows.sorted(asked.sort);
     rows.update(answer.connections, { isForced });
     const last = answer.offset + answer.connections.length;
-    say(shown, answer.matching ? `${format.count(answer.offset + 1)} to ${format.count(last)} of ${format.count(answer.matching)}` : "");
-    previous.disabled = answer.offset === 0;
-    next.disabled = last >= answer.matching;
+    pages.update(answer.matching ? `${format.count(answer.offset + 1)} to ${format.count(last)} of ${format.count(answer.matching)}` : "", last < answer.matching);
     rows.node.hidden = answer.matching === 0;
     empty.hidden = answer.matching > 0;
     say(empty, answer.total === 0 ? "Nobody is connected. Subscribe, for example: xmsg sub" : "No connection fits the filter.");
   }
-  let typing;
   function change() {
     Object.assign(asked, { filter: filter.input.value.trim(), kind: kind.input.value, sort: sort.input.value, offset: 0 });
     polled.now();
   }
-  filter.input.addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(change, 200); });
+  const stopTyping = whenTyped([filter], change);
   kind.input.addEventListener("change", change);
   sort.input.addEventListener("change", change);
 
   main.append(
     el("div", { class: "row" }, filter.node, kind.node, sort.node),
-    el("section", { class: "panel" }, error, empty, rows.node, el("div", { class: "row" }, previous, next, shown)),
+    el("section", { class: "panel" }, error, empty, rows.node, pages.node),
   );
   if (!page.can("operator")) main.append(el("p", { class: "muted", text: "To end a connection, log in with the operator's token." }));
   const polled = poll(2000, () => ask("GET", query("/api/v1/connections", { ...asked, limit: PAGE })), show, error);
-  return () => { polled.stop(); clearTimeout(typing); };
+  return () => { polled.stop(); stopTyping(); };
 }

@@ -45,6 +45,34 @@ export function field(label, input, hint) {
   return { node, input, fail };
 }
 
+/** A field for a part of what is looked for. */
+export function search(label, value, hint) {
+  const one = field(label, el("input", { type: "search", autocomplete: "off", spellcheck: "false" }), hint);
+  one.input.value = value ?? "";
+  return one;
+}
+
+/** Calls this when nothing was typed into the fields for a moment. What it returns ends that. */
+export function whenTyped(fields, call) {
+  let typing;
+  for (const { input } of fields) input.addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(call, 200); });
+  return () => clearTimeout(typing);
+}
+
+/** Buttons that go to other pages of a list, `size` rows each; `asked.offset` is the row that the page begins with. */
+export function pager(asked, size, load) {
+  const go = (offset) => { asked.offset = Math.max(0, offset); load(); };
+  const previous = el("button", { type: "button", text: "Previous", onclick: () => go(asked.offset - size) });
+  const next = el("button", { type: "button", text: "Next", onclick: () => go(asked.offset + size) });
+  const shown = el("span", { class: "muted" });
+  function update(text, hasMore) {
+    say(shown, text);
+    previous.disabled = asked.offset === 0;
+    next.disabled = !hasMore;
+  }
+  return { node: el("div", { class: "row" }, previous, next, shown), update };
+}
+
 /** A choice among a few: options are pairs of value and text. */
 export function choice(options, value) {
   const select = el("select", {}, ...options.map(([key, text]) => el("option", { value: key, text })));

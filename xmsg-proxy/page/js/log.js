@@ -1,6 +1,6 @@
 // The end of the log, and what is added to it.
 
-import { el, field, say } from "./dom.js";
+import { el, say, search } from "./dom.js";
 
 const KEPT = 1000;
 
@@ -9,7 +9,7 @@ export function log(main, { page, logIn }) {
     main.append(el("p", { text: "The log may have names and addresses in it: to read it, log in with the operator's token." }), el("button", { type: "button", class: "main", text: "Log in", onclick: logIn }));
     return undefined;
   }
-  const filter = field("Show lines with", el("input", { type: "search", autocomplete: "off", spellcheck: "false" }));
+  const filter = search("Show lines with");
   const state = el("p", { class: "muted", role: "status", text: "Connecting …" });
   const list = el("pre", { class: "log", role: "log", "aria-label": "Log", "aria-live": "off", tabindex: "0" });
   let lines = [];

@@ -1,7 +1,7 @@
 // Messages of a topic as they come, and messages that are published from here.
 
 import { ask, query } from "./api.js";
-import { choice, el, field, notice, say } from "./dom.js";
+import { choice, el, field, notice, say, search } from "./dom.js";
 import * as format from "./format.js";
 
 const KEPT = 500;
@@ -32,7 +32,7 @@ export function messages(main, { page, values, logIn }) {
   const topic = field("Topics that begin with", el("input", { type: "text", autocomplete: "off", spellcheck: "false" }), "Empty: all topics.");
   topic.input.value = values.get("topic") ?? "";
   const rate = field("Show at most", choice([["5", "5 a second"], ["20", "20 a second"], ["200", "200 a second"]], "20"));
-  const filter = field("Keep only those with", el("input", { type: "search", autocomplete: "off", spellcheck: "false" }), "A part of the topic or of the data.");
+  const filter = search("Keep only those with", "", "A part of the topic or of the data.");
   const watch = el("button", { type: "submit", class: "main", text: "Watch" });
   const pause = el("button", { type: "button", text: "Pause", disabled: true });
   const clear = el("button", { type: "button", text: "Clear", disabled: true });

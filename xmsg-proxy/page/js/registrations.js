@@ -1,7 +1,7 @@
 // What is registered at the registrar of this proxy, page by page.
 
 import { ask, query } from "./api.js";
-import { choice, el, field, say, table } from "./dom.js";
+import { choice, el, field, pager, say, search, table, whenTyped } from "./dom.js";
 import * as format from "./format.js";
 import { poll } from "./poll.js";
 
@@ -10,11 +10,8 @@ const NO_REGISTRAR = "No registrar runs in this proxy. To run one, set enabled =
 
 export function registrations(main, { values }) {
   const asked = { offset: 0, kind: values.get("kind") ?? "", topic: values.get("topic") ?? "", filter: values.get("filter") ?? "" };
-  const search = () => el("input", { type: "search", autocomplete: "off", spellcheck: "false" });
-  const topic = field("Topics that begin with", search());
-  topic.input.value = asked.topic;
-  const filter = field("Filter by name, address or description", search());
-  filter.input.value = asked.filter;
+  const topic = search("Topics that begin with", asked.topic);
+  const filter = search("Filter by name, address or description", asked.filter);
   const kind = field("Show", choice([["", "publishers and subscribers"], ["publisher", "publishers"], ["subscriber", "subscribers"]], asked.kind));
   const rows = table({
     caption: "Registrations",
@@ -32,16 +29,13 @@ export function registrations(main, { values }) {
   const empty = el("p", { class: "empty", role: "status", hidden: true });
   const error = el("div", { class: "error", role: "status" });
   const counts = el("p", { class: "muted" });
-  const previous = el("button", { type: "button", text: "Previous", onclick: () => { asked.offset = Math.max(0, asked.offset - PAGE); polled.now(); } });
-  const next = el("button", { type: "button", text: "Next", onclick: () => { asked.offset += PAGE; polled.now(); } });
-  const shown = el("span", { class: "muted" });
+  const pages = pager(asked, PAGE, () => polled.now());
   const controls = el("div", { class: "row" }, topic.node, filter.node, kind.node);
-  const pages = el("div", { class: "row" }, previous, next, shown);
 
   function show(answer, isForced) {
     const list = answer.registrations;
     const all = answer.publishers + answer.subscribers;
-    controls.hidden = pages.hidden = !answer.has_registrar;
+    controls.hidden = pages.node.hidden = !answer.has_registrar;
     rows.update(list.map((row, at) => ({ ...row, place: answer.offset + at })), { isForced });
     rows.node.hidden = list.length === 0;
     say(counts, answer.has_registrar ? `Registered now: ${format.count(answer.publishers)} publishers, ${format.count(answer.subscribers)} subscribers.` : "");
@@ -51,18 +45,15 @@ export function registrations(main, { values }) {
     else if (answer.offset > 0) say(empty, "There are no further registrations.");
     else say(empty, answer.is_cut ? "None of the first 200,000 registrations fits: name what the topic begins with." : "No registration fits the filter.");
     const cut = answer.is_cut ? "; only the first 200,000 registrations were looked at" : answer.has_more ? ", and there are more" : "";
-    say(shown, list.length ? `${format.count(answer.offset + 1)} to ${format.count(answer.offset + list.length)}${cut}` : "");
-    previous.disabled = answer.offset === 0;
-    next.disabled = !answer.has_more;
+    pages.update(list.length ? `${format.count(answer.offset + 1)} to ${format.count(answer.offset + list.length)}${cut}` : "", answer.has_more);
   }
-  let typing;
   function change() {
     Object.assign(asked, { topic: topic.input.value.trim(), filter: filter.input.value.trim(), kind: kind.input.value, offset: 0 });
     polled.now();
   }
-  for (const { input } of [topic, filter]) input.addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(change, 200); });
+  const stopTyping = whenTyped([topic, filter], change);
   kind.input.addEventListener("change", change);
-  main.append(controls, el("section", { class: "panel" }, error, counts, empty, rows.node, pages));
+  main.append(controls, el("section", { class: "panel" }, error, counts, empty, rows.node, pages.node));
   const polled = poll(5000, () => ask("GET", query("/api/v1/registrations", { ...asked, limit: PAGE })), show, error);
-  return () => { polled.stop(); clearTimeout(typing); };
+  return () => { polled.stop(); stopTyping(); };
 }

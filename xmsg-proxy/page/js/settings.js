@@ -1,7 +1,7 @@
 // The settings in force, as they would stand in a file, and what a reload would change.
 
 import { ask } from "./api.js";
-import { el, field, say, table } from "./dom.js";
+import { el, say, search, table } from "./dom.js";
 import { poll } from "./poll.js";
 
 /** Pairs of key and value: `tcp.keepalive_s`, 60. */
@@ -40,7 +40,7 @@ function changes(main) {
 }
 
 export function settings(main) {
-  const filter = field("Filter", el("input", { type: "search", autocomplete: "off", spellcheck: "false" }));
+  const filter = search("Filter");
   const rows = table({
     caption: "Settings in force",
     key: ([key]) => key,

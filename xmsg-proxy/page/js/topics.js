@@ -1,13 +1,12 @@
 // What flows, topic by topic.
 
 import { ask, query } from "./api.js";
-import { el, field, say, table } from "./dom.js";
+import { el, say, search, table, whenTyped } from "./dom.js";
 import * as format from "./format.js";
 import { poll } from "./poll.js";
 
 export function topics(main, { values }) {
-  const filter = field("Filter by a part of the topic", el("input", { type: "search", autocomplete: "off", spellcheck: "false" }));
-  filter.input.value = values.get("filter") ?? "";
+  const filter = search("Filter by a part of the topic", values.get("filter"));
   const rows = table({
     caption: "Topics, the highest rates first; counted from samples",
     key: (row) => row.topic,
@@ -30,9 +29,8 @@ export function topics(main, { values }) {
     const more = answer.other_messages ? ` Topics beyond these had ${format.count(answer.other_messages)} messages.` : "";
     say(shown, answer.total ? `${format.count(answer.topics.length)} of ${format.count(answer.matching)} topics that fit, ${format.count(answer.total)} seen in ${format.duration(answer.watched_s)}.${more}` : "");
   }
-  let typing;
-  filter.input.addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(() => polled.now(), 200); });
+  const stopTyping = whenTyped([filter], () => polled.now());
   main.append(el("div", { class: "row" }, filter.node), el("section", { class: "panel" }, error, shown, empty, rows.node));
   const polled = poll(1000, () => ask("GET", query("/api/v1/topics", { filter: filter.input.value.trim(), limit: 500 })), show, error);
-  return () => { polled.stop(); clearTimeout(typing); };
+  return () => { polled.stop(); stopTyping(); };
 }

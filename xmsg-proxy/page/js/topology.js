@@ -1,7 +1,7 @@
 // Who publishes what to whom: three columns, in which what belongs together is marked, and a table that says the same.
 
 import { ask, query } from "./api.js";
-import { choice, el, field, say, table } from "./dom.js";
+import { choice, el, field, say, search, table, whenTyped } from "./dom.js";
 import * as format from "./format.js";
 import { poll } from "./poll.js";
 
@@ -44,8 +44,7 @@ function column(title, choose) {
 }
 
 export function topology(main, { values }) {
-  const focus = field("Show only what has to do with", el("input", { type: "search", autocomplete: "off", spellcheck: "false" }), "A part of a topic, of an address or of a name.");
-  focus.input.value = values.get("focus") ?? "";
+  const focus = search("Show only what has to do with", values.get("focus"), "A part of a topic, of an address or of a name.");
   const limit = field("Show of each", choice([["20", "the busiest 20"], ["50", "the busiest 50"], ["100", "the busiest 100"]]));
   const error = el("div", { class: "error", role: "status" });
   const hint = el("p", { role: "status" });
@@ -110,13 +109,12 @@ export function topology(main, { values }) {
     else if (isEmpty) say(empty, "Nobody is connected, and no message has come since you look. Publish one, for example: xmsg pub hello:world 42");
     else say(empty, "There are too many topics or subscribers to look at all of them: the busiest were looked at.");
   }
-  let typing;
-  focus.input.addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(() => polled.now(), 200); });
+  const stopTyping = whenTyped([focus], () => polled.now());
   limit.input.addEventListener("change", () => polled.now());
   main.append(
     el("div", { class: "row" }, focus.node, limit.node), error, empty, hint,
     el("div", { class: "topology" }, sources.node, topics.node, targets.node),
     el("section", { class: "panel" }, rows.node));
   const polled = poll(2000, () => ask("GET", query("/api/v1/topology", { focus: focus.input.value.trim(), limit: limit.input.value })), show, error);
-  return () => { polled.stop(); clearTimeout(typing); };
+  return () => { polled.stop(); stopTyping(); };
 }
