@@ -13,6 +13,7 @@ use hyper::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use xmsg_core::address::bracketed;
 use xmsg_core::security::read_secret;
 use xmsg_core::{Error, ErrorKind, Result};
 use xmsg_zmq::deadline::Deadline;
@@ -60,7 +61,7 @@ impl fmt::Display for Address {
 }
 
 fn authority(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    format!("{}:{port}", bracketed(host))
 }
 
 impl FromStr for Address {

@@ -1,5 +1,6 @@
 //! Addresses of proxies and registrars: a host and a port, which are checked when an address is made.
 
+use std::borrow::Cow;
 use std::error::Error as _;
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -262,8 +263,22 @@ impl Host {
 
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.contains(':') { write!(f, "[{}]", self.0) } else { f.write_str(&self.0) }
+        f.write_str(&bracketed(&self.0))
     }
+}
+
+/// Returns a host as it is written in front of a port: an IPv6 address in brackets, so that its colons are
+/// not taken for that of the port.
+///
+/// ```
+/// use xmsg_core::address::bracketed;
+///
+/// assert_eq!(format!("{}:7771", bracketed("::1")), "[::1]:7771");
+/// assert_eq!(format!("{}:7771", bracketed("localhost")), "localhost:7771");
+/// ```
+#[must_use]
+pub fn bracketed(host: &str) -> Cow<'_, str> {
+    if host.contains(':') { format!("[{host}]").into() } else { host.into() }
 }
 
 /// Returns whether this is an IPv6 address, which may have a zone as in `fe80::1%eth0`.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use clap::{Args, Subcommand};
+use xmsg_core::address::bracketed;
 use xmsg_core::{ErrorKind, RegistrarAddress};
 use xmsg_proxy::registrar::{Config, Registrar};
 
@@ -92,8 +93,8 @@ async fn serve(arguments: RunArguments) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
     arguments.snapshot.as_deref().map(check_folder).transpose()?;
     // Only the host is checked: port 0 is not valid in an address, but can be bound.
-    let host = RegistrarAddress::new(&arguments.host, 1)?.host().to_owned();
-    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    let checked = RegistrarAddress::new(&arguments.host, 1)?;
+    let host = bracketed(checked.host());
     let config = Config {
         snapshot: arguments.snapshot,
         ttl: arguments.ttl.filter(|ttl| !ttl.is_zero()),

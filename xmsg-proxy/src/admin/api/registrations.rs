@@ -8,6 +8,7 @@ use axum::extract::{Query, State as Shared};
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
+use xmsg_core::address::bracketed;
 use xmsg_core::registration::{OwnerType, UNDEFINED};
 use xmsg_core::text::escaped;
 use xmsg_zmq::deadline::Deadline;
@@ -71,13 +72,7 @@ impl From<Listed> for RegistrationRow {
         let topic = topic.map_or_else(|error| error.to_string(), |topic| topic.to_string());
         let text = |text: &str| escaped(text).into_owned();
         let description = registration.description();
-        // Colons of an IPv6 address are not to be taken for that of the port.
-        let host = text(&registration.host);
-        let address = if host.contains(':') {
-            format!("[{host}]:{}", registration.port)
-        } else {
-            format!("{host}:{}", registration.port)
-        };
+        let address = format!("{}:{}", bracketed(&text(&registration.host)), registration.port);
         Self {
             kind: match owner {
                 OwnerType::Publisher => Side::Publisher,
