@@ -1,12 +1,10 @@
 //! Checks that exactly the messages that do not fit are discarded, and that all totals are right.
 
-use std::io;
 use std::sync::Arc;
-use std::task::Poll;
 
 use proptest::prelude::*;
-use tokio::io::AsyncWrite;
 
+use super::super::tests::Brittle;
 use super::*;
 use crate::link::send_queue::{HighWaterMark, MemoryCounter, Refused, Writer};
 use xmsg_zmtp::{Frames, encoded_len};
@@ -24,39 +22,9 @@ fn message(number: u32, len: usize, frames: usize) -> Vec<Bytes> {
     message
 }
 
-/// A stream that accepts `limit` bytes and then fails.
-struct Brittle {
-    limit: usize,
-    taken: Vec<u8>,
-}
-
-impl AsyncWrite for Brittle {
-    fn poll_write(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let len = bytes.len().min(this.limit - this.taken.len());
-        if len == 0 {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-        }
-        this.taken.extend_from_slice(&bytes[..len]);
-        Poll::Ready(Ok(len))
-    }
-
-    fn poll_flush(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
 /// Writes until `limit` bytes were written or nothing is left. Returns the bytes.
 fn write(send_queue: &SendQueue, limit: usize, encrypted: bool) -> Vec<u8> {
-    let mut stream = Brittle { limit, taken: Vec::new() };
+    let mut stream = Brittle { limit, piece: usize::MAX, taken: Vec::new() };
     let sealer = encrypted.then(|| {
         let [client, _] = crate::link::test_ciphers::connected();
         client.sealer
