@@ -95,12 +95,14 @@ pub(crate) struct HeldBack {
 }
 
 impl HeldBack {
-    fn count(&self) -> usize {
-        self.prefixes.len() + self.too_long.0
+    /// The number and the total length of the prefixes that the peer was sent. All that are subscribed to are
+    /// `count`, with `bytes` bytes.
+    fn sent(&self, count: usize, bytes: usize) -> (usize, usize) {
+        (count - self.prefixes.len() - self.too_long.0, bytes - self.bytes - self.too_long.1)
     }
 
     fn is_empty(&self) -> bool {
-        self.count() == 0 && !self.is_incomplete
+        self.prefixes.is_empty() && self.too_long.0 == 0 && !self.is_incomplete
     }
 
     fn hold(&mut self, prefix: &Bytes, limits: SubscriptionLimits, max: usize) {
@@ -131,7 +133,7 @@ impl HeldBack {
     /// are `count`, with `bytes` bytes.
     fn release(&mut self, limits: SubscriptionLimits, count: usize, bytes: usize) -> Vec<Bytes> {
         let mut released = Vec::new();
-        let (mut count, mut bytes) = (count - self.count(), bytes - self.bytes - self.too_long.1);
+        let (mut count, mut bytes) = self.sent(count, bytes);
         while let Some(prefix) = self.prefixes.first()
             && limits.check(prefix.len(), count + 1, bytes + prefix.len()).is_ok()
         {
@@ -291,8 +293,8 @@ impl Subscribing {
         if subscribe {
             // Peers that we connect to were checked before. A peer that has connected to us is not sent a
             // subscription that exceeds its limits.
-            let sent = (count - held.count(), total - held.bytes - held.too_long.1);
-            if let Err(why) = limits.check(prefix.len(), sent.0, sent.1) {
+            let (sent, sent_bytes) = held.sent(count, total);
+            if let Err(why) = limits.check(prefix.len(), sent, sent_bytes) {
                 held.hold(prefix, limits, held_back_max(link));
                 let is_first = state.refused.replace(why).is_none();
                 drop(guard);
@@ -403,8 +405,9 @@ impl Role for Subscribing {
             link.send_queue.push_urgent(&bytes, QUEUED_MAX);
         }
         let mut held_back = HeldBack::default();
+        let (theirs, max) = (SubscriptionLimits::theirs(&limits), held_back_max(link));
         for (prefix, _) in &refused {
-            held_back.hold(prefix, SubscriptionLimits::theirs(&limits), held_back_max(link));
+            held_back.hold(prefix, theirs, max);
         }
         link.establish(version, limits);
         let mut state = link.state();
