@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 use xmsg_core::{Error, ErrorKind, Result, Security};
 
 use crate::contexts::{Context, Contexts};
+use xmsg_zmq::lock::lock;
 
 /// A value that can be given in several places.
 #[derive(Debug, PartialEq, Eq)]
@@ -120,7 +121,7 @@ impl Setting {
     pub(crate) fn current(&self, option: Option<&str>) -> Result<Option<Found>> {
         let found = self.find(option, current()?)?;
         if let Some(found) = &found {
-            let mut used = USED.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut used = lock(&USED);
             used.insert(self.key, found.source.clone());
         }
         Ok(found)
@@ -145,7 +146,7 @@ impl Setting {
 
     /// Returns the source of the value that was used last.
     fn source(&self) -> Option<Source> {
-        USED.lock().unwrap_or_else(PoisonError::into_inner).get(self.key).cloned()
+        lock(&USED).get(self.key).cloned()
     }
 }
 

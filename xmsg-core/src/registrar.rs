@@ -1,7 +1,7 @@
 //! The client of a registrar, which knows who publishes and who subscribes, and where.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use crate::options::with_heartbeats;
 use crate::registration::{Action, OwnerType, Query, Registration, Reply, Request, SUCCESS};
 use crate::security::Security;
 use crate::{Error, ErrorKind, RegistrarAddress, Result};
+use xmsg_zmq::lock::lock;
 use xmsg_zmq::{Endpoint, Requester, SocketOptions, Unanswered};
 use xmsg_zmtp::Limits;
 
@@ -307,7 +308,7 @@ impl Registrar {
 
 impl Inner {
     fn renewals(&self) -> MutexGuard<'_, Renewals> {
-        self.renewals.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.renewals)
     }
 
     async fn register(&self, registration: &Registration) -> Result<()> {

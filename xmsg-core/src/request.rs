@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::id::ReplyTopics;
 use crate::{ActorId, Message, Subscription, Topic};
+use xmsg_zmq::lock::lock;
 
 /// The requests of an actor that wait for their replies through one proxy.
 #[derive(Debug)]
@@ -90,7 +91,7 @@ impl Replies {
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 }
 

@@ -1,11 +1,12 @@
 //! A value that is made once, by an attempt that all waiting callers share.
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, WeakShared};
 
 use crate::Result;
+use xmsg_zmq::lock::lock;
 
 type Attempt<T> = BoxFuture<'static, Result<T>>;
 
@@ -70,7 +71,7 @@ impl<T: Clone + Send + Sync + 'static> SharedAttempt<T> {
     }
 
     fn slot(&self) -> MutexGuard<'_, Option<WeakShared<Attempt<T>>>> {
-        self.attempt.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.attempt)
     }
 }
 

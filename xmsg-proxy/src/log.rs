@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use xmsg_zmq::lock::lock;
 
 /// Bytes of lines that wait, those that are being written included. Lines for which there is no room are
 /// dropped and counted.
@@ -80,7 +81,7 @@ impl Follower {
 
     fn look(&mut self) -> (Vec<String>, u64) {
         self.lines.borrow_and_update();
-        let tail = self.queue.0.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let tail = lock(&self.queue.0.tail);
         let first = tail.count - tail.lines.len() as u64;
         let missed = first.saturating_sub(self.seen);
         let from = self.seen.max(first) - first;
@@ -216,7 +217,7 @@ impl LogQueue {
 
     /// Keeps a line for those who look at the last ones.
     fn keep(&self, line: &[u8]) {
-        let mut tail = self.0.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tail = lock(&self.0.tail);
         tail.push(plain(line));
         let count = tail.count;
         drop(tail);
@@ -229,7 +230,7 @@ impl LogQueue {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.state)
     }
 }
 

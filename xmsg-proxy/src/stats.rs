@@ -2,7 +2,7 @@
 //! request.
 
 use std::cmp::Reverse;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,13 +11,15 @@ use serde_json::json;
 use xmsg_core::text::escaped;
 use xmsg_zmq::Amount;
 use xmsg_zmq::link::session::now;
+use xmsg_zmq::lock::lock;
 
 use crate::switch::{Drops, PublisherStats, SubscriberStats, Switch, Watched};
 use crate::upstream::{UpstreamState, UpstreamStats};
 
-/// Connections, and topics, that a document has at most …
+/// The maximum number of connections, and of topics, in a document.
 const ROWS_MAX: usize = 1000;
-/// … and bytes that these, and those, have in it at most: peers choose names and topics.
+/// The maximum size in bytes of the connections, and of the topics, in a document: peers choose names and
+/// topics.
 const ROWS_BYTES: usize = 2 << 20;
 /// What a connection takes in a document beside its texts, bytes, at most.
 const ROW: usize = 1024;
@@ -235,7 +237,7 @@ impl Documents {
     pub(crate) fn get(&self, switch: &Switch) -> Bytes {
         let now = now();
         // Whoever asks meanwhile waits for the same one.
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last);
         match &*last {
             Some((made, document)) if now.saturating_duration_since(*made) < GOOD_FOR => document.clone(),
             _ => {

@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use super::change::ChangeCall;
 use super::record::{Entry, cost_of_body};
 use super::{Fsync, OnFull, SpoolError, SpoolErrorKind, SpoolOptions, SpoolStatus};
+use xmsg_zmq::lock::lock;
 
 /// Entries whose appends may wait, for the disk or for room. One more fails with [`SpoolErrorKind::Full`].
 pub const APPENDS_WAITING_MAX: usize = 65_536;
@@ -334,7 +335,7 @@ impl Shared {
 
     fn lock(&self) -> MutexGuard<'_, Work> {
         // Nothing that is done under the lock leaves it half done if it panics.
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.work)
     }
 }
 

@@ -5,7 +5,7 @@ mod side_by_side;
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use crate::subscription::Waiting;
 use crate::{Connection, ErrorKind, Message, MessageRef, Messages, Subscription, Topic, Unfinished};
 use xmsg_zmq::SocketEvents;
 use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::lock::lock;
 
 /// The number of messages that a handler handles in a row before other tasks get their turn.
 const TURN: usize = 64;
@@ -92,7 +93,7 @@ struct Taken {
 
 impl Shared {
     fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.taken)
     }
 
     /// Returns the number of messages of the batch that are not yet handled.

@@ -2,7 +2,7 @@
 //! everything that was sent before it over the same connection.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use super::opening::{FIRST_CHECK_INTERVAL, control_socket};
 use crate::control::{Request, secret_identity};
 use crate::options::CHECK_INTERVAL;
 use crate::{Meta, Result, Topic, data::mime};
+use xmsg_zmq::lock::lock;
 use xmsg_zmq::{Dealer, Multipart, Publisher, Security};
 
 /// The largest number of control requests whose positions in the order of messages are kept.
@@ -262,7 +263,7 @@ impl Confirmations {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 }
 

@@ -7,7 +7,7 @@ mod opening;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +25,7 @@ use crate::{
 use confirmation::Confirmations;
 use opening::check_intervals;
 use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::lock::lock;
 use xmsg_zmq::{Amount, EventChannel, Publisher, SocketEvents, Subscriber};
 
 /// The bytes of messages that may arrive before all topics of a subscription are confirmed; the receive
@@ -71,7 +72,7 @@ struct Target {
 
 impl Target {
     fn failure(&self) -> MutexGuard<'_, Option<Error>> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.failure)
     }
 }
 

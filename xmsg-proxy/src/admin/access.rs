@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use subtle::ConstantTimeEq;
 use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::lock::lock;
 
 use super::token::Token;
 
@@ -169,7 +170,7 @@ impl Access {
     }
 
     fn sessions(&self) -> MutexGuard<'_, Sessions> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.sessions)
     }
 
     /// Other tokens count from now on. All sessions end: whoever had the former ones is to show that the new

@@ -15,12 +15,13 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use blake2::Blake2bMac512;
 use blake2::digest::{KeyInit, Mac};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use xmsg_zmq::lock::lock;
 use zeroize::Zeroizing;
 
 /// The largest number of logins that are remembered. Beyond it, the oldest is forgotten.
@@ -132,7 +133,7 @@ impl Proofs {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 
     pub(super) fn remember(&self, proof: Proof, now: Instant) {
@@ -183,7 +184,7 @@ impl Failures {
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<FailureSource, Failure>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 
     /// Returns the sources that a login counts for. A login without a known address counts only for its name,
@@ -252,7 +253,7 @@ struct Place<'a> {
 
 impl<'a> Place<'a> {
     fn take(waiting: &'a Mutex<Waiting>, user: u64) -> Option<Self> {
-        let mut all = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(waiting);
         let own = all.by_user.get(&user).copied().unwrap_or_default();
         if all.all >= WAITING || own >= WAITING_OF_USER {
             return None;
@@ -265,7 +266,7 @@ impl<'a> Place<'a> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let mut all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(self.waiting);
         all.all -= 1;
         if let Some(own) = all.by_user.get_mut(&self.user) {
             *own -= 1;

@@ -22,6 +22,7 @@ use logins::{Checks, Counters, Failures, Proofs};
 pub use passwords::{Passwords, hash_password};
 use xmsg_core::control::asked_after;
 use xmsg_zmq::link::throttle::Throttle;
+use xmsg_zmq::lock::lock;
 use xmsg_zmq::security::{Authenticator, Credentials, KeyPair, Principal, PublicKey, Security, Verdict};
 use zeroize::Zeroizing;
 
@@ -152,7 +153,7 @@ impl std::fmt::Debug for Memory {
 
 impl Memory {
     fn pool(&self) -> MutexGuard<'_, Vec<Vec<Block>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

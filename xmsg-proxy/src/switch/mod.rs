@@ -28,7 +28,7 @@ mod upstream;
 mod watch;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -41,6 +41,7 @@ use xmsg_zmq::link::send_queue::SendQueue;
 use xmsg_zmq::link::session::{Ended, Session, now};
 use xmsg_zmq::link::throttle::Throttle;
 use xmsg_zmq::link::transport::{Closer, Listener, Stream};
+use xmsg_zmq::lock::lock;
 use xmsg_zmq::security::Principal;
 use xmsg_zmq::{Admission, Amount, ProxyPorts, ViolationCounts, Violations};
 use xmsg_zmtp::{Engine, MessageLimits, Peer, PeerLimits, SocketType};
@@ -195,7 +196,7 @@ struct Inner {
 
 impl Inner {
     fn listeners(&self) -> MutexGuard<'_, Vec<Closer>> {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.listeners)
     }
 
     fn unbind(&self) {
@@ -284,7 +285,7 @@ impl Switch {
     /// gets any.
     #[must_use]
     pub fn control_requests(&self) -> ControlRequests {
-        let requests = self.inner.requests.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let requests = lock(&self.inner.requests).take();
         requests.unwrap_or_else(|| requests::channel().1)
     }
 

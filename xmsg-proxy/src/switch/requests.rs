@@ -2,8 +2,8 @@
 
 use std::fmt::Display;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use xmsg_core::control::{Right, RightsRequest};
 use xmsg_zmq::link::session::now;
 use xmsg_zmq::link::source::Source;
 use xmsg_zmq::link::throttle::Throttle;
+use xmsg_zmq::lock::lock;
 use xmsg_zmq::security::Principal;
 
 use super::bucket::Bucket;
@@ -99,7 +100,7 @@ impl Requester {
     /// So many subscribers were told what it had asked for. Returns how long it has to wait for the next
     /// time.
     pub(crate) fn charge(&self, recipients: usize, now: Instant) -> Duration {
-        self.0.recipients.lock().unwrap_or_else(PoisonError::into_inner).take(recipients as f64, now)
+        lock(&self.0.recipients).take(recipients as f64, now)
     }
 
     /// Whether it may see who is connected and what flows. Without credentials, those on this machine may.

@@ -1,11 +1,12 @@
 //! SIGHUP: what can be changed is taken over from the file, what needs a restart is named.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use xmsg_proxy::admin::{Pending, PendingChanges};
 use xmsg_proxy::settings::{self, Change, Reloadable, SettingsError};
 
 use super::{Daemon, Program, load, systemd};
+use xmsg_zmq::lock::lock;
 
 /// The settings in force, shared with the HTTP server, which tells what a reload would change.
 pub(super) struct InForce<P: Program>(Arc<Mutex<(P::Settings, Reloadable)>>);
@@ -16,7 +17,7 @@ impl<P: Program> InForce<P> {
     }
 
     fn set(&self, settings: &P::Settings, reloadable: &Reloadable) {
-        let mut in_force = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut in_force = lock(&self.0);
         *in_force = (settings.clone(), reloadable.clone());
     }
 }
@@ -27,9 +28,9 @@ impl<P: Program> Daemon<P> {
         let (program, in_force) = (self.program.clone(), self.in_force.0.clone());
         let program = Mutex::new(program);
         Pending::new(move || {
-            let program = program.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let program = lock(&program).clone();
             let (new, reloadable) = load(&program)?;
-            let (settings, before) = in_force.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let (settings, before) = lock(&in_force).clone();
             let (_, changes) = settings::merge(&settings, &new)?;
             let contents = contents(&before, &reloadable, &changes);
             let has_file = program.common().config.is_some();
