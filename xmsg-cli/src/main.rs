@@ -17,7 +17,7 @@
 //! | [`stats`], [`sampling`] | connections and traffic of a proxy; their rates between two samples |
 //! | [`subscriber_watch`] | whether published messages reach a subscriber |
 //! | [`rights`] | what the proxy allows us to publish and subscribe to |
-//! | [`recording`], [`raw_subscription`] | files of messages; a subscription that keeps messages byte for byte |
+//! | [`recording`], [`raw_subscription`] | files of messages; a subscription that keeps each byte |
 //! | [`admin`] | requests to the HTTP server of a daemon |
 //! | [`patterns`] | notes about wildcards of other systems |
 //! | [`pace`], [`signals`] | an even rate; `Ctrl-C` |

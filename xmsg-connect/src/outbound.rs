@@ -108,7 +108,7 @@ impl From<Message> for Outbound {
 /// What stands in the spool: an [`Outbound`] with the identifier that it got when it was accepted.
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
-    /// The same for each attempt to send it.
+    /// The identifier, which is the same for each attempt to send the message.
     pub(crate) id: Uuid,
     pub(crate) outbound: Outbound,
 }

@@ -96,7 +96,8 @@ impl Right {
 /// ```
 /// use xmsg_core::control::{Right, RightsRequest};
 /// use xmsg_core::{ConnectionId, Topic};
-/// let question = RightsRequest { id: ConnectionId::random(), right: Right::Publish, topic: "daq:run".parse()? };
+/// let id = ConnectionId::random();
+/// let question = RightsRequest { id, right: Right::Publish, topic: "daq:run".parse()? };
 /// let message = question.message();
 /// assert_eq!(RightsRequest::read(&message.frames()[1], &message.frames()[2]).unwrap().2, "daq:run");
 /// # Ok::<_, xmsg_core::Error>(())

@@ -94,8 +94,8 @@ impl Subscription {
         &self.topics
     }
 
-    /// Subscribes to these topics from now on, and to none of the former ones that are not among them. The new
-    /// ones come first, so that nothing is missed under a topic that both match, and nothing comes twice.
+    /// Subscribes to these topics from now on, and to none of the former ones that are not among them. The
+    /// new ones come first, so that nothing is missed under a topic that both match, and nothing comes twice.
     /// This call does not wait for the proxy.
     ///
     /// # Errors

@@ -347,8 +347,8 @@ impl Proxy {
     /// Replaces the upstreams: links to those that are not wanted any more end, new ones begin, and the
     /// others go on as they are.
     ///
-    /// [`ErrorKind::InvalidOption`], and nothing changes, if there are more than [`UPSTREAMS_MAX`](crate::UPSTREAMS_MAX), or two with the
-    /// same endpoint.
+    /// [`ErrorKind::InvalidOption`], and nothing changes, if there are more than
+    /// [`UPSTREAMS_MAX`](crate::UPSTREAMS_MAX), or two with the same endpoint.
     pub fn set_upstreams(&self, wanted: &[Upstream]) -> Result<()> {
         self.switch.set_upstreams(wanted)
     }

@@ -43,7 +43,8 @@ pub struct Upstream {
 impl Upstream {
     /// The one at this endpoint: `tcp://host:port`, or `ipc://path`.
     ///
-    /// [`ErrorKind::InvalidAddress`] for an endpoint that nobody can connect to over a network or a Unix socket.
+    /// [`ErrorKind::InvalidAddress`] for an endpoint that nobody can connect to over a network or a Unix
+    /// socket.
     pub fn new(endpoint: Endpoint) -> Result<Self> {
         let wrong = |why: &str| {
             Err(Error::new(ErrorKind::InvalidAddress, format!("{endpoint} can't be an upstream: {why}")))

@@ -74,7 +74,7 @@ impl Site {
         self.session_and_secret(token).await.0
     }
 
-    /// The same, and the header that changes with it need, too.
+    /// Logs in with this token. Returns the cookie, and the header that changes with it need.
     async fn session_and_secret(&self, token: &str) -> (String, String) {
         let response = self.log_in(token, OWN).await;
         assert_eq!(response.status, 200, "{}", response.body);

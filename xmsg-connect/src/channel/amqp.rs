@@ -273,8 +273,8 @@ impl Session<'_> {
         while !handed.is_empty()
             && let Err(fault) = self.target.confirm().await
         {
-            // Without the broker these come again. A federation waits for the proxy all the same: only then is
-            // it known that it has them, and they are recognized.
+            // Without the broker these come again. A federation waits for the proxy all the same: only then
+            // is it known that it has them, and they are recognized.
             let goes_on = self.pause(&fault, handed.len(), stop).await;
             if !goes_on && (stop.is_cancelled() || self.plan.federation.is_none()) {
                 return Ok(());

@@ -6,10 +6,10 @@
 //! not say that the message has arrived. What can be relied on: a return comes before the confirmation of its
 //! message, and it is handed out with the first confirmation that is completed after it. Therefore
 //!
-//! 1. a message whose confirmation came *without* a return, while everything that had completed by then was looked at, has arrived, unless one of
-//!    those carried its return;
-//! 2. a message whose confirmation carried the return of *another* one is only decided once nothing is in flight any more: by then, every return has
-//!    been handed out.
+//! 1. a message whose confirmation came *without* a return, while everything that had completed by then was
+//!    looked at, has arrived, unless one of those carried its return;
+//! 2. a message whose confirmation carried the return of *another* one is only decided once nothing is in
+//!    flight any more: by then, every return has been handed out.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::future::poll_fn;

@@ -168,8 +168,8 @@ impl Outgoing {
         *self.shared.plan.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(plan);
     }
 
-    /// Takes nothing new from now on: what is in the spool goes out. If that `takes_long`, the subscription at
-    /// the proxy ends, so that nobody waits for it there. If not, what is published waits in it for the
+    /// Takes nothing new from now on: what is in the spool goes out. If that `takes_long`, the subscription
+    /// at the proxy ends, so that nobody waits for it there. If not, what is published waits in it for the
     /// decision, so that nothing is missed if it is not deleted after all.
     pub(crate) fn leave(&self, takes_long: bool) {
         self.shared.is_leaving.store(true, Ordering::Relaxed);

@@ -100,8 +100,8 @@ impl Registry {
     /// Reads the state directory, opens the spools, and starts everything that is active. Does not wait for
     /// any peer: a broker that is not there is tried again and again, in the background.
     ///
-    /// [`ErrorKind::InvalidDefinition`] if the state file can't be understood, [`ErrorKind::InUse`] if another registry uses the folder,
-    /// [`ErrorKind::Storage`] if it can't be used.
+    /// [`ErrorKind::InvalidDefinition`] if the state file can't be understood, [`ErrorKind::InUse`] if
+    /// another registry uses the folder, [`ErrorKind::Storage`] if it can't be used.
     pub async fn open(options: RegistryOptions) -> Result<Self> {
         let RegistryOptions { state_dir, proxy, connect, initial } = options;
         let reading = move || {
@@ -389,9 +389,9 @@ impl Registry {
     /// # Ok(()) }
     /// ```
     ///
-    /// [`ErrorKind::Unknown`], [`ErrorKind::Inactive`], [`ErrorKind::Full`], [`ErrorKind::InvalidMessage`], [`ErrorKind::TooLarge`],
-    /// [`ErrorKind::Storage`]: it was not accepted. Messages are accepted in the order of the calls. Dropping the future has it accepted whole or not at
-    /// all.
+    /// [`ErrorKind::Unknown`], [`ErrorKind::Inactive`], [`ErrorKind::Full`], [`ErrorKind::InvalidMessage`],
+    /// [`ErrorKind::TooLarge`], [`ErrorKind::Storage`]: it was not accepted. Messages are accepted in the
+    /// order of the calls. Dropping the future has it accepted whole or not at all.
     pub async fn send(&self, outgoing: &str, message: impl Into<Outbound>) -> Result<Accepted> {
         self.shared.sending(outgoing)?.send(message.into()).await
     }
@@ -399,7 +399,8 @@ impl Registry {
     /// Sends a message, and waits until the peer has it: until the broker has confirmed it, or until it was
     /// written to the ZeroMQ peer.
     ///
-    /// [`ErrorKind::Timeout`]: it was accepted, and is still on its way. [`ErrorKind::Undeliverable`]: it is among the dead letters.
+    /// [`ErrorKind::Timeout`]: it was accepted, and is still on its way. [`ErrorKind::Undeliverable`]: it is
+    /// among the dead letters.
     pub async fn send_confirmed(
         &self,
         outgoing: &str,

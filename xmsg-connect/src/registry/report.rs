@@ -47,7 +47,8 @@ pub struct ChannelReport {
 /// What is known of a federation.
 ///
 /// The outgoing connection and the channel that it works by stand among the others, too, under
-/// [`outgoing_name`](FederationDefinition::outgoing_name) and [`channel_name`](FederationDefinition::channel_name).
+/// [`outgoing_name`](FederationDefinition::outgoing_name) and
+/// [`channel_name`](FederationDefinition::channel_name).
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct FederationReport {

@@ -109,7 +109,8 @@ impl Spool {
     /// # Errors
     ///
     /// [`InUse`](SpoolErrorKind::InUse) if the spool is open already, here or in another process;
-    /// [`Io`](SpoolErrorKind::Io) or [`DiskFull`](SpoolErrorKind::DiskFull) if the files cannot be read or written.
+    /// [`Io`](SpoolErrorKind::Io) or [`DiskFull`](SpoolErrorKind::DiskFull) if the files cannot be read or
+    /// written.
     pub fn open(dir: &Path, options: SpoolOptions) -> Result<Self, SpoolError> {
         fs::create_dir_all(dir)
             .map_err(|error| SpoolError::io("make the directory of the spool", dir, error))?;
@@ -139,9 +140,10 @@ impl Spool {
     ///
     /// # Errors
     ///
-    /// [`TooLarge`](SpoolErrorKind::TooLarge), [`Full`](SpoolErrorKind::Full), [`Closed`](SpoolErrorKind::Closed);
-    /// [`DiskFull`](SpoolErrorKind::DiskFull) or [`Io`](SpoolErrorKind::Io) if it could not be written. The entry is
-    /// not in the spool then, unless the process dies before it could take out what a failed write left.
+    /// [`TooLarge`](SpoolErrorKind::TooLarge), [`Full`](SpoolErrorKind::Full),
+    /// [`Closed`](SpoolErrorKind::Closed); [`DiskFull`](SpoolErrorKind::DiskFull) or
+    /// [`Io`](SpoolErrorKind::Io) if it could not be written. The entry is not in the spool then, unless the
+    /// process dies before it could take out what a failed write left.
     pub async fn append(&self, body: Bytes) -> Result<u64, SpoolError> {
         self.append_all(vec![body]).await
     }
@@ -254,8 +256,9 @@ impl Spool {
     ///
     /// # Errors
     ///
-    /// [`NotFound`](SpoolErrorKind::NotFound); [`Full`](SpoolErrorKind::Full), whatever [`SpoolOptions::on_full`]
-    /// says; [`Damaged`](SpoolErrorKind::Damaged) if the bytes are not those that were accepted.
+    /// [`NotFound`](SpoolErrorKind::NotFound); [`Full`](SpoolErrorKind::Full), whatever
+    /// [`SpoolOptions::on_full`] says; [`Damaged`](SpoolErrorKind::Damaged) if the bytes are not those that
+    /// were accepted.
     pub async fn revive(&self, sequence: u64) -> Result<u64, SpoolError> {
         self.change(|answer| Change::Revive { sequence, answer }).await
     }
@@ -301,8 +304,8 @@ impl Spool {
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](SpoolErrorKind::TimedOut) if the disk does not answer within [`CLOSE_MAX`]. The thread goes on,
-    /// and ends when it can.
+    /// [`TimedOut`](SpoolErrorKind::TimedOut) if the disk does not answer within [`CLOSE_MAX`]. The thread
+    /// goes on, and ends when it can.
     pub async fn close(&self) -> Result<(), SpoolError> {
         let shared = self.shared();
         shared.close();

@@ -30,9 +30,9 @@ pub struct SpoolOptions {
     /// Bytes that the body of one entry may have. Default: 64 MiB.
     pub max_entry_bytes: usize,
     /// Bytes that dead letters may take: of each its body, its reason, and
-    /// [`ENTRY_OVERHEAD_BYTES`](super::ENTRY_OVERHEAD_BYTES). Beyond that the oldest dead letters are dropped, which
-    /// is logged and counted in [`SpoolStatus::dead_dropped`](super::SpoolStatus::dead_dropped). Default: 256
-    /// MiB.
+    /// [`ENTRY_OVERHEAD_BYTES`](super::ENTRY_OVERHEAD_BYTES). Beyond that the oldest dead letters are
+    /// dropped, which is logged and counted in
+    /// [`SpoolStatus::dead_dropped`](super::SpoolStatus::dead_dropped). Default: 256 MiB.
     pub max_dead_bytes: u64,
 }
 

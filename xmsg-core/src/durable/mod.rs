@@ -2,8 +2,9 @@
 //!
 //! A program beside the proxy (`xmsg-proxy` with `[connect]`, or `xmsg-connect`) subscribes and keeps the
 //! messages in a queue of a broker. A
-//! [`DurableSubscription`] asks it for them, with requests through the proxy, and acknowledges them: at least once. Several with the same name share the
-//! messages. Each message that was not acknowledged when its subscriber went goes to the next one that asks.
+//! [`DurableSubscription`] asks it for them, with requests through the proxy, and acknowledges them: at least
+//! once. Several with the same name share the messages. Each message that was not acknowledged when its
+//! subscriber went goes to the next one that asks.
 //!
 //! ```no_run
 //! use xmsg_core::Actor;
@@ -123,9 +124,9 @@ impl DurableSubscription {
     /// Begins to receive the messages of the durable subscription with this name. Returns once its server has
     /// answered.
     ///
-    /// [`ErrorKind::Timeout`]: nobody answers, because there is no durable subscription of this name at the proxy. [`ErrorKind::NotAllowed`]: we may not
-    /// publish to its topic, `xmsg-durable:NAME`. [`ErrorKind::Remote`]: the server can't get at the
-    /// messages, for the reason that it says.
+    /// [`ErrorKind::Timeout`]: nobody answers, because there is no durable subscription of this name at the
+    /// proxy. [`ErrorKind::NotAllowed`]: we may not publish to its topic, `xmsg-durable:NAME`.
+    /// [`ErrorKind::Remote`]: the server can't get at the messages, for the reason that it says.
     pub async fn open(actor: &Actor, name: &str, options: DurableOptions) -> Result<Self> {
         let topic: Topic = format!("{TOPIC}{name}").parse()?;
         let (acks, acked) = watch::channel(Place::default());

@@ -205,9 +205,9 @@ impl Engine {
     /// # Errors
     ///
     /// After a violation, write what `poll_transmit` returns and close the connection. The peer is sent no
-    /// ERROR command, unless its [credentials](Self::set_verdict) were rejected: a client of libzmq that gets an
-    /// ERROR command never tries again, and one whose connection is closed does. By then, the peer has what
-    /// it needs to find the fault, namely our greeting and properties.
+    /// ERROR command, unless its [credentials](Self::set_verdict) were rejected: a client of libzmq that gets
+    /// an ERROR command never tries again, and one whose connection is closed does. By then, the peer has
+    /// what it needs to find the fault, namely our greeting and properties.
     pub fn poll_event(&mut self, input: &mut BytesMut) -> Result<Option<Event>, Violation> {
         loop {
             let progress = match self.phase {

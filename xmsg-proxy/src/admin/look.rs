@@ -5,7 +5,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use xmsg_zmq::Amount;
 use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::lock::lock;
 
 use super::history::{History, Sample, Span};
 use super::process::{Process, unix_s};
@@ -135,10 +136,6 @@ impl Default for Looks {
             wanted_until: AtomicU64::new(0),
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Looks {

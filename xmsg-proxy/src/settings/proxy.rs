@@ -37,7 +37,7 @@ pub struct ProxySettings {
     pub linger_s: Seconds,
     /// What happens at a subscriber's mark.
     pub slow_subscriber: Named<Policy>,
-    /// The same for topics that start with a prefix.
+    /// What happens at a subscriber's mark to topics that start with a prefix.
     #[serde(rename = "policy", skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<PolicySection>,
     /// Memory for what waits for one subscriber.
@@ -155,7 +155,7 @@ pub struct LimitSettings {
     pub connections: Count<1, 1_000_000_000>,
     /// Handshakes under way at a time.
     pub handshakes: Count<1, 1_000_000>,
-    /// … with one address.
+    /// Handshakes under way with one address at a time.
     pub handshakes_per_address: Count<1, 1_000_000>,
 }
 

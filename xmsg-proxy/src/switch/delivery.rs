@@ -14,7 +14,7 @@ use crate::policy::{Policies, Policy, Rule};
 
 /// Runs below this many bytes are copied: cheaper than a slice, and a few bytes do not keep a slab alive.
 const COPY_BELOW: usize = 1 << 10;
-/// … and those below this share of their slab, for the same reason.
+/// Runs below this share of their slab are copied, too, so that they do not keep the slab alive.
 const SLAB_SHARE: usize = 16;
 /// Marks of fewer slabs than this are kept to the byte, by copying.
 const EXACT_BELOW_SLABS: usize = 16;
@@ -28,7 +28,8 @@ const SHARE_MIN: usize = 64 << 10;
 const QUEUES_RESERVE: usize = 8;
 /// A subscriber for which so much waits lags: `conflate` begins. Less is what a burst leaves for a moment.
 const LAG: usize = 1 << 20;
-/// … or so many messages: each is looked at when it begins, while others wait.
+/// A subscriber for which so many messages wait lags, too: `conflate` looks at each of them when it begins,
+/// while others wait.
 const LAG_MESSAGES: usize = 1 << 16;
 
 /// Consecutive messages of a batch for the same subscribers under the same rule, by number: `first` up to,
@@ -109,7 +110,7 @@ impl<'a> Cut<'a> {
         (run.count() - older).min(usize::try_from(room.messages).unwrap_or(usize::MAX))
     }
 
-    /// The same messages, by the rules of these policies.
+    /// Divides these runs, so that the messages of each have the same rule by these policies.
     pub(super) fn divide(&self, runs: &[Run], policies: &Policies) -> Vec<Run> {
         let mut divided: Vec<Run> = Vec::new();
         for first in runs.iter().flat_map(|run| run.first..run.end) {

@@ -275,7 +275,7 @@ proptest! {
         }
     }
 
-    /// … and the books balance in every mixture.
+    /// Whatever policies are mixed, the counts add up.
     #[test]
     fn policies_mix(plan in plan(&Policy::ALL, &Policy::ALL)) {
         let outcome = carry_out(&plan);

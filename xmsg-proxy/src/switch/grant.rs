@@ -23,9 +23,9 @@ pub(super) struct Grant {
     fixed: Option<Arc<Rights>>,
     denied: AtomicU64,
     log: Spaced<u64>,
-    /// It is not to be here any more: ends its connection.
+    /// Ends its connection because the rules do not admit it any more.
     pub(super) revoked: CancellationToken,
-    /// … because an operator ends it.
+    /// Ends its connection because an operator wants that.
     pub(super) unwanted: CancellationToken,
 }
 

@@ -75,9 +75,9 @@ pub(super) struct Subscriber {
     pub(super) subscription_bytes: AtomicUsize,
     /// What it cost to have its prefixes change their side that it was not slowed down for yet.
     pub(super) toll: AtomicUsize,
-    /// Publishers that are told of its changes, for which it was not slowed down yet …
+    /// The number of publishers that are told of its changes, for which it was not slowed down yet.
     pub(super) told: AtomicUsize,
-    /// … and the last round that it was charged for: what it changes for one costs no more than one change.
+    /// The last round that it was charged for: what it changes for one costs no more than one change.
     pub(super) told_in: AtomicU64,
     /// What had been dropped when its slowness was last logged.
     slow_log: Spaced<Drops>,
@@ -98,7 +98,7 @@ pub(super) struct Subscriber {
     owed: Option<UnreadAnswers>,
     /// Ends its connection.
     pub(super) cut: CancellationToken,
-    /// … because it holds too much memory.
+    /// Ends its connection because it holds too much memory.
     pub(super) outsized: CancellationToken,
 }
 
@@ -136,12 +136,12 @@ impl Subscriber {
         }
     }
 
-    /// The same, which takes no larger messages.
+    /// Sets the limits of the messages that the subscriber takes.
     pub(super) fn taking(self, takes: Option<MessageLimits>) -> Self {
         Self { takes, ..self }
     }
 
-    /// The same, to be told what was dropped for it if it understands that.
+    /// Has the subscriber told what was dropped for it, if it understands that.
     pub(super) fn telling(self, understands: bool) -> Self {
         Self { telling: understands.then(Telling::default), ..self }
     }
@@ -446,7 +446,8 @@ impl<T: Copy + Default> Spaced<T> {
         Some(last.replace((now(), counted)).map_or_else(T::default, |(_, before)| before))
     }
 
-    /// The same without regard to pauses.
+    /// What had been counted at the last line, whenever that was, for another one with all that `counted`
+    /// says.
     pub(super) fn take(&self, counted: T) -> T {
         lock(&self.0).replace((now(), counted)).map_or_else(T::default, |(_, before)| before)
     }
@@ -551,7 +552,7 @@ pub struct SubscriberStats {
     pub policy: Policy,
     /// What was dropped because it was too slow.
     pub dropped: Amount,
-    /// The same, by which messages were chosen.
+    /// What was dropped because it was too slow, by which messages were chosen.
     pub drops: Drops,
     /// How often a publisher had to wait for it.
     pub waits: u64,

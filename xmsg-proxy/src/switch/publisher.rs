@@ -29,9 +29,9 @@ const ENTRY: usize = 128;
 const BACKLOG_STEP: usize = 64 << 10;
 /// Bytes that may wait for a publisher before it is behind: what it is told next is not to wait for long.
 const BACKLOG: usize = 128 << 10;
-/// Who is behind is waited for as long as it reads so many bytes …
+/// Bytes that a publisher that is behind has to read in each [`PATIENCE`] to be waited for.
 const PACE: u64 = 4 << 20;
-/// … in each such time.
+/// The time in which a publisher that is behind has to read [`PACE`] bytes.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 /// Subscribers that are told in a second what one connection asked for. What goes to more makes it wait for
 /// its next confirmation.
@@ -57,7 +57,7 @@ pub(super) struct Publisher {
     reading: Mutex<Reading>,
     /// Ends its connection.
     pub(super) cut: CancellationToken,
-    /// … because it holds too much memory.
+    /// Ends its connection because it holds too much memory.
     pub(super) outsized: CancellationToken,
     claim: Mutex<Option<Claim>>,
     pub(super) grant: Grant,

@@ -88,7 +88,7 @@ impl Refused {
         self.kind == "timeout"
     }
 
-    /// The same as an error with the exit code that fits.
+    /// Turns the refusal into an error with the exit code that fits.
     fn into_error(self) -> anyhow::Error {
         let text = self.to_string();
         match &*self.kind {

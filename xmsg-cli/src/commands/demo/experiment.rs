@@ -17,7 +17,7 @@ use crate::pace::Pace;
 const WAVEFORM_LEN: usize = 8 << 10;
 /// Waveforms a second.
 const WAVEFORMS: f64 = 500.0;
-/// … that the archive takes.
+/// Waveforms that the archive takes a second.
 const ARCHIVED: f64 = 150.0;
 /// Waits in the archive itself, bytes: little, so that the proxy is where things pile up.
 const ARCHIVE_MARK: usize = 128 << 10;

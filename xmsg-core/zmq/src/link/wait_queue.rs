@@ -2,20 +2,20 @@
 //!
 //! It is a data structure and nothing else: it has no lock, no clock, and no runtime. The owner of a line
 //! keeps it behind a lock, and wakes the wakers that the line returns once that lock is free again. A future
-//! that has to wait [joins](WaitQueue::join) at its first poll, under the lock under which it found that it has
-//! to, and gets a [`Place`]. It [leaves](WaitQueue::leave) when it is dropped, wherever it stands. New waiters
-//! join whenever the line is not [empty](WaitQueue::is_empty), even if what they want is available: no waiter
-//! overtakes another.
+//! that has to wait [joins](WaitQueue::join) at its first poll, under the lock under which it found that it
+//! has to, and gets a [`Place`]. It [leaves](WaitQueue::leave) when it is dropped, wherever it stands. New
+//! waiters join whenever the line is not [empty](WaitQueue::is_empty), even if what they want is available:
+//! no waiter overtakes another.
 //!
 //! There are two ways to use a line:
 //!
 //! - The owner *serves* the waiters. Each leaves with the line what it wants, and the owner
-//!   [takes](WaitQueue::take_first) one after another as it can. A future is done when [`wait`](WaitQueue::wait)
-//!   returns `false`. No waiter depends on another one being polled, so this way is better where it is
-//!   possible.
-//! - The waiters *proceed* by themselves. A future that finds itself [first](WaitQueue::is_first), and finds what
-//!   it waits for, does its work and leaves. The next one is then [called](WaitQueue::call), since it may have
-//!   missed a wake-up. So a future that is neither polled nor dropped blocks all those behind it.
+//!   [takes](WaitQueue::take_first) one after another as it can. A future is done when
+//!   [`wait`](WaitQueue::wait) returns `false`. No waiter depends on another one being polled, so this way is
+//!   better where it is possible.
+//! - The waiters *proceed* by themselves. A future that finds itself [first](WaitQueue::is_first), and finds
+//!   what it waits for, does its work and leaves. The next one is then [called](WaitQueue::call), since it
+//!   may have missed a wake-up. So a future that is neither polled nor dropped blocks all those behind it.
 
 use std::collections::VecDeque;
 use std::task::Waker;
@@ -57,7 +57,8 @@ struct Waiter<T> {
     waker: Option<Waker>,
 }
 
-/// A place in a [`WaitQueue`]. Unless it was [taken](WaitQueue::take_first), it has to be [left](WaitQueue::leave).
+/// A place in a [`WaitQueue`]. Unless it was [taken](WaitQueue::take_first), it has to be
+/// [left](WaitQueue::leave).
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Place(u64);
 

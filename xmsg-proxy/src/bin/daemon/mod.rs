@@ -48,7 +48,8 @@ pub(crate) struct Daemon<P: Program> {
     program: P,
     pub(crate) settings: P::Settings,
     pub(crate) reloadable: Reloadable,
-    /// The same, for whoever asks what a reload would change.
+    /// The settings and the reloadable parts, shared with the HTTP server, which tells what a reload would
+    /// change.
     in_force: reload::InForce<P>,
     /// The rules in force.
     authority: Arc<Authority>,

@@ -133,7 +133,7 @@ pub(super) struct Cache {
     topics: HashMap<Box<[u8]>, usize>,
     /// Equal sets under the same rule have one number, so that comparing them is comparing numbers.
     pub(super) sets: Vec<TargetSet>,
-    /// … by their subscribers and, last, the rule and whether they are for control requests.
+    /// Numbers of sets by their subscribers and, last, the rule and whether they are for control requests.
     set_numbers: HashMap<Box<[u32]>, usize>,
     pub(super) slots: Vec<Slot>,
     slot_numbers: HashMap<u32, usize>,

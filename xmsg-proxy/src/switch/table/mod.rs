@@ -237,7 +237,7 @@ pub(super) struct Subscriptions<'a> {
     limits: &'a Limits,
     /// How often it subscribed since its subscriptions were last counted, and their number then.
     asked: usize,
-    /// The same in bytes.
+    /// The size in bytes of what it subscribed to since then.
     asked_bytes: usize,
     /// Bytes of changes since it last waited until they were made.
     unpaced: usize,

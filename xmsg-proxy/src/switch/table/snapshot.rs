@@ -132,8 +132,8 @@ impl Snapshot {
         bytes.freeze()
     }
 
-    /// … and after all parts: that the prefixes of the scope before are not told any more, unless they are
-    /// for another reason.
+    /// What publishers are told after all parts if their rights have changed: the end of prefixes of the
+    /// former scope, unless these are told for another reason.
     pub(super) fn last_instead(&self, table: &PrefixTable<u32>, before: Option<&Scope>, all: bool) -> Bytes {
         let mut bytes = BytesMut::new();
         let everything = [Bytes::new()];

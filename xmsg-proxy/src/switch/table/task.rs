@@ -40,9 +40,9 @@ const AT_ONCE: usize = 64;
 /// The part of the memory budget that has to be free for what those who left held to wait for publishers that
 /// read.
 const MEMORY_KEPT: usize = 8;
-/// How soon to look again whether publishers have read that …
+/// The time until it is looked again whether publishers have read that.
 const PACE: Duration = Duration::from_millis(1);
-/// … and so much later for each that has not: many times what a look takes, however many they are.
+/// The additional time for each publisher that has not: many times what a look takes, however many they are.
 const PACE_OF_EACH: Duration = Duration::from_micros(2);
 /// What a prefix takes beside its text, bytes, about.
 const PREFIX: usize = 130;
@@ -52,7 +52,7 @@ const HEAD: usize = 16;
 const PAIR: usize = 24;
 /// Steps in which a subscriber's subscriptions count in the memory budget, bytes.
 const MEMORY_STEP: usize = 4 << 10;
-/// … if they are many.
+/// The steps in bytes if the subscriptions are many.
 const MEMORY_STEP_LARGE: usize = 64 << 10;
 
 /// Where there are no more publishers than this, they are told at once what has changed.

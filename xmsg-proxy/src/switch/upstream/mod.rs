@@ -41,8 +41,8 @@ impl Switch {
     /// Replaces the upstreams: links to those that are not wanted any more end, and new ones begin. The
     /// others go on as they are.
     ///
-    /// [`ErrorKind::InvalidOption`](xmsg_core::ErrorKind::InvalidOption), and nothing changes, if there are more than
-    /// [`UPSTREAMS_MAX`](crate::UPSTREAMS_MAX), or two with the same endpoint.
+    /// [`ErrorKind::InvalidOption`](xmsg_core::ErrorKind::InvalidOption), and nothing changes, if there are
+    /// more than [`UPSTREAMS_MAX`](crate::UPSTREAMS_MAX), or two with the same endpoint.
     pub fn set_upstreams(&self, wanted: &[Upstream]) -> Result<()> {
         Upstream::check(wanted)?;
         let mut list = lock(&self.inner.links.list);

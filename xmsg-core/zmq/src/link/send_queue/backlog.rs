@@ -43,8 +43,8 @@ pub enum DropPolicy {
     /// The oldest are dropped when newer ones need the room.
     WhileRoom,
     /// The oldest are dropped when newer ones need the room. When the queue is
-    /// [conflated](SendQueueGuard::conflate), a message is also dropped when there is a newer one with the same
-    /// first frame.
+    /// [conflated](SendQueueGuard::conflate), a message is also dropped when there is a newer one with the
+    /// same first frame.
     Newest,
 }
 
@@ -452,9 +452,9 @@ impl SendQueueGuard<'_> {
         evicted
     }
 
-    /// Drops all queued messages [that allow it](DropPolicy::Newest) except the newest of each topic. From then on,
-    /// until the queue is empty, such messages have to be pushed with [`push_newest`](Self::push_newest).
-    /// Returns the dropped messages, with their own size.
+    /// Drops all queued messages [that allow it](DropPolicy::Newest) except the newest of each topic. From
+    /// then on, until the queue is empty, such messages have to be pushed with
+    /// [`push_newest`](Self::push_newest). Returns the dropped messages, with their own size.
     pub fn conflate(&mut self) -> Amount {
         let (outdated, copied, freed) = self.state_mut().conflate();
         self.enter(copied);
