@@ -1,9 +1,8 @@
 //! Who publishes what to whom.
 
+use super::ENTER;
 use super::browser::Browser;
 use super::site::Site;
-
-const ENTER: &str = "\u{e007}";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_publishes_what_to_whom_is_seen_and_found() {

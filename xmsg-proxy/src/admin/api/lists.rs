@@ -15,18 +15,25 @@ use crate::admin::look::{Client, TopicRate, client, topic_rate};
 use crate::stats::{Kind, Row, text};
 use crate::switch::Ending;
 
-/// Rows of an answer, unless asked for more, and at most.
-const LIMIT_DEFAULT: usize = 100;
-const LIMIT_MAX: usize = 1000;
+/// How many entries an answer has, unless asked for others, and at most.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limit {
+    pub(super) default: usize,
+    pub(super) max: usize,
+}
 
-pub(super) fn limit(asked: Option<usize>) -> Result<usize, Problem> {
-    match asked {
-        None => Ok(LIMIT_DEFAULT),
-        Some(limit) if limit <= LIMIT_MAX => Ok(limit),
-        Some(_) => {
-            let what = format!("the limit is at most {LIMIT_MAX}");
-            Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_request", what).at("limit"))
+/// Rows of an answer.
+pub(super) const ROWS: Limit = Limit { default: 100, max: 1000 };
+
+impl Limit {
+    /// The number of entries for a request that asks for so many.
+    pub(super) fn of(self, asked: Option<usize>) -> Result<usize, Problem> {
+        let limit = asked.unwrap_or(self.default);
+        if limit <= self.max {
+            return Ok(limit);
         }
+        let what = format!("the limit is at most {}", self.max);
+        Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_request", what).at("limit"))
     }
 }
 
@@ -118,7 +125,7 @@ pub(super) async fn connections(
     Shared(state): Shared<Arc<State>>,
     Query(query): Query<ConnectionQuery>,
 ) -> Answer<Connections> {
-    let limit = limit(query.limit)?;
+    let limit = ROWS.of(query.limit)?;
     let proxy = state.monitor()?;
     let found = state.looks.found();
     let publishers = proxy.publishers().into_iter().map(Row::from);
@@ -212,7 +219,7 @@ pub(super) async fn topics(
     Shared(state): Shared<Arc<State>>,
     Query(query): Query<TopicQuery>,
 ) -> Answer<Topics> {
-    let limit = limit(query.limit)?;
+    let limit = ROWS.of(query.limit)?;
     state.monitor()?;
     let Some(found) = state.looks.found() else {
         return Ok(Json(Topics {

@@ -13,7 +13,7 @@ use xmsg_core::registration::{OwnerType, UNDEFINED};
 use xmsg_core::text::escaped;
 use xmsg_zmq::deadline::Deadline;
 
-use super::lists::limit;
+use super::lists::ROWS;
 use super::{Answer, Problem};
 use crate::admin::State;
 use crate::registrar::{self, Listed};
@@ -115,7 +115,7 @@ pub(super) async fn registrations(
     Shared(state): Shared<Arc<State>>,
     Query(query): Query<RegistrationQuery>,
 ) -> Answer<Registrations> {
-    let limit = limit(query.limit)?;
+    let limit = ROWS.of(query.limit)?;
     state.monitor()?;
     let offset = query.offset;
     let Some(registrar) = &state.registrar else {

@@ -9,19 +9,18 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Query, State as Shared};
-use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::lists::Limit;
 use super::{Answer, Problem};
 use crate::admin::State;
 use crate::admin::look::client;
 use crate::stats::{Row, text};
 use crate::switch::PUBLISHERS_MAX;
 
-/// Nodes of each column, unless asked for more, and at most.
-const LIMIT_DEFAULT: usize = 20;
-const LIMIT_MAX: usize = 100;
+/// Nodes of each column.
+const NODES: Limit = Limit { default: 20, max: 100 };
 /// Topics that one answer looks at: those with the highest rates.
 const TOPICS_LOOKED_AT: usize = 1000;
 /// Pairs of topic and subscriber that one answer looks at.
@@ -185,11 +184,7 @@ pub(super) async fn topology(
     Shared(state): Shared<Arc<State>>,
     Query(query): Query<TopologyQuery>,
 ) -> Answer<Topology> {
-    let limit = query.limit.unwrap_or(LIMIT_DEFAULT);
-    if limit > LIMIT_MAX {
-        let what = format!("the limit is at most {LIMIT_MAX}");
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_request", what).at("limit"));
-    }
+    let limit = NODES.of(query.limit)?;
     let proxy = state.monitor()?;
     let found = state.looks.found();
     let mut ends = Ends::default();
