@@ -5,6 +5,8 @@ pub mod amqp_peer;
 pub mod hostile;
 pub mod http;
 pub mod netns;
+#[cfg(doctest)]
+mod pages;
 pub mod peer;
 pub mod process;
 #[cfg(feature = "rabbitmq")]

@@ -66,8 +66,3 @@ pub use status::{Counts, DeadMessage, Incident, LinkReport, LinkState, SpoolRepo
 /// Crates whose types stand in signatures of this one.
 #[doc(no_inline)]
 pub use {bytes, xmsg_core};
-
-/// The code of the page on connections runs as tests.
-#[cfg(doctest)]
-#[doc = include_str!("../../docs/connect.md")]
-struct ConnectPage;

@@ -7,7 +7,8 @@ mod common;
 use bytes::Bytes;
 use xmsg_connect::ErrorKind;
 use xmsg_connect::definition::{
-    ByteSize, ChannelDefinition, ConnectionDefinition, OutgoingDefinition, SendingSocket, Target,
+    ByteSize, ChannelDefinition, ConnectionDefinition, Definitions, DurableDefinition, OutgoingDefinition,
+    SendingSocket, SpoolDefinition, Target,
 };
 use xmsg_core::Message;
 use xmsg_tests::amqp_peer::{Peer, Script, What};
@@ -90,4 +91,23 @@ async fn the_spool_takes_what_the_limit_of_a_body_allows() {
         .unwrap();
     site.registry.send("z", large()).await.unwrap();
     site.registry.close().await.unwrap();
+}
+
+#[test]
+fn what_the_page_on_connections_shows_can_be_read() {
+    let page = include_str!("../../docs/connect.md");
+    let (_, rest) = page.split_once("```toml\n").expect("it shows all that may be declared");
+    let (text, _) = rest.split_once("```").expect("the block ends");
+    let definitions = Definitions::parse(text).unwrap();
+    let defaults = Definitions::default().spool;
+    assert_eq!(SpoolDefinition { max_age: None, ..definitions.spool }, defaults, "it shows the defaults");
+    assert_eq!((definitions.outgoing.len(), definitions.channels.len()), (2, 2));
+    let mut blocks = page.split("```toml\n").skip(1).filter_map(|block| block.split("```").next());
+    let durable = blocks.find(|block| block.contains("[[durable]]")).expect("it shows one");
+    let durables = Definitions::parse(durable).unwrap().durables;
+    assert_eq!(
+        durables,
+        [DurableDefinition::new("billing", "rabbit", ["orders"])],
+        "it shows the defaults"
+    );
 }

@@ -102,18 +102,3 @@ pub use subscription::Subscription;
 pub use topic::{IntoTopic, IntoTopics, Topic};
 pub use unfinished::Unfinished;
 pub use xmsg_zmq::{DropReason, Error, ErrorKind, Result, SocketEvent, SocketEvents, SocketOptions};
-
-/// Compiles the examples of the guide as documentation tests.
-#[cfg(doctest)]
-#[doc = include_str!("../../docs/guide.md")]
-struct Guide;
-
-/// Compiles the examples of the README as documentation tests.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-struct Readme;
-
-/// Compiles the examples of the page on security as documentation tests.
-#[cfg(doctest)]
-#[doc = include_str!("../../docs/security.md")]
-struct SecurityPage;

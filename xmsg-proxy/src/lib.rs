@@ -15,6 +15,15 @@
 //! The [data plane](switch) forwards, and hands control requests to the [control plane](control), so that a
 //! slow answer can't stall a message.
 //!
+//! | to | use |
+//! |---|---|
+//! | run a proxy | [`Proxy::bind`], [`Builder`], [`Proxy`], [`Config`] |
+//! | choose what happens to slow subscribers | [`Policy`], [`TopicPolicy`] |
+//! | watch it | [`Monitor`], [`Totals`], [`PublisherStats`], [`SubscriberStats`], [`Drops`] |
+//! | decide who may connect, publish and subscribe | [`security`] |
+//! | subscribe at other proxies | [`Upstream`], [`UpstreamStats`] |
+//! | run a registrar | [`registrar`] |
+//!
 //! With the feature `daemon` (on by default) there is also what only the daemons need: their settings and the
 //! HTTP server. Nothing of it starts by itself. The feature `connect` (on by default, too) adds outgoing
 //! connections and channels to the daemons.

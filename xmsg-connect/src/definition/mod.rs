@@ -338,25 +338,6 @@ mod tests {
         assert_eq!(written, table, "every value that was in the file is in what is written");
     }
 
-    #[test]
-    fn what_the_page_on_connections_shows_can_be_read() {
-        let page = include_str!("../../../docs/connect.md");
-        let (_, rest) = page.split_once("```toml\n").expect("it shows all that may be declared");
-        let (text, _) = rest.split_once("```").expect("the block ends");
-        let definitions = Definitions::parse(text).unwrap();
-        let defaults = Definitions::default().spool;
-        assert_eq!(SpoolDefinition { max_age: None, ..definitions.spool }, defaults, "it shows the defaults");
-        assert_eq!((definitions.outgoing.len(), definitions.channels.len()), (2, 2));
-        let mut blocks = page.split("```toml\n").skip(1).filter_map(|block| block.split("```").next());
-        let durable = blocks.find(|block| block.contains("[[durable]]")).expect("it shows one");
-        let durables = Definitions::parse(durable).unwrap().durables;
-        assert_eq!(
-            durables,
-            [DurableDefinition::new("billing", "rabbit", ["orders"])],
-            "it shows the defaults"
-        );
-    }
-
     /// Replaces one line of the file and says what is wrong with it then.
     fn error(line: &str, instead: &str) -> String {
         let wrong = EVERYTHING.replacen(line, instead, 1);

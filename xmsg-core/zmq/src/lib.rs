@@ -21,6 +21,29 @@
 //! messages for a subscriber that is too slow, and counts them ([`Overflow`]): nothing is dropped silently.
 //! Every queue has a bound, named in [`SocketOptions`].
 //!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
+//! use xmsg_zmq::{Pull, Push, SocketOptions};
+//!
+//! let (push, pull) = (Push::new(SocketOptions::default()), Pull::new(SocketOptions::default()));
+//! push.connect(pull.bind(&"tcp://127.0.0.1:0".parse()?).await?);
+//! push.send(["resize", "cat.png"]).await?; // waits while the send queue is full
+//! let work = pull.recv().await.expect("the socket is open");
+//! assert_eq!(work.frames(), ["resize", "cat.png"]);
+//! # Ok(()) }
+//! ```
+//!
+//! | to | use |
+//! |---|---|
+//! | configure a socket | [`SocketOptions`], [`HighWaterMark`], [`Overflow`], [`TcpOptions`], [`Security`] |
+//! | name the other side | [`Endpoint`], [`PeerId`] |
+//! | make and read multipart messages | [`Multipart`], [`EncodedFrames`] |
+//! | handle errors | [`Error`], [`ErrorKind`] |
+//! | watch a socket | [`SocketEvents`], [`SocketEvent`], [`ConnectionStatistics`] |
+//! | connect sockets to each other | [`Device`], [`DeviceStatistics`] |
+//!
+//! The feature `socks` adds connections through a SOCKS5 proxy: `SocketOptions::socks_proxy`.
+//!
 //! A [`Device`] forwards what one socket receives to another socket. The guide by patterns is
 //! `docs/zeromq.md`.
 //!
@@ -98,8 +121,3 @@ pub use statistics::ConnectionStatistics;
 pub use subscriber::{Subscriber, Unreceived};
 pub use xpub::{FromSubscriber, Notices, PeerId, XPub, XPubSettings};
 pub use xsub::XSub;
-
-/// Runs the programs of the guide as tests.
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/zeromq.md")]
-struct Guide;

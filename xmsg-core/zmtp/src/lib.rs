@@ -6,6 +6,37 @@
 //!  the time            ──► Engine::handle_timeout ──────┘   (Engine::poll_timeout says when)
 //! ```
 //!
+//! Two engines that exchange a message, with buffers in place of a network:
+//!
+//! ```
+//! use std::time::Instant;
+//!
+//! use bytes::BytesMut;
+//! use xmsg_zmtp::{Engine, Event, Options, SocketType, encode_message};
+//!
+//! let mut push = Engine::new(Options::new(SocketType::Push), Instant::now());
+//! let mut pull = Engine::new(Options::new(SocketType::Pull), Instant::now());
+//! let (mut to_push, mut to_pull) = (BytesMut::new(), BytesMut::new());
+//! loop {
+//!     while let Some(bytes) = push.poll_transmit() {
+//!         to_pull.extend_from_slice(&bytes);
+//!     }
+//!     while let Some(bytes) = pull.poll_transmit() {
+//!         to_push.extend_from_slice(&bytes);
+//!     }
+//!     if let Some(Event::Ready(peer)) = push.poll_event(&mut to_push)? {
+//!         assert_eq!(peer.socket_type, SocketType::Pull);
+//!         encode_message(&mut to_pull, &["hello", "world"]); // the handshake is complete
+//!     }
+//!     if let Some(Event::Messages(bytes)) = pull.poll_event(&mut to_pull)? {
+//!         assert_eq!(bytes, &b"\x01\x05hello\x00\x05world"[..]); // as they were on the wire
+//!         assert_eq!(pull.spans().len(), 1); // one message
+//!         break;
+//!     }
+//! }
+//! # Ok::<(), xmsg_zmtp::Violation>(())
+//! ```
+//!
 //! The engine opens no socket, starts no task and reads no clock: time is an argument. After every call to
 //! `poll_event` or `handle_timeout`, the caller writes what `poll_transmit` returns, in order.
 //!
@@ -17,6 +48,15 @@
 //! [`curve::Cipher`], which is used between the engine and the wire.
 //!
 //! RADIO and DISH have no connections. Their format is in [`datagram`].
+//!
+//! | to | use |
+//! |---|---|
+//! | drive one end of a connection | [`Engine`], [`Options`], [`Event`], [`Peer`] |
+//! | refuse what breaks the protocol or a limit | [`Violation`], [`Limits`], [`MessageLimits`], [`PeerLimits`] |
+//! | write and read messages | [`encode_message`], [`encode_frame`], [`Frames`], [`Header`], [`Span`], [`Scanner`] |
+//! | write and read commands | [`Command`], [`Properties`], [`Greeting`] |
+//! | secure a connection | [`Mechanism`], [`Null`], [`PlainClient`], [`PlainServer`], [`curve`]; [`Credentials`], [`Principal`] |
+//! | send and receive datagrams | [`datagram`] |
 //!
 //! Sources: ZeroMQ RFC 37 (ZMTP 3.1), 23 (3.0), 15 (2.0), 29 (publish-subscribe), 24 (PLAIN),
 //! 26 (CURVE), 48 (radio-dish).

@@ -290,9 +290,9 @@ mod tests {
                 text.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line).to_owned() + "\n").collect();
             parse::<S>(&all, "example").unwrap();
         }
-        example::<ProxySettings>(include_str!("../../../docs/xmsg-proxy.toml"));
-        example::<RegistrarSettings>(include_str!("../../../docs/xmsg-registrar.toml"));
-        example::<ConnectSettings>(include_str!("../../../docs/xmsg-connect.toml"));
+        example::<ProxySettings>(include_str!("xmsg-proxy.toml"));
+        example::<RegistrarSettings>(include_str!("xmsg-registrar.toml"));
+        example::<ConnectSettings>(include_str!("xmsg-connect.toml"));
     }
 
     #[test]

@@ -34,8 +34,10 @@ const tags = {
 };
 const dialog = document.querySelector("dialog[open]");
 const root = dialog && role !== "dialog" ? dialog : document;
-const named = (node) => [node.getAttribute("aria-label"), ...[...(node.labels ?? [])].map((label) => label.textContent), node.labels?.length ? null : node.textContent]
-  .some((text) => text !== null && text !== undefined && (role === "row" ? text.includes(name) : text.trim() === name));
+// A label for those who do not see replaces the text of a button, and the label of a field is its name.
+const names = (node) => node.hasAttribute("aria-label") ? [node.getAttribute("aria-label")]
+  : node.labels?.length ? [...node.labels].map((label) => label.textContent) : [node.textContent];
+const named = (node) => names(node).some((text) => role === "row" ? text.includes(name) : text.trim() === name);
 return [...root.querySelectorAll(tags[role])].filter((node) => node.checkVisibility() && named(node));
 "#;
 
