@@ -106,7 +106,8 @@ pub struct Counts {
     pub dead: u64,
     /// Sends that were refused: the spool is full, or the link is not active.
     pub refused: u64,
-    /// Messages that the proxy has dropped before they came here, because they were not taken in time.
+    /// Messages that were lost on their way from the proxy to the spool: the proxy dropped them, because they
+    /// were not taken in time, or the disk took nothing while the connection ended.
     pub lost_before: u64,
     /// Messages that a DEALER received, which nobody waits for.
     pub ignored: u64,

@@ -105,9 +105,5 @@ fn what_the_page_on_connections_shows_can_be_read() {
     let mut blocks = page.split("```toml\n").skip(1).filter_map(|block| block.split("```").next());
     let durable = blocks.find(|block| block.contains("[[durable]]")).expect("it shows one");
     let durables = Definitions::parse(durable).unwrap().durables;
-    assert_eq!(
-        durables,
-        [DurableDefinition::new("billing", "rabbit", ["orders"])],
-        "it shows the defaults"
-    );
+    assert_eq!(durables, [DurableDefinition::new("billing", "rabbit", ["orders"])], "it shows the defaults");
 }

@@ -7,8 +7,8 @@ mod common;
 use std::time::Duration;
 
 use xmsg_connect::definition::{
-    ChannelDefinition, Frames, OutgoingDefinition, ReceivingSocket, SendingSocket, SocketMethod, Target,
-    WhenInactive,
+    ByteSize, ChannelDefinition, Frames, OutgoingDefinition, ReceivingSocket, SendingSocket, SocketMethod,
+    Target, WhenInactive,
 };
 use xmsg_connect::{ErrorKind, LinkState, Outbound, Sort};
 use xmsg_core::Message;
@@ -244,5 +244,33 @@ async fn a_channel_that_is_edited_while_its_target_is_stuck_keeps_what_it_holds(
     let report = site.registry.outgoing("stuck").unwrap();
     let counts = site.registry.channel("in").unwrap().link.counts;
     assert_eq!((report.spool.entries, counts.dead), (1000, 0), "{counts:?}");
+    site.registry.close().await.unwrap();
+}
+
+/// What the proxy has delivered and a full spool does not take is given up after some time, so that a
+/// connection can end, and is counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_full_spool_does_not_take_at_the_end_is_counted() {
+    let site = Site::new().await;
+    let mut full = OutgoingDefinition::zmq("full", SendingSocket::Push, "tcp://127.0.0.1:9");
+    full.subscribe = vec!["feed".into()];
+    full.max_bytes = Some(ByteSize::of(64 << 10));
+    site.registry.create(full.clone()).await.unwrap();
+    let waiting = site.actor.wait_for_subscriber("feed");
+    within("its subscription", waiting).await.unwrap();
+    let published = 300;
+    for _ in 0..published {
+        site.actor.publish(&message("feed", &"x".repeat(1000))).await.unwrap();
+    }
+    within("the proxy has them", site.actor.flush(LIMIT)).await.unwrap();
+    site.until("full", "a full spool", |report| report.spool.bytes + 4000 > 64 << 10).await;
+    full.is_active = false;
+    full.when_inactive = WhenInactive::Reject;
+    site.registry.update("full", full).await.unwrap();
+    let report = site.until("full", "losses", |report| report.link.counts.lost_before > 0).await;
+    let counts = report.link.counts;
+    assert!(counts.accepted > 0 && counts.accepted + counts.lost_before <= published, "{counts:?}");
+    let told = report.link.incidents.iter().any(|incident| incident.what.contains("messages are lost"));
+    assert!(told, "{:?}", report.link.incidents);
     site.registry.close().await.unwrap();
 }

@@ -6,9 +6,11 @@ mod zmq;
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
+use xmsg_zmq::deadline::Deadline;
 
 use crate::definition::{
     ChannelDefinition, ConnectionDefinition, Definitions, Origin, Reconnect, ZmqChannel,
@@ -51,6 +53,9 @@ impl ChannelPlan {
     }
 }
 
+/// The longest time for what a channel has received when it ends, beside that of its session.
+const LAST_DELIVERY: Duration = Duration::from_secs(5);
+
 /// A channel at work. Its task ends when it is dropped, or [ended](Self::end).
 #[derive(Debug)]
 pub(crate) struct Channel {
@@ -58,6 +63,7 @@ pub(crate) struct Channel {
     plan: RwLock<Arc<ChannelPlan>>,
     plans: watch::Sender<Plan<ChannelPlan>>,
     held: Arc<zmq::Held>,
+    targets: Targets,
     tasks: TaskTracker,
 }
 
@@ -67,7 +73,7 @@ impl Channel {
         let status = Arc::new(Status::new(label(&plan.definition.name)));
         let (plans, session_plans) = watch::channel(plan.as_work());
         let tasks = TaskTracker::new();
-        let shared = status.clone();
+        let (shared, kept_targets) = (status.clone(), targets.clone());
         let held = Arc::new(zmq::Held::default());
         let kept = held.clone();
         tasks.spawn(async move {
@@ -85,7 +91,7 @@ impl Channel {
             supervise(&shared, session_plans, ChannelPlan::reconnect, session).await;
         });
         tasks.close();
-        Self { status, plan: RwLock::new(Arc::new(plan)), plans, held, tasks }
+        Self { status, plan: RwLock::new(Arc::new(plan)), plans, held, targets: kept_targets, tasks }
     }
 
     pub(crate) fn plan(&self) -> Arc<ChannelPlan> {
@@ -104,11 +110,15 @@ impl Channel {
         *self.plan.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(plan);
     }
 
-    /// Ends the task, and waits for it: what has come has half a second to get to its target.
+    /// Ends the task, and waits for it. What came from a ZeroMQ socket has [`LAST_DELIVERY`] to get to its
+    /// target, since nobody else has it; a broker keeps what was not acknowledged.
     pub(crate) async fn end(self) {
-        let Self { status, plans, held, tasks, .. } = self;
+        let Self { status, plan, plans, held, targets, tasks } = self;
         drop(plans);
         tasks.wait().await;
+        let plan = plan.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let rest = zmq::deliver_rest(&status, &targets, &plan.definition.target, &held);
+        let _ = Deadline::after(LAST_DELIVERY).limit(rest).await;
         let lost = held.len();
         if lost > 0 {
             add(&status.counters.dead, lost as u64);

@@ -209,6 +209,17 @@ pub(super) async fn session(
     Ok(())
 }
 
+/// Delivers what an ended session has left. The caller limits the time.
+pub(super) async fn deliver_rest(status: &Status, targets: &Targets, target: &Target, held: &Held) {
+    if held.len() == 0 {
+        return;
+    }
+    let Ok(target) = targets.open(target) else { return };
+    while held.len() > 0 {
+        deliver(status, &target, held.take()).await;
+    }
+}
+
 /// Keeps what has come, as messages of xMsg.
 fn hold(status: &Status, plan: &ChannelPlan, received: &mut Vec<Multipart>, held: &Held) {
     add(&status.counters.accepted, received.len() as u64);

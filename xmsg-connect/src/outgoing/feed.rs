@@ -15,13 +15,16 @@ use super::{Shared, storage};
 use crate::definition::Way;
 use crate::error::{Error, ErrorKind, Result};
 use crate::outbound::{Outbound, Stored};
-use crate::spool::SpoolErrorKind;
+use crate::spool::{Spool, SpoolErrorKind};
 use crate::status::add;
 use crate::supervise::Plan;
 
 /// The pause before the proxy is asked again for a subscription that it has not confirmed, or the disk for
 /// what it has refused.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long the spool may take for one group of messages once the feed is told to stop. As long as the disk
+/// makes progress, all that has come is stored; a full or broken disk does not keep the program from ending.
+const STALLED: Duration = Duration::from_secs(10);
 /// Messages that are put into the spool at a time, with one fsync, and their bytes.
 const AT_A_TIME: usize = 1000;
 const BYTES: usize = 1 << 20;
@@ -57,12 +60,14 @@ pub(super) async fn run(link: &Arc<Shared>, actor: &Actor, mut plans: watch::Rec
                 ended = &mut feeding => ended,
                 is_over = rests => {
                     stop.cancel();
-                    // What has come is put into the spool, if that has room.
-                    let _ = Deadline::after(PAUSE).limit(feeding).await;
+                    let ended = feeding.await;
                     if is_over {
+                        if let Err(error) = ended {
+                            link.status.note(error.with_causes());
+                        }
                         return;
                     }
-                    continue;
+                    ended
                 }
             }
         };
@@ -122,13 +127,19 @@ async fn feed(
                 link.status.note(what);
             },
             batch = subscription.next_batch(), if !is_held => match batch {
-                Some(batch) => store(link, batch.detached()).await?,
+                Some(batch) => {
+                    let unstored = store(link, batch.detached(), stop).await?;
+                    if unstored > 0 {
+                        give_up(link, unstored, subscription).await;
+                        return Ok(());
+                    }
+                }
                 None => return Err(Error::new(ErrorKind::Closed, "the subscription at the proxy has ended")),
             },
             () = stop.cancelled() => {
                 // It is deleted if it is held now, with what it did not take.
                 if !is_held {
-                    drain(link, subscription).await?;
+                    drain(link, subscription, stop).await?;
                 }
                 return Ok(());
             }
@@ -159,13 +170,43 @@ impl Losses {
     }
 }
 
-/// What was received and not taken yet goes to the spool, too.
-async fn drain(link: &Arc<Shared>, mut subscription: Subscription) -> Result<()> {
+/// Puts what was received and not taken yet into the spool, too.
+async fn drain(link: &Arc<Shared>, mut subscription: Subscription, stop: &CancellationToken) -> Result<()> {
     subscription.drain();
     while let Some(batch) = subscription.next_batch().await {
-        store(link, batch.detached()).await?;
+        let unstored = store(link, batch.detached(), stop).await?;
+        if unstored > 0 {
+            give_up(link, unstored, subscription).await;
+            break;
+        }
     }
     Ok(())
+}
+
+/// Counts what the spool did not take at the end, with what is left in the subscription behind it.
+async fn give_up(link: &Arc<Shared>, unstored: u64, mut subscription: Subscription) {
+    subscription.drain();
+    let mut lost = unstored;
+    while let Some(batch) = subscription.next_batch().await {
+        lost += batch.count() as u64;
+    }
+    add(&link.status.counters.lost_before, lost);
+    link.status.note(format!(
+        "{lost} messages are lost: they came from the proxy, and the spool took nothing for {STALLED:?} while this connection ended"
+    ));
+}
+
+/// Waits for `work`, but not much longer than `stop`: then there is no result.
+async fn unless_stalled<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
+    let stalled = async {
+        stop.cancelled().await;
+        Deadline::after(STALLED).passed().await;
+    };
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = stalled => None,
+    }
 }
 
 /// Whether a message is a request to a durable subscription, an answer to a request, or one that proxies use
@@ -178,8 +219,9 @@ fn is_of_requests(message: &Message) -> bool {
 }
 
 /// Puts messages into the spool in their order; waits while it is full. One that the disk refuses is tried
-/// again for as long as it takes: nothing more is read from the proxy meanwhile.
-async fn store(link: &Arc<Shared>, batch: xmsg_core::Messages) -> Result<()> {
+/// again for as long as it takes: nothing more is read from the proxy meanwhile. Once `stop` is cancelled, it
+/// gives up after [`STALLED`], and returns how many messages are not in the spool.
+async fn store(link: &Arc<Shared>, batch: xmsg_core::Messages, stop: &CancellationToken) -> Result<u64> {
     let spool = link.spool.get()?;
     let federation = link.plan().federation.clone();
     let is_durable = matches!(&link.plan().way, Way::Amqp(amqp) if amqp.durable.is_some());
@@ -202,27 +244,36 @@ async fn store(link: &Arc<Shared>, batch: xmsg_core::Messages) -> Result<()> {
     loop {
         let bodies = group(&mut messages, spool.options().max_bytes);
         if bodies.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         let count = bodies.len() as u64;
-        loop {
-            match spool.append_many(bodies.clone()).await {
-                Ok(_) => add(&link.status.counters.accepted, count),
-                Err(error) if error.kind() == SpoolErrorKind::TooLarge => {
-                    add(&link.status.counters.refused, count);
-                    link.status.note(format!("{count} messages were refused: {error}"));
-                }
-                Err(error) if error.kind() == SpoolErrorKind::Closed => return Err(storage(error)),
-                Err(error) => {
-                    // Full, and told to refuse, or a disk that does not take it: nobody else has the
-                    // messages, so they wait here.
-                    link.status.note(format!("{count} messages wait: {error}"));
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
+        let Some(stored) = unless_stalled(stop, append(link, spool, &bodies)).await else {
+            return Ok(count + messages.count() as u64);
+        };
+        stored?;
+    }
+}
+
+/// Puts one group into the spool, again and again until it takes it.
+async fn append(link: &Arc<Shared>, spool: &Spool, bodies: &[Bytes]) -> Result<()> {
+    let count = bodies.len() as u64;
+    loop {
+        match spool.append_many(bodies.to_vec()).await {
+            Ok(_) => add(&link.status.counters.accepted, count),
+            Err(error) if error.kind() == SpoolErrorKind::TooLarge => {
+                add(&link.status.counters.refused, count);
+                link.status.note(format!("{count} messages were refused: {error}"));
             }
-            break;
+            Err(error) if error.kind() == SpoolErrorKind::Closed => return Err(storage(error)),
+            Err(error) => {
+                // The spool is full and told to refuse, or the disk does not take it. Nobody else has the
+                // messages, so they wait here.
+                link.status.note(format!("{count} messages wait: {error}"));
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
         }
+        return Ok(());
     }
 }
 
@@ -245,6 +296,16 @@ fn group(messages: &mut Peekable<impl Iterator<Item = Message>>, max_bytes: u64)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_makes_no_progress_is_given_up_only_after_the_stop() {
+        let stop = CancellationToken::new();
+        let takes = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
+        assert!(unless_stalled(&stop, takes(3600)).await.is_some(), "there is no limit before the stop");
+        stop.cancel();
+        assert!(unless_stalled(&stop, takes(9)).await.is_some());
+        assert!(unless_stalled(&stop, takes(11)).await.is_none());
+    }
 
     #[test]
     fn what_was_dropped_is_known_although_events_were_missed() {
