@@ -2,6 +2,7 @@
 
 #[cfg(feature = "rabbitmq")]
 pub mod amqp_peer;
+pub mod document;
 pub mod hostile;
 pub mod http;
 pub mod netns;

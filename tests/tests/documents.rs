@@ -4,62 +4,10 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use xmsg_tests::document::{blocks, run, section, three_spare_ports, until, with};
 use xmsg_tests::process::built;
 use xmsg_tests::rabbitmq::Broker;
-use xmsg_tests::{PATIENCE, proxy, within};
-
-/// Returns the blocks of shell commands in a document, in their order.
-fn blocks(document: &str) -> Vec<String> {
-    let mut blocks = Vec::new();
-    let mut lines = document.lines();
-    while lines.by_ref().any(|line| line == "```sh") {
-        let block: Vec<_> = lines.by_ref().take_while(|line| *line != "```").collect();
-        blocks.push(block.join("\n"));
-    }
-    blocks
-}
-
-/// Runs shell commands up to the first that fails. At the end, the shell kills the background processes that
-/// it has started. If the commands do not end in time, the whole process group is killed.
-async fn run(commands: &str, folder: &Path, environment: &[(&str, &str)]) {
-    let bin = built("xmsg");
-    let bin = bin.parent().expect("a file is in a folder").display();
-    let path = std::env::var("PATH").expect("there is a path");
-    let script = format!("trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{commands}\n");
-    let file = |name: &str| std::fs::File::create(folder.join(name)).expect("a folder to write to");
-    let mut shell = tokio::process::Command::new("bash");
-    shell.args(["-e", "-c", &script]).current_dir(folder).process_group(0);
-    shell.env("PATH", format!("{bin}:{path}")).env("XMSG_CONFIG", folder.join("contexts.toml"));
-    shell.envs(environment.iter().copied()).stdin(Stdio::null());
-    let mut shell = shell.stdout(file("stdout")).stderr(file("stderr")).spawn().expect("there is a shell");
-    let group = shell.id().expect("it runs");
-    let status = tokio::time::timeout(PATIENCE, shell.wait()).await.map(|status| status.expect("it ends"));
-    if status.is_err() {
-        // The shell has no time left to end the processes that it has started.
-        let end =
-            std::process::Command::new("kill").args(["-s", "KILL", "--", &format!("-{group}")]).status();
-        assert!(end.expect("there is kill").success(), "the process group {group} is there");
-    }
-    let written = |name: &str| std::fs::read_to_string(folder.join(name)).expect("it was written");
-    assert!(
-        status.as_ref().is_ok_and(std::process::ExitStatus::success),
-        "{}:\n{commands}\n{}{}",
-        status.as_ref().map_or_else(|_| "no end in time".to_owned(), ToString::to_string),
-        written("stdout"),
-        written("stderr")
-    );
-}
-
-/// Returns the first of three consecutive free ports. They are outside the range from which the system gives
-/// ports to connections, so that no connection of another test takes one of them before it is used.
-fn three_spare_ports() -> u16 {
-    let given = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").expect("Linux has it");
-    let first_given =
-        given.split_whitespace().next().and_then(|port| port.parse::<u16>().ok()).expect("a port");
-    let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let mut candidates = std::iter::repeat_with(|| fastrand::u16(10_000..first_given - 3));
-    candidates.find(|first| (0..3).all(|next| is_free(first + next))).expect("it goes on for ever")
-}
+use xmsg_tests::{proxy, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_task_of_those_who_come_from_elsewhere_is_done() {
@@ -104,25 +52,6 @@ async fn the_readme_asks_and_is_answered() {
         within("asking", run(&commands, folder.path(), &[("XMSG_PROXY", &address)])).await;
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-}
-
-/// Returns the blocks of shell commands in a section of a document.
-fn section(document: &str, title: &str) -> Vec<String> {
-    let section = document.split(&format!("\n## {title}\n")).nth(1).unwrap_or_else(|| panic!("no {title}"));
-    blocks(section.split("\n## ").next().unwrap_or_default())
-}
-
-/// Replaces words in a block that name things that do not exist here.
-fn with(block: &str, words: &[(&str, &str)]) -> String {
-    words.iter().fold(block.to_owned(), |block, (word, instead)| {
-        assert!(block.contains(word), "no {word:?} in: {block}");
-        block.replace(word, instead)
-    })
-}
-
-/// Returns shell commands that wait until this command succeeds.
-fn until(command: &str) -> String {
-    format!("until {command}; do sleep 0.1; done\n")
 }
 
 /// The proxy has keys, because a context has keys, too.
