@@ -1,6 +1,6 @@
 //! Tests that run the commands in the documents exactly as they are written there.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -345,4 +345,136 @@ async fn every_command_in_the_documents_can_be_read() {
     assert_eq!(std::fs::read_to_string(&failed).unwrap_or_default(), "");
     let called = std::fs::read_to_string(folder.path().join("called")).unwrap().lines().count();
     assert!(called * 10 >= count * 8, "{called} of {count} were called");
+}
+
+/// Returns all pages of Markdown in the repository, without what is installed or built.
+fn pages() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("it is in the workspace");
+    let root = root.canonicalize().unwrap();
+    let (mut folders, mut pages) = (vec![root], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if path.is_dir() && !name.starts_with('.') && name != "target" && name != "node_modules" {
+                folders.push(path);
+            } else if name.ends_with(".md") {
+                pages.push(path);
+            }
+        }
+    }
+    pages.sort();
+    pages
+}
+
+/// Returns the lines of a page that are not in blocks of code.
+fn prose(page: &str) -> impl Iterator<Item = &str> {
+    let mut is_code = false;
+    page.lines().filter(move |line| {
+        let is_fence = line.trim_start().starts_with("```");
+        is_code ^= is_fence;
+        !is_code && !is_fence
+    })
+}
+
+/// Returns the anchors of a page: one for each heading, as forges and mdBook make them.
+fn anchors(page: &str) -> Vec<String> {
+    let mut anchors = Vec::<String>::new();
+    for line in prose(page) {
+        let level = line.bytes().take_while(|byte| *byte == b'#').count();
+        let Some(title) = line.get(level..).and_then(|title| title.strip_prefix(' ')).filter(|_| level > 0)
+        else {
+            continue;
+        };
+        let is_kept = |c: &char| c.is_alphanumeric() || " -_".contains(*c);
+        let slug: String = title.trim().to_lowercase().chars().filter(is_kept).collect();
+        let slug = slug.replace(' ', "-");
+        let before = anchors
+            .iter()
+            .filter(|other| {
+                let rest = other.strip_prefix(&*slug);
+                rest.is_some_and(|rest| {
+                    rest.is_empty() || rest.strip_prefix('-').is_some_and(|n| n.parse::<u32>().is_ok())
+                })
+            })
+            .count();
+        anchors.push(if before == 0 { slug } else { format!("{slug}-{before}") });
+    }
+    anchors
+}
+
+/// Returns the targets of all links and pictures of a page.
+fn links(page: &str) -> Vec<String> {
+    let mut links = Vec::new();
+    for line in prose(page) {
+        // Every second part is between backticks, where no link is one.
+        let text: String = line.split('`').step_by(2).collect::<Vec<_>>().join("code");
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        links.extend(targets.map(str::to_owned));
+    }
+    links
+}
+
+#[test]
+fn anchors_and_links_are_found_in_a_page() {
+    let page = "# A b: `c-d`\n\n[x](y.md#z) and `[no](link)`, ![p](q.svg)\n```sh\n# no heading\n```\n## Files\n## Files\n";
+    assert_eq!(anchors(page), ["a-b-c-d", "files", "files-1"]);
+    assert_eq!(links(page), ["y.md#z", "q.svg"]);
+}
+
+/// Every link in every page leads to a file that is there, and to a heading of it.
+#[test]
+fn links_lead_somewhere() {
+    let mut count = 0;
+    let mut lost = Vec::new();
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        let folder = page.parent().expect("a file is in a folder");
+        for link in links(&text) {
+            if link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            count += 1;
+            let (file, anchor) =
+                link.split_once('#').map_or((&*link, None), |(file, anchor)| (file, Some(anchor)));
+            let target = if file.is_empty() { page.clone() } else { folder.join(file) };
+            if !target.exists() {
+                lost.push(format!("{}: {link}: there is no such file", page.display()));
+            } else if let Some(anchor) = anchor {
+                let there = std::fs::read_to_string(&target).unwrap();
+                if !anchors(&there).iter().any(|there| there == anchor) {
+                    lost.push(format!("{}: {link}: there is no such heading", page.display()));
+                }
+            }
+        }
+    }
+    assert_eq!(lost, Vec::<String>::new());
+    assert!(count > 200, "{count} links");
+}
+
+/// Every page of the documentation is a chapter of the book, once.
+#[test]
+fn every_page_is_in_the_book() {
+    let mut chapters = links(include_str!("../../docs/SUMMARY.md"));
+    chapters.retain(|chapter| !chapter.starts_with("../"));
+    chapters.sort();
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").canonicalize().unwrap();
+    let is_page = |path: &PathBuf| path.parent() == Some(&docs) && !path.ends_with("SUMMARY.md");
+    let name = |path: PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let there: Vec<_> = pages().into_iter().filter(is_page).map(name).collect();
+    assert_eq!(chapters, there);
+}
+
+/// The first page has a first message.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_message_arrives_as_the_first_page_says() {
+    let [block] = &section(include_str!("../../docs/README.md"), "The first message")[..] else {
+        panic!("another number of blocks")
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let port = three_spare_ports().to_string();
+    let address = format!("127.0.0.1:{port}");
+    run(block, folder.path(), &[("XMSG_PROXY_PORT", &*port), ("XMSG_PROXY", &*address)]).await;
+    let written = std::fs::read_to_string(folder.path().join("stdout")).unwrap();
+    assert!(written.contains("weather:oslo 4 °C"), "{written}");
 }
