@@ -33,6 +33,10 @@ pub async fn run(commands: &str, folder: &Path, environment: &[(&str, &str)]) {
     let mut shell = tokio::process::Command::new("bash");
     shell.args(["-e", "-c", &script]).current_dir(folder).process_group(0);
     shell.env("PATH", format!("{bin}:{path}")).env("XMSG_CONFIG", folder.join("contexts.toml"));
+    // The machine may be so loaded that an answer takes longer than commands wait for it.
+    for time in ["XMSG_CONNECTION_TIMEOUT", "XMSG_SUBSCRIPTION_TIMEOUT"] {
+        shell.env(time, "30000");
+    }
     shell.envs(environment.iter().copied()).stdin(Stdio::null());
     let mut shell = shell.stdout(file("stdout")).stderr(file("stderr")).spawn().expect("there is a shell");
     let group = shell.id().expect("it runs");
