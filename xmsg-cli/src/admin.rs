@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
-use hyper::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONNECTION, DATE, HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -107,6 +107,8 @@ pub(crate) struct Admin {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
+    /// The clock of the server, as HTTP writes it, if it says it.
+    pub(crate) date: Option<String>,
     pub(crate) body: Vec<u8>,
 }
 
@@ -227,8 +229,9 @@ impl Admin {
         let exchange = async move {
             let response = sender.send_request(request).await?;
             let status = response.status();
+            let date = response.headers().get(DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
             let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await?;
-            Ok(Answer { status, body: body.to_bytes().into() })
+            Ok(Answer { status, date, body: body.to_bytes().into() })
         };
         // The connection is driven together with the request; its errors also appear in the answer.
         let (answer, _) = futures::join!(exchange, connection);

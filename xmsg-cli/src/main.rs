@@ -113,6 +113,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
             Command::List(arguments) => commands::discover::list(arguments).await,
             Command::Info(arguments) => commands::info::run(arguments).await,
             Command::Topics(arguments) => commands::topics::run(arguments).await,
+            Command::Doctor(arguments) => commands::doctor::run(*arguments).await,
             Command::Top(arguments) => commands::top::run(arguments).await,
             Command::Connections(arguments) => commands::connections::run(arguments).await,
             Command::Connect(arguments) => commands::connect::run(*arguments).await,

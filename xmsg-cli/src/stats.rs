@@ -267,7 +267,7 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    async fn open(connect: &ConnectOptions) -> anyhow::Result<Self> {
+    pub(crate) async fn open(connect: &ConnectOptions) -> anyhow::Result<Self> {
         let proxy = connect.proxy()?;
         // This checks whether there is a proxy that accepts us, so that the errors are the same as those of
         // other commands.

@@ -31,6 +31,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 9] = [
             ("info", "Show version, connections, totals, losses and memory of a proxy"),
             ("connections", "List the connections of a proxy, or end one of them"),
             ("topics", "List topics with their rates"),
+            ("doctor", "Check ports, versions, limits, names, clock and keys, and say what to do"),
         ],
     ),
     (

@@ -15,8 +15,8 @@ use xmsg_zmq::SocketOptions;
 #[cfg(feature = "bench")]
 use crate::commands::bench;
 use crate::commands::{
-    completions, connect, connections, context, demo, device, discover, info, keys, ping, publish, record,
-    register, registrar, replay, reply, request, subscribe, top, topics, zmq,
+    completions, connect, connections, context, demo, device, discover, doctor, info, keys, ping, publish,
+    record, register, registrar, replay, reply, request, subscribe, top, topics, zmq,
 };
 use crate::exit::AtRegistrar;
 use crate::settings;
@@ -73,6 +73,7 @@ pub(crate) enum Command {
     Info(info::Arguments),
     Connections(connections::Arguments),
     Topics(topics::Arguments),
+    Doctor(Box<doctor::Arguments>),
     Connect(Box<connect::Arguments>),
     Zmq(zmq::Arguments),
     Device(Box<device::Arguments>),
@@ -214,6 +215,12 @@ pub(crate) struct RegistrarOptions {
 }
 
 impl RegistrarOptions {
+    /// Returns whether the address was given by an option, the environment or the context.
+    pub(crate) fn is_given(&self) -> bool {
+        let found = settings::REGISTRAR.current(self.registrar.as_deref()).ok().flatten();
+        found.is_some_and(|found| !matches!(found.source, settings::Source::Default(_)))
+    }
+
     /// Makes a client without connecting it.
     pub(crate) fn client(&self) -> xmsg_core::Result<Registrar> {
         let address: RegistrarAddress = settings::REGISTRAR.parsed(self.registrar.as_deref())?;

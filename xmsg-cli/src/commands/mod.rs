@@ -9,6 +9,7 @@ pub(crate) mod context;
 pub(crate) mod demo;
 pub(crate) mod device;
 pub(crate) mod discover;
+pub(crate) mod doctor;
 pub(crate) mod durable;
 pub(crate) mod info;
 pub(crate) mod keys;
