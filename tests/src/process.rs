@@ -69,6 +69,9 @@ impl Daemon {
     }
 
     fn spawn(mut command: Command) -> Self {
+        if !asks_for_http(&command) {
+            command.env("XMSG_PROXY_ADMIN", "off");
+        }
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -126,6 +129,18 @@ impl Daemon {
     pub async fn end(&mut self) -> ExitStatus {
         within("its end", self.child.wait()).await.expect("it ran")
     }
+}
+
+/// Whether a command, or the settings file that it names, says something about HTTP. A proxy serves it unless it
+/// is told otherwise: tests that do not ask for it are spared its port and its line.
+fn asks_for_http(command: &Command) -> bool {
+    let command = command.as_std();
+    let in_environment = command.get_envs().any(|(name, _)| name == "XMSG_PROXY_ADMIN");
+    let mut arguments = command.get_args().filter_map(|argument| argument.to_str());
+    let in_file = |path: &str| {
+        path.ends_with(".toml") && std::fs::read_to_string(path).is_ok_and(|text| text.contains("[admin]"))
+    };
+    in_environment || arguments.any(|argument| argument.starts_with("--admin") || in_file(argument))
 }
 
 /// Runs a program to its end.

@@ -4,6 +4,7 @@ mod common;
 
 use common::{Running, within, xmsg};
 use tokio::io::{AsyncBufReadExt, BufReader};
+use xmsg_tests::http;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost() {
@@ -58,6 +59,12 @@ async fn others_can_take_part_and_an_interrupt_ends_it() {
     let mut lines = BufReader::new(stdout).lines();
     let first = within("the first line", lines.next_line()).await.unwrap().unwrap();
     let address = first.strip_prefix("proxy listening at ").unwrap();
+    // What is read by a program holds no token: with this link one may look.
+    let second = within("the second line", lines.next_line()).await.unwrap().unwrap();
+    let page = second.strip_prefix("web page: http://").unwrap().strip_suffix('/').unwrap();
+    let overview = http::get(page, "/api/v1/overview").await;
+    assert_eq!(overview.status, 200, "{}", overview.body);
+    assert!(http::get_with(page, "/", "Accept: text/html\r\n").await.body.contains("<html"));
     let subscriber = Running::subscribe(address, &["demo:", "-n", "5"]).await;
     let text = subscriber.end().await.text();
     assert!(

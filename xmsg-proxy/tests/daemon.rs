@@ -194,6 +194,66 @@ async fn with_too_few_descriptors_it_does_not_start() {
     }
 }
 
+/// A command that starts the proxy as it is by default, with its web page.
+fn with_page(arguments: &[&str]) -> tokio::process::Command {
+    let mut command = tokio::process::Command::new(PROXY);
+    command.args(["--port", "0"]).args(arguments).env_remove("XMSG_PROXY_ADMIN").env_remove("RUST_LOG");
+    command
+}
+
+/// Nobody has to ask for the page, and two proxies on one machine both have one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_has_a_web_page_unless_told_otherwise() {
+    // If this fails, somebody else has the port.
+    let taken = std::net::TcpListener::bind("127.0.0.1:7775");
+    let mut daemon = Daemon::start_logged(with_page(&[]));
+    daemon.line().await;
+    let admin = daemon.line().await.strip_prefix("HTTP at http://").unwrap().to_owned();
+    if taken.is_ok() {
+        assert!(admin.starts_with("127.0.0.1:") && admin != "127.0.0.1:7775", "{admin}");
+        daemon.logged(&["WARN", &format!("http://{admin}"), "127.0.0.1:7775 can't be used", "--admin off"]).await;
+    }
+    let page = http::get_with(&admin, "/", "Accept: text/html\r\n").await;
+    assert!(page.status == 200 && page.body.contains("<html"), "{}", page.head);
+    assert_eq!(http::get(&admin, "/api/v1/overview").await.status, 200);
+    assert_eq!(http::post(&admin, "/api/v1/connections/1/end", "").await.status, 403, "nobody has a token");
+    daemon.signal("TERM").await;
+    assert!(daemon.end().await.success());
+
+    let mut without = Daemon::start_logged(with_page(&["--admin", "off"]));
+    without.line().await;
+    without.signal("TERM").await;
+    assert!(without.line().await.starts_with("xmsg-proxy stopped"), "it has said nothing of HTTP");
+}
+
+/// What somebody has asked for is there, or the proxy does not start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_taken_port_for_http_that_was_asked_for_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = taken.local_addr().unwrap().to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("proxy.toml");
+    std::fs::write(&config, format!("[admin]\nlisten = \"{at}\"\n")).unwrap();
+    for arguments in [["--admin", &at], ["--config", config.to_str().unwrap()]] {
+        let output = finish(with_page(&arguments)).await;
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains(&format!("cannot bind {at} for HTTP")) && error.contains("in use"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_that_nobody_asked_for_takes_no_descriptors_from_clients() {
+    let mut command = with_descriptors(64, &[]);
+    command.env_remove("XMSG_PROXY_ADMIN").env_remove("RUST_LOG");
+    let mut daemon = Daemon::start_logged(command);
+    daemon.line().await;
+    daemon.logged(&["there is no web page, because descriptors are few", "descriptors=64"]).await;
+    daemon.logged(&["room for 32 connections only"]).await;
+    daemon.signal("TERM").await;
+    assert!(daemon.line().await.starts_with("xmsg-proxy stopped"), "it has said nothing of HTTP");
+}
+
 /// A file that is read again may be one that nobody writes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_stops_while_a_reload_waits_for_a_file() {

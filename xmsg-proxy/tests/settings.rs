@@ -107,7 +107,7 @@ async fn every_flag_has_its_place_in_the_file() {
         &["--registrar", "--registrar-snapshot", "relative"],
         &["--threads", "0"],
         &["--linger", "0.125"],
-        &["--admin"],
+        &["--admin", "off"],
         &["--admin", "localhost:0"],
         &["--admin", "9"],
         &["--log-format", "json"],
@@ -119,8 +119,11 @@ async fn every_flag_has_its_place_in_the_file() {
         let path = file(folder.path(), "printed.toml", &first);
         assert_eq!(printed(&["--config", &path], &[]).await, first, "{flags:?}");
     }
-    let off = printed(&["--registrar", "off", "--admin", "off"], &[]).await;
-    assert_eq!(off, defaults);
+    assert_eq!(printed(&["--registrar", "off", "--admin"], &[]).await, defaults);
+    // What is printed reads back to the same: so it names no port that nobody has asked for.
+    let in_environment = printed(&[], &[("XMSG_PROXY_ADMIN", "off")]).await;
+    assert!(defaults.contains("[admin]\nenabled = true\n") && !defaults.contains("listen ="), "{defaults}");
+    assert!(in_environment.contains("[admin]\nenabled = false\n"), "{in_environment}");
 }
 
 #[tokio::test]

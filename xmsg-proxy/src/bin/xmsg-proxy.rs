@@ -124,7 +124,7 @@ impl Program for Arguments {
         let ProxySettings { admin, log, linger_s, registrar, .. } = settings;
         self.common.overlay(log, admin, linger_s, "XMSG_PROXY_DEBUG");
         if let Some(choice) = &self.registrar {
-            choice.clone().apply(&mut registrar.enabled, &mut registrar.port);
+            set(&mut registrar.port, choice.clone().apply(&mut registrar.enabled));
         }
         if let Some(path) = &self.registrar_snapshot {
             registrar.snapshot = Some(settings::absolute(path));

@@ -209,7 +209,7 @@ pub struct ConnectSettings {
     /// By what the proxy knows us.
     pub security: Credentials,
     /// The HTTP server.
-    #[serde(deserialize_with = "admin_at::<_, ADMIN_PORT>")]
+    #[serde(deserialize_with = "admin_at::<_, ADMIN_PORT, false>")]
     pub admin: Admin,
     /// The log.
     pub log: Log,
@@ -223,7 +223,7 @@ impl Default for ConnectSettings {
             definitions: None,
             linger_s: Seconds::of(5),
             security: Credentials::default(),
-            admin: Admin::at(ADMIN_PORT),
+            admin: Admin::at(ADMIN_PORT, false),
             log: Log::default(),
         }
     }

@@ -195,43 +195,73 @@ impl std::fmt::Display for LogFormat {
 pub struct Admin {
     /// Whether there is one.
     pub enabled: bool,
-    /// Where it listens.
-    pub listen: HostPort,
+    /// Where it listens, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<HostPort>,
     /// The file with the token that whoever asks has to send.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
     /// The file with a token with which one may look and change nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub viewer_token_file: Option<PathBuf>,
+    /// The port of the loopback that it listens on unless another place is asked for.
+    #[serde(skip)]
+    port: u16,
+    /// Whether there is one although nobody has asked for it. What is only there by default keeps no daemon
+    /// from starting.
+    #[serde(skip)]
+    is_on_by_default: bool,
 }
 
-/// Reads an [`Admin`] whose port is this one unless the file says another.
-fn admin_at<'de, D: Deserializer<'de>, const PORT: u16>(deserializer: D) -> Result<Admin, D::Error> {
+/// Reads an [`Admin`] whose port is this one, and which is on or off, unless the file says otherwise.
+fn admin_at<'de, D: Deserializer<'de>, const PORT: u16, const ON: bool>(
+    deserializer: D,
+) -> Result<Admin, D::Error> {
     #[derive(Default, Deserialize)]
     #[serde(default, deny_unknown_fields)]
     struct Section {
-        enabled: bool,
+        enabled: Option<bool>,
         listen: Option<HostPort>,
         token_file: Option<PathBuf>,
         viewer_token_file: Option<PathBuf>,
     }
 
     let Section { enabled, listen, token_file, viewer_token_file } = Section::deserialize(deserializer)?;
-    let listen = listen.unwrap_or_else(|| HostPort::loopback(PORT));
-    Ok(Admin { enabled, listen, token_file, viewer_token_file })
+    let enabled = enabled.unwrap_or(ON);
+    Ok(Admin { enabled, listen, token_file, viewer_token_file, ..Admin::at(PORT, ON) })
 }
 
 impl Admin {
-    fn at(port: u16) -> Self {
-        Self { enabled: false, listen: HostPort::loopback(port), token_file: None, viewer_token_file: None }
+    fn at(port: u16, is_on_by_default: bool) -> Self {
+        Self {
+            enabled: is_on_by_default,
+            listen: None,
+            token_file: None,
+            viewer_token_file: None,
+            port,
+            is_on_by_default,
+        }
+    }
+
+    /// Where it listens: where it was asked to, or at its own port of the loopback.
+    #[must_use]
+    pub fn address(&self) -> HostPort {
+        self.listen.clone().unwrap_or_else(|| HostPort::loopback(self.port))
+    }
+
+    /// Whether it may listen on any other port of the loopback if its own one is taken, and be missing if
+    /// there is none: it is there by default, and nobody has said where.
+    #[must_use]
+    pub fn may_move(&self) -> bool {
+        self.is_on_by_default && self.listen.is_none()
     }
 
     fn check(&self) -> Result<(), SettingsError> {
-        if self.enabled && self.token_file.is_none() && !self.listen.host.is_loopback() {
+        let listen = self.address();
+        if self.enabled && self.token_file.is_none() && !listen.host.is_loopback() {
             return Err(SettingsError::new(format!(
-                "the HTTP server is to listen at {}, which others can reach, without a token: name a file with one \
-                 (admin.token_file, --admin-token-file), or let it listen on the loopback",
-                self.listen
+                "the HTTP server is to listen at {listen}, which others can reach, without a token: name a file with one \
+                 (admin.token_file, --admin-token-file), or let it listen on the loopback"
             )));
         }
         Ok(())

@@ -68,7 +68,7 @@ pub struct ProxySettings {
     /// How the ports are secured, and who may do what.
     pub security: security::Settings,
     /// The HTTP server.
-    #[serde(deserialize_with = "admin_at::<_, ADMIN_PORT>")]
+    #[serde(deserialize_with = "admin_at::<_, ADMIN_PORT, true>")]
     pub admin: Admin,
     /// The log.
     pub log: Log,
@@ -96,7 +96,7 @@ impl Default for ProxySettings {
             registrar: RegistrarSection::default(),
             connect: ConnectSection::default(),
             security: security::Settings::default(),
-            admin: Admin::at(ADMIN_PORT),
+            admin: Admin::at(ADMIN_PORT, true),
             log: Log::default(),
         }
     }

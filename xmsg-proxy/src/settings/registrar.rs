@@ -36,7 +36,7 @@ pub struct RegistrarSettings {
     /// How the ports are secured, and who may do what.
     pub security: security::Settings,
     /// The HTTP server.
-    #[serde(deserialize_with = "admin_at::<_, ADMIN_PORT>")]
+    #[serde(deserialize_with = "admin_at::<_, ADMIN_PORT, false>")]
     pub admin: Admin,
     /// The log.
     pub log: Log,
@@ -53,7 +53,7 @@ impl Default for RegistrarSettings {
             max_registration_memory_mib: Count::of::<2048>(),
             linger_s: Seconds::of(5),
             security: security::Settings::default(),
-            admin: Admin::at(ADMIN_PORT),
+            admin: Admin::at(ADMIN_PORT, false),
             log: Log::default(),
         }
     }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`picture`] | on a terminal: a small experiment at work, drawn again and again |
 //! | [`experiment`] | its sensors, its detector, and who listens to them |
-//! | [`page`] | the web page of the proxy, with the picture |
+//! | [`page`] | the web page of the proxy |
 //! | [`rates`] | elsewhere, or for a given time: as fast as it goes, with a line each second |
 
 mod experiment;
@@ -39,7 +39,7 @@ Examples:
 ///
 /// With any option, or without a terminal, messages flow as fast as they can. Once a second a line says how
 /// many were published and delivered, and whether any was lost: each subscriber checks the sequence numbers
-/// of each publisher. At the end, publishers stop, everything under way arrives, and totals are printed; the
+/// of each publisher. The web page is there, too, except with --json. At the end, publishers stop, everything under way arrives, and totals are printed; the
 /// exit code is 1 if anything was lost.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]

@@ -7,13 +7,19 @@ use xmsg_proxy::Proxy;
 pub(super) struct Page {
     #[cfg(feature = "page")]
     _admin: xmsg_proxy::admin::Admin,
-    link: String,
+    address: String,
+    token: String,
 }
 
 impl Page {
     /// The link to it, with which one may also change something: whoever sees this terminal runs the proxy.
-    pub(super) fn link(&self) -> &str {
-        &self.link
+    pub(super) fn link(&self) -> String {
+        format!("{}#token={}", self.address, self.token)
+    }
+
+    /// The link by which one may look. It tells no secret to whatever reads a pipe or a file.
+    pub(super) fn address(&self) -> &str {
+        &self.address
     }
 }
 
@@ -32,8 +38,8 @@ pub(super) fn open(proxy: &Proxy) -> anyhow::Result<Option<Page>> {
     };
     let tokens = Tokens { operator: Some(token.clone()), viewer: None, open_to_look: true };
     let admin = Admin::start(socket, "xmsg demo", sources, tokens, serde_json::json!({}))?;
-    let link = format!("http://{}/#token={}", admin.address(), token.reveal());
-    Ok(Some(Page { _admin: admin, link }))
+    let address = format!("http://{}/", admin.address());
+    Ok(Some(Page { _admin: admin, address, token: token.reveal().to_owned() }))
 }
 
 /// There is none.

@@ -47,7 +47,7 @@ pub(super) async fn run() -> anyhow::Result<Exit> {
     let monitor = proxy.monitor();
     let (mut experiment, mut shown) = Experiment::start(proxy.address(), &monitor).await?;
     let mut view = View {
-        page: page.as_ref().map(|page| page.link().to_owned()),
+        page: page.as_ref().map(Page::link),
         ..View::new(proxy.address().to_string(), program(), experiment.members.clone())
     };
     let mut screen = Screen::open()?;

@@ -1,5 +1,6 @@
 //! Messages as fast as they go, with a line of rates each second: nothing is lost.
 
+use std::io::{self, IsTerminal};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,7 @@ use xmsg_core::{Connection, ErrorKind, Message, Meta, ProxyAddress, Subscription
 use xmsg_proxy::{Policy, Proxy};
 use xmsg_zmq::HighWaterMark;
 
+use super::page::{self, Page};
 use super::{print, program};
 use crate::exit::Exit;
 use crate::output::{counted, grouped, note, per_second};
@@ -67,10 +69,11 @@ pub(super) async fn run(load: Load, as_json: bool) -> anyhow::Result<Exit> {
         .start()
         .await
         .context("cannot start a proxy")?;
+    let page = if as_json { None } else { page::open(&proxy)? };
     if as_json {
         note(format_args!("proxy listening at {}", proxy.address()));
     } else {
-        greet(&load, proxy.address())?;
+        greet(&load, proxy.address(), page.as_ref())?;
     }
 
     let mut demo = tokio::select! {
@@ -96,6 +99,7 @@ pub(super) async fn run(load: Load, as_json: bool) -> anyhow::Result<Exit> {
         exit = interrupt.wait() => return Ok(exit),
     };
     let address = proxy.address().clone();
+    drop::<Option<Page>>(page);
     proxy.stop(Duration::from_secs(1)).await;
 
     let Totals { sent, received, lost, reordered } = totals;
@@ -132,13 +136,17 @@ pub(super) async fn run(load: Load, as_json: bool) -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
-fn greet(load: &Load, address: &ProxyAddress) -> anyhow::Result<()> {
+fn greet(load: &Load, address: &ProxyAddress, page: Option<&Page>) -> anyhow::Result<()> {
     let pace = match load.rate {
         Some(rate) => format!("at {rate} messages/s each"),
         None => "as fast as it goes".to_owned(),
     };
+    // Whoever sees this terminal runs the proxy, and may change something, too.
+    let is_seen = io::stdout().is_terminal();
+    let link = page.map(|page| if is_seen { page.link() } else { page.address().to_owned() });
+    let page = link.map(|link| format!("\nweb page: {link}")).unwrap_or_default();
     print(format_args!(
-        "proxy listening at {address}\n\
+        "proxy listening at {address}{page}\n\
          {} to {}, {} bytes a message, {pace}; a slow subscriber slows all down, nothing is lost\n\
          try in another terminal: {} sub demo: --proxy {address} --report\n",
         counted(load.publishers.into(), "publisher"),

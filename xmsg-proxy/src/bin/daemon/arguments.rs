@@ -69,8 +69,8 @@ pub(crate) struct Common {
     #[arg(long, value_name = "DURATION")]
     linger: Option<Seconds>,
 
-    /// Serve HTTP: health, metrics, connections. Beyond the loopback it needs a token; port 0: any free one;
-    /// `off`: don't
+    /// Serve HTTP: health, metrics, connections, and the web page of a proxy, which is there unless it is
+    /// turned off. Beyond the loopback it needs a token; port 0: any free one; `off`: don't
     #[arg(long, value_name = "[ADDRESS:]PORT", num_args = 0..=1, default_missing_value = "on")]
     admin: Option<Switchable<HostPort>>,
 
@@ -108,7 +108,8 @@ impl Common {
         }
         set(&mut log.filter, self.log_filter.clone());
         if let Some(choice) = &self.admin {
-            choice.clone().apply(&mut admin.enabled, &mut admin.listen);
+            let listen = choice.clone().apply(&mut admin.enabled);
+            admin.listen = listen.or(admin.listen.take());
         }
         if let Some(path) = &self.admin_token_file {
             admin.token_file = Some(settings::absolute(path));
@@ -132,11 +133,9 @@ pub(crate) enum Switchable<T> {
 }
 
 impl<T> Switchable<T> {
-    pub(crate) fn apply(self, enabled: &mut bool, value: &mut T) {
+    pub(crate) fn apply(self, enabled: &mut bool) -> Option<T> {
         *enabled = !matches!(self, Self::Off);
-        if let Self::With(with) = self {
-            *value = with;
-        }
+        if let Self::With(with) = self { Some(with) } else { None }
     }
 }
 

@@ -11,7 +11,7 @@ mod signals;
 mod systemd;
 
 use std::io::{self, IsTerminal, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -36,6 +36,8 @@ pub(crate) use systemd::{Sockets, ready, stopping};
 const OWN_DESCRIPTORS: usize = 32;
 /// Those of its HTTP server: the connections that it takes.
 const HTTP_DESCRIPTORS: usize = 64;
+/// An HTTP server that nobody has asked for takes this part of the descriptors at most, or is not there.
+const HTTP_SHARE: usize = 4;
 /// With room for fewer connections a daemon does not start: it would seem to work, and turn its clients away.
 const CONNECTIONS_MIN: usize = 16;
 /// Room for so many is not worth a line.
@@ -57,6 +59,8 @@ pub(crate) struct Daemon<P: Program> {
     /// Sockets that a service manager has handed over.
     pub(crate) sockets: Sockets,
     admin: Option<Admin>,
+    /// There is no room for an HTTP server, and nobody has asked for it.
+    goes_without_http: bool,
     /// The token that was made at the start, if none was named.
     made: Option<Token>,
 }
@@ -125,6 +129,7 @@ fn prepare<P: Program>(program: P) -> Result<Prepared<P>, SettingsError> {
         log: Arc::new(log),
         sockets,
         admin: None,
+        goes_without_http: false,
         made: None,
     };
     Ok(Prepared::ToWork(Box::new(daemon)))
@@ -198,12 +203,13 @@ impl<P: Program> Daemon<P> {
 
     /// Starts the HTTP server, if there is to be one, and says where it is.
     pub(crate) fn start_admin(&mut self, sources: Sources) -> anyhow::Result<()> {
-        let listen = &self.settings.admin().listen;
         let socket = match self.sockets.take("admin").pop() {
             Some(socket) => socket,
-            None if !self.settings.admin().enabled => return Ok(()),
-            None => std::net::TcpListener::bind((listen.host.as_str(), listen.port))
-                .with_context(|| format!("cannot bind {listen} for HTTP (--admin)"))?,
+            None if !self.has_http() => return Ok(()),
+            None => match listen(self.settings.admin())? {
+                Some(socket) => socket,
+                None => return Ok(()),
+            },
         };
         let Reloadable { admin_token, admin_viewer_token, .. } = self.reloadable.clone();
         // The link that is shown has the token in it, so that it is for a terminal only: what else standard
@@ -272,14 +278,25 @@ impl<P: Program> Daemon<P> {
     }
 
     fn has_http(&self) -> bool {
-        self.settings.admin().enabled || self.sockets.has("admin")
+        (self.settings.admin().enabled && !self.goes_without_http) || self.sockets.has("admin")
     }
 
     /// How many connections there is room for, of those that are `wanted`: each takes a descriptor. Fails
     /// when there are too few of them to be of use, and says so in the log when they are few.
-    pub(crate) fn room_for_connections(&self, wanted: usize) -> anyhow::Result<usize> {
+    pub(crate) fn room_for_connections(&mut self, wanted: usize) -> anyhow::Result<usize> {
+        let limit = raise_descriptor_limit();
+        // What nobody has asked for does not take more than a part of what clients need.
+        let has_few = limit < HTTP_SHARE * HTTP_DESCRIPTORS;
+        if self.has_http() && has_few && self.settings.admin().may_move() && !self.sockets.has("admin") {
+            self.goes_without_http = true;
+            tracing::warn!(
+                descriptors = limit,
+                "there is no web page, because descriptors are few: raise their limit (ulimit -n, LimitNOFILE= of a unit), or ask for \
+                 the page (admin.listen, --admin 127.0.0.1:7775)"
+            );
+        }
         let http = if self.has_http() { HTTP_DESCRIPTORS } else { 0 };
-        let (limit, own) = (raise_descriptor_limit(), OWN_DESCRIPTORS + http);
+        let own = OWN_DESCRIPTORS + http;
         let room = limit.saturating_sub(own);
         if room < CONNECTIONS_MIN {
             bail!(
@@ -297,6 +314,32 @@ impl<P: Program> Daemon<P> {
         }
         Ok(room.min(wanted))
     }
+}
+
+/// A socket for HTTP, where the settings say. Of a server that nobody has asked for, the port may be another one
+/// if its own is taken; `None`: it can't listen at all.
+fn listen(admin: &settings::Admin) -> anyhow::Result<Option<TcpListener>> {
+    let at = admin.address();
+    let bound = TcpListener::bind((at.host.as_str(), at.port));
+    let error = match bound {
+        Ok(socket) => return Ok(Some(socket)),
+        Err(error) if !admin.may_move() => {
+            return Err(error).with_context(|| format!("cannot bind {at} for HTTP (--admin)"));
+        }
+        Err(error) => error,
+    };
+    let how = "name a port to have it there or nowhere (admin.listen, --admin), or turn it off (--admin off)";
+    let moved = TcpListener::bind((at.host.as_str(), 0)).and_then(|socket| Ok((socket.local_addr()?, socket)));
+    Ok(match moved {
+        Ok((instead, socket)) => {
+            tracing::warn!("HTTP is at http://{instead}, because {at} can't be used ({error}): {how}");
+            Some(socket)
+        }
+        Err(_) => {
+            tracing::warn!("there is no HTTP, because no port of {} can be used ({error}): {how}", at.host.as_str());
+            None
+        }
+    })
 }
 
 /// Raises the limit of open descriptors as far as this user may, and returns it. What is usual, 1024, is soon
