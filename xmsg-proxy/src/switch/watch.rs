@@ -35,7 +35,10 @@ const GAP_MAX_LOG: f64 = 12.0;
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     is_on: AtomicBool,
+    /// Whoever counts takes it for each sample: it is held for moments only.
     found: Mutex<Found>,
+    /// Held by whoever reads all topics. Meanwhile they are not in `found`.
+    reading: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -55,6 +58,32 @@ struct Seen {
     amount: Amount,
     /// The numbers of those who have published it, the newest last.
     publishers: Vec<u32>,
+}
+
+impl Seen {
+    fn published_by(&mut self, publisher: u32) {
+        if !self.publishers.contains(&publisher) {
+            if self.publishers.len() == PUBLISHERS_MAX {
+                self.publishers.remove(0);
+            }
+            self.publishers.push(publisher);
+        }
+    }
+
+    /// Adds what was seen of the same topic after this.
+    fn add(&mut self, later: &Self) {
+        self.amount.messages += later.amount.messages;
+        self.amount.bytes += later.amount.bytes;
+        later.publishers.iter().for_each(|publisher| self.published_by(*publisher));
+    }
+}
+
+/// Topics that somebody reads.
+#[derive(Debug)]
+struct Taken {
+    /// Since when they were counted.
+    since: Instant,
+    topics: HashMap<Box<[u8]>, Seen>,
 }
 
 impl Default for Found {
@@ -98,9 +127,18 @@ pub struct Watched {
 }
 
 impl Watch {
-    /// What was found so far. From now on, for ten seconds, more is found.
+    /// What was found so far. From now on, for ten seconds, more is found. Publishers do not wait while
+    /// thousands of topics are copied.
     pub(super) fn look(&self) -> Watched {
-        let now = now();
+        let _reading = lock(&self.reading);
+        let (taken, mut watched) = self.take(now());
+        watched.topics = taken.topics.iter().map(|(topic, seen)| (topic.clone(), seen.amount)).collect();
+        self.put_back(taken);
+        watched
+    }
+
+    /// Takes all topics away, for whoever [reads](Self::reading) them.
+    fn take(&self, now: Instant) -> (Taken, Watched) {
         let mut found = lock(&self.found);
         let since = match found.during {
             Some((since, until)) if now < until => since,
@@ -111,15 +149,37 @@ impl Watch {
         };
         found.during = Some((since, later(now, KEPT_FOR)));
         self.is_on.store(true, Ordering::Relaxed);
-        Watched {
+        let watched = Watched {
             time: now.saturating_duration_since(since),
-            topics: found.topics.iter().map(|(topic, seen)| (topic.clone(), seen.amount)).collect(),
+            topics: Vec::new(),
             others: found.others.amount,
+        };
+        (Taken { since, topics: std::mem::take(&mut found.topics) }, watched)
+    }
+
+    /// Puts them back, with what has come meanwhile.
+    fn put_back(&self, taken: Taken) {
+        let mut found = lock(&self.found);
+        // Everything was forgotten meanwhile, because nobody looked for so long.
+        if found.during.is_none_or(|(since, _)| since != taken.since) {
+            return;
+        }
+        let Found { topics, others, .. } = &mut *found;
+        let meanwhile = std::mem::replace(topics, taken.topics);
+        for (topic, seen) in meanwhile {
+            let is_full = topics.len() >= TOPICS_MAX;
+            let there = match topics.get_mut(&topic) {
+                Some(there) => there,
+                None if is_full => &mut *others,
+                None => topics.entry(topic).or_default(),
+            };
+            there.add(&seen);
         }
     }
 
     /// The numbers of those who publish each of these topics, as far as samples have told: the last few.
     pub(super) fn publishers_of(&self, topics: &[&[u8]]) -> Vec<Vec<u32>> {
+        let _reading = lock(&self.reading);
         let found = lock(&self.found);
         topics
             .iter()
@@ -149,12 +209,7 @@ impl Watch {
         };
         seen.amount.messages += messages;
         seen.amount.bytes += bytes;
-        if !seen.publishers.contains(&publisher) {
-            if seen.publishers.len() == PUBLISHERS_MAX {
-                seen.publishers.remove(0);
-            }
-            seen.publishers.push(publisher);
-        }
+        seen.published_by(publisher);
         gap
     }
 }
@@ -244,6 +299,38 @@ mod tests {
         // Several hundred samples at least.
         assert!((of(b"a") / 300_000.0 - 1.0).abs() < 0.3, "{found:?}");
         assert!((of(b"b") / 200_000.0 - 1.0).abs() < 0.3, "{found:?}");
+    }
+
+    /// Publishers do not wait for whoever copies the topics, and nothing of theirs is forgotten.
+    #[test]
+    fn what_comes_while_somebody_reads_is_added() {
+        let watch = Watch::default();
+        watch.look();
+        let at = now();
+        let count = |topic: &str, publisher| watch.count(at, topic.as_bytes(), publisher, 1, 10);
+        (0..TOPICS_MAX - 1).for_each(|number| {
+            count(&number.to_string(), 1);
+        });
+        let (taken, _) = watch.take(at);
+        assert!(watch.found.try_lock().is_ok(), "it is free while the topics are read");
+        // One that is known, one that finds room, and one for which there is none.
+        for (topic, publisher) in [("7", 2), ("new", 3), ("newer", 4), ("newer", 4)] {
+            count(topic, publisher);
+        }
+        watch.put_back(taken);
+        let watched = watch.look();
+        let found: HashMap<_, _> = watched.topics.into_iter().collect();
+        assert_eq!(found.len(), TOPICS_MAX);
+        assert_eq!((found[&b"7"[..]].messages, found[&b"8"[..]].messages), (2, 1));
+        let together = found.values().fold(watched.others.messages, |sum, one| sum + one.messages);
+        assert_eq!(together, TOPICS_MAX as u64 - 1 + 4);
+        assert_eq!(watch.publishers_of(&[b"7"]), [[1, 2]]);
+
+        // If nobody looked for so long that all was forgotten, the old ones do not come back.
+        let (taken, _) = watch.take(at);
+        watch.count(later(at, KEPT_FOR * 2), b"a", 1, 1, 1);
+        watch.put_back(taken);
+        assert!(watch.look().topics.is_empty());
     }
 
     #[test]
