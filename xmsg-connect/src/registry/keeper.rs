@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use xmsg_core::Actor;
 
 use super::ending::Ending;
+use super::files::Allowed;
 use super::state::replace_file;
 use super::{Change, Make, Shared};
 use crate::background::in_background;
@@ -28,6 +29,8 @@ pub(super) struct Keeper {
     pub(super) shared: Arc<Shared>,
     pub(super) actor: Actor,
     pub(super) state_file: PathBuf,
+    /// Which files a change may name; `None`: any.
+    pub(super) allowed: Option<Allowed>,
     /// What the federation remembers; it outlives each definition of it.
     pub(super) memory: Arc<Memory>,
 }
@@ -49,6 +52,10 @@ impl Keeper {
         make(&mut definitions)?;
         definitions.check()?;
         definitions.check_new_names(&before)?;
+        if let Some(allowed) = self.allowed.clone() {
+            let after = definitions.clone();
+            in_background(move || allowed.check(&before, &after)).await?;
+        }
         if let Err(error) = self.write(&definitions).await {
             // It may have got there all the same: what was refused must not count after a restart.
             let _ = self.save().await;

@@ -2,6 +2,7 @@
 
 mod ending;
 mod entry;
+mod files;
 mod keeper;
 mod report;
 mod shared;
@@ -26,6 +27,7 @@ use self::keeper::Keeper;
 pub use self::report::{ChannelReport, DurableReport, FederationReport, OutgoingReport, Report};
 use self::report::{report_channel, report_durable, report_federation, report_outgoing};
 use self::shared::{Leaving, Shared};
+use self::files::Allowed;
 use self::state::{STATE_FILE, absolute, lock_state, read_state};
 use crate::background::{in_background, on_a_thread};
 use crate::channel::{Channel, Targets};
@@ -60,6 +62,11 @@ pub struct RegistryOptions {
     pub connect: ConnectOptions,
     /// What is declared if the state directory has no file yet. After that, the file counts.
     pub initial: Definitions,
+    /// The folder of the files that a change may name (passwords, certificates, keys), wherever links lead:
+    /// for a registry that others change, who could otherwise have this process read every file of its user.
+    /// What `initial` or the state file name is not concerned, nor is anything while this is `None`. The
+    /// spools and the state file may never be named.
+    pub secrets_dir: Option<PathBuf>,
 }
 
 impl RegistryOptions {
@@ -71,6 +78,7 @@ impl RegistryOptions {
             proxy,
             connect: ConnectOptions::default(),
             initial: Definitions::default(),
+            secrets_dir: None,
         }
     }
 }
@@ -103,13 +111,15 @@ impl Registry {
     /// [`ErrorKind::InvalidDefinition`] if the state file can't be understood, [`ErrorKind::InUse`] if
     /// another registry uses the folder, [`ErrorKind::Storage`] if it can't be used.
     pub async fn open(options: RegistryOptions) -> Result<Self> {
-        let RegistryOptions { state_dir, proxy, connect, initial } = options;
+        let RegistryOptions { state_dir, proxy, connect, initial, secrets_dir } = options;
         let reading = move || {
             let locked = lock_state(&state_dir)?;
             let state_dir = absolute(&state_dir)?;
-            read_state(&state_dir, initial).map(|definitions| (definitions, state_dir, locked))
+            let secrets_dir = secrets_dir.as_deref().map(absolute).transpose()?;
+            let definitions = read_state(&state_dir, initial)?;
+            Ok((definitions, state_dir, secrets_dir, locked))
         };
-        let (definitions, state_dir, locked) = in_background(reading).await?;
+        let (definitions, state_dir, secrets_dir, locked) = in_background(reading).await?;
         let actor = Actor::builder("xmsg-connect").proxy(proxy.clone()).options(connect.clone()).build();
         let actor = actor.map_err(|error| {
             Error::new(ErrorKind::InvalidDefinition, "the connection to the proxy can't be made")
@@ -130,8 +140,14 @@ impl Registry {
             is_closed: AtomicBool::new(false),
         });
         let (changes, receiver) = mpsc::channel(CHANGES);
+        let allowed = secrets_dir.map(|within| Allowed {
+            within,
+            state_dir: state_dir.clone(),
+            spool_dir: shared.spool_dir.clone(),
+        });
         let mut keeper = Keeper {
             shared: shared.clone(),
+            allowed,
             actor,
             state_file: state_dir.join(STATE_FILE),
             memory: Arc::default(),

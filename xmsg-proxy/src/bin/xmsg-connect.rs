@@ -83,6 +83,7 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
         // Checked with the settings.
         state_dir: settings.state_dir.clone().context("state_dir is missing")?,
         definitions: settings.definitions.clone(),
+        secrets_dir: settings.secrets_dir.clone(),
         proxy: proxy.clone(),
         security: settings.security.security()?,
     };

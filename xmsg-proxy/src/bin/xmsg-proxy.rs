@@ -355,7 +355,7 @@ async fn start_connecting(
     daemon: &Daemon<Arguments>,
     proxy: &ProxyAddress,
 ) -> anyhow::Result<Option<Connecting>> {
-    let ConnectSection { enabled: true, state_dir: Some(state_dir), definitions, .. } =
+    let ConnectSection { enabled: true, state_dir: Some(state_dir), definitions, secrets_dir, .. } =
         &daemon.settings.connect
     else {
         return Ok(None);
@@ -364,6 +364,7 @@ async fn start_connecting(
     let plan = connect::Plan {
         state_dir: state_dir.clone(),
         definitions: definitions.clone(),
+        secrets_dir: secrets_dir.clone(),
         proxy: reached_at(proxy)?,
         security: daemon.settings.connect.security(&mechanism)?,
     };

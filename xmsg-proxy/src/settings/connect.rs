@@ -27,6 +27,9 @@ pub struct ConnectSection {
     /// The file with what is declared as long as the folder has nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub definitions: Option<PathBuf>,
+    /// The folder of the files that may be named over HTTP; the state folder unless told otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secrets_dir: Option<PathBuf>,
     /// CURVE: the file with the keys by which the proxy knows this client of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
@@ -40,8 +43,8 @@ pub struct ConnectSection {
 
 impl ConnectSection {
     pub(super) fn resolve(&mut self, folder: &Path) {
-        for path in [&mut self.state_dir, &mut self.definitions, &mut self.key_file, &mut self.password_file]
-        {
+        let Self { state_dir, definitions, secrets_dir, key_file, password_file, .. } = self;
+        for path in [state_dir, definitions, secrets_dir, key_file, password_file] {
             resolve(path, folder);
         }
     }
@@ -204,6 +207,9 @@ pub struct ConnectSettings {
     /// The file with what is declared as long as the folder has nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub definitions: Option<PathBuf>,
+    /// The folder of the files that may be named over HTTP; the state folder unless told otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secrets_dir: Option<PathBuf>,
     /// How long stopping may take.
     pub linger_s: Seconds,
     /// By what the proxy knows us.
@@ -221,6 +227,7 @@ impl Default for ConnectSettings {
             proxy: Named(ProxyAddress::default()),
             state_dir: None,
             definitions: None,
+            secrets_dir: None,
             linger_s: Seconds::of(5),
             security: Credentials::default(),
             admin: Admin::at(ADMIN_PORT, false),
@@ -242,12 +249,11 @@ impl Settings for ConnectSettings {
         &["admin.token_file", "admin.viewer_token_file", "linger_s", "log.filter"];
 
     fn resolve(&mut self, folder: &Path) {
-        let Self { state_dir, definitions, security, admin, .. } = self;
+        let Self { state_dir, definitions, secrets_dir, security, admin, .. } = self;
         let Credentials { key_file, password_file, .. } = security;
         let Admin { token_file, viewer_token_file, .. } = admin;
-        for path in [state_dir, definitions, key_file, password_file, token_file, viewer_token_file] {
-            resolve(path, folder);
-        }
+        let files = [key_file, password_file, token_file, viewer_token_file];
+        [state_dir, definitions, secrets_dir].into_iter().chain(files).for_each(|path| resolve(path, folder));
     }
 
     fn check(&self) -> Result<(), SettingsError> {

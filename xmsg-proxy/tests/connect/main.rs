@@ -241,6 +241,62 @@ async fn what_changes_or_sends_needs_the_token_and_looking_only_where_there_is_o
     site.stop().await;
 }
 
+/// Whoever may change definitions is not to read the files of the daemon's user, or have it send them to a
+/// broker. What the daemon was started with may name files from anywhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_are_named_over_http_are_those_of_one_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("secrets")).unwrap();
+    write(folder.path(), "outside", "hunter2");
+    std::os::unix::fs::symlink(folder.path().join("outside"), folder.path().join("secrets/link")).unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (outside, link, inside) = (path("outside"), path("secrets/link"), path("secrets/password"));
+    let initial = format!(
+        "[[connection]]\nname = \"first\"\nuris = [\"amqp://127.0.0.1:1\"]\npassword_file = \"{}\"\n",
+        path("from-the-start")
+    );
+    write(folder.path(), "initial.toml", &initial);
+    let broker =
+        |field: &str, file: &str| json!({ "name": "crm", "uris": ["amqp://127.0.0.1:1"], field: file });
+    let (allowed, settings) =
+        (path("secrets"), "definitions = \"initial.toml\"\nsecrets_dir = \"secrets\"");
+    let site = Site::in_folder(folder, settings).await;
+    let refused = async |method: &str, path: &str, body: &str, field: &str| {
+        let (status, told) = site.ask(method, path, body).await;
+        assert_eq!((status, &told["kind"], &told["field"]), (422, &json!("invalid_definition"), &json!(field)));
+        let message = told["message"].as_str().unwrap();
+        assert!(message.contains(&allowed) && message.contains("secrets_dir"), "{message}");
+    };
+    for file in [&*outside, &link, "/etc/passwd", "../outside", "connect.toml"] {
+        for field in ["password_file", "ca_file"] {
+            refused("POST", "/connect/connection", &broker(field, file).to_string(), field).await;
+        }
+        let add = json!({ "connection": [broker("ca_file", file)] });
+        refused("POST", "/connect/add", &add.to_string(), "ca_file").await;
+        let import = initial.replace("from-the-start", "outside");
+        refused("POST", "/connect/import", &import, "password_file").await;
+    }
+    let keys = json!({ "name": "keys", "kind": "zmq", "socket_type": "PUSH", "socket_method": "bind",
+        "address": "tcp://127.0.0.1:0", "curve": { "key_file": outside } });
+    refused("POST", "/connect/outgoing", &keys.to_string(), "curve").await;
+    let spools = format!("[spool]\ndir = \"/tmp\"\n{initial}");
+    assert_eq!(site.ask("POST", "/connect/import", &spools).await.0, 409, "spools stay where they are");
+
+    assert_eq!(site.ask("POST", "/connect/connection", &broker("ca_file", &inside).to_string()).await.0, 201);
+    refused("PUT", "/connect/connection/crm", &broker("ca_file", &outside).to_string(), "ca_file").await;
+    // What was there from the start may stay.
+    assert_eq!(site.ask("POST", "/connect/import", &initial).await.0, 200);
+    site.stop().await;
+
+    // Unless told otherwise, it is the folder that relative names count from.
+    let site = Site::new("").await;
+    let added = site.ask("POST", "/connect/connection", &broker("password_file", "crm").to_string()).await;
+    assert_eq!(added.0, 201, "{}", added.1);
+    let (status, told) = site.ask("PUT", "/connect/connection/crm", &broker("ca_file", "/etc/passwd").to_string()).await;
+    assert_eq!((status, &told["field"]), (422, &json!("ca_file")), "{told}");
+    site.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn definitions_are_kept_exported_and_imported() {
     let folder = tempfile::tempdir().unwrap();

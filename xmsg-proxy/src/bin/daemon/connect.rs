@@ -18,6 +18,7 @@ const BLOCKING_THREADS: usize = 32;
 pub(crate) struct Plan {
     pub(crate) state_dir: PathBuf,
     pub(crate) definitions: Option<PathBuf>,
+    pub(crate) secrets_dir: Option<PathBuf>,
     pub(crate) proxy: ProxyAddress,
     pub(crate) security: Security,
 }
@@ -31,10 +32,12 @@ pub(crate) struct Connecting {
 impl Connecting {
     /// Starts everything that is declared. Waits for no peer.
     pub(crate) async fn start(plan: Plan) -> anyhow::Result<Self> {
-        let Plan { state_dir, definitions, proxy, security } = plan;
+        let Plan { state_dir, definitions, secrets_dir, proxy, security } = plan;
         let options = RegistryOptions {
             connect: ConnectOptions::new().security(security),
             initial: settings::read_definitions(definitions.as_deref())?,
+            // Whatever is changed while this is at work is changed over HTTP.
+            secrets_dir: Some(secrets_dir.unwrap_or_else(|| state_dir.clone())),
             ..RegistryOptions::new(&state_dir, proxy)
         };
         let runtime = Builder::new_multi_thread()
