@@ -1,7 +1,8 @@
 //! Outgoing connections, as somebody makes, tries, changes and deletes them.
 
 use xmsg_core::Message;
-use xmsg_tests::within;
+use xmsg_tests::rabbitmq::Broker;
+use xmsg_tests::{next, topic, within};
 use xmsg_zmq::{Pull, SocketOptions};
 
 use super::browser::Browser;
@@ -71,5 +72,108 @@ async fn an_outgoing_connection_is_made_tried_and_deleted() {
     browser.click("button", "Delete").await;
     browser.reads("messages do not leave this proxy").await;
     assert_eq!(browser.mistakes().await.iter().filter(|line| !line.contains("422")).count(), 0);
+    browser.close().await;
+}
+
+/// A message that no queue takes becomes a dead letter, is seen, and goes out again once there is a queue.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_is_connected_and_dead_letters_are_sent_again_or_deleted() {
+    let broker = Broker::shared().await;
+    let site = Site::start().await;
+    let browser = Browser::start().await;
+    browser.open(&site.url(&format!("#token={TOKEN}"))).await;
+    browser.reads("Log out (operator)").await;
+    browser.click("link", "Outgoing and channels").await;
+
+    browser.click("button", "New connection to a broker").await;
+    browser.write("textbox", "Name", "broker").await;
+    browser.write("textbox", "Addresses of the broker", "amqp://me:sesame@127.0.0.1").await;
+    browser.click("button", "Create").await;
+    // A password stands in a file, and the page does not repeat it.
+    let text = browser.reads("it belongs into `username` and `password_file`").await;
+    assert!(!text.contains("sesame"), "{text}");
+    browser.check("a connection to a broker with a mistake").await;
+    let address = format!("amqp://127.0.0.1:{}", broker.port());
+    browser.write("textbox", "Addresses of the broker", &address).await;
+    browser.click("button", "Create").await;
+    browser.reads("broker was created").await;
+    browser.click("button", "Ping broker").await;
+    browser.reads("The peer of broker answered").await;
+
+    browser.click("button", "New outgoing connection").await;
+    browser.write("textbox", "Name", "orders").await;
+    browser.choose("Kind", "RabbitMQ (AMQP)").await;
+    browser.write("textbox", "Connection to the broker", "brooker").await;
+    browser.write("textbox", "Exchange", "amq.direct").await;
+    browser.write("textbox", "Routing key", "page.test").await;
+    browser.write("textbox", "Further fields, as JSON", "{\"on_return\": \"dead_letter\"}").await;
+    browser.click("button", "Create").await;
+    let focused = "return document.activeElement.labels[0].textContent + (document.activeElement.getAttribute('aria-invalid') ?? '')";
+    browser.until_run("the field with the mistake", focused, "Connection to the brokertrue").await;
+    browser.check("a new outgoing connection to a broker with a mistake").await;
+    browser.picture("connect-amqp-mistake").await;
+    browser.write("textbox", "Connection to the broker", "broker").await;
+    browser.click("button", "Create").await;
+    browser.reads("orders was created").await;
+    browser.reads("connected").await;
+
+    // No queue is bound.
+    browser.click("button", "Send a test message by orders").await;
+    browser.write("textbox", "Topic", "orders:<b>new</b>").await;
+    browser.click("button", "Send and wait for the peer").await;
+    browser.reads("no queue").await;
+    browser.click("button", "Close").await;
+    browser.click("button", "Dead letters of orders").await;
+    browser.reads("orders:<b>new</b>").await;
+    browser.check("a dead letter").await;
+    browser.picture("dead-letters").await;
+    let [first] = site.dead("orders").await[..] else { panic!("one dead letter") };
+    broker.declare_queue("page.orders").await;
+    broker.bind("page.orders", "amq.direct", "page.test").await;
+    browser.click("button", &format!("Send message {first} again")).await;
+    browser.reads("everything was delivered, or waits in the spool").await;
+    browser.click("button", "Close").await;
+    broker.queue_reaches("page.orders", 1).await;
+    let queued = broker.drain("page.orders").await;
+    assert_eq!(queued.len(), 1);
+
+    // And another one, which nobody wants.
+    broker.delete_queue("page.orders").await;
+    browser.click("button", "Send a test message by orders").await;
+    browser.click("button", "Send and wait for the peer").await;
+    browser.reads("no queue").await;
+    browser.click("button", "Close").await;
+    browser.click("button", "Dead letters of orders").await;
+    browser.reads("test:page").await;
+    let [second] = site.dead("orders").await[..] else { panic!("one dead letter") };
+    browser.click("button", &format!("Delete message {second}")).await;
+    browser.reads("everything was delivered, or waits in the spool").await;
+    browser.click("button", "Close").await;
+    assert_eq!(site.dead("orders").await, [0; 0]);
+
+    // What goes out comes in again, by a channel.
+    broker.declare_queue("page.back").await;
+    broker.bind("page.back", "amq.direct", "page.test").await;
+    let reader = xmsg_tests::connect(&site.proxy);
+    let mut back = within("a subscription", reader.subscribe([topic("back")])).await.expect("it is made");
+    browser.click("button", "New channel").await;
+    browser.write("textbox", "Name", "back").await;
+    browser.choose("Kind", "RabbitMQ (AMQP)").await;
+    browser.write("textbox", "Target", "topic:back").await;
+    browser.write("textbox", "Connection to the broker", "broker").await;
+    browser.write("textbox", "Queue", "page.back").await;
+    browser.click("button", "Create").await;
+    browser.reads("back was created").await;
+    browser.click("button", "Send a test message by orders").await;
+    browser.click("button", "Send and wait for the peer").await;
+    browser.reads("The peer of orders has message").await;
+    assert_eq!(next(&mut back).await.value::<String>().expect("a text"), "a test message");
+    // What others refer to stays.
+    browser.click("button", "Delete broker").await;
+    browser.click("button", "Delete").await;
+    browser.reads("is used by").await;
+    browser.click("button", "Cancel").await;
+    let expected = |line: &String| ["422", "502", "409"].iter().any(|status| line.contains(status));
+    assert_eq!(browser.mistakes().await.iter().filter(|line| !expected(line)).count(), 0);
     browser.close().await;
 }

@@ -117,7 +117,7 @@ impl Site {
             ..Sources::default()
         };
         let token = Token::new(TOKEN).expect("it is long enough");
-        let tokens = Tokens { operator: Some(token), viewer: None, open_to_look: true };
+        let tokens = Tokens { operator: Some(token), open_to_look: true, ..Tokens::default() };
         let admin = Admin::start(
             listener,
             "xmsg-proxy",
@@ -126,6 +126,12 @@ impl Site {
             serde_json::json!({ "port": 7771, "tcp": { "keepalive_s": 60 } }),
         );
         self.admin = Some(admin.expect("HTTP starts"));
+    }
+
+    /// The numbers of the dead letters of an outgoing connection.
+    pub(crate) async fn dead(&self, outgoing: &str) -> Vec<u64> {
+        let letters = self.registry.dead(outgoing, 0, 100).await.expect("there is such a connection");
+        letters.into_iter().map(|letter| letter.sequence).collect()
     }
 
     /// Stops HTTP, and nothing else.
