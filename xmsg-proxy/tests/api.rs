@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use xmsg_proxy::Proxy;
-use xmsg_proxy::admin::{Admin, Sources, Token, Tokens};
+use xmsg_proxy::admin::{Admin, Reach, Sources, Token, Tokens};
 use xmsg_tests::http::{Response, ask, get, get_with};
 use xmsg_tests::raw::{Raw, command};
 use xmsg_tests::{proxy, within};
@@ -28,16 +28,16 @@ struct Site {
 
 impl Site {
     async fn start(open_to_look: bool) -> Self {
+        Self::serving(tokens(OPERATOR, open_to_look), false).await
+    }
+
+    /// With these tokens, and with or without a way to the proxy for messages.
+    async fn serving(tokens: Tokens, has_way: bool) -> Self {
         let proxy = proxy().start().await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let sources = Sources { proxy: Some(proxy.monitor()), ..Sources::default() };
-        let admin = Admin::start(
-            listener,
-            "xmsg-proxy",
-            sources,
-            tokens(OPERATOR, open_to_look),
-            json!({ "port": 7771 }),
-        );
+        let reach = has_way.then(|| Reach::new(proxy.address().clone()));
+        let sources = Sources { proxy: Some(proxy.monitor()), reach, ..Sources::default() };
+        let admin = Admin::start(listener, "xmsg-proxy", sources, tokens, json!({ "port": 7771 }));
         let admin = admin.unwrap();
         let address = admin.address().to_string();
         Self { proxy, admin, address }
@@ -63,6 +63,24 @@ impl Site {
             body.len()
         );
         ask(&self.address, request.as_bytes()).await.unwrap()
+    }
+
+    /// The status of an answer that need not end, and the first of what follows.
+    async fn begins(&self, path: &str, headers: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", self.address);
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut told = String::new();
+        within("an answer", async {
+            while told.split_once("\r\n\r\n").is_none_or(|(_, body)| body.is_empty()) {
+                let mut bytes = [0; 4096];
+                let len = stream.read(&mut bytes).await.unwrap();
+                assert!(len > 0, "{told}");
+                told.push_str(&String::from_utf8_lossy(&bytes[..len]));
+            }
+        })
+        .await;
+        (told.split(' ').nth(1).unwrap().parse().unwrap(), told)
     }
 
     async fn log_in(&self, token: &str, headers: &str) -> Response {
@@ -94,7 +112,7 @@ impl Site {
 
 fn tokens(operator: &str, open_to_look: bool) -> Tokens {
     let token = |text| Some(Token::new(text).unwrap());
-    Tokens { operator: token(operator), viewer: token(VIEWER), open_to_look }
+    Tokens { operator: token(operator), viewer: token(VIEWER), open_to_look, ..Tokens::default() }
 }
 
 fn read(response: &Response) -> Value {
@@ -127,6 +145,8 @@ async fn changes_need_the_operator_and_come_from_our_own_pages() {
         (format!("{operator}{own}Sec-Fetch-Site: cross-site\r\n"), 403),
         (format!("{operator}{own}Sec-Fetch-Site: same-site\r\n"), 403),
         ("Cookie: xmsg_session=00\r\nX-Xmsg-Page: 1\r\n".to_owned(), 403),
+        // A token alone would do, but a browser says that it comes from elsewhere.
+        (format!("{}Sec-Fetch-Site: cross-site\r\n", bearer(OPERATOR)), 403),
     ] {
         assert_eq!(site.end(&headers).await, status, "{headers}");
     }
@@ -142,7 +162,7 @@ async fn changes_need_the_operator_and_come_from_our_own_pages() {
     assert_eq!(old.status, 403);
     assert!(old.body.contains("X-Xmsg-Page"), "{}", old.body);
     let counted = read(&get(&site.address, "/varz").await);
-    assert_eq!(counted["admin_refused_requests"]["foreign"], 9);
+    assert_eq!(counted["admin_refused_requests"]["foreign"], 10);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -207,6 +227,57 @@ async fn a_login_comes_from_our_own_page_too() {
     assert_eq!(bad.status, 400);
     let behind_tls = site.log_in(OPERATOR, &format!("{OWN}X-Forwarded-Proto: https\r\n")).await;
     assert!(behind_tls.head.contains("; secure"), "{}", behind_tls.head);
+}
+
+/// The viewer's token is for those who are far away, where the ports of the proxy may not be reached.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_role_sees_of_messages_what_it_may() {
+    let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
+    for (open_to_look, viewer_may_watch, nobodys, viewers) in
+        [(true, false, 200, 403), (true, true, 200, 200), (false, false, 401, 403), (false, true, 401, 200)]
+    {
+        let site =
+            Site::serving(Tokens { viewer_may_watch, ..tokens(OPERATOR, open_to_look) }, true).await;
+        for (headers, status, publishes) in [
+            (String::new(), nobodys, nobodys.max(403)),
+            (bearer(VIEWER), viewers, 403),
+            (site.session(VIEWER).await, viewers, 403),
+            (bearer(OPERATOR), 200, 200),
+            (site.session(OPERATOR).await, 200, 403),
+        ] {
+            let (found, told) = site.begins("/api/v1/tap?topic=a", &headers).await;
+            assert_eq!(found, status, "{headers}: {told}");
+            match status {
+                200 => assert!(told.contains("event: counts"), "{told}"),
+                403 => assert!(told.contains("admin.viewer_may_watch"), "{told}"),
+                _ => {}
+            }
+            let who = read(&get_with(&site.address, "/api/v1/session", &headers).await);
+            assert_eq!(who["may_watch"], status == 200, "{headers}: {who}");
+            // The rest is there for all who may look.
+            let overview = get_with(&site.address, "/api/v1/overview", &headers).await.status;
+            assert_eq!(overview, if headers.is_empty() { nobodys } else { 200 });
+            let published =
+                site.send("POST", "/api/v1/publish", &headers, r#"{"topic": "a", "text": "b"}"#).await;
+            let publishes = if headers.is_empty() && !open_to_look { 401 } else { publishes };
+            assert_eq!(published.status, publishes, "{headers}: {}", published.body);
+        }
+    }
+}
+
+/// Its rules say who may publish and subscribe, and the page has no name in them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_way_to_the_proxy_nobody_watches_or_publishes() {
+    let site = Site::start(true).await;
+    let operator = format!("Authorization: Bearer {OPERATOR}\r\n");
+    for headers in ["", &operator] {
+        let tap = get_with(&site.address, "/api/v1/tap", headers).await;
+        assert_eq!((tap.status, &read(&tap)["kind"]), (403, &json!("not_allowed")));
+        assert!(tap.body.contains("has security") && tap.body.contains("xmsg sub"), "{}", tap.body);
+        assert_eq!(read(&get_with(&site.address, "/api/v1/session", headers).await)["may_watch"], false);
+    }
+    let published = site.send("POST", "/api/v1/publish", &operator, r#"{"topic": "a", "text": "b"}"#).await;
+    assert!(published.status == 403 && published.body.contains("has security"), "{}", published.body);
 }
 
 /// A name that somebody has made to lead here gets nothing, not even the page.

@@ -138,6 +138,9 @@ export function messages(main, { page, values, logIn }) {
     el("section", { class: "panel" }, el("h2", { text: "Watch messages" }), form, el("div", { class: "row" }, filter.node, clear, download), state, list),
     el("section", { class: "panel" }, el("h2", { text: "Publish a message" }), page.can("operator") ? publish : el("p", {}, "To publish, log in with the operator's token. ", el("button", { type: "button", text: "Log in", onclick: logIn }))),
   );
-  if (values.has("topic")) begin();
+  if (page.session && !page.session.may_watch) {
+    watch.disabled = true;
+    say(state, page.session.has_messages ? "This token is for looking, and not at what is in messages: log in with the operator's." : "This proxy has security, and its page no identity of its own: use xmsg sub and xmsg pub with your keys.");
+  } else if (values.has("topic")) begin();
   return end;
 }

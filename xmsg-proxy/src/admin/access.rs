@@ -3,7 +3,7 @@
 //! | who asks | may look | may change |
 //! |---|---|---|
 //! | with the operator's token, or a session made with it | yes | yes |
-//! | with the viewer's token, or a session made with it | yes | no |
+//! | with the viewer's token, or a session made with it | yes, at messages only if the settings say so | no |
 //! | with neither, where the server listens on the loopback and no token was named | yes | no |
 //! | with neither, elsewhere | no | no |
 //!
@@ -58,12 +58,15 @@ pub struct Tokens {
     /// Whether everybody on this machine may look without one. It says nothing where others can reach the
     /// server.
     pub open_to_look: bool,
+    /// Whether whoever brings the viewer's token may see what is in messages, too. Whoever needs no token may,
+    /// as everybody on this machine can subscribe.
+    pub viewer_may_watch: bool,
 }
 
 impl From<Option<Token>> for Tokens {
     /// With a token, everybody needs it; without, everybody who gets there may look.
     fn from(operator: Option<Token>) -> Self {
-        Self { open_to_look: operator.is_none(), operator, viewer: None }
+        Self { open_to_look: operator.is_none(), operator, ..Self::default() }
     }
 }
 
@@ -193,6 +196,9 @@ impl Access {
 
     /// Who asks, by what the request brings; `Ok(None)`: nobody in particular, and everybody may look.
     pub(super) fn caller(&self, method: &Method, headers: &HeaderMap) -> Result<Option<Caller>, Denied> {
+        if !method.is_safe() && is_from_elsewhere(headers) {
+            return Err(Denied::Foreign);
+        }
         let (generation, tokens) = self.in_force().clone();
         let has_tokens = tokens.operator.is_some() || tokens.viewer.is_some();
         if has_tokens && headers.contains_key(header::AUTHORIZATION) {
@@ -241,6 +247,11 @@ impl Access {
             }
             Some(Caller { generation, .. }) => generation == self.in_force().0,
         }
+    }
+
+    /// Whether somebody who was let in may see what is in messages.
+    pub(super) fn may_watch(&self, caller: Option<Caller>) -> bool {
+        caller.is_none_or(|caller| caller.role == Role::Operator || self.in_force().1.viewer_may_watch)
     }
 
     /// Begins a session with this token; `None`: it is none of ours.
@@ -307,6 +318,13 @@ pub(super) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
 }
 
+/// Whether the browser says that this does not come from a page of this server, whatever else it brings. Other
+/// ports of this host are the same site, and not the same origin. What is no browser does not say.
+pub(super) fn is_from_elsewhere(headers: &HeaderMap) -> bool {
+    let site = headers.get("sec-fetch-site");
+    site.is_some_and(|site| !matches!(site.as_bytes(), b"same-origin" | b"none"))
+}
+
 /// Whether a request comes from a page of this server: it has our own header, and nothing in it says
 /// otherwise.
 pub(super) fn is_own_page(headers: &HeaderMap) -> bool {
@@ -348,7 +366,8 @@ mod tests {
 
     fn access(open_to_look: bool) -> Access {
         let token = |text| Some(Token::new(text).unwrap());
-        Access::new(Tokens { operator: token(OPERATOR), viewer: token(VIEWER), open_to_look }, 7775)
+        let (operator, viewer) = (token(OPERATOR), token(VIEWER));
+        Access::new(Tokens { operator, viewer, open_to_look, viewer_may_watch: false }, 7775)
     }
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
@@ -414,6 +433,34 @@ mod tests {
         access.log_out(&headers(&[("cookie", &cookie)])).unwrap();
         assert!(!access.still(Some(caller)));
         assert_eq!(ask(Method::POST, &[own]), Ok(None), "everybody may look, as nobody in particular");
+    }
+
+    /// Whatever a request brings: a browser that says where it comes from is believed.
+    #[test]
+    fn a_browser_that_comes_from_elsewhere_changes_nothing() {
+        let access = access(true);
+        let bearer = format!("Bearer {OPERATOR}");
+        let ask = |method: Method, site: &str| {
+            let headers = headers(&[("authorization", &bearer), ("sec-fetch-site", site)]);
+            access.caller(&method, &headers).map(|caller| caller.map(|caller| caller.role))
+        };
+        for site in ["cross-site", "same-site", "", "?"] {
+            assert_eq!(ask(Method::POST, site), Err(Denied::Foreign), "{site}");
+            assert_eq!(ask(Method::GET, site), Ok(Some(Role::Operator)), "{site}");
+        }
+        for site in ["same-origin", "none"] {
+            assert_eq!(ask(Method::DELETE, site), Ok(Some(Role::Operator)), "{site}");
+        }
+    }
+
+    #[test]
+    fn what_is_in_messages_is_for_the_operator_unless_it_is_said_otherwise() {
+        let access = access(true);
+        let [viewer, operator] = [VIEWER, OPERATOR].map(|token| access.log_in(token, false).unwrap().caller);
+        assert!(access.may_watch(None) && access.may_watch(Some(operator)));
+        assert!(!access.may_watch(Some(viewer)));
+        access.replace(Tokens { viewer_may_watch: true, ..access.tokens() });
+        assert!(access.may_watch(Some(viewer)));
     }
 
     #[test]

@@ -181,7 +181,7 @@ async fn refuse(state: &State, connection: Option<&Connection>, why: Away) -> Re
         }
         Away::Denied(Denied::Foreign) => {
             state.turned_away.foreign(connection);
-            let text = "a change with a session has to come from a page of this server, with the header X-Xmsg-Page, which has the secret from the \
+            let text = "a change in a browser has to come from a page of this server, with the header X-Xmsg-Page, which has the secret from the \
                         answer to the login: log in again\n";
             (StatusCode::FORBIDDEN, text).into_response()
         }

@@ -68,7 +68,7 @@ impl TurnedAway {
     /// Notes a change that may come from a page of another site.
     pub(super) fn foreign(&self, connection: Option<&Connection>) {
         self.foreign.fetch_add(1, Ordering::Relaxed);
-        self.note(connection, "a session, which did not come from a page of ours,");
+        self.note(connection, "a change, which did not come from a page of ours,");
     }
 
     /// Notes a change by a session that makes too many of them.

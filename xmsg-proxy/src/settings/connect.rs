@@ -246,7 +246,7 @@ static NO_SECURITY: security::Settings = security::Settings {
 
 impl Settings for ConnectSettings {
     const RELOADABLE: &'static [&'static str] =
-        &["admin.token_file", "admin.viewer_token_file", "linger_s", "log.filter"];
+        &["admin.token_file", "admin.viewer_may_watch", "admin.viewer_token_file", "linger_s", "log.filter"];
 
     fn resolve(&mut self, folder: &Path) {
         let Self { state_dir, definitions, secrets_dir, security, admin, .. } = self;

@@ -87,6 +87,7 @@ pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned +
             linger: self.linger(),
             admin_token: token(&self.admin().token_file)?,
             admin_viewer_token: token(&self.admin().viewer_token_file)?,
+            viewer_may_watch: self.admin().viewer_may_watch,
             mechanism,
             rules,
             upstreams: self.upstreams()?,
@@ -106,6 +107,8 @@ pub struct Reloadable {
     pub admin_token: Option<Token>,
     /// What whoever only looks may know instead.
     pub admin_viewer_token: Option<Token>,
+    /// Whether they may see what is in messages, too.
+    pub viewer_may_watch: bool,
     /// How the ports are secured. Needs a restart; it is here because its file is read with the others.
     pub mechanism: Mechanism,
     /// Who is let in, and what they may do.
@@ -204,6 +207,8 @@ pub struct Admin {
     /// The file with a token with which one may look and change nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub viewer_token_file: Option<PathBuf>,
+    /// Whether whoever looks with that token may see what is in messages, too.
+    pub viewer_may_watch: bool,
     /// The port of the loopback that it listens on unless another place is asked for.
     #[serde(skip)]
     port: u16,
@@ -224,11 +229,13 @@ fn admin_at<'de, D: Deserializer<'de>, const PORT: u16, const ON: bool>(
         listen: Option<HostPort>,
         token_file: Option<PathBuf>,
         viewer_token_file: Option<PathBuf>,
+        viewer_may_watch: bool,
     }
 
-    let Section { enabled, listen, token_file, viewer_token_file } = Section::deserialize(deserializer)?;
+    let Section { enabled, listen, token_file, viewer_token_file, viewer_may_watch } =
+        Section::deserialize(deserializer)?;
     let enabled = enabled.unwrap_or(ON);
-    Ok(Admin { enabled, listen, token_file, viewer_token_file, ..Admin::at(PORT, ON) })
+    Ok(Admin { enabled, listen, token_file, viewer_token_file, viewer_may_watch, ..Admin::at(PORT, ON) })
 }
 
 impl Admin {
@@ -238,6 +245,7 @@ impl Admin {
             listen: None,
             token_file: None,
             viewer_token_file: None,
+            viewer_may_watch: false,
             port,
             is_on_by_default,
         }
@@ -451,7 +459,7 @@ mod tests {
                 assert!(found.is_some(), "{key}");
             }
         }
-        let with_all = "upstream = []\nlinger_s = 1\nslow_subscriber = \"\"\n[log]\nfilter = \"\"\n[admin]\ntoken_file = \"\"\nviewer_token_file = \"\"\n\
+        let with_all = "upstream = []\nlinger_s = 1\nslow_subscriber = \"\"\n[log]\nfilter = \"\"\n[admin]\ntoken_file = \"\"\nviewer_token_file = \"\"\nviewer_may_watch = true\n\
                         [security]\npassword_file = \"\"\n[[security.client]]\n[[policy]]";
         check::<ProxySettings>(with_all);
         check::<RegistrarSettings>(with_all);

@@ -246,6 +246,7 @@ impl Default for RegistrarSection {
 impl Settings for ProxySettings {
     const RELOADABLE: &'static [&'static str] = &[
         "admin.token_file",
+        "admin.viewer_may_watch",
         "admin.viewer_token_file",
         "linger_s",
         "log.filter",

@@ -62,6 +62,7 @@ impl Default for RegistrarSettings {
 impl Settings for RegistrarSettings {
     const RELOADABLE: &'static [&'static str] = &[
         "admin.token_file",
+        "admin.viewer_may_watch",
         "admin.viewer_token_file",
         "linger_s",
         "log.filter",

@@ -36,7 +36,7 @@ pub(super) fn open(proxy: &Proxy) -> anyhow::Result<Option<Page>> {
         reach: Some(Reach::new(proxy.address().clone())),
         ..Sources::default()
     };
-    let tokens = Tokens { operator: Some(token.clone()), viewer: None, open_to_look: true };
+    let tokens = Tokens { operator: Some(token.clone()), open_to_look: true, ..Tokens::default() };
     let admin = Admin::start(socket, "xmsg demo", sources, tokens, serde_json::json!({}))?;
     let address = format!("http://{}/", admin.address());
     Ok(Some(Page { _admin: admin, address, token: token.reveal().to_owned() }))

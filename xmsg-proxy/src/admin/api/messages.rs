@@ -36,6 +36,13 @@ fn no_way() -> Problem {
     Problem::new(StatusCode::FORBIDDEN, "not_allowed", what)
 }
 
+/// Why somebody may not see messages who may look at the rest.
+fn viewers_may_not() -> Problem {
+    let what = "this token is for looking, and not at what is in messages: bring the operator's, or have the settings allow it \
+                (admin.viewer_may_watch)";
+    Problem::new(StatusCode::FORBIDDEN, "not_allowed", what)
+}
+
 fn failed(error: &Error) -> Problem {
     let (status, kind) = match error.kind() {
         ErrorKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
@@ -61,6 +68,9 @@ pub(super) async fn tap(
     if !(1..=RATE_MAX).contains(&rate) {
         let what = format!("the rate is from 1 to {RATE_MAX} messages a second");
         return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_request", what).at("rate"));
+    }
+    if !state.access.may_watch(asked.caller) {
+        return Err(viewers_may_not());
     }
     let place = state.streams.place()?;
     let tap = state.client.tap(Topic::wrap(query.topic), rate).await.ok_or_else(no_way)?;

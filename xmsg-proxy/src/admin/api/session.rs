@@ -44,6 +44,8 @@ pub(super) struct Session {
     has_registrar: bool,
     /// Whether messages can be watched and published here.
     has_messages: bool,
+    /// Whether whoever asks may watch them.
+    may_watch: bool,
 }
 
 /// What is shown to begin a session.
@@ -65,6 +67,7 @@ fn session(state: &State, caller: Option<Caller>) -> Session {
         has_connect: state.has_connect(),
         has_registrar: state.registrar.is_some(),
         has_messages: state.client.is_there(),
+        may_watch: state.client.is_there() && state.access.may_watch(caller),
     }
 }
 

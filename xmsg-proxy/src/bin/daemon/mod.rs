@@ -211,7 +211,7 @@ impl<P: Program> Daemon<P> {
                 None => return Ok(()),
             },
         };
-        let Reloadable { admin_token, admin_viewer_token, .. } = self.reloadable.clone();
+        let Reloadable { admin_token, admin_viewer_token, viewer_may_watch, .. } = self.reloadable.clone();
         // The link that is shown has the token in it, so that it is for a terminal only: what else standard
         // output is kept in, such as the journal, is read by others. There, whoever wants to change something
         // names a file.
@@ -220,7 +220,7 @@ impl<P: Program> Daemon<P> {
         if has_page && admin_token.is_none() && admin_viewer_token.is_none() && io::stdout().is_terminal() {
             self.made = Some(Token::random()?);
         }
-        let tokens = self.tokens(admin_token, admin_viewer_token);
+        let tokens = self.tokens(admin_token, admin_viewer_token, viewer_may_watch);
         // Nobody logs in where there are no other ports.
         let has_ports = sources.proxy.is_some() || sources.registrar.is_some();
         let authority = has_ports.then(|| self.authority.clone());
@@ -241,10 +241,10 @@ impl<P: Program> Daemon<P> {
 
     /// The tokens of the HTTP server: those of the settings, or, if there are none, the one that was made at
     /// the start.
-    fn tokens(&self, operator: Option<Token>, viewer: Option<Token>) -> Tokens {
+    fn tokens(&self, operator: Option<Token>, viewer: Option<Token>, viewer_may_watch: bool) -> Tokens {
         let open_to_look = operator.is_none() && viewer.is_none();
         let made = self.made.clone().filter(|_| open_to_look);
-        Tokens { operator: operator.or(made), viewer, open_to_look }
+        Tokens { operator: operator.or(made), viewer, open_to_look, viewer_may_watch }
     }
 
     /// Takes the HTTP server, to be told what happens and ended at last.

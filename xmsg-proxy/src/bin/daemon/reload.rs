@@ -72,8 +72,16 @@ impl<P: Program> Daemon<P> {
     /// Changes what differs. A part that can be reloaded has its lines here, its field in [`Reloadable`], and
     /// its keys in `Settings::RELOADABLE`.
     fn take_over(&mut self, new: Reloadable) {
-        let Reloadable { log_filter, linger, admin_token, admin_viewer_token, mechanism, rules, upstreams } =
-            new;
+        let Reloadable {
+            log_filter,
+            linger,
+            admin_token,
+            admin_viewer_token,
+            viewer_may_watch,
+            mechanism,
+            rules,
+            upstreams,
+        } = new;
         let in_force = &self.reloadable.mechanism;
         let has_same_rules = mechanism.has_rules_of(in_force);
         if !has_same_rules {
@@ -99,14 +107,16 @@ impl<P: Program> Daemon<P> {
         self.reloadable.upstreams = upstreams;
         // It counts from when the daemon is told to stop.
         self.reloadable.linger = linger;
-        let now = (admin_token, admin_viewer_token);
-        if now != (self.reloadable.admin_token.clone(), self.reloadable.admin_viewer_token.clone()) {
-            let tokens = self.tokens(now.0.clone(), now.1.clone());
+        let Reloadable { admin_token: operator, admin_viewer_token: viewer, .. } = &self.reloadable;
+        let now = (admin_token, admin_viewer_token, viewer_may_watch);
+        if now != (operator.clone(), viewer.clone(), self.reloadable.viewer_may_watch) {
+            let tokens = self.tokens(now.0.clone(), now.1.clone(), viewer_may_watch);
             match self.admin.as_ref().map_or(Ok(()), |admin| admin.set_tokens(tokens)) {
                 Ok(()) => {
                     let has_token = now.0.is_some();
-                    tracing::info!(has_token, "the token of the HTTP server has changed");
-                    (self.reloadable.admin_token, self.reloadable.admin_viewer_token) = now;
+                    tracing::info!(has_token, "the tokens of the HTTP server, or what they are for, have changed");
+                    (self.reloadable.admin_token, self.reloadable.admin_viewer_token) = (now.0, now.1);
+                    self.reloadable.viewer_may_watch = viewer_may_watch;
                 }
                 Err(error) => tracing::error!("the former token of the HTTP server stays in force: {error}"),
             }
