@@ -211,7 +211,9 @@ async fn it_has_a_web_page_unless_told_otherwise() {
     let admin = daemon.line().await.strip_prefix("HTTP at http://").unwrap().to_owned();
     if taken.is_ok() {
         assert!(admin.starts_with("127.0.0.1:") && admin != "127.0.0.1:7775", "{admin}");
-        daemon.logged(&["WARN", &format!("http://{admin}"), "127.0.0.1:7775 can't be used", "--admin off"]).await;
+        daemon
+            .logged(&["WARN", &format!("http://{admin}"), "127.0.0.1:7775 can't be used", "--admin off"])
+            .await;
     }
     let page = http::get_with(&admin, "/", "Accept: text/html\r\n").await;
     assert!(page.status == 200 && page.body.contains("<html"), "{}", page.head);

@@ -138,8 +138,11 @@ mod tests {
         };
         let shown = |name: &str| path(name).display().to_string();
         let secrets = within("secrets");
-        let may = |allowed: &Allowed, file: &str| allowed.check(&Definitions::default(), &with(&[(file, None)]));
-        for file in ["secrets/password", "secrets/below/not-there-yet", "alias/password", "secrets/below/../password"] {
+        let may =
+            |allowed: &Allowed, file: &str| allowed.check(&Definitions::default(), &with(&[(file, None)]));
+        for file in
+            ["secrets/password", "secrets/below/not-there-yet", "alias/password", "secrets/below/../password"]
+        {
             may(&secrets, &shown(file)).unwrap();
         }
         may(&secrets, "../secrets/password").unwrap();
@@ -153,7 +156,10 @@ mod tests {
             "state/password",
         ] {
             let error = may(&secrets, &shown(file)).unwrap_err().to_string();
-            assert!(error.contains("password_file names") && error.contains("secrets_dir"), "{file}: {error}");
+            assert!(
+                error.contains("password_file names") && error.contains("secrets_dir"),
+                "{file}: {error}"
+            );
             assert!(error.contains(&shown("secrets")), "it says what is allowed: {error}");
         }
         assert!(may(&secrets, "password").is_err(), "it counts from the state directory");
@@ -173,11 +179,11 @@ mod tests {
     fn what_was_named_before_may_be_named_again_and_each_field_counts() {
         let folder = tempfile::tempdir().unwrap();
         let state_dir = folder.path().to_owned();
-        let allowed =
-            Allowed { within: state_dir.clone(), spool_dir: state_dir.join("spool"), state_dir };
+        let allowed = Allowed { within: state_dir.clone(), spool_dir: state_dir.join("spool"), state_dir };
         let before = with(&[("/etc/xmsg/password", None)]);
         allowed.check(&before, &with(&[("/etc/xmsg/password", None), ("own", None)])).unwrap();
-        let error = allowed.check(&before, &with(&[("/etc/xmsg/password", Some("/etc/passwd"))])).unwrap_err();
+        let error =
+            allowed.check(&before, &with(&[("/etc/xmsg/password", Some("/etc/passwd"))])).unwrap_err();
         assert!(error.to_string().contains("ca_file names \"/etc/passwd\""), "{error}");
 
         let text = "[[outgoing]]\nname = 'a'\nkind = 'zmq'\nsocket_type = 'PUSH'\naddress = 'tcp://127.0.0.1:1'\nsocket_method = 'bind'\n\

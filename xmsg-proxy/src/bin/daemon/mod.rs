@@ -329,14 +329,18 @@ fn listen(admin: &settings::Admin) -> anyhow::Result<Option<TcpListener>> {
         Err(error) => error,
     };
     let how = "name a port to have it there or nowhere (admin.listen, --admin), or turn it off (--admin off)";
-    let moved = TcpListener::bind((at.host.as_str(), 0)).and_then(|socket| Ok((socket.local_addr()?, socket)));
+    let moved =
+        TcpListener::bind((at.host.as_str(), 0)).and_then(|socket| Ok((socket.local_addr()?, socket)));
     Ok(match moved {
         Ok((instead, socket)) => {
             tracing::warn!("HTTP is at http://{instead}, because {at} can't be used ({error}): {how}");
             Some(socket)
         }
         Err(_) => {
-            tracing::warn!("there is no HTTP, because no port of {} can be used ({error}): {how}", at.host.as_str());
+            tracing::warn!(
+                "there is no HTTP, because no port of {} can be used ({error}): {how}",
+                at.host.as_str()
+            );
             None
         }
     })

@@ -114,7 +114,10 @@ impl<P: Program> Daemon<P> {
             match self.admin.as_ref().map_or(Ok(()), |admin| admin.set_tokens(tokens)) {
                 Ok(()) => {
                     let has_token = now.0.is_some();
-                    tracing::info!(has_token, "the tokens of the HTTP server, or what they are for, have changed");
+                    tracing::info!(
+                        has_token,
+                        "the tokens of the HTTP server, or what they are for, have changed"
+                    );
                     (self.reloadable.admin_token, self.reloadable.admin_viewer_token) = (now.0, now.1);
                     self.reloadable.viewer_may_watch = viewer_may_watch;
                 }
