@@ -298,7 +298,7 @@ mod tests {
     #[test]
     fn a_proxy_is_looked_for_where_it_serves() {
         let defaults = xmsg_proxy::settings::ProxySettings::default();
-        assert_eq!(defaults.admin.listen.port, PORT);
+        assert_eq!(defaults.admin.address().port, PORT);
         assert_eq!(settings::ADMIN.default, Some(&*format!("127.0.0.1:{PORT}")));
     }
 
