@@ -256,13 +256,14 @@ async fn what_a_full_spool_does_not_take_at_the_end_is_counted() {
     full.subscribe = vec!["feed".into()];
     full.max_bytes = Some(ByteSize::of(64 << 10));
     site.registry.create(full.clone()).await.unwrap();
-    let waiting = site.actor.wait_for_subscriber("feed");
-    within("its subscription", waiting).await.unwrap();
+    let connection = xmsg_tests::connect(&site.proxy);
+    let topic = "feed".parse().unwrap();
+    within("its subscription", connection.wait_for_subscriber(&topic)).await.unwrap();
     let published = 300;
     for _ in 0..published {
-        site.actor.publish(&message("feed", &"x".repeat(1000))).await.unwrap();
+        connection.publish(&message("feed", &"x".repeat(1000))).await.unwrap();
     }
-    within("the proxy has them", site.actor.flush(LIMIT)).await.unwrap();
+    within("the proxy has them", connection.flush(LIMIT)).await.unwrap();
     site.until("full", "a full spool", |report| report.spool.bytes + 4000 > 64 << 10).await;
     full.is_active = false;
     full.when_inactive = WhenInactive::Reject;

@@ -102,7 +102,8 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::definition::{ConnectionDefinition, Definition};
+    use crate::definition::ConnectionDefinition;
+    use crate::registry::Definition;
 
     fn with(files: &[(&str, Option<&str>)]) -> Definitions {
         let mut all = Definitions::default();
