@@ -96,6 +96,7 @@ pub fn section_text<'a>(document: &'a str, title: &str) -> &'a str {
 /// # Panics
 ///
 /// If the first line of a program names no file, or the file can't be written.
+#[must_use]
 pub fn write_programs(document: &str, kind: &str, folder: &Path) -> Vec<String> {
     let (mut names, mut lines) = (Vec::new(), document.lines());
     while lines.by_ref().any(|line| line.strip_prefix("```") == Some(kind)) {

@@ -4,9 +4,11 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
+
 use common::{Running, proxy, xmsg};
 use serde_json::{Value, json};
-use std::os::unix::fs::PermissionsExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use xmsg_proxy::Proxy;
 use xmsg_proxy::admin::{Admin, Sources, Token};
 use xmsg_proxy::registrar::Registrar;

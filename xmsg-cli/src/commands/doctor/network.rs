@@ -207,8 +207,7 @@ fn check_stats(stats: &Stats, findings: &mut Findings) {
         findings.ok("slow subscribers", format!("none of {subscribers}"));
     }
     for link in stats.connections.iter().filter(|one| one.kind == "upstream") {
-        let state = link.state.as_deref().unwrap_or("unknown");
-        let found = format!("{} is {state}", link.peer);
+        let found = format!("{} is {}", link.peer, link.state.as_deref().unwrap_or("unknown"));
         match &link.error {
             Some(error) => findings.warning("upstream", format!("{found}: {error}"), "see `xmsg info`"),
             None => findings.ok("upstream", found),
@@ -286,7 +285,7 @@ async fn check_admin(arguments: &Arguments, proxy: &ProxyAddress, findings: &mut
             findings.problem("token", told(error.as_ref()), "name its file with --admin-token-file");
         }
         Err(error) => {
-            findings.warning("token", told(error.as_ref()), "name its file with --admin-token-file")
+            findings.warning("token", told(error.as_ref()), "name its file with --admin-token-file");
         }
     }
     check_clock(answer.date.as_deref(), &address, findings);
