@@ -236,8 +236,7 @@ async fn each_role_sees_of_messages_what_it_may() {
     for (open_to_look, viewer_may_watch, nobodys, viewers) in
         [(true, false, 200, 403), (true, true, 200, 200), (false, false, 401, 403), (false, true, 401, 200)]
     {
-        let site =
-            Site::serving(Tokens { viewer_may_watch, ..tokens(OPERATOR, open_to_look) }, true).await;
+        let site = Site::serving(Tokens { viewer_may_watch, ..tokens(OPERATOR, open_to_look) }, true).await;
         for (headers, status, publishes) in [
             (String::new(), nobodys, nobodys.max(403)),
             (bearer(VIEWER), viewers, 403),

@@ -258,12 +258,14 @@ async fn files_that_are_named_over_http_are_those_of_one_folder() {
     write(folder.path(), "initial.toml", &initial);
     let broker =
         |field: &str, file: &str| json!({ "name": "crm", "uris": ["amqp://127.0.0.1:1"], field: file });
-    let (allowed, settings) =
-        (path("secrets"), "definitions = \"initial.toml\"\nsecrets_dir = \"secrets\"");
+    let (allowed, settings) = (path("secrets"), "definitions = \"initial.toml\"\nsecrets_dir = \"secrets\"");
     let site = Site::in_folder(folder, settings).await;
     let refused = async |method: &str, path: &str, body: &str, field: &str| {
         let (status, told) = site.ask(method, path, body).await;
-        assert_eq!((status, &told["kind"], &told["field"]), (422, &json!("invalid_definition"), &json!(field)));
+        assert_eq!(
+            (status, &told["kind"], &told["field"]),
+            (422, &json!("invalid_definition"), &json!(field))
+        );
         let message = told["message"].as_str().unwrap();
         assert!(message.contains(&allowed) && message.contains("secrets_dir"), "{message}");
     };
@@ -292,7 +294,8 @@ async fn files_that_are_named_over_http_are_those_of_one_folder() {
     let site = Site::new("").await;
     let added = site.ask("POST", "/connect/connection", &broker("password_file", "crm").to_string()).await;
     assert_eq!(added.0, 201, "{}", added.1);
-    let (status, told) = site.ask("PUT", "/connect/connection/crm", &broker("ca_file", "/etc/passwd").to_string()).await;
+    let (status, told) =
+        site.ask("PUT", "/connect/connection/crm", &broker("ca_file", "/etc/passwd").to_string()).await;
     assert_eq!((status, &told["field"]), (422, &json!("ca_file")), "{told}");
     site.stop().await;
 }

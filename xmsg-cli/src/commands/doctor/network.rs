@@ -263,7 +263,7 @@ async fn check_admin(arguments: &Arguments, proxy: &ProxyAddress, findings: &mut
     let answer = match admin.ask(Method::GET, "/readyz").await {
         Ok(answer) => answer,
         Err(_) if !is_expected => {
-            findings.ok("http", format!("there is none at {address}; the proxy has it with --admin"));
+            findings.ok("http", format!("there is none at {address}"));
             return check_local_clock(proxy, findings);
         }
         Err(error) => {
@@ -276,7 +276,12 @@ async fn check_admin(arguments: &Arguments, proxy: &ProxyAddress, findings: &mut
         findings.ok("http", format!("{address} is ready"));
     } else {
         let found = format!("{address} is not ready: {} {}", answer.status, answer.text());
-        findings.problem("http", found, "look into the log of the proxy");
+        let advice = "look into the log of the proxy";
+        if is_expected {
+            findings.problem("http", found, advice);
+        } else {
+            findings.warning("http", found, advice);
+        }
     }
     // An address alone is not enough where a token is wanted.
     match admin.ask(Method::GET, "/varz").await {
