@@ -11,6 +11,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml_edit::{DocumentMut, Item, RawString, Table, Value};
 use xmsg_core::{Error, ErrorKind, Result};
+use xmsg_zmq::files::open_itself;
 
 use crate::settings::{self, Found, Setting};
 
@@ -342,8 +343,7 @@ fn lock(path: &Path) -> Result<File> {
         let name = name.display();
         Error::new(ErrorKind::Io, format!("cannot lock the contexts with {name}: {error}"))
     };
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(false).mode(0o600).open(&name).map_err(failed)?;
+    let file = open_itself(Path::new(&name), OpenOptions::new().write(true).mode(0o600)).map_err(failed)?;
     file.lock().map_err(failed)?;
     Ok(file)
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::files::create_anew;
 use xmsg_zmq::lock::lock;
 
 use super::{OutgoingPlan, storage};
@@ -179,7 +180,7 @@ fn unusable(path: &Path, error: std::io::Error) -> Error {
 /// Says on the disk that all of this folder is to be deleted: also by whoever finds it after a crash.
 pub(crate) fn mark_purged(path: &Path) -> Result<()> {
     let mark = || {
-        std::fs::File::create(path.join(PURGE))?.sync_all()?;
+        create_anew(&path.join(PURGE))?.sync_all()?;
         std::fs::File::open(path)?.sync_all()
     };
     match mark() {

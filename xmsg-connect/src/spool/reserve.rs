@@ -4,9 +4,11 @@
 //! full a spool could not be drained, which is what would make room in it. So each spool keeps a file of
 //! zeros, and gives it up when the disk is full.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+
+use xmsg_zmq::files::create_anew;
 
 /// Bytes that are kept for removals while the disk is full. Groups of removals on a file of 1 GiB take a
 /// third of that.
@@ -35,7 +37,7 @@ impl Reserve {
             return Ok(());
         }
         let write = || {
-            let mut file = File::create(&self.path)?;
+            let mut file = create_anew(&self.path)?;
             file.write_all(&vec![0; RESERVE_BYTES])?;
             file.sync_all()
         };

@@ -4,6 +4,8 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::files::open_itself;
+
 /// Locks a mutex. If another thread panicked while it held the lock, the value is used as it is: every change
 /// under our locks is complete at any point where a panic is possible.
 #[inline]
@@ -19,15 +21,15 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct LockedFile(File);
 
 impl LockedFile {
-    /// Locks the file at this path. The file is created if it does not exist; what is in it stays.
+    /// Locks the file at this path. The file is created if it does not exist; what is in it stays. A symbolic
+    /// link is not followed.
     ///
     /// # Errors
     ///
     /// [`WouldBlock`](TryLockError::WouldBlock) if somebody else has locked it;
     /// [`Error`](TryLockError::Error) if it can't be opened or locked.
     pub fn open(path: &Path) -> Result<Self, TryLockError> {
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
-        let file = file.map_err(TryLockError::Error)?;
+        let file = open_itself(path, OpenOptions::new().write(true)).map_err(TryLockError::Error)?;
         file.try_lock()?;
         Ok(Self(file))
     }

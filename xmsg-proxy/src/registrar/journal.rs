@@ -41,6 +41,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use xmsg_core::registration::OwnerType;
 use xmsg_core::{Error, ErrorKind, Result};
+use xmsg_zmq::files::create_anew;
 use xmsg_zmq::lock::LockedFile;
 
 pub use self::format::Entry;
@@ -138,7 +139,7 @@ impl Draft {
         let salt = Salt::new().map_err(no_salt)?;
         self.salt = Salt::new().map_err(no_salt)?;
         let mut write = || {
-            let mut file = File::create(temporary(&self.path))?;
+            let mut file = create_anew(&temporary(&self.path))?;
             let mut out = BufWriter::with_capacity(BUFFER, &file);
             SNAPSHOT.write(&mut out, self.generation, 0, salt)?;
             let (mut entries, mut count) = (Vec::new(), 0);
@@ -167,7 +168,7 @@ impl Draft {
         self.snapshot_len = write().map_err(|error| cannot_write(&self.path, error))?;
         let path = journal_of(&self.path);
         let begin = || {
-            let mut file = File::create(temporary(&path))?;
+            let mut file = create_anew(&temporary(&path))?;
             let len = JOURNAL.write(&mut file, self.generation, 0, self.salt)?;
             Ok((file, len))
         };

@@ -375,6 +375,30 @@ fn other_names_of_the_same_file_meet_at_one_lock() {
     assert!(Journal::open(&at("loop"), drop).is_err());
 }
 
+/// Whoever can write to the folder could otherwise have the registrar empty any file of its user.
+#[test]
+fn links_at_the_names_of_temporary_files_and_of_the_lock_are_not_followed() {
+    use std::os::unix::fs::symlink;
+
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let victim = at("victim");
+    fs::write(&victim, "precious").unwrap();
+    symlink(&victim, at("r.tmp")).unwrap();
+    symlink(&victim, at("r.journal.tmp")).unwrap();
+    let (mut journal, ..) = open(&at("r"));
+    journal.compact(&snapshot(), &mut []).unwrap();
+    drop(journal);
+    assert_eq!(open(&at("r")).1.len(), 3);
+    assert!(fs::symlink_metadata(at("r")).unwrap().is_file());
+
+    fs::remove_file(at("r.lock")).unwrap();
+    symlink(&victim, at("r.lock")).unwrap();
+    let error = Journal::open(&at("r"), drop).unwrap_err().with_causes().to_string();
+    assert!(error.contains("r.lock") && error.contains("symbolic link"), "{error}");
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+}
+
 /// `/dev/full` accepts no data, so nothing can be written through a link to it.
 #[test]
 fn what_could_not_be_written_is_cut_off_and_the_journal_goes_on() {
