@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use xmsg_zmq::fault::CriticalTasks;
 use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmq::{Admission, AdmissionLimits, HighWaterMark, TcpOptions};
 use xmsg_zmtp::Limits;
@@ -95,6 +96,9 @@ pub struct Config {
     pub limits: Limits,
     /// Options of the TCP transport.
     pub tcp: TcpOptions,
+    /// Who is told when a task panics that the proxy can't go on without. Default: nobody else; a proxy of
+    /// its own [tells](crate::Proxy::failed) it.
+    pub critical: CriticalTasks,
 }
 
 impl Config {
@@ -130,6 +134,7 @@ impl Default for Config {
             authority: Arc::default(),
             limits: Limits::default(),
             tcp: TcpOptions::default(),
+            critical: CriticalTasks::default(),
         }
     }
 }

@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use xmsg_core::ErrorKind;
 use xmsg_core::control::RightsRequest;
 use xmsg_zmq::deadline::later;
+use xmsg_zmq::fault::catch;
 use xmsg_zmq::link::session::now;
 use xmsg_zmq::link::source::Source;
 use xmsg_zmq::security::Principal;
@@ -195,10 +196,10 @@ impl Controller {
                 }
                 request = self.requests.recv() => {
                     let Some((requester, request)) = request else { return };
-                    self.handle(&requester, request);
+                    self.handle_alone(&requester, request);
                     for _ in 1..BATCH {
                         match self.requests.recv().now_or_never() {
-                            Some(Some((requester, request))) => self.handle(&requester, request),
+                            Some(Some((requester, request))) => self.handle_alone(&requester, request),
                             _ => break,
                         }
                     }
@@ -219,6 +220,14 @@ impl Controller {
                 }
                 () = std::future::ready(()), if self.ready.is_ready() => {}
             }
+        }
+    }
+
+    /// Handles one request. A panic loses this request, and no other.
+    fn handle_alone(&mut self, requester: &Requester, request: Option<Request>) {
+        if let Err(fault) = catch(|| self.handle(requester, request)) {
+            self.switch.lose_request(requester);
+            tracing::error!("a control request was lost by a fault of this program: {fault}");
         }
     }
 

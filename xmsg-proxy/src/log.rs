@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use xmsg_zmq::fault::catch;
 use xmsg_zmq::lock::lock;
 
 /// Bytes of lines that wait, those that are being written included. Lines for which there is no room are
@@ -186,7 +187,9 @@ impl LogQueue {
     fn run(&self, mut out: impl Write, tell: impl Fn(u64)) {
         loop {
             let line = self.next();
-            let written = out.write_all(&line).and_then(|()| out.flush());
+            // A panic loses this line. Without this thread, all that follow would be lost.
+            let written = catch(|| out.write_all(&line).and_then(|()| out.flush()));
+            let written = written.unwrap_or_else(|fault| Err(io::Error::other(fault)));
             let mut state = self.state();
             state.bytes -= line.len();
             // If lines can't be written, a line that reports it can't be written either. If there was no room
@@ -199,7 +202,8 @@ impl LogQueue {
             drop(state);
             self.0.changed.notify_all();
             if unreported > 0 {
-                tell(unreported);
+                // Whoever is told, and panics, has said so itself.
+                let _ = catch(|| tell(unreported));
             }
         }
     }
@@ -320,6 +324,39 @@ mod tests {
         assert_eq!(queue.lost(), 2);
         allow.send(Ok(())).unwrap();
         assert_eq!(told.recv_timeout(PATIENCE).unwrap(), 2);
+    }
+
+    /// A writer that panics over one line.
+    struct Faulty(Sender<String>);
+
+    impl Write for Faulty {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            assert_ne!(line, b"two", "on purpose");
+            self.0.send(String::from_utf8(line.to_owned()).unwrap()).unwrap();
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_panic_loses_one_line_and_is_told() {
+        let ((written, lines), (tell, told)) = (channel(), channel());
+        let queue = LogQueue::start_with_report(Faulty(written), move |lost| {
+            tell.send(lost).unwrap();
+            panic!("on purpose, too");
+        })
+        .unwrap();
+        for line in ["one", "two", "three", "four"] {
+            queue.push(line.as_bytes());
+        }
+        for line in ["one", "three", "four"] {
+            assert_eq!(lines.recv_timeout(PATIENCE).unwrap(), line);
+        }
+        queue.flush_within(PATIENCE);
+        assert_eq!((told.recv_timeout(PATIENCE).unwrap(), queue.lost()), (1, 1));
     }
 
     #[tokio::test]

@@ -285,7 +285,8 @@ impl Proxy {
 
         // The control plane comes first, so that no request is ever missed.
         let controller = Controller::new(switch.clone(), router.clone());
-        let controller = tokio::spawn(controller.run());
+        let controller =
+            tokio::spawn(switch.critical().watch("answering control requests", controller.run()));
         switch.listen(publishers, Side::Publishers);
         switch.listen(subscribers, Side::Subscribers);
         switch.link();
@@ -366,6 +367,12 @@ impl Proxy {
         self.switch.set_policies(policy, policies).await;
     }
 
+    /// Waits until a task has panicked that the proxy can't go on without, and tells which one, and why. The
+    /// proxy seems to work then, but for what that task did: it should be stopped, and started anew.
+    pub async fn failed(&self) -> String {
+        self.switch.critical().failed().await.to_owned()
+    }
+
     /// Stops in order, within about `linger`: accepts nobody any more, reads what publishers had already
     /// sent, delivers what is queued. Returns all counts.
     pub async fn stop(self, linger: Duration) -> Totals {
@@ -398,6 +405,7 @@ fn router(config: &Config, admission: &Admission, violations: &Violations) -> Ro
             .tcp(config.accepted_tcp())
             .admission(admission.clone())
             .violations(violations.clone())
+            .critical(config.critical.clone())
             .security(config.security.security(&config.authority))
             .identity_scope(IdentityScope::Principal)
             .keeps(config.authority.rule())
@@ -438,4 +446,22 @@ async fn bind(address: &str, config: &Config, router: &Router) -> Result<(ProxyA
         }
     }
     Err(Error::new(ErrorKind::InvalidAddress, "no three free ports in a row"))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_a_critical_task_is_told() {
+        let config = Config::default();
+        let critical = config.critical.clone();
+        let proxy = Proxy::bind("127.0.0.1:0").config(config).start().await.unwrap();
+        assert_eq!(proxy.failed().now_or_never(), None);
+        tokio::spawn(critical.watch("a task", async { panic!("on purpose") }));
+        assert_eq!(proxy.failed().await, "a task has ended by a fault of this program: on purpose");
+        proxy.stop(Duration::ZERO).await;
+    }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::fault::restart;
 
 use crate::definition::{
     ChannelDefinition, ConnectionDefinition, Definitions, Origin, Reconnect, ZmqChannel,
@@ -70,7 +71,8 @@ pub(crate) struct Channel {
 impl Channel {
     /// Starts the task of this one.
     pub(crate) fn start(plan: ChannelPlan, targets: Targets) -> Self {
-        let status = Arc::new(Status::new(label(&plan.definition.name)));
+        let label = label(&plan.definition.name);
+        let status = Arc::new(Status::new(label.clone()));
         let (plans, session_plans) = watch::channel(plan.as_work());
         let tasks = TaskTracker::new();
         let (shared, kept_targets) = (status.clone(), targets.clone());
@@ -88,7 +90,8 @@ impl Channel {
                     }
                 }
             };
-            supervise(&shared, session_plans, ChannelPlan::reconnect, session).await;
+            let work = || supervise(&shared, session_plans.clone(), ChannelPlan::reconnect, &session);
+            restart(&label, work).await;
         });
         tasks.close();
         Self { status, plan: RwLock::new(Arc::new(plan)), plans, held, targets: kept_targets, tasks }

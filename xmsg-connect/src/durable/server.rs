@@ -13,6 +13,7 @@ use uuid::Uuid;
 use xmsg_core::durable::protocol::{Reply, Request, TOPIC};
 use xmsg_core::{Actor, Message};
 use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::fault::{catch_in, restart};
 use xmsg_zmq::lock::lock;
 
 use super::DurablePlan;
@@ -78,7 +79,11 @@ impl DurableServer {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
-        shared.tasks.spawn(serve(shared.clone(), actor));
+        let serving = shared.clone();
+        shared.tasks.spawn(async move {
+            let name = format!("the durable subscription {:?}", serving.plan.definition.name);
+            restart(name, || serve(serving.clone(), actor.clone())).await;
+        });
         Self { plan, shared }
     }
 
@@ -191,7 +196,12 @@ impl Shared {
         self.tasks.spawn(async move {
             let run = Session::run(&shared.plan, &shared.counters, asked, ready);
             tokio::select! {
-                () = run => {}
+                ran = catch_in(run) => if let Err(fault) = ran {
+                    // The subscriber asks for another session: what it has not acknowledged comes again.
+                    shared.counters.sessions_lost.fetch_add(1, Ordering::Relaxed);
+                    let name = &shared.plan.definition.name;
+                    tracing::error!("durable {name:?}: a fault of this program has ended a session: {fault}");
+                },
                 () = shared.stop.cancelled() => {}
             }
             lock(&shared.sessions).remove(&own_id);

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 use xmsg_core::Actor;
+use xmsg_zmq::fault::restart;
 use xmsg_zmq::lock::lock;
 
 use crate::definition::{
@@ -131,29 +132,20 @@ impl Outgoing {
             is_held: watch::Sender::new(false),
             plan: RwLock::new(Arc::new(plan.clone())),
         });
-        let (plans, mut session_plans) = watch::channel(plan.as_work());
+        let (plans, session_plans) = watch::channel(plan.as_work());
         let (feeds, feed_plans) = watch::channel(feed_plan(plan));
         let tasks = TaskTracker::new();
         let link = shared.clone();
+        let name = label(&plan.definition.name);
+        let own_name = name.clone();
         tasks.spawn(async move {
-            if !link.spool.open(&link.status, &mut session_plans, free).await {
-                link.status.set(LinkState::Ended);
-                return;
-            }
-            let reconnect = OutgoingPlan::reconnect;
-            let session = |plan: OutgoingPlan, attempt, stop| {
-                let link = link.clone();
-                async move {
-                    match &plan.way {
-                        Way::Amqp(_) => amqp::session(&link, &plan, attempt, stop).await,
-                        Way::Zmq(zmq) => zmq::session(&link, &plan, zmq, stop).await,
-                    }
-                }
-            };
-            supervise(&link.status, session_plans, reconnect, session).await;
+            restart(&own_name, || work(&link, session_plans.clone(), free.clone())).await;
         });
         let link = shared.clone();
-        tasks.spawn(async move { feed::run(&link, &actor, feed_plans).await });
+        tasks.spawn(async move {
+            let feed = || feed::run(&link, &actor, feed_plans.clone());
+            restart(format!("the subscription of {name}"), feed).await;
+        });
         tasks.close();
         Self { shared, plans, feeds, tasks }
     }
@@ -197,6 +189,30 @@ impl Outgoing {
         shared.spool.close().await?;
         Ok(shared.spool.get().ok().map(Spool::status))
     }
+}
+
+/// Opens the spool, and runs sessions that send what is in it, until there are no plans any more.
+async fn work(
+    link: &Arc<Shared>,
+    mut plans: watch::Receiver<Plan<OutgoingPlan>>,
+    free: Option<CancellationToken>,
+) {
+    // A spool that is open already stays open.
+    let is_open = link.spool.get().is_ok();
+    if !is_open && !link.spool.open(&link.status, &mut plans, free).await {
+        link.status.set(LinkState::Ended);
+        return;
+    }
+    let session = |plan: OutgoingPlan, attempt, stop| {
+        let link = link.clone();
+        async move {
+            match &plan.way {
+                Way::Amqp(_) => amqp::session(&link, &plan, attempt, stop).await,
+                Way::Zmq(zmq) => zmq::session(&link, &plan, zmq, stop).await,
+            }
+        }
+    };
+    supervise(&link.status, plans, OutgoingPlan::reconnect, session).await;
 }
 
 fn label(name: &str) -> String {

@@ -18,6 +18,7 @@ use futures::future::join_all;
 use tokio::sync::{mpsc, oneshot};
 use xmsg_core::{Actor, ConnectOptions, ProxyAddress};
 use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::fault::CriticalTasks;
 use xmsg_zmq::lock::lock;
 
 use self::ending::{Ending, Endings};
@@ -136,6 +137,7 @@ impl Registry {
             spool_dir,
             targets: Targets::new(proxy, connect),
             endings: Endings::default(),
+            critical: CriticalTasks::default(),
             lock: Mutex::new(Some(locked)),
             is_closed: AtomicBool::new(false),
         });
@@ -167,8 +169,14 @@ impl Registry {
                 folder.display()
             );
         }
-        tokio::spawn(keeper.run(receiver));
+        tokio::spawn(shared.critical.watch("the keeper of the registry", keeper.run(receiver)));
         Ok(Self { shared, changes })
+    }
+
+    /// Waits until a task has panicked that the registry can't go on without, and tells which one, and why.
+    /// What is at work goes on then, but nothing can be changed: it should be closed, and opened anew.
+    pub async fn failed(&self) -> String {
+        self.shared.critical.failed().await.to_owned()
     }
 
     /// Adds an entry: it is at work when this returns, if it is active. Where its spool can't be opened, it

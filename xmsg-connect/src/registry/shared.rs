@@ -19,6 +19,7 @@ use crate::federation::{Federation, SPOOL_FOLDER};
 use crate::outgoing::{self, Outgoing};
 use crate::spool::Spool;
 use crate::status::LinkReport;
+use xmsg_zmq::fault::CriticalTasks;
 use xmsg_zmq::lock::LockedFile;
 
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub(super) struct Shared {
     pub(super) spool_dir: PathBuf,
     pub(super) targets: Targets,
     pub(super) endings: Endings,
+    /// The tasks that the registry can't go on without.
+    pub(super) critical: CriticalTasks,
     /// Locked until everything has ended.
     pub(super) lock: Mutex<Option<LockedFile>>,
     /// It was closed: nothing changes any more.

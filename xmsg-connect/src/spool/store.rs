@@ -9,12 +9,12 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use redb::{
     Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, TableError, WriteTransaction,
 };
+use xmsg_zmq::fault::catch;
 
 use super::record::{DeadLetter, Entry, decode_dead, decode_entry, time};
 use super::tables::{Ledger, Tables};
@@ -268,11 +268,7 @@ pub(super) fn stored_ledger(database: &impl ReadableDatabase) -> Result<Option<L
 
 /// Does `work`, and takes a panic of the database for what it is: its way to say that the file is damaged.
 pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(StoreError::Damaged(format!("the database stopped: {}", text.unwrap_or("no reason given"))))
-    })
+    catch(work).unwrap_or_else(|fault| Err(StoreError::Damaged(format!("the database stopped: {fault}"))))
 }
 
 /// Makes a rename, or a new file, in the folder of `path` last over a loss of power.

@@ -14,9 +14,10 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::OwnedSemaphorePermit;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use self::failure::explain;
+use xmsg_zmq::fault::catch;
 use xmsg_zmq::lock::LockedFile;
 
 use super::change::{Change, ChangeCall};
@@ -105,8 +106,17 @@ impl Writer {
         writer.publish(|_| {});
         let shared = Arc::clone(&writer.shared);
         let name = format!("spool {}", dir.file_name().unwrap_or_default().display());
-        let thread = thread::Builder::new().name(name).stack_size(STACK_BYTES);
-        let thread = thread.spawn(move || writer.run());
+        let thread = thread::Builder::new().name(name.clone()).stack_size(STACK_BYTES);
+        let thread = thread.spawn(move || {
+            // The writer is dropped by its panic: whoever waits is told that the spool is closed.
+            if let Err(fault) = catch(|| writer.run()) {
+                error!(
+                    thread = name,
+                    "a fault of this program has closed a spool, which takes nothing more until the next start; what it \
+                     has stays: {fault}"
+                );
+            }
+        });
         thread.map_err(|error| SpoolError::io("start the thread of the spool", dir, error))?;
         Ok(shared)
     }

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::deadline::Deadline;
 use crate::events::{EventChannel, SocketEvent, SocketEvents};
+use crate::fault::catch_in;
 use crate::link::admission::Permit;
 use crate::link::drop_counter::DropCounter;
 use crate::link::ending::end_some_at_a_time;
@@ -152,7 +153,9 @@ impl Hub {
             state.name = state.endpoint.clone();
         }
         let _ = self.runtime.get_or_init(Handle::current);
-        self.tasks.spawn(self.clone().keep_connected(endpoint, link.clone()));
+        let name = format!("keeping the connection to {endpoint}");
+        self.tasks
+            .spawn(self.options.critical.watch(name, self.clone().keep_connected(endpoint, link.clone())));
         link
     }
 
@@ -168,7 +171,8 @@ impl Hub {
         self.change_listeners(|all| all.push((endpoint.clone(), listener.closer())));
         self.emit(SocketEvent::Listening { endpoint: endpoint.to_string() });
         let _ = self.runtime.get_or_init(Handle::current);
-        self.tasks.spawn(self.clone().accept(listener));
+        let name = format!("accepting connections at {endpoint}");
+        self.tasks.spawn(self.options.critical.watch(name, self.clone().accept(listener)));
         endpoint
     }
 
@@ -268,6 +272,8 @@ impl Hub {
                 () = task => {}
             }
         };
+        let task =
+            self.options.critical.watch(format!("a task of a {} socket", self.role.socket_type()), task);
         match self.runtime.get() {
             Some(runtime) => self.tasks.spawn_on(task, runtime),
             None => self.tasks.spawn(task),
@@ -525,7 +531,9 @@ impl Hub {
             biased;
             () = link.stop.cancelled() => {}
             () = gives_way.cancelled() => tracing::debug!(peer, "ended to make room for a new connection"),
-            () = self.run(&peer, session, found, &link, &mut lost) => {}
+            ran = catch_in(self.run(&peer, session, found, &link, &mut lost)) => if let Err(fault) = ran {
+                self.options.violations.note(&peer, self.role.socket_type(), &Ended::Fault(fault));
+            },
         }
         // Senders that wait for room in this queue must not wait any longer.
         link.send_queue.close();
@@ -618,6 +626,8 @@ impl Hub {
         }
         if !link.connecting {
             self.options.violations.note(name, self.role.socket_type(), &ended);
+        } else if let Ended::Fault(_) = ended {
+            tracing::error!(peer = name, socket = %self.role.socket_type(), "connection ended, which is made again: {ended}");
         }
         let error = ended.while_connected(&name);
         link.state().failure = Some(error.clone());

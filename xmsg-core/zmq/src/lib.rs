@@ -63,6 +63,7 @@ mod endpoint;
 mod error;
 mod events;
 mod fan_out;
+pub mod fault;
 pub mod files;
 mod hub;
 pub mod link;

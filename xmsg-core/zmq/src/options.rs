@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::fault::CriticalTasks;
 use crate::link::admission::Admission;
 use crate::link::memory::MemoryBudget;
 use crate::link::send_queue::HighWaterMark;
@@ -240,6 +241,13 @@ impl<S> SocketOptions<S> {
         self.with(|settings| settings.violations = violations)
     }
 
+    /// Sets who is told when a task panics that the socket can't go on without: accepting connections, or
+    /// keeping one that it makes. Clones of the options share it. By default, a panic is only logged.
+    #[must_use]
+    pub fn critical(self, critical: CriticalTasks) -> Self {
+        self.with(|settings| settings.critical = critical)
+    }
+
     /// Sets the options of the transport.
     #[must_use]
     pub fn tcp(self, tcp: TcpOptions) -> Self {
@@ -386,6 +394,8 @@ pub struct Settings {
     pub admission: Admission,
     /// See [`SocketOptions::violations`].
     pub violations: Violations,
+    /// See [`SocketOptions::critical`].
+    pub critical: CriticalTasks,
     /// See [`SocketOptions::tcp`].
     pub tcp: TcpOptions,
     /// See [`SocketOptions::socks_proxy`].
@@ -461,6 +471,7 @@ impl Default for Settings {
             send_limits: None,
             admission: Admission::default(),
             violations: Violations::default(),
+            critical: CriticalTasks::default(),
             tcp: TcpOptions::default(),
             #[cfg(feature = "socks")]
             socks_proxy: None,

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -11,8 +12,8 @@ use common::{PATIENCE, anywhere, until, within};
 use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use xmsg_zmq::{
-    Dealer, Device, Endpoint, ErrorKind, HasIdentity, Multipart, Publisher, Pull, Push, Router, SocketEvent,
-    SocketOptions, Subscriber, XPub, XSub,
+    Dealer, Device, Endpoint, ErrorKind, HasIdentity, Multipart, Publisher, Pull, Push, Reason, Router,
+    SocketEvent, SocketOptions, Subscriber, Violations, XPub, XSub,
 };
 use xmsg_zmtp::{Engine, Event, Limits, Options, SocketType};
 
@@ -261,4 +262,32 @@ async fn a_worker_that_takes_nothing_has_others_lose_nothing() {
     drop(again);
     until("only the stranger", || push.peers() == 1).await;
     assert_eq!(push.try_send(message(0)).unwrap_err().kind(), ErrorKind::TooLarge);
+}
+
+/// The rule stands for any fault that a peer brings about in code that runs for its connection.
+#[tokio::test]
+async fn a_panic_over_one_peer_ends_its_connection_and_is_counted() {
+    let violations = Violations::default();
+    let has_panicked = AtomicBool::new(false);
+    let rule = move |_: &str, _: Option<&_>| {
+        assert!(has_panicked.swap(true, Ordering::Relaxed), "on purpose");
+        true
+    };
+    let router = Router::new(options().violations(violations.clone()).keeps(rule));
+    let endpoint = router.bind(&anywhere()).await.unwrap();
+    let dealer = Dealer::new(options());
+    dealer.connect(endpoint);
+    // It connects again, and is served then. What it sent over the first connection may be lost.
+    let arrives = async {
+        loop {
+            dealer.send(["a message"]).await.unwrap();
+            tokio::select! {
+                message = router.recv() => return message.unwrap(),
+                () = tokio::time::sleep(Duration::from_millis(20)) => {}
+            }
+        }
+    };
+    assert_eq!(within("a message", arrives).await.frames()[1], "a message");
+    assert_eq!(violations.counts().of(Reason::Fault), 1);
+    assert_eq!(router.connections().len(), 1, "nothing of the first connection is left");
 }

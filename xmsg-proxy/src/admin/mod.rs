@@ -48,6 +48,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use xmsg_core::{Error, ErrorKind, Result};
 use xmsg_zmq::TcpOptions;
+use xmsg_zmq::fault::restart;
 use xmsg_zmq::link::transport::{Closer, Listener};
 
 pub use access::Tokens;
@@ -239,7 +240,8 @@ impl Admin {
                 let ended = state.streams.stop.clone();
                 let look = async {
                     if let Some(proxy) = state.proxy.clone() {
-                        state.looks.run(proxy, || state.phase_name(), stop.clone()).await;
+                        let look = || state.looks.run(proxy.clone(), || state.phase_name(), stop.clone());
+                        restart("the looks at the proxy for its web page", look).await;
                     }
                 };
                 let serve = async {

@@ -21,6 +21,7 @@ use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::fault::{catch_in, pause};
 use xmsg_zmq::link::transport::{Listener, Stream};
 
 /// Connections at a time. Above it, the oldest one that has sent a wrong token gives way to a new one; else
@@ -114,8 +115,15 @@ impl Connection {
     }
 }
 
-/// Serves until it is told to stop.
+/// Serves until it is told to stop. Messages flow without it, and nothing of it has to last, so that a panic is
+/// no reason to end the process: its connections end, and it begins again.
 pub(super) async fn run(mut listener: Listener, router: Router, stop: CancellationToken) {
+    while let Err(fault) = catch_in(accept(&mut listener, &router, &stop)).await {
+        pause("the HTTP server", &fault).await;
+    }
+}
+
+async fn accept(listener: &mut Listener, router: &Router, stop: &CancellationToken) {
     let mut tasks = JoinSet::new();
     // The oldest first.
     let mut open: VecDeque<Open> = VecDeque::new();

@@ -97,12 +97,18 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     daemon.start_admin(Sources { connect: Some(connecting.source()), ..Sources::default() })?;
     let _watchdog = ready(&format!("connecting for {proxy}"));
 
-    while signals.next().await == Asked::Reload {
-        // A file may let it wait for as long as it likes.
+    loop {
         tokio::select! {
-            biased;
-            () = daemon.reload() => {}
-            () = signals.stop() => break,
+            asked = signals.next() => match asked {
+                // A file may let it wait for as long as it likes.
+                Asked::Reload => tokio::select! {
+                    biased;
+                    () = daemon.reload() => {}
+                    () = signals.stop() => break,
+                },
+                Asked::Stop => break,
+            },
+            failure = connecting.failed() => anyhow::bail!("{failure}"),
         }
     }
     let linger = daemon.linger();

@@ -223,6 +223,8 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     }
     #[cfg(feature = "connect")]
     let connecting = start_connecting(&daemon, &address).await?;
+    #[cfg(not(feature = "connect"))]
+    let connecting: Option<()> = None;
     daemon.start_admin(Sources {
         proxy: Some(proxy.monitor()),
         registrar: registrar.as_ref().map(Registrar::monitor),
@@ -251,6 +253,9 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
                 Asked::Stop => break,
             },
             () = ended(registrar.as_ref()) => anyhow::bail!("the registrar can't go on: see the log"),
+            // Without one of its tasks it would seem to work: whoever supervises it starts it anew.
+            failure = proxy.failed() => anyhow::bail!("{failure}"),
+            failure = failed(connecting.as_ref()) => anyhow::bail!("outgoing connections can't go on: {failure}"),
         }
     }
     let linger = daemon.linger();
@@ -371,6 +376,20 @@ async fn start_connecting(
     let connecting = Connecting::start(plan).await?;
     say(format_args!("xmsg-connect with {}", connecting.counted()));
     Ok(Some(connecting))
+}
+
+/// Waits until outgoing connections and channels can't go on, and tells why; for ever, if there are none.
+#[cfg(feature = "connect")]
+async fn failed(connecting: Option<&Connecting>) -> String {
+    match connecting {
+        Some(connecting) => connecting.failed().await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(not(feature = "connect"))]
+async fn failed(_: Option<&()>) -> String {
+    std::future::pending().await
 }
 
 /// When a registrar ends without being told to; never, if there is none.

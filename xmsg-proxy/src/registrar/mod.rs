@@ -37,6 +37,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use xmsg_core::options::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
 use xmsg_core::registration::Registration;
 use xmsg_core::{Error, ErrorKind, RegistrarAddress, Result};
+use xmsg_zmq::fault::CriticalTasks;
 use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmq::link::transport::Listener;
 use xmsg_zmq::{
@@ -339,6 +340,7 @@ pub struct Registrar {
     stop: CancellationToken,
     replier: Arc<Replier>,
     service: Option<JoinHandle<()>>,
+    critical: CriticalTasks,
     runtime: Handle,
     memory_limit: usize,
     memory: MemoryBudget,
@@ -384,6 +386,7 @@ impl Registrar {
         }
 
         let counters = Arc::new(Counters::default());
+        let critical = CriticalTasks::default();
         let replier = Replier::new(
             SocketOptions::default()
                 // Room for thousands of requests. The peers are served in turn, so those that send few
@@ -398,6 +401,7 @@ impl Registrar {
                 // Answers are much longer than requests.
                 .send_limits(MessageLimits { size: REPLY_SIZE, frames: REPLY_FRAMES })
                 .violations(counters.violations.clone())
+                .critical(critical.clone())
                 .admission(Admission::with_memory(
                     AdmissionLimits {
                         connections: config.connections,
@@ -420,13 +424,14 @@ impl Registrar {
             .with_authority(config.authority.clone(), named)
             .with_memory(config.memory.clone())
             .with_questions(asked);
-        let service = Some(tokio::spawn(service.run()));
+        let service = Some(tokio::spawn(critical.watch("the service of the registrar", service.run())));
         Ok(Self {
             address,
             counters,
             stop,
             replier: Arc::new(replier),
             service,
+            critical,
             runtime: Handle::current(),
             memory_limit,
             memory,
@@ -467,9 +472,12 @@ impl Registrar {
     }
 
     /// Waits until the registrar has ended without a call of [`stop`](Self::stop), which happens when its
-    /// journal was lost. The log states the reason.
+    /// journal was lost, or one of its tasks has panicked. The log states the reason.
     pub async fn ended(&self) {
-        self.stop.cancelled().await;
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            _ = self.critical.failed() => {}
+        }
     }
 
     /// Stops the registrar gracefully: it takes no more requests, writes what is not yet in the journal, and

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use xmsg_core::address::DEFAULT_REGISTRAR_PORT;
+use xmsg_zmq::fault::CriticalTasks;
 use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmq::{HighWaterMark, TcpOptions};
 
@@ -325,6 +326,7 @@ impl ProxySettings {
                 },
             },
             queue_ceiling: self.queue_ceiling_mib.mib(),
+            critical: CriticalTasks::default(),
             memory: MemoryBudget::new(match self.memory_limit_mib.mib() {
                 0 => memory::default_limit(),
                 limit => limit,

@@ -34,6 +34,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use xmsg_zmq::fault::{CriticalTasks, catch_in};
 use xmsg_zmq::link::admission::{Leaving, Permit};
 use xmsg_zmq::link::dead_peer::{Route, unread};
 use xmsg_zmq::link::memory::MemoryBudget;
@@ -242,13 +243,19 @@ impl Switch {
             violations,
             refusals: Throttle::default(),
         });
-        inner.tasks.spawn(run_table(task, inner.stop.clone()));
+        let table = run_table(task, inner.stop.clone());
+        inner.tasks.spawn(inner.config.critical.watch("the table of subscriptions", table));
         Self { inner }
     }
 
     /// Who is let in, and what they may do.
     pub(crate) fn authority(&self) -> &Arc<Authority> {
         &self.inner.config.authority
+    }
+
+    /// The tasks that it can't go on without.
+    pub(crate) fn critical(&self) -> &CriticalTasks {
+        &self.inner.config.critical
     }
 
     /// The memory that all peers together hold.
@@ -260,7 +267,8 @@ impl Switch {
     /// Accepts connections from this listener until the switch stops.
     pub fn listen(&self, listener: Listener, side: Side) {
         self.inner.listeners().push(listener.closer());
-        self.inner.tasks.spawn(self.clone().accept(listener, side));
+        let name = format!("accepting connections of {}", side.port());
+        self.inner.tasks.spawn(self.inner.config.critical.watch(name, self.clone().accept(listener, side)));
     }
 
     /// Waits until every subscription that was made before is live in the whole switch and was written to
@@ -468,11 +476,19 @@ impl Switch {
                 next = listener.accept_making_room(|| self.inner.admission.make_room()) => next,
             };
             let Some(permit) = self.inner.admission.admit(stream.address(), &peer) else { continue };
-            let serve = self.clone().serve(stream, peer, side, permit);
+            let serve = self.clone().serve_alone(stream, peer, side, permit);
             match side {
                 Side::Publishers => drop(self.inner.publishers.spawn(serve)),
                 Side::Subscribers => drop(self.inner.tasks.spawn(serve)),
             }
+        }
+    }
+
+    /// Serves one connection. A panic, wherever it happens, ends this connection and is counted and logged.
+    async fn serve_alone(self, stream: Stream, peer: String, side: Side, permit: Permit) {
+        let serve = self.clone().serve(stream, peer.clone(), side, permit);
+        if let Err(fault) = catch_in(serve).await {
+            self.inner.violations.note(&peer, side.port(), &Ended::Fault(fault));
         }
     }
 

@@ -1,8 +1,10 @@
 //! Decryption of what is received over a connection with CURVE.
 
+use tokio::task::JoinError;
 use xmsg_zmtp::Violation;
 use xmsg_zmtp::curve::{LONG_FRAME, Opener};
 
+use crate::fault::Fault;
 use crate::link::buffer::ReceiveBuffer;
 use crate::link::memory::PeerClaim;
 use crate::link::session::Ended;
@@ -68,8 +70,11 @@ impl Decryption {
             let result = opener.open(&mut boxed, &mut frames);
             (opener, boxed, frames, result)
         });
-        let (opener, boxed, frames, result) =
-            task.await.map_err(|_| Ended::ByUs("the thread that opens its frames ended"))?;
+        let ended = |error: JoinError| match error.try_into_panic() {
+            Ok(panic) => Ended::Fault(Fault::of(&*panic)),
+            Err(_) => Ended::ByUs("the thread that opens its frames ended"),
+        };
+        let (opener, boxed, frames, result) = task.await.map_err(ended)?;
         (self.opener, self.boxed.input, plain.input) = (Some(opener), boxed, frames);
         result?;
         Ok(())

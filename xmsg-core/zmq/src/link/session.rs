@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::fault::{Fault, catch_in};
 use crate::link::admission::Activity;
 use crate::link::buffer::{ReceiveBuffer, Slab};
 use crate::link::dead_peer::{Route, vanished};
@@ -66,6 +67,8 @@ pub enum Ended {
     OutOfMemory,
     /// We closed it, for this reason.
     ByUs(&'static str),
+    /// A fault of this program: what the peer sent, or what was done for it, made a task panic.
+    Fault(Fault),
 }
 
 impl Ended {
@@ -93,6 +96,7 @@ impl fmt::Display for Ended {
             Self::Vanished => f.write_str("the peer's host does not answer any more"),
             Self::OutOfMemory => f.write_str("no memory is left for what it sends"),
             Self::ByUs(why) => f.write_str(why),
+            Self::Fault(fault) => write!(f, "a fault of this program: {fault}"),
         }
     }
 }
@@ -148,7 +152,9 @@ impl Ended {
 
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::ByPeer | Self::Drained | Self::Finished | Self::ByUs(_) => ErrorKind::Closed,
+            Self::ByPeer | Self::Drained | Self::Finished | Self::ByUs(_) | Self::Fault(_) => {
+                ErrorKind::Closed
+            }
             Self::Io(error) => Error::kind_of(error),
             Self::Violation(Violation::HandshakeTimeout | Violation::HeartbeatTimeout) | Self::Vanished => {
                 ErrorKind::Timeout
@@ -314,7 +320,8 @@ impl Session {
     ///
     /// Why the handshake failed. The session cannot be used any more.
     pub async fn handshake(&mut self) -> Result<Peer, Ended> {
-        let mut result = self.try_handshake().await;
+        let mut result =
+            catch_in(self.try_handshake()).await.unwrap_or_else(|fault| Err(Ended::Fault(fault)));
         if let Err(ended) = &result
             && ended.is_by_peer()
             && !matches!(ended, Ended::Violation(_))
@@ -402,9 +409,15 @@ impl Session {
     ) -> Ended {
         let route = self.watched.and_then(|_| self.stream.route());
         let (interval, timeout) = self.watched.unwrap_or_default();
+        let driven = async {
+            // Otherwise a panic would end the task of this connection before the others are told that it has
+            // gone: its place in queues and tables would stay taken.
+            let ended = catch_in(self.drive(send_queue, handler, close_timeout)).await;
+            ended.unwrap_or_else(Ended::Fault)
+        };
         tokio::select! {
             biased;
-            ended = self.drive(send_queue, handler, close_timeout) => ended,
+            ended = driven => ended,
             () = vanished(route, interval, timeout) => Ended::Vanished,
         }
     }

@@ -100,6 +100,71 @@ async fn a_connection_without_memory_for_a_box_ends_at_once() {
     drop(subscriber);
 }
 
+/// A handler that panics when it gets a message.
+#[derive(Debug)]
+struct Faulty;
+
+impl Handler for Faulty {
+    async fn messages(&mut self, _: Batch<'_>) -> Result<(), Ended> {
+        tokio::task::yield_now().await;
+        panic!("on purpose")
+    }
+
+    async fn subscription(&mut self, _: bool, _: Bytes) -> Result<(), Ended> {
+        Ok(())
+    }
+}
+
+/// An authenticator that panics.
+#[derive(Debug)]
+struct FaultyAuthenticator;
+
+impl Authenticator for FaultyAuthenticator {
+    fn authenticate(
+        &self,
+        _: xmsg_zmtp::Credentials,
+        _: Option<std::net::IpAddr>,
+    ) -> futures::future::BoxFuture<'_, Verdict> {
+        panic!("on purpose, too")
+    }
+}
+
+/// Without this, the task of the connection would end before it has told anybody that the connection has.
+#[tokio::test]
+async fn a_panic_over_what_a_peer_sent_ends_the_connection_like_any_other_reason() {
+    let mut listener = Listener::bind(&Endpoint::tcp("127.0.0.1", 0), TcpOptions::default()).await.unwrap();
+    let publisher = Publisher::new(SocketOptions::default());
+    publisher.connect(listener.endpoint().clone());
+    let (stream, name) = listener.accept().await;
+    let budget = MemoryBudget::new(1 << 20);
+    let engine = Engine::with_mechanism(Options::new(SocketType::Xsub), Security::Null.mechanism(), now());
+    let mut session = Session::new(stream, engine).with_memory(&budget, &name);
+    session.handshake().await.unwrap();
+    let send_queue = SendQueue::new(crate::HighWaterMark::bytes(1 << 10));
+    assert!(send_queue.push_urgent(b"\0\x01\x01", URGENT_MAX), "a subscription to everything");
+    let publishing = async {
+        publisher.wait_for_subscriber(b"").await.unwrap();
+        publisher.publish([Bytes::from_static(b"a message")]).await.unwrap();
+    };
+    let mut faulty = Faulty;
+    let (ended, ()) = futures::join!(session.run(&send_queue, &mut faulty, CLOSE_TIMEOUT), publishing);
+    assert_eq!(ended.to_string(), "a fault of this program: on purpose");
+    assert_eq!(budget.claimed(), 0, "all was given back");
+}
+
+#[tokio::test]
+async fn a_panic_in_the_handshake_ends_the_handshake_alone() {
+    let (listening, security, _) = curve();
+    let mut listener = Listener::bind(&Endpoint::tcp("127.0.0.1", 0), TcpOptions::default()).await.unwrap();
+    let publisher = Publisher::new(SocketOptions::default().security(security));
+    publisher.connect(listener.endpoint().clone());
+    let (stream, _) = listener.accept().await;
+    let engine = Engine::with_mechanism(Options::new(SocketType::Xsub), listening.mechanism(), now());
+    let mut session = Session::new(stream, engine).with_authenticator(Some(Arc::new(FaultyAuthenticator)));
+    let ended = session.handshake().await.unwrap_err();
+    assert_eq!(ended.to_string(), "a fault of this program: on purpose, too");
+}
+
 /// A handler that never takes a message.
 #[derive(Debug)]
 struct Stalled;

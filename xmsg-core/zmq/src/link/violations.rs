@@ -74,6 +74,8 @@ reasons! {
     /// The addresses of devices in front of a request were longer than the limit. The request was ignored,
     /// and the connection stays.
     EnvelopeTooLong => "envelope_too_long",
+    /// The connection was ended by a fault of this program. The peer may have broken no rule.
+    Fault => "fault",
 }
 
 impl Reason {
@@ -83,6 +85,7 @@ impl Reason {
         let violation = match ended {
             Ended::Violation(violation) => violation,
             Ended::Unread => return Some(Self::Unread),
+            Ended::Fault(_) => return Some(Self::Fault),
             _ => return None,
         };
         Some(match violation {
@@ -217,8 +220,10 @@ impl Violations {
                 }
                 _ => None,
             };
+            if reason == Reason::Fault {
+                tracing::error!(peer, %port, reason = name, unlogged, "connection ended: {ended}");
             // A peer that fell silent did nothing wrong.
-            if reason == Reason::HeartbeatTimeout {
+            } else if reason == Reason::HeartbeatTimeout {
                 tracing::info!(peer, %port, reason = name, unlogged, "connection ended: {ended}");
             } else {
                 tracing::warn!(peer, %port, reason = name, limit, wanted, unlogged, "connection ended: {ended}");
@@ -257,6 +262,7 @@ impl Violations {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::Fault;
 
     #[test]
     fn names_are_short_and_differ() {
@@ -280,6 +286,7 @@ mod tests {
             (too_large(Limited::Frames), Some(Reason::TooManyFrames)),
             (too_large(Limited::SubscriptionBytes), Some(Reason::TooManySubscriptions)),
             (Ended::Unread, Some(Reason::Unread)),
+            (Ended::Fault(Fault::of(&"on purpose")), Some(Reason::Fault)),
             (Ended::ByPeer, None),
             (Ended::ByUs("closed"), None),
             (Violation::RefusedByPeer("no".into()).into(), None),
@@ -288,6 +295,6 @@ mod tests {
         }
         let counts = violations.counts();
         assert_eq!((counts.of(Reason::MessageTooLarge), counts.of(Reason::Unread)), (2, 1));
-        assert_eq!((counts.total(), counts.iter().filter(|(_, count)| *count > 0).count()), (5, 4));
+        assert_eq!((counts.total(), counts.iter().filter(|(_, count)| *count > 0).count()), (6, 5));
     }
 }

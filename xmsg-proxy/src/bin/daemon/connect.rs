@@ -84,6 +84,11 @@ impl Connecting {
         )
     }
 
+    /// Waits until a task has panicked that the registry can't go on without, and tells which one, and why.
+    pub(crate) async fn failed(&self) -> String {
+        self.registry.failed().await
+    }
+
     /// Ends the channels: nothing more comes in by them.
     pub(crate) async fn end_channels(&self) {
         self.run(|registry| async move { registry.end_channels().await }).await;

@@ -54,7 +54,9 @@ impl Switch {
             let known = before.iter().find(|link| link.upstream() == upstream).cloned();
             list.push(known.unwrap_or_else(|| {
                 let link = Arc::new(Link::new(self.id(), upstream.clone()));
-                self.inner.publishers.spawn(link.clone().keep(self.clone()));
+                let name = format!("the link to the upstream {upstream}");
+                let keep = link.clone().keep(self.clone());
+                self.inner.publishers.spawn(self.inner.config.critical.watch(name, keep));
                 link
             }));
         }
