@@ -40,7 +40,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    async fn start(address: &ProxyAddress, security: &Security) -> Self {
+    async fn start(address: &ProxyAddress, security: &Security, window: u64) -> Self {
         let connection = || Connection::with_options(address.clone(), setup(security)).unwrap();
         let (publisher, subscriber) = (connection(), connection());
         let mut messages = within("the innocents", subscriber.subscribe([topic("innocent")])).await.unwrap();
@@ -59,7 +59,7 @@ impl Traffic {
                             .unwrap();
                         sent += 1;
                     }
-                    let seen = received.wait_for(|received| received + WINDOW > sent);
+                    let seen = received.wait_for(|received| received + window > sent);
                     drop(seen.await.expect("somebody receives"));
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
@@ -192,8 +192,24 @@ impl Scene {
         Self::start(built("xmsg-proxy"), &arguments, Security::Null).await
     }
 
+    /// Starts the same, with at most `window` messages of the normal traffic on their way: where so many share
+    /// the memory that each has little, a subscriber may not be further behind.
+    pub async fn daemon_with_window(arguments: &[&str], window: u64) -> Self {
+        let arguments = [&["--port", "0", "--registrar", "0"], arguments].concat();
+        Self::start_with_window(built("xmsg-proxy"), &arguments, Security::Null, window).await
+    }
+
     /// Starts a program whose standard output starts like that of `xmsg-proxy`.
     pub async fn start(program: impl Into<PathBuf>, arguments: &[&str], security: Security) -> Self {
+        Self::start_with_window(program, arguments, security, WINDOW).await
+    }
+
+    async fn start_with_window(
+        program: impl Into<PathBuf>,
+        arguments: &[&str],
+        security: Security,
+        window: u64,
+    ) -> Self {
         let log = Log(tempfile::NamedTempFile::new().expect("a temporary file"));
         let stderr = Stdio::from(log.0.reopen().expect("the file is there"));
         let mut daemon = Daemon::start_logging(program.into(), arguments, stderr);
@@ -204,7 +220,7 @@ impl Scene {
         };
         let address = ProxyAddress::new("127.0.0.1", port(daemon.line().await)).expect("an address");
         let registrar = port(daemon.line().await);
-        let traffic = Traffic::start(&address, &security).await;
+        let traffic = Traffic::start(&address, &security, window).await;
         traffic.reaches(200).await;
         let (from, began) = (traffic.received(), Instant::now());
         traffic.reaches(from + 4 * PROOF).await;

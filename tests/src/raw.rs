@@ -30,7 +30,10 @@ impl Raw {
 
     /// Connects from the address `127.0.0.HOST`. Returns `None` if the connection was reset at once.
     pub async fn connect_from(host: u8, port: u16) -> Option<Self> {
-        let socket = TcpSocket::new_v4().expect("a socket");
+        Self::connect_on(TcpSocket::new_v4().expect("a socket"), host, port).await
+    }
+
+    async fn connect_on(socket: TcpSocket, host: u8, port: u16) -> Option<Self> {
         socket.bind(([127, 0, 0, host], 0).into()).expect("the loopback has many addresses");
         let stream = within("connect", socket.connect(([127, 0, 0, 1], port).into())).await.ok()?;
         // Each step of a handshake is a packet of its own, which must not wait for the acknowledgement of the
@@ -60,6 +63,18 @@ impl Raw {
         }
         let _ = raw.received.split_to(64);
         raw.next_frame().await.map(|_| raw)
+    }
+
+    /// Connects from the address `127.0.0.HOST` with a receive buffer of about this many bytes, and completes
+    /// the handshake. What the other side sends soon waits there and not in the system.
+    pub async fn handshake_narrow(host: u8, port: u16, socket_type: &str, buffer: u32) -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(buffer).expect("SO_RCVBUF");
+        let mut raw = Self::connect_on(socket, host, port).await.expect("somebody listens");
+        raw.send(&[&greeting(3, 1)[..], &ready(socket_type, b"")].concat()).await;
+        raw.skip(64).await;
+        assert!(raw.next_frame().await.is_some_and(|(flags, _)| flags & 4 != 0), "READY");
+        raw
     }
 
     /// Connects, and completes the handshake with an identity.

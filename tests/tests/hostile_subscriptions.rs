@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use tokio::io::AsyncReadExt;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use xmsg_core::Message;
 use xmsg_core::security::Security;
 use xmsg_proxy::Policy;
@@ -261,6 +264,66 @@ async fn so_many_subscriptions_that_no_queue_would_take_them_keep_nobody_out() {
     scene.under(async { within("a publisher", scene.connection().connect()).await.unwrap() }).await;
     drop(subscriber);
     scene.finish("80 MB of subscriptions", 300).await;
+}
+
+/// Reads from one connection, 16 KiB in a quarter of a second at most, until `stop`. Returns how many bytes
+/// there were.
+async fn read_slowly(mut peer: Raw, stop: CancellationToken) -> usize {
+    let (mut buffer, mut all) = (vec![0; 16 << 10], 0);
+    let reading = async {
+        loop {
+            let count = peer.stream.read(&mut buffer).await.expect("it stays connected");
+            assert!(count > 0, "it stays connected");
+            all += count;
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    };
+    stop.run_until_cancelled(reading).await;
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_that_read_64_kib_a_second_keep_to_the_memory_limit() {
+    const SLOW: usize = 1000;
+    const LEN: usize = 8 << 10;
+    const MESSAGES: usize = 800;
+    const LIMIT: u64 = 160;
+    let scene = Scene::daemon_with_window(&["--memory-limit", &LIMIT.to_string()], 200).await;
+    let stop = CancellationToken::new();
+    let mut slow = JoinSet::new();
+    for number in 0..SLOW {
+        // Their address has its share of the places, and no more.
+        let host = 16 + (number % 100) as u8;
+        let port = scene.address.subscribe_port();
+        let mut peer = Raw::handshake_narrow(host, port, "SUB", 16 << 10).await;
+        peer.send_message(&["\x01data"]).await;
+        peer.is_read().await;
+        slow.spawn(read_slowly(peer, stop.clone()));
+    }
+    let (publisher, subscriber) = (scene.connection(), scene.connection());
+    let mut fast = within("a subscription", subscriber.subscribe([topic("data")])).await.unwrap();
+    let attack = async {
+        for number in 0..MESSAGES {
+            let mut data = vec![0; LEN];
+            data[..8].copy_from_slice(&number.to_be_bytes());
+            let message = Message::with_mime(topic("data"), "binary/bytes", data);
+            within("publishing", publisher.publish(&message)).await.unwrap();
+            // Never more than four of them behind: that is within what each may have, however many there are.
+            if number >= 4 {
+                assert_eq!(next(&mut fast).await.data()[..8], (number - 4).to_be_bytes(), "nothing is lost");
+            }
+        }
+        for number in MESSAGES - 4..MESSAGES {
+            assert_eq!(next(&mut fast).await.data()[..8], number.to_be_bytes(), "nothing is lost");
+        }
+    };
+    scene.under(attack).await;
+    stop.cancel();
+    let read: usize =
+        slow.join_all().await.into_iter().inspect(|one| assert!(*one > LEN, "{one} bytes")).sum();
+    assert!(read < MESSAGES * LEN * SLOW / 2, "they were slow: {read} bytes");
+    within("the publisher", publisher.close(Duration::from_secs(60))).await;
+    scene.finish("1,000 subscribers that read 64 KiB a second", LIMIT + 40).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
