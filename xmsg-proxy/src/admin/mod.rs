@@ -23,6 +23,7 @@ mod answers;
 mod api;
 mod compose;
 #[cfg(feature = "connect")]
+#[allow(unused_qualifications, reason = "the macros of utoipa write whole paths")]
 mod connect;
 mod history;
 mod look;

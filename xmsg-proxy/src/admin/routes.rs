@@ -15,6 +15,8 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+#[cfg(not(feature = "connect"))]
+use utoipa_axum::router::OpenApiRouter;
 use xmsg_zmq::ViolationCounts;
 
 use super::access::{Caller, Denied, Role};
@@ -60,13 +62,15 @@ pub(super) fn router(state: Arc<State>) -> Router {
             .route("/statsz", get(statsz))
             .route("/connections/{id}/end", post(end_connection));
     }
-    if state.has_page() {
-        router = router.merge(page::router()).merge(api::router());
-    }
     #[cfg(feature = "connect")]
-    if state.connect.is_some() {
-        router = router.merge(super::connect::router());
-    }
+    let connect = state.connect.as_ref().map(|_| super::connect::router()).unwrap_or_default();
+    #[cfg(not(feature = "connect"))]
+    let connect = OpenApiRouter::default();
+    router = if state.has_page() {
+        router.merge(page::router()).merge(api::router(connect))
+    } else {
+        router.merge(connect.split_for_parts().0)
+    };
     router.layer(from_fn_with_state(state.clone(), guard)).with_state(state)
 }
 

@@ -241,6 +241,42 @@ async fn what_changes_or_sends_needs_the_token_and_looking_only_where_there_is_o
     site.stop().await;
 }
 
+/// Paths can't be forgotten in the document: it is made from them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_can_be_done_is_described() {
+    let site = Site::new("").await;
+    let document = site.done("GET", "/api/v1/openapi.json", &Value::Null).await;
+    let methods = |path: &str| -> BTreeSet<String> {
+        document["paths"][path].as_object().unwrap_or_else(|| panic!("{path}")).keys().cloned().collect()
+    };
+    let set = |all: &[&str]| all.iter().map(|one| (*one).to_owned()).collect::<BTreeSet<_>>();
+    for (path, all) in [
+        ("/connect", &["get"][..]),
+        ("/connect/add", &["post"]),
+        ("/connect/export", &["get"]),
+        ("/connect/import", &["post"]),
+        ("/connect/{sort}", &["post"]),
+        ("/connect/{sort}/{name}", &["delete", "get", "put"]),
+        ("/connect/{sort}/{name}/dead", &["delete", "get"]),
+        ("/connect/{sort}/{name}/dead/{sequence}/revive", &["post"]),
+        ("/connect/{sort}/{name}/disable", &["post"]),
+        ("/connect/{sort}/{name}/enable", &["post"]),
+        ("/connect/{sort}/{name}/ping", &["post"]),
+        ("/connect/{sort}/{name}/rename", &["post"]),
+        ("/connect/{sort}/{name}/send", &["post"]),
+        ("/api/v1/overview", &["get"]),
+    ] {
+        assert_eq!(methods(path), set(all), "{path}");
+    }
+    let send = &document["components"]["schemas"]["SentMessage"];
+    assert!(send["properties"]["routing_key"].is_object() && send["required"] == json!(["topic"]), "{send}");
+    let refused = &document["components"]["schemas"]["Refusal"]["properties"];
+    assert!(refused["kind"].is_object() && refused["field"].is_object(), "{refused}");
+    let queried = document["paths"]["/connect/{sort}/{name}"]["delete"]["parameters"].to_string();
+    assert!(queried.contains("on_delete") && queried.contains("purge"), "{queried}");
+    site.stop().await;
+}
+
 /// Whoever may change definitions is not to read the files of the daemon's user, or have it send them to a
 /// broker. What the daemon was started with may name files from anywhere.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -50,7 +50,7 @@ pub(super) const INDEX: &str = "/api/v1/openapi.json\n";
 #[derive(OpenApi)]
 #[openapi(info(
     title = "xmsg-proxy",
-    description = "What the web page of the proxy shows and does. Requests bring the token (Authorization: Bearer TOKEN), or the cookie of a session; \
+    description = "What the web page of the proxy shows and does, and outgoing connections and channels, if it has them. Requests bring the token (Authorization: Bearer TOKEN), or the cookie of a session; \
                    with the cookie, whatever changes something needs the header X-Xmsg-Page, too, with the secret from the answer to the login."
 ))]
 struct Document;
@@ -137,7 +137,9 @@ impl FromRequestParts<Arc<State>> for Asked {
 }
 
 /// All paths, and the document that describes them.
-pub(super) fn router() -> Router<Arc<State>> {
+///
+/// `beside` are paths that others have made, to be described with these.
+pub(super) fn router(beside: OpenApiRouter<Arc<State>>) -> Router<Arc<State>> {
     let (router, document) = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(session::look, session::log_in, session::log_out))
         .routes(routes!(overview::overview))
@@ -153,6 +155,7 @@ pub(super) fn router() -> Router<Arc<State>> {
         .routes(routes!(messages::tap))
         .routes(routes!(messages::publish))
         .routes(routes!(log::tail))
+        .merge(beside)
         .split_for_parts();
     let text: Arc<str> = document.to_json().unwrap_or_default().into();
     let shown = move || {

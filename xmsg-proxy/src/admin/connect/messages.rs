@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State as Shared};
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::json;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 use xmsg_connect::Outbound;
 use xmsg_connect::definition::{HeaderValue, Properties};
 
-use super::refusal::Refusal;
+use super::refusal::{Refusal, RefusalBody};
 use super::{Answer, Permitted, body, outgoing, read_json, seconds};
 use crate::admin::State;
 use crate::admin::compose::Composed;
@@ -27,35 +29,46 @@ const DEAD_DEFAULT: usize = 100;
 const DEAD_MAX: usize = 1000;
 
 /// What is below an entry.
-pub(super) fn router(entry: &str) -> Router<Arc<State>> {
-    let send = Router::new().route(&format!("{entry}/send"), post(send));
-    Router::new()
-        .route(&format!("{entry}/dead"), get(dead).delete(discard))
-        .route(&format!("{entry}/dead/{{sequence}}/revive"), post(revive))
+pub(super) fn router() -> OpenApiRouter<Arc<State>> {
+    let send = OpenApiRouter::new().routes(routes!(send));
+    OpenApiRouter::new()
+        .routes(routes!(dead, discard))
+        .routes(routes!(revive))
         .merge(send.layer(DefaultBodyLimit::max(SEND_MAX)))
 }
 
 /// A message, and how it is to be sent.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = SentMessage)]
 struct Send {
     topic: String,
     mime: Option<String>,
     text: Option<String>,
     json: Option<serde_json::Value>,
     base64: Option<String>,
+    /// AMQP: another exchange, another routing key than in the definition.
     exchange: Option<String>,
     routing_key: Option<String>,
+    /// AMQP: properties and headers, as in docs/connect.md.
     #[serde(default)]
+    #[schema(value_type = Object)]
     properties: Properties,
     #[serde(default)]
+    #[schema(value_type = Object)]
     headers: BTreeMap<String, HeaderValue>,
     /// Whether the answer waits until the peer has it.
     #[serde(default)]
     confirm: bool,
+    /// How long the peer may take: 30 s unless given.
     timeout_s: Option<f64>,
 }
 
+/// Sends a message by an outgoing connection. It is on disk when this is answered.
+#[utoipa::path(
+    post, path = "/connect/{sort}/{name}/send", params(("sort" = String, Path, description = "`outgoing`"), ("name" = String, Path, description = "The name of the outgoing connection")), request_body = Send, tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "`sequence`, `id`, `confirmed`"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+)]
 async fn send(
     Shared(state): Shared<Arc<State>>,
     Path((of, name)): Path<(String, String)>,
@@ -93,14 +106,22 @@ async fn send(
     Ok(Json(told).into_response())
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct DeadQuery {
+    /// Those behind this number.
     #[serde(default)]
     after: u64,
+    /// 100 unless given, 1000 at most.
     limit: Option<usize>,
 }
 
+/// Dead letters of an outgoing connection, the oldest first.
+#[utoipa::path(
+    get, path = "/connect/{sort}/{name}/dead", params(("sort" = String, Path, description = "`outgoing`"), ("name" = String, Path, description = "The name of the outgoing connection"), DeadQuery), tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "`dead`: each with its number, topic, size and reason"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+)]
 async fn dead(
     Shared(state): Shared<Arc<State>>,
     Path((of, name)): Path<(String, String)>,
@@ -116,6 +137,11 @@ async fn dead(
     Ok(Json(json!({ "dead": found.await? })).into_response())
 }
 
+/// Sends a dead letter again.
+#[utoipa::path(
+    post, path = "/connect/{sort}/{name}/dead/{sequence}/revive", params(("sort" = String, Path, description = "`outgoing`"), ("name" = String, Path, description = "The name of the outgoing connection"), ("sequence" = u64, Path, description = "Its number")), tag = "connect",
+    responses((status = 200, body = serde_json::Value), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+)]
 async fn revive(
     Shared(state): Shared<Arc<State>>,
     Path((of, name, sequence)): Path<(String, String, u64)>,
@@ -129,13 +155,19 @@ async fn revive(
     Ok(Json(json!({ "revived": sequence })).into_response())
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct DiscardQuery {
     /// Numbers with commas between; none: all.
     sequence: Option<String>,
 }
 
+/// Deletes dead letters.
+#[utoipa::path(
+    delete, path = "/connect/{sort}/{name}/dead", params(("sort" = String, Path, description = "`outgoing`"), ("name" = String, Path, description = "The name of the outgoing connection"), DiscardQuery), tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "`discarded`: how many there were"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+)]
 async fn discard(
     Shared(state): Shared<Arc<State>>,
     Path((of, name)): Path<(String, String)>,

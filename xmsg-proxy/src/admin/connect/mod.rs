@@ -10,18 +10,20 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State as Shared};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 use xmsg_connect::definition::{
     ChannelDefinition, ConnectionDefinition, Definitions, DurableDefinition, FederationDefinition,
     OutgoingDefinition, SpoolDefinition,
@@ -31,7 +33,7 @@ use xmsg_zmq::deadline::Deadline;
 
 use super::State;
 use super::routes::{Asked, Authorized};
-use refusal::Refusal;
+use refusal::{Refusal, RefusalBody};
 
 pub(super) use metrics::ConnectSnapshot;
 
@@ -95,21 +97,21 @@ where
 pub(super) const INDEX: &str = "/connect\n/connect/export\n/connect/{outgoing|channel|connection|federation|durable}/{name}\n\
     /connect/outgoing/{name}/dead?after=&limit=\n";
 
-pub(super) fn router() -> Router<Arc<State>> {
-    let entry = "/connect/{sort}/{name}";
-    Router::new()
-        .route("/connect", get(report))
-        .route("/connect/export", get(export))
-        .route("/connect/import", post(import))
-        .route("/connect/add", post(add))
-        .route("/connect/{sort}", post(create))
-        .route(entry, get(look).put(update).delete(delete))
-        .route(&format!("{entry}/enable"), post(enable))
-        .route(&format!("{entry}/disable"), post(disable))
-        .route(&format!("{entry}/ping"), post(ping))
-        .route(&format!("{entry}/rename"), post(rename))
+/// All paths, with what describes them.
+pub(super) fn router() -> OpenApiRouter<Arc<State>> {
+    OpenApiRouter::new()
+        .routes(routes!(report))
+        .routes(routes!(export))
+        .routes(routes!(import))
+        .routes(routes!(add))
+        .routes(routes!(create))
+        .routes(routes!(look, update, delete))
+        .routes(routes!(enable))
+        .routes(routes!(disable))
+        .routes(routes!(ping))
+        .routes(routes!(rename))
         .layer(DefaultBodyLimit::max(BODY_MAX))
-        .merge(messages::router(entry))
+        .merge(messages::router())
 }
 
 /// Proof that a request has brought the token, and who it came from.
@@ -187,6 +189,11 @@ fn definition(sort: Sort, body: &[u8]) -> Result<Definition, Refusal> {
     })
 }
 
+/// Everything that is declared, and how it is.
+#[utoipa::path(
+    get, path = "/connect", tag = "connect",
+    responses((status = 200, body = serde_json::Value), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+)]
 async fn report(Shared(state): Shared<Arc<State>>) -> Answer {
     let connect = state.connect()?;
     Ok(Json(connect.registry.report()).into_response())
@@ -210,10 +217,20 @@ fn value(registry: &Registry, sort: Sort, name: &str) -> Result<serde_json::Valu
     })
 }
 
+/// One entry, and how it is.
+#[utoipa::path(
+    get, path = "/connect/{sort}/{name}", params(("sort" = String, Path, description = "`outgoing`, `channel`, `connection`, `federation` or `durable`"), ("name" = String, Path, description = "The name of the entry")), tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "The entry: its definition, and how it is"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+)]
 async fn look(Shared(state): Shared<Arc<State>>, Path((of, name)): Path<(String, String)>) -> Answer {
     shown(&state.connect()?.registry, sort(&of)?, &name)
 }
 
+/// Adds an entry.
+#[utoipa::path(
+    post, path = "/connect/{sort}", params(("sort" = String, Path, description = "`outgoing`, `channel`, `connection`, `federation` or `durable`")), request_body(content = serde_json::Value, description = "A definition, as in docs/connect.md"), tag = "connect",
+    responses((status = 201, body = serde_json::Value, description = "What was added: definitions, and how they are"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+)]
 async fn create(
     Shared(state): Shared<Arc<State>>,
     Path(of): Path<String>,
@@ -228,7 +245,11 @@ async fn create(
     Ok((StatusCode::CREATED, shown(&connect.registry, sort, &name)?).into_response())
 }
 
-/// Several entries at once: all of them, or none.
+/// Adds several entries at once: all of them, or none.
+#[utoipa::path(
+    post, path = "/connect/add", request_body(content = serde_json::Value, description = "Lists of definitions: connection, outgoing, channel"), tag = "connect",
+    responses((status = 201, body = serde_json::Value, description = "What was added: definitions, and how they are"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+)]
 async fn add(Shared(state): Shared<Arc<State>>, permitted: Permitted, request: Request) -> Answer {
     let connect = state.connect()?;
     let definitions: Definitions = read_json(&body(request).await?)?;
@@ -250,6 +271,11 @@ async fn add(Shared(state): Shared<Arc<State>>, permitted: Permitted, request: R
     Ok((StatusCode::CREATED, Json(told)).into_response())
 }
 
+/// Puts another definition in the place of an entry, with another name, too.
+#[utoipa::path(
+    put, path = "/connect/{sort}/{name}", params(("sort" = String, Path, description = "`outgoing`, `channel`, `connection`, `federation` or `durable`"), ("name" = String, Path, description = "The name of the entry")), request_body(content = serde_json::Value, description = "A definition, as in docs/connect.md"), tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "The entry: its definition, and how it is"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+)]
 async fn update(
     Shared(state): Shared<Arc<State>>,
     Path((of, name)): Path<(String, String)>,
@@ -268,15 +294,20 @@ async fn update(
     shown(&connect.registry, sort, &new)
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct DeleteQuery {
+    /// What becomes of messages that wait. `refuse`: then it is not deleted; `drain`: they are delivered
+    /// first; `purge`: they are lost.
     #[serde(default)]
+    #[param(inline)]
     on_delete: OnDeleteName,
+    /// How long draining may take: 30 s unless given.
     timeout_s: Option<f64>,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum OnDeleteName {
     #[default]
@@ -285,6 +316,11 @@ enum OnDeleteName {
     Purge,
 }
 
+/// Deletes an entry, unless others refer to it or messages would be lost.
+#[utoipa::path(
+    delete, path = "/connect/{sort}/{name}", params(("sort" = String, Path, description = "`outgoing`, `channel`, `connection`, `federation` or `durable`"), ("name" = String, Path, description = "The name of the entry"), DeleteQuery), tag = "connect",
+    responses((status = 200, body = serde_json::Value), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+)]
 async fn delete(
     Shared(state): Shared<Arc<State>>,
     Path((of, name)): Path<(String, String)>,
@@ -303,10 +339,20 @@ async fn delete(
     Ok(Json(json!({ "sort": sort, "name": deleted })).into_response())
 }
 
+/// Sets an entry to work.
+#[utoipa::path(
+    post, path = "/connect/{sort}/{name}/enable", params(("sort" = String, Path, description = "`outgoing`, `channel`, `connection`, `federation` or `durable`"), ("name" = String, Path, description = "The name of the entry")), tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "The entry: its definition, and how it is"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+)]
 async fn enable(state: Shared<Arc<State>>, path: Path<(String, String)>, permitted: Permitted) -> Answer {
     set_active(state, path, &permitted, true).await
 }
 
+/// Sets an entry to rest.
+#[utoipa::path(
+    post, path = "/connect/{sort}/{name}/disable", params(("sort" = String, Path, description = "`outgoing`, `channel`, `connection`, `federation` or `durable`"), ("name" = String, Path, description = "The name of the entry")), tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "The entry: its definition, and how it is"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+)]
 async fn disable(state: Shared<Arc<State>>, path: Path<(String, String)>, permitted: Permitted) -> Answer {
     set_active(state, path, &permitted, false).await
 }
@@ -325,13 +371,20 @@ async fn set_active(
     shown(&connect.registry, sort, &set)
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct PingQuery {
+    /// How long the peer may take: 10 s unless given.
     timeout_s: Option<f64>,
 }
 
-/// It makes a connection, so that it is not for everybody.
+/// Looks whether the peer can be reached, and is as it is declared. It makes a connection, so that it is
+/// not for everybody.
+#[utoipa::path(
+    post, path = "/connect/{sort}/{name}/ping", params(("sort" = String, Path, description = "`outgoing`, `channel`, `connection`, `federation` or `durable`"), ("name" = String, Path, description = "The name of the entry"), PingQuery), tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "`seconds`: how long that took"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+)]
 async fn ping(
     Shared(state): Shared<Arc<State>>,
     Path((of, name)): Path<(String, String)>,
@@ -344,12 +397,19 @@ async fn ping(
     Ok(Json(json!({ "seconds": took.as_secs_f64() })).into_response())
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct RenameQuery {
+    /// The new name.
     to: String,
 }
 
+/// Renames an entry, and what refers to it.
+#[utoipa::path(
+    post, path = "/connect/{sort}/{name}/rename", params(("sort" = String, Path, description = "`outgoing`, `channel`, `connection`, `federation` or `durable`"), ("name" = String, Path, description = "The name of the entry"), RenameQuery), tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "The entry: its definition, and how it is"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+)]
 async fn rename(
     Shared(state): Shared<Arc<State>>,
     Path((of, name)): Path<(String, String)>,
@@ -363,11 +423,21 @@ async fn rename(
     shown(&connect.registry, sort, &new)
 }
 
+/// All definitions, as a file. Secrets are in files of their own.
+#[utoipa::path(
+    get, path = "/connect/export", tag = "connect",
+    responses((status = 200, body = String, content_type = "application/toml"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+)]
 async fn export(Shared(state): Shared<Arc<State>>) -> Answer {
     let text = state.connect()?.registry.export().to_toml().map_err(xmsg_connect::Error::from)?;
     Ok(([(header::CONTENT_TYPE, "application/toml")], text).into_response())
 }
 
+/// Puts other definitions in the place of all.
+#[utoipa::path(
+    post, path = "/connect/import", request_body(content = String, content_type = "application/toml", description = "As in docs/connect.md"), tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "How many there are of each sort"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+)]
 async fn import(Shared(state): Shared<Arc<State>>, permitted: Permitted, request: Request) -> Answer {
     let connect = state.connect()?;
     let body = body(request).await?;

@@ -6,9 +6,22 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde::Serialize;
+use utoipa::ToSchema;
 use xmsg_connect::definition::DefinitionError;
 use xmsg_connect::{Error, ErrorKind, Sort};
+
+/// What is answered.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Refusal)]
+pub(super) struct RefusalBody {
+    /// The kind of the error, as a word to match on.
+    kind: &'static str,
+    /// The field of a definition or of a request that is wrong.
+    field: Option<String>,
+    /// What is wrong, and what to do.
+    message: String,
+}
 
 /// Why a request is not fulfilled.
 #[derive(Debug)]
@@ -112,7 +125,7 @@ impl From<Error> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let Self { status, kind, field, message } = self;
-        (status, Json(json!({ "kind": kind, "field": field, "message": message }))).into_response()
+        (status, Json(RefusalBody { kind, field, message })).into_response()
     }
 }
 
