@@ -39,7 +39,7 @@ const FIELDS = {
     { name: "uris", label: "Addresses of the broker", list: true, hint: "Such as amqp://10.0.0.5:5672, with commas between." },
     { name: "vhost", label: "Virtual host" },
     { name: "username", label: "User" },
-    { name: "password_file", label: "File with the password", hint: "On the machine of the proxy." },
+    { name: "password_file", label: "File with the password", hint: "On the machine of the proxy, in secrets_dir of its settings or in the folder of its state." },
   ],
 };
 const TITLES = { outgoing: "outgoing connection", channel: "channel", connection: "connection to a broker" };
@@ -48,7 +48,7 @@ const path = (sort, name, rest = "") => `/connect/${sort}/${encodeURIComponent(n
 /** The dialog in which an entry is made, or changed. */
 function edit(sort, definition, changed) {
   const isNew = !definition;
-  const old = definition ?? { kind: "zmq", is_active: true };
+  const old = definition ?? (sort === "connection" ? {} : { kind: "zmq", is_active: true });
   const fields = FIELDS[sort].map((one) => {
     const value = old[one.name];
     const shown = one.list ? (value ?? []).join(", ") : value;
