@@ -249,9 +249,10 @@ impl Access {
         }
     }
 
-    /// Whether somebody who was let in may see what is in messages.
+    /// Whether somebody may see what is in messages.
     pub(super) fn may_watch(&self, caller: Option<Caller>) -> bool {
-        caller.is_none_or(|caller| caller.role == Role::Operator || self.in_force().1.viewer_may_watch)
+        let tokens = &self.in_force().1;
+        caller.map_or(tokens.open_to_look, |caller| caller.role == Role::Operator || tokens.viewer_may_watch)
     }
 
     /// Begins a session with this token; `None`: it is none of ours.
