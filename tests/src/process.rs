@@ -138,7 +138,8 @@ fn asks_for_http(command: &Command) -> bool {
     let in_environment = command.get_envs().any(|(name, _)| name == "XMSG_PROXY_ADMIN");
     let mut arguments = command.get_args().filter_map(|argument| argument.to_str());
     let in_file = |path: &str| {
-        path.ends_with(".toml") && std::fs::read_to_string(path).is_ok_and(|text| text.contains("[admin]"))
+        Path::new(path).extension().is_some_and(|kind| kind == "toml")
+            && std::fs::read_to_string(path).is_ok_and(|text| text.contains("[admin]"))
     };
     in_environment || arguments.any(|argument| argument.starts_with("--admin") || in_file(argument))
 }
