@@ -56,7 +56,7 @@ export function deadLetters(name, changed) {
       { title: "Dead since", cell: (row) => format.time(new Date(row.dead_since)) },
       { title: "Reason", text: true, cell: (row) => row.reason },
       { title: "", cell: (row) => el("span", {},
-        el("button", { type: "button", text: "Send again", "aria-label": `Send message ${row.sequence} again`, onclick: () => work("POST", `/dead/${row.sequence}/revive`) }),
+        el("button", { type: "button", text: "Send again", "aria-label": `Send again message ${row.sequence}`, onclick: () => work("POST", `/dead/${row.sequence}/revive`) }),
         el("button", { type: "button", text: "Delete", "aria-label": `Delete message ${row.sequence}`, onclick: () => work("DELETE", `/dead?sequence=${row.sequence}`) })) },
     ],
   });

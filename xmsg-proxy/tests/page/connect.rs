@@ -130,7 +130,7 @@ async fn a_broker_is_connected_and_dead_letters_are_sent_again_or_deleted() {
     let [first] = site.dead("orders").await[..] else { panic!("one dead letter") };
     broker.declare_queue("page.orders").await;
     broker.bind("page.orders", "amq.direct", "page.test").await;
-    browser.click("button", &format!("Send message {first} again")).await;
+    browser.click("button", &format!("Send again message {first}")).await;
     browser.reads("everything was delivered, or waits in the spool").await;
     browser.click("button", "Close").await;
     broker.queue_reaches("page.orders", 1).await;
