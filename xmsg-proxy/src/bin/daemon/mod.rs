@@ -331,19 +331,13 @@ fn listen(admin: &settings::Admin) -> anyhow::Result<Option<TcpListener>> {
     let how = "name a port to have it there or nowhere (admin.listen, --admin), or turn it off (--admin off)";
     let moved =
         TcpListener::bind((at.host.as_str(), 0)).and_then(|socket| Ok((socket.local_addr()?, socket)));
-    Ok(match moved {
-        Ok((instead, socket)) => {
-            tracing::warn!("HTTP is at http://{instead}, because {at} can't be used ({error}): {how}");
-            Some(socket)
-        }
-        Err(_) => {
-            tracing::warn!(
-                "there is no HTTP, because no port of {} can be used ({error}): {how}",
-                at.host.as_str()
-            );
-            None
-        }
-    })
+    if let Ok((instead, socket)) = moved {
+        tracing::warn!("HTTP is at http://{instead}, because {at} can't be used ({error}): {how}");
+        return Ok(Some(socket));
+    }
+    let host = at.host.as_str();
+    tracing::warn!("there is no HTTP, because no port of {host} can be used ({error}): {how}");
+    Ok(None)
 }
 
 /// Raises the limit of open descriptors as far as this user may, and returns it. What is usual, 1024, is soon
