@@ -242,7 +242,7 @@ async fn each_role_sees_of_messages_what_it_may() {
         [(true, false, 200, 403), (true, true, 200, 200), (false, false, 401, 403), (false, true, 401, 200)]
     {
         let site = Site::serving(Tokens { viewer_may_watch, ..tokens(OPERATOR, open_to_look) }, true).await;
-        for (headers, status, publishes) in [
+        for (headers, status, may_publish) in [
             (String::new(), nobodys, nobodys.max(403)),
             (bearer(VIEWER), viewers, 403),
             (site.session(VIEWER).await, viewers, 403),
@@ -259,8 +259,8 @@ async fn each_role_sees_of_messages_what_it_may() {
             assert_eq!(overview, if headers.is_empty() { nobodys } else { 200 });
             let published =
                 site.send("POST", "/api/v1/publish", &headers, r#"{"topic": "a", "text": "b"}"#).await;
-            let publishes = if headers.is_empty() && !open_to_look { 401 } else { publishes };
-            assert_eq!(published.status, publishes, "{headers}: {}", published.body);
+            let expected = if headers.is_empty() && !open_to_look { 401 } else { may_publish };
+            assert_eq!(published.status, expected, "{headers}: {}", published.body);
         }
     }
 }
