@@ -136,17 +136,17 @@ pub(super) async fn run(load: Load, as_json: bool) -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
-fn greet(load: &Load, address: &ProxyAddress, page: Option<&Page>) -> anyhow::Result<()> {
+fn greet(load: &Load, address: &ProxyAddress, served: Option<&Page>) -> anyhow::Result<()> {
     let pace = match load.rate {
         Some(rate) => format!("at {rate} messages/s each"),
         None => "as fast as it goes".to_owned(),
     };
     // Whoever sees this terminal runs the proxy, and may change something, too.
     let is_seen = io::stdout().is_terminal();
-    let link = page.map(|page| if is_seen { page.link() } else { page.address().to_owned() });
-    let page = link.map(|link| format!("\nweb page: {link}")).unwrap_or_default();
+    let link = served.map(|page| if is_seen { page.link() } else { page.address().to_owned() });
+    let told = link.map(|link| format!("\nweb page: {link}")).unwrap_or_default();
     print(format_args!(
-        "proxy listening at {address}{page}\n\
+        "proxy listening at {address}{told}\n\
          {} to {}, {} bytes a message, {pace}; a slow subscriber slows all down, nothing is lost\n\
          try in another terminal: {} sub demo: --proxy {address} --report\n",
         counted(load.publishers.into(), "publisher"),
