@@ -67,8 +67,9 @@ pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Fault> {
 /// # Errors
 ///
 /// If it panics.
-pub async fn catch_in<T>(work: impl Future<Output = T>) -> Result<T, Fault> {
-    AssertUnwindSafe(work).catch_unwind().await.map_err(|payload| Fault::of(&*payload))
+// It is no `async fn`, whose future would have room for `work` twice.
+pub fn catch_in<T>(work: impl Future<Output = T>) -> impl Future<Output = Result<T, Fault>> {
+    AssertUnwindSafe(work).catch_unwind().map(|result| result.map_err(|payload| Fault::of(&*payload)))
 }
 
 /// Runs a task to its end, and runs it anew, after a second, whenever it panics. Each panic is logged at
@@ -178,9 +179,8 @@ mod tests {
         let task = {
             let held = held.clone();
             async move {
-                let _held = held;
                 tokio::task::yield_now().await;
-                panic!("on purpose");
+                panic!("on purpose, with {held:?}");
             }
         };
         CriticalTasks::default().watch("a holder", task).await;

@@ -32,6 +32,10 @@ const SESSION_TIME: Duration = Duration::from_secs(12 * 3600);
 /// Changes that a session may make at once, and in a second after that.
 const CHANGES: f64 = 60.0;
 const CHANGES_PER_S: f64 = 20.0;
+/// Sessions that may begin at once with the same token, and in a second after that. Each is logged, and may end
+/// an older one.
+const LOGINS: f64 = 128.0;
+const LOGINS_PER_S: f64 = 1.0;
 /// Random bytes of a session's key.
 const KEY: usize = 32;
 /// A header that pages of other sites can't add without being asked by the browser whether they may, which is
@@ -111,9 +115,7 @@ struct Session {
     secret: [u8; KEY],
     role: Role,
     until: Deadline,
-    /// Changes that it may make now, and when that was known.
-    left: f64,
-    refilled: Instant,
+    changes: Bucket,
 }
 
 impl Session {
@@ -122,11 +124,26 @@ impl Session {
         let brought = headers.get(OWN_HEADER).and_then(|value| unhex(value.to_str().ok()?));
         brought.is_some_and(|secret| self.secret.ct_eq(&secret).into())
     }
+}
 
-    /// Takes one change into account; `false`: it is one too many.
-    fn change(&mut self, now: Instant) -> bool {
+/// A token bucket: how often something may be done at once, and in a second after that.
+#[derive(Debug)]
+struct Bucket {
+    most: f64,
+    per_s: f64,
+    left: f64,
+    refilled: Instant,
+}
+
+impl Bucket {
+    fn new(most: f64, per_s: f64) -> Self {
+        Self { most, per_s, left: most, refilled: Instant::now() }
+    }
+
+    /// Takes one from the bucket, and returns `false` if it is empty.
+    fn take(&mut self, now: Instant) -> bool {
         let time = now.saturating_duration_since(self.refilled).as_secs_f64();
-        self.left = (self.left + time * CHANGES_PER_S).min(CHANGES);
+        self.left = (self.left + time * self.per_s).min(self.most);
         self.refilled = now;
         let may = self.left >= 1.0;
         if may {
@@ -134,6 +151,15 @@ impl Session {
         }
         may
     }
+}
+
+/// Why no session has begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoLogin {
+    /// The token is none of ours.
+    WrongToken,
+    /// Too many sessions begin with this token, or operators have all of them.
+    TooMany,
 }
 
 /// A session that has begun.
@@ -147,10 +173,20 @@ pub(super) struct Login {
 }
 
 /// The sessions at a time, the oldest first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Sessions {
     all: VecDeque<Session>,
     next: u64,
+    /// Viewers who log in again and again keep no operator out.
+    viewer_logins: Bucket,
+    operator_logins: Bucket,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        let logins = || Bucket::new(LOGINS, LOGINS_PER_S);
+        Self { all: VecDeque::new(), next: 0, viewer_logins: logins(), operator_logins: logins() }
+    }
 }
 
 /// Tokens and sessions of one server.
@@ -231,7 +267,7 @@ impl Access {
             if !is_own_page(headers) || !session.is_bound(headers) {
                 return Err(Denied::Foreign);
             }
-            if !session.change(Instant::now()) {
+            if !session.changes.take(Instant::now()) {
                 return Err(Denied::TooMany);
             }
         }
@@ -255,19 +291,27 @@ impl Access {
         caller.map_or(tokens.open_to_look, |caller| caller.role == Role::Operator || tokens.viewer_may_watch)
     }
 
-    /// Begins a session with this token; `None`: it is none of ours.
-    pub(super) fn log_in(&self, token: &str, is_encrypted: bool) -> Option<Login> {
+    /// Begins a session with this token.
+    pub(super) fn log_in(&self, token: &str, is_encrypted: bool) -> Result<Login, NoLogin> {
         let in_force = self.in_force();
-        let (generation, role) = (in_force.0, in_force.1.role(token.as_bytes())?);
+        let role = in_force.1.role(token.as_bytes()).ok_or(NoLogin::WrongToken)?;
+        let generation = in_force.0;
         let (mut key, mut secret) = ([0; KEY], [0; KEY]);
-        getrandom::fill(&mut key).ok()?;
-        getrandom::fill(&mut secret).ok()?;
+        getrandom::fill(&mut key).map_err(|_| NoLogin::TooMany)?;
+        getrandom::fill(&mut secret).map_err(|_| NoLogin::TooMany)?;
         let mut sessions = self.sessions();
+        let logins = match role {
+            Role::Viewer => &mut sessions.viewer_logins,
+            Role::Operator => &mut sessions.operator_logins,
+        };
+        if !logins.take(Instant::now()) {
+            return Err(NoLogin::TooMany);
+        }
         sessions.all.retain(|session| !session.until.has_passed());
         while sessions.all.len() >= SESSIONS {
             // A viewer never ends the session of an operator.
             let viewer = sessions.all.iter().position(|one| one.role == Role::Viewer);
-            let oldest = viewer.or((role == Role::Operator).then_some(0))?;
+            let oldest = viewer.or((role == Role::Operator).then_some(0)).ok_or(NoLogin::TooMany)?;
             sessions.all.remove(oldest);
         }
         sessions.next += 1;
@@ -279,12 +323,12 @@ impl Access {
             secret,
             role,
             until,
-            left: CHANGES,
-            refilled: Instant::now(),
+            changes: Bucket::new(CHANGES, CHANGES_PER_S),
         });
-        let cookie = self.cookie(&hex(&key), SESSION_TIME, is_encrypted)?;
+        let cookie =
+            self.cookie(&hex(&key), SESSION_TIME, is_encrypted).expect("hex digits are a header value");
         let caller = Caller { role, session: Some(number), generation };
-        Some(Login { caller, cookie, secret: hex(&secret) })
+        Ok(Login { caller, cookie, secret: hex(&secret) })
     }
 
     /// Ends the session of a request, and returns the cookie that takes its own away.
@@ -467,7 +511,7 @@ mod tests {
     #[test]
     fn sessions_are_few_and_end_with_their_tokens() {
         let access = access(false);
-        assert!(access.log_in("operator-0123456788", false).is_none());
+        assert_eq!(access.log_in("operator-0123456788", false).unwrap_err(), NoLogin::WrongToken);
         let first = access.log_in(VIEWER, false).unwrap().caller;
         let others: Vec<_> = (0..SESSIONS).map(|_| access.log_in(VIEWER, false).unwrap().caller).collect();
         assert!(!access.still(Some(first)), "the oldest gave way");
@@ -498,7 +542,7 @@ mod tests {
             access.log_in(OPERATOR, false).unwrap();
         }
         assert!(!access.still(Some(first)), "the oldest gave way to operators");
-        assert!(access.log_in(VIEWER, false).is_none(), "all are operators");
+        assert_eq!(access.log_in(VIEWER, false).unwrap_err(), NoLogin::TooMany, "all are operators");
     }
 
     #[test]
@@ -530,5 +574,14 @@ mod tests {
             let asked = access.caller(&Method::GET, &headers(&[("cookie", cookies)]));
             assert_eq!(asked, Err(Denied::Nothing), "{cookies}");
         }
+    }
+
+    #[test]
+    fn viewers_who_log_in_without_end_are_refused_and_keep_no_operator_out() {
+        let access = access(false);
+        let begun = (0..1000).take_while(|_| access.log_in(VIEWER, false).is_ok()).count();
+        assert!((128..200).contains(&begun), "{begun}");
+        assert_eq!(access.log_in(VIEWER, false).unwrap_err(), NoLogin::TooMany);
+        assert!(access.log_in(OPERATOR, false).is_ok());
     }
 }

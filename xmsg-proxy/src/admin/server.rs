@@ -24,6 +24,8 @@ use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::fault::{catch_in, pause};
 use xmsg_zmq::link::transport::{Listener, Stream};
 
+use super::api::Streamed;
+
 /// Connections at a time. Above it, the oldest one that has sent a wrong token gives way to a new one; else
 /// the oldest that is not being answered and has had its time to ask.
 pub(super) const CONNECTIONS: usize = 64;
@@ -58,6 +60,10 @@ impl Open {
         Some(Deadline::since(*waiting, GRACE).instant())
     }
 
+    fn is_stream(&self) -> bool {
+        self.shared.is_stream.load(Ordering::Relaxed)
+    }
+
     fn is_suspect(&self) -> bool {
         self.shared.is_suspect.load(Ordering::Relaxed)
     }
@@ -70,6 +76,8 @@ pub(super) struct Connection {
     /// An answer is being worked out. While it is only written, a client that does not read must not count as
     /// busy.
     is_busy: AtomicBool,
+    /// Events are sent to it without end, and it reads them.
+    is_stream: AtomicBool,
     /// It has sent a wrong token.
     is_suspect: AtomicBool,
     since: Instant,
@@ -149,9 +157,12 @@ async fn accept(listener: &mut Listener, router: &Router, stop: &CancellationTok
         // It listens to nothing else.
         let (Stream::Tcp(stream), _) = accepted else { continue };
         let suspect = || open.iter().position(Open::is_suspect);
-        let idle = || open.iter().position(|one| one.gives_way_at().is_some_and(|at| at <= Instant::now()));
+        let gives_way = |one: &Open| one.gives_way_at().is_some_and(|at| at <= Instant::now());
+        let idle = || open.iter().position(|one| gives_way(one) && !one.is_stream());
+        // Somebody follows what happens there: one that only waits goes before it.
+        let followed = || open.iter().position(gives_way);
         if is_full
-            && let Some(idle) = suspect().or_else(idle)
+            && let Some(idle) = suspect().or_else(idle).or_else(followed)
             && let Some(oldest) = open.remove(idle)
         {
             oldest.shared.cut.cancel();
@@ -161,6 +172,7 @@ async fn accept(listener: &mut Listener, router: &Router, stop: &CancellationTok
         let shared = Arc::new(Connection {
             peer,
             is_busy: false.into(),
+            is_stream: false.into(),
             is_suspect: false.into(),
             since: Instant::now(),
             waiting: OnceLock::new(),
@@ -228,6 +240,9 @@ async fn serve(stream: TcpStream, router: Router, shared: Arc<Connection>) {
         let response = router.call(request);
         async {
             let response = response.await;
+            let is_stream =
+                response.as_ref().is_ok_and(|answer| answer.extensions().get::<Streamed>().is_some());
+            shared.is_stream.store(is_stream, Ordering::Relaxed);
             shared.is_busy.store(false, Ordering::Relaxed);
             // From here on its client is waited for, to read the answer and to ask again.
             shared.waits();

@@ -487,7 +487,7 @@ impl Switch {
     /// Serves one connection. A panic, wherever it happens, ends this connection and is counted and logged.
     async fn serve_alone(self, stream: Stream, peer: String, side: Side, permit: Permit) {
         let serve = self.clone().serve(stream, peer.clone(), side, permit);
-        if let Err(fault) = catch_in(serve).await {
+        if let Err(fault) = Box::pin(catch_in(serve)).await {
             self.inner.violations.note(&peer, side.port(), &Ended::Fault(fault));
         }
     }

@@ -13,10 +13,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::Problem;
 use crate::admin::State;
-use crate::admin::access::Caller;
+use crate::admin::access::{Caller, Role};
 
 /// Streams at a time, of all sorts together.
 pub(in crate::admin) const STREAMS: usize = 32;
+/// Streams among them that only operators get: whoever may only look can't keep them from following.
+const FOR_OPERATORS: usize = 8;
 /// What a browser waits for before it connects again, milliseconds.
 const RETRY: &str = "retry: 1000\n\n";
 /// After so long without an event, whoever reads is shown that the connection is alive.
@@ -45,11 +47,16 @@ impl Drop for Place {
 }
 
 impl Streams {
-    /// A place for one more.
-    pub(super) fn place(&self) -> Result<Place, Problem> {
+    /// A place for one more stream, which `caller` has asked for.
+    pub(super) fn place(&self, caller: Option<Caller>) -> Result<Place, Problem> {
+        self.place_for(caller.is_some_and(|caller| caller.role == Role::Operator))
+    }
+
+    fn place_for(&self, is_operator: bool) -> Result<Place, Problem> {
         let place = Place(self.open.clone());
-        if self.open.fetch_add(1, Ordering::Relaxed) >= STREAMS {
-            let what = format!("{STREAMS} pages and programs follow what happens already: close one of them");
+        let most = if is_operator { STREAMS } else { STREAMS - FOR_OPERATORS };
+        if self.open.fetch_add(1, Ordering::Relaxed) >= most {
+            let what = format!("{most} pages and programs follow what happens already: close one of them");
             return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "full", what));
         }
         Ok(place)
@@ -57,7 +64,7 @@ impl Streams {
 
     /// Overviews, one a second.
     pub(super) fn overview(&self, state: &Arc<State>, caller: Option<Caller>) -> Result<Response, Problem> {
-        let place = self.place()?;
+        let place = self.place(caller)?;
         let follower = Follower {
             overviews: state.looks.subscribe(),
             state: state.clone(),
@@ -133,12 +140,16 @@ mod tests {
     #[test]
     fn there_is_an_end_to_the_streams_and_a_place_is_given_back() {
         let streams = Streams::default();
-        let mut places: Vec<_> = (0..STREAMS).map(|_| streams.place().unwrap()).collect();
+        let viewers = STREAMS - FOR_OPERATORS;
+        let mut places: Vec<_> = (0..viewers).map(|_| streams.place_for(false).unwrap()).collect();
         for _ in 0..3 {
-            assert!(streams.place().is_err());
+            assert!(streams.place_for(false).is_err());
         }
+        let others: Vec<_> = (0..FOR_OPERATORS).map(|_| streams.place_for(true).unwrap()).collect();
+        assert!(streams.place_for(true).is_err());
+        drop(others);
         places.pop();
-        assert!(streams.place().is_ok());
+        assert!(streams.place_for(false).is_ok());
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub(super) async fn tail(
     let reader = Reader {
         lines: log.follow(),
         caller: asked.caller,
-        _place: state.streams.place()?,
+        _place: state.streams.place(asked.caller)?,
         state: state.clone(),
     };
     Ok(reader.stream())

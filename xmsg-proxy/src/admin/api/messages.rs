@@ -72,7 +72,7 @@ pub(super) async fn tap(
     if !state.access.may_watch(asked.caller) {
         return Err(viewers_may_not());
     }
-    let place = state.streams.place()?;
+    let place = state.streams.place(asked.caller)?;
     let tap = state.client.tap(Topic::wrap(query.topic), rate).await.ok_or_else(no_way)?;
     let tap = tap.map_err(|error| failed(&error))?;
     Ok(Follower { tap, state, caller: asked.caller, is_first: true, _place: place }.stream())

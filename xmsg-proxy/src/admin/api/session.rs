@@ -14,7 +14,7 @@ use xmsg_zmq::deadline::Deadline;
 
 use super::Problem;
 use crate::admin::State;
-use crate::admin::access::{self, Caller, Role, is_own_page};
+use crate::admin::access::{self, Caller, NoLogin, Role, is_own_page};
 use crate::admin::server::Connection;
 
 /// Bytes of a request to log in, and the time that it may take to arrive.
@@ -82,7 +82,8 @@ pub(super) async fn look(Shared(state): Shared<Arc<State>>, headers: HeaderMap) 
 /// ends after twelve hours, or when the token changes.
 #[utoipa::path(
     post, path = "/api/v1/session", request_body = Login,
-    responses((status = 200, body = Session), (status = 401, body = Problem), (status = 403, body = Problem))
+    responses((status = 200, body = Session), (status = 401, body = Problem), (status = 403, body = Problem),
+        (status = 429, body = Problem))
 )]
 pub(super) async fn log_in(
     Shared(state): Shared<Arc<State>>,
@@ -106,14 +107,17 @@ pub(super) async fn log_in(
     })?;
     // Whoever is in front of us and speaks TLS says so.
     let is_encrypted = headers.get("x-forwarded-proto").is_some_and(|proto| proto.as_bytes() == b"https");
-    let Some(begun) = state.access.log_in(token.trim(), is_encrypted) else {
-        state.turned_away.wrong(connection).await;
-        return Err(Problem::new(
-            StatusCode::UNAUTHORIZED,
-            "wrong_token",
-            "this is not the token: it stands in the file that the settings name, or in the link that the daemon showed when it started",
-        )
-        .at("token"));
+    let begun = match state.access.log_in(token.trim(), is_encrypted) {
+        Ok(begun) => begun,
+        Err(NoLogin::TooMany) => {
+            let what = "too many sessions have begun with this token, or operators have all of them: try again in a few seconds";
+            return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many", what));
+        }
+        Err(NoLogin::WrongToken) => {
+            state.turned_away.wrong(connection).await;
+            let what = "this is not the token: it stands in the file that the settings name, or in the link that the daemon showed when it started";
+            return Err(Problem::new(StatusCode::UNAUTHORIZED, "wrong_token", what).at("token"));
+        }
     };
     let access::Login { caller, cookie, secret } = begun;
     let peer = connection.map(|one| tracing::field::display(one.peer()));
