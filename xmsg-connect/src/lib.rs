@@ -48,6 +48,7 @@ mod outbound;
 mod outgoing;
 mod ping;
 mod registry;
+mod room;
 pub mod routing;
 pub mod spool;
 mod status;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmq::{Publisher, Push, Subscriber};
 
 use crate::amqp::{Link, refused, short};
@@ -15,8 +16,12 @@ use crate::definition::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::outgoing::check_exchange;
 use crate::registry::Definition;
+use crate::room::Room;
 use crate::status::{LinkReport, LinkState};
 use crate::zmq::options;
+
+/// The memory for what a peer may send while it is looked at.
+const PING_MEMORY: usize = 16 << 20;
 
 /// Looks, for at most so long. Returns how long it took.
 pub(crate) async fn ping(
@@ -27,6 +32,8 @@ pub(crate) async fn ping(
     limit: Duration,
 ) -> Result<Duration> {
     let began = Instant::now();
+    // A socket that only looks has a budget of its own.
+    let room = Room::new(MemoryBudget::new(PING_MEMORY));
     let look = async {
         match definition {
             Definition::Connection(broker) => broker_of(&broker.resolved(base)).await?.close().await,
@@ -38,12 +45,12 @@ pub(crate) async fn ping(
                 }
                 Way::Zmq(way) => match (way.socket_type, way.socket.method) {
                     (SendingSocket::Push, SocketMethod::Connect) => {
-                        let socket = Push::new(options(&way.socket.clone().resolved(base))?);
+                        let socket = Push::new(options(&way.socket.clone().resolved(base), &room)?);
                         socket.connect(way.socket.endpoint.clone());
                         shake_hands(&way.socket, socket.connected().await)?;
                     }
                     (SendingSocket::Pub, SocketMethod::Connect) => {
-                        let socket = Publisher::new(options(&way.socket.clone().resolved(base))?);
+                        let socket = Publisher::new(options(&way.socket.clone().resolved(base), &room)?);
                         socket.connect(way.socket.endpoint.clone());
                         shake_hands(&way.socket, socket.connected().await)?;
                     }
@@ -73,7 +80,7 @@ pub(crate) async fn ping(
                 }
                 Origin::Zmq(way) => match (way.socket_type, way.socket.method) {
                     (ReceivingSocket::Sub, SocketMethod::Connect) => {
-                        let socket = Subscriber::new(options(&way.socket.clone().resolved(base))?);
+                        let socket = Subscriber::new(options(&way.socket.clone().resolved(base), &room)?);
                         socket.connect(way.socket.endpoint.clone());
                         let connected = async {
                             while !socket.is_connected() {

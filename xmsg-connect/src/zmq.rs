@@ -8,10 +8,11 @@ use xmsg_zmtp::curve::{KeyPair, PublicKey};
 
 use crate::definition::{Curve, SocketMethod, ZmqFields};
 use crate::error::{Error, ErrorKind, Result};
+use crate::room::Room;
 
-/// The options of a socket with these fields.
-pub(crate) fn options<S>(fields: &ZmqFields) -> Result<SocketOptions<S>> {
-    let options = SocketOptions::default();
+/// The options of a socket with these fields. What its peers send, and what waits for them, counts in `room`.
+pub(crate) fn options<S>(fields: &ZmqFields, room: &Room) -> Result<SocketOptions<S>> {
+    let options = SocketOptions::default().memory(room.budget());
     Ok(match &fields.curve {
         None => options,
         Some(curve) => options.security(security(curve, fields.method)?),

@@ -18,7 +18,8 @@ use xmsg_core::durable::{DurableMessage, DurableOptions, DurableSubscription, Pl
 use xmsg_core::{Actor, Message};
 use xmsg_tests::amqp_peer::{Action, Delivery, Peer, Received, Script, What};
 use xmsg_tests::rabbitmq::Broker;
-use xmsg_tests::{patient, until, within};
+use xmsg_tests::{patient, proxy, until, within};
+use xmsg_zmtp::Limits;
 
 use common::{LIMIT, Site, broker, message};
 
@@ -34,14 +35,19 @@ async fn site(port: u16, definition: DurableDefinition) -> Site {
     let definitions =
         Definitions { connections: vec![broker(port)], durables: vec![definition], ..Definitions::default() };
     let site = Site::with(definitions).await;
+    probed(&site, &name).await;
+    site
+}
+
+/// Waits until an outgoing connection has subscribed at the proxy.
+async fn probed(site: &Site, name: &str) {
     let probing = async {
-        while site.registry.outgoing(&name).unwrap().link.counts.accepted == 0 {
+        while site.registry.outgoing(name).unwrap().link.counts.accepted == 0 {
             site.actor.publish(&message("orders", "probe")).await.unwrap();
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     within("the subscription at the proxy", probing).await;
-    site
 }
 
 /// One that waits for messages only briefly, so that a test ends soon.
@@ -549,5 +555,55 @@ async fn a_durable_subscription_is_managed_like_all_else() {
     assert!(rests.await.to_string().contains("is not active"));
     site.registry.delete(Sort::Durable, "managed", OnDelete::Purge).await.unwrap();
     assert!(site.registry.report().durables.is_empty() && site.registry.report().outgoing.is_empty());
+    site.registry.close().await.unwrap();
+}
+
+/// The subscription of a server to its requests is a prefix, as each is: those for `billing` begin with `bill`.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_gets_what_is_for_another_name_that_begins_the_same() {
+    let port = Broker::shared().await.port();
+    let bill = DurableDefinition { topics: vec!["secret".into()], ..durable("bill") };
+    let durables = vec![bill, durable("billing")];
+    let definitions = Definitions { connections: vec![broker(port)], durables, ..Definitions::default() };
+    let site = Site::with(definitions).await;
+    // Whoever answers `bill` has subscribed, too.
+    open(&site.actor, "bill").await.close().await.unwrap();
+    for _ in 0..5 {
+        let subscription = open(&site.actor, "billing").await;
+        assert_eq!(subscription.topics(), ["orders"]);
+        assert_eq!(site.registry.durable("bill").unwrap().subscribers, 0);
+        subscription.close().await.unwrap();
+    }
+    // Nobody answers for a name that there is not.
+    let request = Message::of(&*format!("{TOPIC}bills"), Request::Open.encode()).unwrap();
+    let refused = site.actor.request(&request, Duration::from_millis(300)).await.unwrap_err();
+    assert_eq!(refused.kind(), xmsg_core::ErrorKind::Timeout, "{refused}");
+}
+
+/// An answer has more in it than its messages. What fits into no answer goes to the dead letters, and what is
+/// behind it comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_fits_into_no_answer_holds_nothing_up() {
+    let limits = Limits { message_size: 1 << 20, ..Limits::default() };
+    let proxy = proxy().limits(limits).start().await.unwrap();
+    let port = Broker::shared().await.port();
+    let durables = vec![durable("narrow")];
+    let definitions = Definitions { connections: vec![broker(port)], durables, ..Definitions::default() };
+    let site = Site::at(proxy, definitions).await;
+    probed(&site, &durable("narrow").outgoing_name()).await;
+    let mut orders = open(&site.actor, "narrow").await;
+    publish(&site, 0..1).await;
+    // Together they are more than the proxy takes; one of them alone is not.
+    for _ in 0..6 {
+        site.actor.publish(&message("orders:new", &"x".repeat(300 << 10))).await.unwrap();
+    }
+    let frames = |data: usize| Message::of("orders:new", "y".repeat(data)).unwrap();
+    let beside = frames(1000).size() - 1000;
+    site.actor.publish(&frames((1 << 20) - beside - 40)).await.unwrap();
+    publish(&site, 1..3).await;
+    let place = expect(&mut orders, 0..3).await;
+    orders.acknowledge(place);
+    assert_eq!(site.registry.durable("narrow").unwrap().rejected, 1);
+    orders.close().await.unwrap();
     site.registry.close().await.unwrap();
 }

@@ -91,6 +91,34 @@ impl Link {
         self.end.allow(UNLIMITED);
     }
 
+    /// Waits for `work`, and reads next to nothing from the broker meanwhile once that has taken longer than
+    /// `grace`. A few bytes are read after each time of `every`, so that the broker is known to be there.
+    pub(crate) async fn reading_little<T>(
+        &self,
+        grace: Duration,
+        every: Duration,
+        work: impl Future<Output = T>,
+    ) -> T {
+        tokio::pin!(work);
+        let mut pause = grace;
+        let mut is_held_back = false;
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => {
+                    if is_held_back {
+                        self.read_on();
+                    }
+                    return done;
+                }
+                () = tokio::time::sleep(pause) => {
+                    self.hold_back();
+                    (is_held_back, pause) = (true, every);
+                }
+            }
+        }
+    }
+
     /// Says goodbye, for a moment at most.
     pub(crate) async fn close(self) {
         let _ = Deadline::after(GOODBYE).limit(self.connection.close(200, "OK".into())).await;

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use lapin::message::Delivery;
@@ -21,11 +22,16 @@ use crate::definition::{AckMode, AmqpChannel, OnError, QueueDeclare};
 use crate::error::{Error, ErrorKind, Result};
 use crate::federation::{Id, Verdict};
 use crate::outbound::Outbound;
+use crate::room::Room;
 use crate::status::{LinkState, Status, add};
 use crate::supervise::Failure;
 
 /// Messages that are given to the target at a time.
 const AT_A_TIME: usize = 256;
+/// Bytes of messages that are given to the target at a time; a longer one goes alone.
+const BYTES: usize = 1 << 20;
+/// How long the target may take before nothing more is read from the broker.
+const GRACE: Duration = Duration::from_millis(20);
 
 /// Consumes until something breaks, or `stop`.
 pub(super) async fn session(
@@ -33,6 +39,7 @@ pub(super) async fn session(
     targets: &Targets,
     plan: &ChannelPlan,
     way: &AmqpChannel,
+    room: &Room,
     attempt: usize,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
@@ -61,7 +68,8 @@ pub(super) async fn session(
     tracing::info!("{}: consumes {:?} at {}", status.label(), way.queue, opened.uri);
     let mut session =
         Session { status, plan, way, target, channel: opened.channel.clone(), has_worked: false };
-    let ended = session.run(consumer, &opened, &stop).await;
+    let trickle = broker.heartbeat.get() / 2;
+    let ended = session.run(consumer, &opened, room, trickle, &stop).await;
     let had_worked = session.has_worked;
     drop(session);
     opened.close().await;
@@ -137,7 +145,15 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    async fn run(&mut self, mut consumer: Consumer, opened: &Link, stop: &CancellationToken) -> Result<()> {
+    async fn run(
+        &mut self,
+        mut consumer: Consumer,
+        opened: &Link,
+        room: &Room,
+        trickle: Duration,
+        stop: &CancellationToken,
+    ) -> Result<()> {
+        let mut claim = room.claim();
         let mut events = Box::pin(opened.connection.events_listener());
         let broken = |error: lapin::Error| {
             let what = format!("the connection to the broker {} has ended", opened.uri);
@@ -164,13 +180,22 @@ impl Session<'_> {
                         return Err(Error::new(ErrorKind::Refused, what));
                     };
                     let first = first.map_err(broken)?;
+                    let mut bytes = first.data.len();
                     let mut deliveries = vec![first];
                     while deliveries.len() < AT_A_TIME
+                        && bytes < BYTES
                         && let Some(Some(next)) = consumer.next().now_or_never()
                     {
-                        deliveries.push(next.map_err(broken)?);
+                        let next = next.map_err(broken)?;
+                        bytes += next.data.len();
+                        deliveries.push(next);
                     }
-                    self.take(deliveries, stop).await.map_err(broken)?;
+                    claim.force(bytes);
+                    // The client reads whatever the broker sends, although nobody takes it: what the prefetch
+                    // allows may be many long messages.
+                    let grace = if bytes < BYTES { GRACE } else { Duration::ZERO };
+                    opened.reading_little(grace, trickle, self.take(deliveries, stop)).await.map_err(broken)?;
+                    claim.force(0);
                 }
             }
         }

@@ -18,6 +18,7 @@ use crate::definition::{
 };
 use crate::error::Result;
 use crate::federation::Federation;
+use crate::room::Room;
 use crate::status::{Status, add};
 use crate::supervise::{Plan, supervise};
 
@@ -70,7 +71,7 @@ pub(crate) struct Channel {
 
 impl Channel {
     /// Starts the task of this one.
-    pub(crate) fn start(plan: ChannelPlan, targets: Targets) -> Self {
+    pub(crate) fn start(plan: ChannelPlan, targets: Targets, room: Room) -> Self {
         let label = label(&plan.definition.name);
         let status = Arc::new(Status::new(label.clone()));
         let (plans, session_plans) = watch::channel(plan.as_work());
@@ -81,12 +82,15 @@ impl Channel {
         tasks.spawn(async move {
             let session = |plan: ChannelPlan, attempt, stop| {
                 let (status, targets, held) = (shared.clone(), targets.clone(), kept.clone());
+                let room = room.clone();
                 async move {
                     match &plan.origin {
                         Origin::Amqp(amqp) => {
-                            amqp::session(&status, &targets, &plan, amqp, attempt, stop).await
+                            amqp::session(&status, &targets, &plan, amqp, &room, attempt, stop).await
                         }
-                        Origin::Zmq(zmq) => zmq::session(&status, &targets, &plan, zmq, &held, stop).await,
+                        Origin::Zmq(zmq) => {
+                            zmq::session(&status, &targets, &plan, zmq, &held, &room, stop).await
+                        }
                     }
                 }
             };

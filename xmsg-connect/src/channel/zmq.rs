@@ -16,6 +16,7 @@ use super::target::{Targets, Way, may_be_tried_again};
 use crate::definition::{ReceivingSocket, Target, ZmqChannel};
 use crate::error::{Error, ErrorKind, Result};
 use crate::outbound::Outbound;
+use crate::room::Room;
 use crate::status::{LinkState, Status, add};
 use crate::supervise::Failure;
 use crate::zmq::{join, nobody, options};
@@ -34,16 +35,16 @@ enum Socket {
 }
 
 impl Socket {
-    async fn open(way: &ZmqChannel) -> Result<Self> {
+    async fn open(way: &ZmqChannel, room: &Room) -> Result<Self> {
         let fields = &way.socket;
         match way.socket_type {
             ReceivingSocket::Pull => {
-                let socket = Pull::new(options(fields)?);
+                let socket = Pull::new(options(fields, room)?);
                 join!(socket, fields)?;
                 Ok(Self::Pull(socket))
             }
             ReceivingSocket::Sub => {
-                let socket = Subscriber::new(options(fields)?);
+                let socket = Subscriber::new(options(fields, room)?);
                 for key in &way.sub_keys {
                     socket.subscribe(key.clone().into_bytes()).map_err(|error| {
                         let what = format!("{key:?} can't be subscribed to (sub_keys)");
@@ -155,11 +156,12 @@ pub(super) async fn session(
     plan: &ChannelPlan,
     way: &ZmqChannel,
     held: &Held,
+    room: &Room,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
     status.set(LinkState::Connecting);
     let target = targets.open(&plan.definition.target)?;
-    let mut socket = Socket::open(way).await?;
+    let mut socket = Socket::open(way, room).await?;
     let mut events = socket.events();
     add(&status.counters.connections, 1);
     look(status, way, &socket);

@@ -13,12 +13,15 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use xmsg_core::durable::protocol::{Item, Reply, Request};
 use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::link::memory::Claim;
+use xmsg_zmq::link::throttle::Throttle;
 
 use super::server::Counters;
 use super::{DurablePlan, declare};
 use crate::amqp::{Link, headers, refused, short};
 use crate::definition::{ConnectionDefinition, Target};
 use crate::error::{Error, ErrorKind, Result};
+use crate::room::Room;
 
 /// Messages in one answer.
 const ANSWER: usize = 100;
@@ -39,11 +42,13 @@ pub(super) const ASKED: Duration = Duration::from_secs(8);
 /// How long a request may wait for messages.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// A request, and where its answer goes.
+/// What a session is asked or told.
 #[derive(Debug)]
-pub(super) struct Ask {
-    pub(super) request: Request,
-    pub(super) answer: oneshot::Sender<Reply>,
+pub(super) enum Ask {
+    /// A request, and where its answer goes.
+    Request { request: Request, answer: oneshot::Sender<Reply> },
+    /// An answer with so many messages from this number on, of so many bytes, was too large to be sent.
+    TooLarge { number: u64, messages: usize, bytes: usize },
 }
 
 /// A request that waits for messages.
@@ -61,6 +66,11 @@ pub(super) struct Session<'a> {
     /// Not acknowledged, in the order of their numbers, which are the tags of the broker.
     held: VecDeque<Item>,
     held_bytes: usize,
+    /// The held bytes in the budget of the process.
+    claim: Claim,
+    room: &'a Room,
+    /// Bytes of messages in one answer; one that is longer goes alone. Less if the proxy takes less.
+    answer_bytes: usize,
     waiting: Option<Waiting>,
 }
 
@@ -70,6 +80,8 @@ impl Session<'_> {
     pub(super) async fn run(
         plan: &DurablePlan,
         counters: &Counters,
+        room: &Room,
+        log: &Throttle,
         mut asked: mpsc::Receiver<Ask>,
         ready: oneshot::Sender<Result<()>>,
     ) {
@@ -82,10 +94,24 @@ impl Session<'_> {
         };
         if ready.send(Ok(())).is_ok() {
             let held = VecDeque::new();
-            let mut session = Session { plan, counters, link: &link, held, held_bytes: 0, waiting: None };
+            let mut session = Session {
+                plan,
+                counters,
+                link: &link,
+                held,
+                held_bytes: 0,
+                claim: room.claim(),
+                room,
+                answer_bytes: ANSWER_BYTES,
+                waiting: None,
+            };
             if let Err(error) = session.serve(&mut asked).await {
                 counters.sessions_lost.fetch_add(1, Ordering::Relaxed);
+                let Some(unlogged) = log.pass("sessions of subscribers that were lost") else {
+                    return link.close().await;
+                };
                 tracing::warn!(
+                    unlogged,
                     "durable {:?}: a subscriber has lost its session with the broker, and gets another one: {}",
                     plan.definition.name,
                     error.with_causes()
@@ -143,7 +169,13 @@ impl Session<'_> {
 
     /// Acts on a request, and consumes from the first on that wants messages. Whether it ends the session.
     async fn act(&mut self, ask: Ask, consumer: &mut Option<Consumer>) -> Result<bool> {
-        let Ask { request, answer } = ask;
+        let (request, answer) = match ask {
+            Ask::Request { request, answer } => (request, answer),
+            Ask::TooLarge { number, messages, bytes } => {
+                self.too_large(number, messages, bytes).await?;
+                return Ok(false);
+            }
+        };
         if let (None, Request::Next { max, .. }) = (&consumer, &request) {
             match consume(&self.link.channel, self.plan, self.prefetch(*max)).await {
                 Ok(begun) => *consumer = Some(begun),
@@ -189,6 +221,37 @@ impl Session<'_> {
         }
     }
 
+    /// Gives out less at a time from now on. A message that does not fit alone goes to the dead letters: nobody
+    /// could ever get it, nor what is behind it.
+    async fn too_large(&mut self, number: u64, messages: usize, bytes: usize) -> Result<()> {
+        if messages > 1 {
+            self.answer_bytes = (bytes / 2).max(1);
+            return Ok(());
+        }
+        let Ok(at) = self.held.binary_search_by_key(&number, |item| item.number) else { return Ok(()) };
+        let rejected = self.link.channel.basic_reject(number, BasicRejectOptions { requeue: false }).await;
+        rejected.map_err(|error| refused(error, "nothing can be rejected"))?;
+        let was_full = self.is_full();
+        if let Some(item) = self.held.remove(at) {
+            self.let_go(charge(&item), was_full);
+        }
+        self.counters.rejected.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(
+            "durable {:?}: a message of {bytes} bytes goes to the dead letters: with it, an answer is longer than the proxy takes",
+            self.plan.definition.name
+        );
+        Ok(())
+    }
+
+    /// So many bytes are held no more.
+    fn let_go(&mut self, bytes: usize, was_full: bool) {
+        self.held_bytes -= bytes;
+        self.claim.force(self.held_bytes);
+        if was_full && !self.is_full() {
+            self.link.read_on();
+        }
+    }
+
     /// Messages up to this number are done with.
     async fn acknowledge(&mut self, number: u64) -> Result<()> {
         let count = self.held.partition_point(|item| item.number <= number);
@@ -196,10 +259,8 @@ impl Session<'_> {
         let acked = self.link.channel.basic_ack(last.number, BasicAckOptions { multiple: true }).await;
         acked.map_err(|error| refused(error, "nothing can be acknowledged"))?;
         let was_full = self.is_full();
-        self.held_bytes -= self.held.drain(..count).map(|item| charge(&item)).sum::<usize>();
-        if was_full && !self.is_full() {
-            self.link.read_on();
-        }
+        let bytes = self.held.drain(..count).map(|item| charge(&item)).sum::<usize>();
+        self.let_go(bytes, was_full);
         self.counters.acknowledged.fetch_add(count as u64, Ordering::Relaxed);
         Ok(())
     }
@@ -214,10 +275,15 @@ impl Session<'_> {
                 let item = Item { number, returned, message };
                 let was_full = self.is_full();
                 self.held_bytes += charge(&item);
+                self.claim.force(self.held_bytes);
                 self.counters.longest.fetch_max(charge(&item), Ordering::Relaxed);
                 self.held.push_back(item);
                 if !was_full && self.is_full() {
                     self.link.hold_back();
+                }
+                if self.room.is_used_up() {
+                    let what = "no memory is left in this process (--memory-limit): what this subscriber has not acknowledged goes back to the queue";
+                    return Err(Error::new(ErrorKind::Full, what));
                 }
             }
             Err(what) => {
@@ -230,6 +296,7 @@ impl Session<'_> {
                     rejected.map(drop).map_err(|error| refused(error, "nothing can be rejected"))
                 };
                 self.link.within(self.limit(), rejecting).await?;
+                self.counters.rejected.fetch_add(1, Ordering::Relaxed);
             }
         }
         Ok(())
@@ -275,7 +342,7 @@ impl Session<'_> {
             .take_while(|item| {
                 let is_first = bytes == 0;
                 bytes += charge(item);
-                is_first || bytes <= ANSWER_BYTES
+                is_first || bytes <= self.answer_bytes
             })
             .cloned()
             .collect();
@@ -321,6 +388,14 @@ async fn open_at(plan: &DurablePlan, broker: &ConnectionDefinition, turn: usize)
     let link = Link::open(broker, &plan.definition.outgoing_name(), turn).await?;
     link.within(broker.connect_timeout.get(), declare(&link.channel, &plan.definition)).await?;
     Ok(link)
+}
+
+/// Bytes that an answer takes while it is made and sent.
+pub(super) fn charge_of(reply: &Reply) -> usize {
+    match reply {
+        Reply::Messages(items) => items.iter().map(charge).sum(),
+        _ => OVERHEAD,
+    }
 }
 
 /// What a message counts for in the bounds.

@@ -2,6 +2,7 @@
 //! messages that could not be marked.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -34,11 +35,17 @@ pub(crate) struct Memory {
     since: Instant,
     seen: Mutex<Seen>,
     unmarked: Mutex<Unmarked>,
+    fingerprints: Fingerprints,
 }
 
 impl Default for Memory {
     fn default() -> Self {
-        Self { since: Instant::now(), seen: Mutex::default(), unmarked: Mutex::default() }
+        Self {
+            since: Instant::now(),
+            seen: Mutex::default(),
+            unmarked: Mutex::default(),
+            fingerprints: Fingerprints::default(),
+        }
     }
 }
 
@@ -63,14 +70,15 @@ impl Memory {
 
     /// This message is about to be published without a mark: it will come back.
     pub(crate) fn expect(&self, message: &Message) {
-        lock(&self.unmarked).push(fingerprint(message), Instant::now());
+        let fingerprint = self.fingerprints.of(message);
+        lock(&self.unmarked).push(fingerprint, Instant::now());
     }
 
     /// Whether this message is one that was expected. It is not expected any more after that.
     pub(crate) fn was_expected(&self, message: &Message) -> bool {
         let mut unmarked = lock(&self.unmarked);
         // Nearly always: then no fingerprint is needed.
-        !unmarked.order.is_empty() && unmarked.take(fingerprint(message), Instant::now())
+        !unmarked.order.is_empty() && unmarked.take(self.fingerprints.of(message), Instant::now())
     }
 }
 
@@ -191,12 +199,24 @@ impl Unmarked {
     }
 }
 
-/// A number that messages with other bytes do not have, but for one in some billions of billions.
-fn fingerprint(message: &Message) -> u128 {
-    let [topic, meta, data] = message.clone().into_frames();
-    let sums = [&topic, &meta, &data].map(|frame| u128::from(crc32fast::hash(frame)));
-    let lengths = (meta.len() as u128) << 16 ^ data.len() as u128;
-    sums[0] << 96 | sums[1] << 64 | sums[2] << 32 | lengths & 0xffff_ffff
+/// Makes numbers of messages. The keys are random, so that nobody can make a message with the number of another
+/// one: otherwise it could take the place of that one, which would not be sent then.
+#[derive(Debug, Default)]
+struct Fingerprints([RandomState; 2]);
+
+impl Fingerprints {
+    /// A number that messages with other bytes do not have, but for one in some billions of billions.
+    fn of(&self, message: &Message) -> u128 {
+        let frames = message.clone().into_frames();
+        let [high, low] = self.0.each_ref().map(|keys| {
+            let mut hasher = keys.build_hasher();
+            for frame in &frames {
+                frame.hash(&mut hasher);
+            }
+            u128::from(hasher.finish())
+        });
+        high << 64 | low
+    }
 }
 
 #[cfg(test)]
@@ -285,5 +305,19 @@ mod tests {
         }
         assert_eq!((unmarked.order.len(), unmarked.counts.len()), (UNMARKED, UNMARKED));
         assert!(!unmarked.take(0, start) && unmarked.take(UNMARKED as u128, start));
+    }
+
+    /// With other keys a message has another number, so that it can't be made for a number that is wanted.
+    #[test]
+    fn numbers_of_messages_are_those_of_one_memory() {
+        let (one, other) = (Fingerprints::default(), Fingerprints::default());
+        assert_eq!(one.of(&message(b"1")), one.of(&message(b"1")));
+        assert_ne!(one.of(&message(b"1")), one.of(&message(b"2")));
+        assert_ne!(one.of(&message(b"1")), other.of(&message(b"1")));
+        // Bytes that are in another frame make another message.
+        let frames = |topic: &'static [u8], data: &'static [u8]| {
+            Message::from_frames(topic.into(), Bytes::from_static(b"\xff"), data.into())
+        };
+        assert_ne!(one.of(&frames(b"ab", b"c")), one.of(&frames(b"a", b"bc")));
     }
 }

@@ -34,6 +34,7 @@ use crate::definition::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::federation::Federation;
 use crate::outbound::{Outbound, Stored};
+use crate::room::Room;
 use crate::spool::{Entry, Spool, SpoolError, SpoolErrorKind, SpoolOptions, SpoolStatus};
 use crate::status::{Counters, LinkState, Status, add};
 use crate::supervise::{Plan, supervise};
@@ -111,6 +112,7 @@ pub(crate) struct Shared {
     is_leaving: AtomicBool,
     /// What the proxy delivers waits, still subscribed to.
     is_held: watch::Sender<bool>,
+    room: Room,
 }
 
 impl Outgoing {
@@ -121,6 +123,7 @@ impl Outgoing {
         options: SpoolOptions,
         free: Option<CancellationToken>,
         actor: Actor,
+        room: Room,
     ) -> Self {
         let shared = Arc::new(Shared {
             status: Status::new(label(&plan.definition.name)),
@@ -131,6 +134,7 @@ impl Outgoing {
             is_leaving: AtomicBool::new(false),
             is_held: watch::Sender::new(false),
             plan: RwLock::new(Arc::new(plan.clone())),
+            room,
         });
         let (plans, session_plans) = watch::channel(plan.as_work());
         let (feeds, feed_plans) = watch::channel(feed_plan(plan));

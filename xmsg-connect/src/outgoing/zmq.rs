@@ -14,6 +14,7 @@ use super::{OutgoingPlan, Shared, storage};
 use crate::definition::{Frames, SendingSocket, ZmqOutgoing};
 use crate::error::{Error, ErrorKind, Result};
 use crate::outbound::Stored;
+use crate::room::Room;
 use crate::status::{LinkState, add};
 use crate::supervise::Failure;
 use crate::zmq::{join, nobody, options};
@@ -48,15 +49,15 @@ macro_rules! each {
 }
 
 impl Socket {
-    async fn open(way: &ZmqOutgoing) -> Result<Self> {
+    async fn open(way: &ZmqOutgoing, room: &Room) -> Result<Self> {
         let fields = &way.socket;
         let socket = match way.socket_type {
-            SendingSocket::Push => Self::Push(Push::new(options(fields)?)),
+            SendingSocket::Push => Self::Push(Push::new(options(fields, room)?)),
             SendingSocket::Pub => {
                 // The spool is where messages wait: nothing is dropped for a slow subscriber.
-                Self::Publisher(Publisher::new(options(fields)?.overflow(Overflow::Wait)))
+                Self::Publisher(Publisher::new(options(fields, room)?.overflow(Overflow::Wait)))
             }
-            SendingSocket::Dealer => Self::Dealer(Dealer::new(options(fields)?)),
+            SendingSocket::Dealer => Self::Dealer(Dealer::new(options(fields, room)?)),
         };
         each!(&socket, socket => join!(socket, fields))?;
         Ok(socket)
@@ -92,7 +93,7 @@ pub(super) async fn session(
 ) -> Result<(), Failure> {
     let open = async {
         link.wait_for_work().await?;
-        Socket::open(way).await
+        Socket::open(way, &link.room).await
     };
     let socket = tokio::select! {
         biased;

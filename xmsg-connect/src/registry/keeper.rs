@@ -19,6 +19,7 @@ use crate::durable::{DurablePlan, DurableServer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::federation::{Federation, Memory};
 use crate::outgoing::{Outgoing, OutgoingPlan};
+use crate::room::Room;
 use crate::spool::SpoolOptions;
 
 /// Bytes of a message beside its body in the spool: topic, metadata, headers, properties.
@@ -33,6 +34,7 @@ pub(super) struct Keeper {
     pub(super) allowed: Option<Allowed>,
     /// What the federation remembers; it outlives each definition of it.
     pub(super) memory: Arc<Memory>,
+    pub(super) room: Room,
 }
 
 impl Keeper {
@@ -118,7 +120,7 @@ impl Keeper {
                     there
                 } else {
                     let (path, free) = (self.shared.spool_dir.join(folder), self.shared.endings.free(folder));
-                    Outgoing::start(&plan, path, options, free, self.actor.clone())
+                    Outgoing::start(&plan, path, options, free, self.actor.clone(), self.room.clone())
                 };
                 entries.outgoing.insert(name, at_work);
             }
@@ -132,7 +134,7 @@ impl Keeper {
                         there.change(plan);
                         there
                     }
-                    None => Channel::start(plan, self.shared.targets.clone()),
+                    None => Channel::start(plan, self.shared.targets.clone(), self.room.clone()),
                 };
                 entries.channels.insert(name, channel);
             }
@@ -147,7 +149,7 @@ impl Keeper {
                     Some(there) if there.plan == plan => there,
                     former => {
                         durables.extend(former.map(|former| (name.clone(), former)));
-                        DurableServer::start(plan, self.actor.clone())
+                        DurableServer::start(plan, self.actor.clone(), self.room.clone())
                     }
                 };
                 entries.durables.insert(name, server);

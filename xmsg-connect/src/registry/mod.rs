@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use xmsg_core::{Actor, ConnectOptions, ProxyAddress};
 use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::fault::CriticalTasks;
+use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmq::lock::lock;
 
 use self::ending::{Ending, Endings};
@@ -39,6 +40,7 @@ use crate::federation::SPOOL_FOLDER;
 use crate::outbound::Outbound;
 use crate::outgoing::{Accepted, Outgoing, mark_purged, storage, unmark_purged};
 use crate::ping;
+use crate::room::Room;
 use crate::status::DeadMessage;
 
 /// Changes that wait for the one before them.
@@ -68,6 +70,9 @@ pub struct RegistryOptions {
     /// What `initial` or the state file name is not concerned, nor is anything while this is `None`. The
     /// spools and the state file may never be named.
     pub secrets_dir: Option<PathBuf>,
+    /// The memory for messages that were received and are not delivered yet, which the registry may share with
+    /// other parts of the process. Default: no limit.
+    pub memory: MemoryBudget,
 }
 
 impl RegistryOptions {
@@ -80,6 +85,7 @@ impl RegistryOptions {
             connect: ConnectOptions::default(),
             initial: Definitions::default(),
             secrets_dir: None,
+            memory: MemoryBudget::default(),
         }
     }
 }
@@ -112,7 +118,7 @@ impl Registry {
     /// [`ErrorKind::InvalidDefinition`] if the state file can't be understood, [`ErrorKind::InUse`] if
     /// another registry uses the folder, [`ErrorKind::Storage`] if it can't be used.
     pub async fn open(options: RegistryOptions) -> Result<Self> {
-        let RegistryOptions { state_dir, proxy, connect, initial, secrets_dir } = options;
+        let RegistryOptions { state_dir, proxy, connect, initial, secrets_dir, memory } = options;
         let reading = move || {
             let locked = lock_state(&state_dir)?;
             let state_dir = absolute(&state_dir)?;
@@ -153,6 +159,7 @@ impl Registry {
             actor,
             state_file: state_dir.join(STATE_FILE),
             memory: Arc::default(),
+            room: Room::new(memory),
         };
         let folders = definitions.outgoing.iter().map(|outgoing| outgoing.spool_folder().to_owned());
         let of_federation = definitions.federation.iter().map(|_| SPOOL_FOLDER.to_owned());

@@ -81,6 +81,8 @@ pub struct DurableReport {
     pub acknowledged: u64,
     /// Sessions that have ended because the broker was lost or did not answer; their messages went back.
     pub sessions_lost: u64,
+    /// Messages that went to the dead letters: they can't be messages of xMsg, or no answer has room for them.
+    pub rejected: u64,
 }
 
 /// Everything that is declared, and how it is.
@@ -130,7 +132,16 @@ pub(super) fn report_federation(federation: &Federation, entries: &Entries) -> O
 pub(super) fn report_durable(server: &DurableServer, entries: &Entries) -> Option<DurableReport> {
     let definition = server.plan.definition.clone();
     let outgoing = report_outgoing(entries.outgoing.get(&definition.outgoing_name())?);
-    let Counted { subscribers, given_out, acknowledged, sessions_lost } = server.counted();
+    let Counted { subscribers, given_out, acknowledged, sessions_lost, rejected } = server.counted();
     let OutgoingReport { link, spool, .. } = outgoing;
-    Some(DurableReport { definition, link, spool, subscribers, given_out, acknowledged, sessions_lost })
+    Some(DurableReport {
+        definition,
+        link,
+        spool,
+        subscribers,
+        given_out,
+        acknowledged,
+        sessions_lost,
+        rejected,
+    })
 }

@@ -27,7 +27,11 @@ impl Site {
     }
 
     pub(crate) async fn with(initial: Definitions) -> Self {
-        let proxy = proxy().start().await.unwrap();
+        Self::at(proxy().start().await.unwrap(), initial).await
+    }
+
+    /// Beside this proxy.
+    pub(crate) async fn at(proxy: Proxy, initial: Definitions) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let registry = open(&proxy, folder.path(), initial).await;
         let actor = Actor::builder("test").proxy(proxy.address().clone()).options(patient()).build().unwrap();

@@ -129,6 +129,17 @@ const UNKNOWN_SESSION: u32 = 2;
 const UNAVAILABLE: u32 = 3;
 
 impl Request {
+    /// The session that it is for; none in one that begins a session.
+    #[must_use]
+    pub fn session(&self) -> Option<&Bytes> {
+        match self {
+            Self::Open => None,
+            Self::Next { session, .. } | Self::Ack { session, .. } | Self::End { session, .. } => {
+                Some(session)
+            }
+        }
+    }
+
     /// The bytes of the request.
     #[must_use]
     pub fn encode(&self) -> Bytes {

@@ -86,6 +86,7 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
         secrets_dir: settings.secrets_dir.clone(),
         proxy: proxy.clone(),
         security: settings.security.security()?,
+        memory: Daemon::<Arguments>::memory_beside(daemon::connect::threads() + daemon.own_threads()),
     };
     daemon.room_for_connections(DESCRIPTORS)?;
     let connecting = Connecting::start(plan).await?;

@@ -173,7 +173,11 @@ fn threads(daemon: &Daemon<Arguments>, has_registrar: bool) -> usize {
         threads => threads,
     };
     let registrar = if has_registrar { 1 + memory::blocking_threads(registrar::BLOCKING_THREADS) } else { 0 };
-    workers + memory::blocking_threads(BLOCKING_THREADS) + registrar + daemon.own_threads()
+    #[cfg(feature = "connect")]
+    let connect = if daemon.settings.connect.enabled { connect::threads() } else { 0 };
+    #[cfg(not(feature = "connect"))]
+    let connect = 0;
+    workers + memory::blocking_threads(BLOCKING_THREADS) + registrar + connect + daemon.own_threads()
 }
 
 async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
@@ -217,12 +221,12 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
         address.subscribe_port(),
         address.control_port(),
     ));
-    let registrar = start_registrar(&mut daemon, for_registrar, memory).await?;
+    let registrar = start_registrar(&mut daemon, for_registrar, memory.clone()).await?;
     if let Some(registrar) = &registrar {
         say(format_args!("xmsg-registrar at {}", registrar.address()));
     }
     #[cfg(feature = "connect")]
-    let connecting = start_connecting(&daemon, &address).await?;
+    let connecting = start_connecting(&daemon, &address, memory).await?;
     #[cfg(not(feature = "connect"))]
     let connecting: Option<()> = None;
     daemon.start_admin(Sources {
@@ -359,6 +363,7 @@ async fn start_registrar(
 async fn start_connecting(
     daemon: &Daemon<Arguments>,
     proxy: &ProxyAddress,
+    memory: MemoryBudget,
 ) -> anyhow::Result<Option<Connecting>> {
     let ConnectSection { enabled: true, state_dir: Some(state_dir), definitions, secrets_dir, .. } =
         &daemon.settings.connect
@@ -372,6 +377,7 @@ async fn start_connecting(
         secrets_dir: secrets_dir.clone(),
         proxy: reached_at(proxy)?,
         security: daemon.settings.connect.security(&mechanism)?,
+        memory,
     };
     let connecting = Connecting::start(plan).await?;
     say(format_args!("xmsg-connect with {}", connecting.counted()));

@@ -59,7 +59,7 @@ impl ConnectSnapshot {
 
         let help = "Messages of a durable subscription, by what became of them.";
         let values = durables.iter().flat_map(|one| {
-            [("given_out", one.given_out), ("acknowledged", one.acknowledged)]
+            [("given_out", one.given_out), ("acknowledged", one.acknowledged), ("rejected", one.rejected)]
                 .map(|(result, count)| ([name(&one.definition.name), ("result", result.to_owned())], count))
         });
         out.counters("xmsg_durable_messages", help, None, values)?;

@@ -9,10 +9,16 @@ use xmsg_connect::{Registry, RegistryOptions};
 use xmsg_core::security::Security;
 use xmsg_core::{ConnectOptions, ProxyAddress};
 use xmsg_proxy::admin::Connect;
-use xmsg_proxy::settings;
+use xmsg_proxy::{memory, settings};
+use xmsg_zmq::link::memory::MemoryBudget;
 
 /// Threads for what blocks, at most: the disk, and names that are looked up.
 const BLOCKING_THREADS: usize = 32;
+
+/// All threads of outgoing connections and channels.
+pub(crate) fn threads() -> usize {
+    1 + memory::blocking_threads(BLOCKING_THREADS)
+}
 
 /// What the settings say of them.
 pub(crate) struct Plan {
@@ -21,6 +27,8 @@ pub(crate) struct Plan {
     pub(crate) secrets_dir: Option<PathBuf>,
     pub(crate) proxy: ProxyAddress,
     pub(crate) security: Security,
+    /// What the process has for all its parts.
+    pub(crate) memory: MemoryBudget,
 }
 
 /// A registry at work. Its thread ends with [`close`](Self::close).
@@ -32,17 +40,18 @@ pub(crate) struct Connecting {
 impl Connecting {
     /// Starts everything that is declared. Waits for no peer.
     pub(crate) async fn start(plan: Plan) -> anyhow::Result<Self> {
-        let Plan { state_dir, definitions, secrets_dir, proxy, security } = plan;
+        let Plan { state_dir, definitions, secrets_dir, proxy, security, memory } = plan;
         let options = RegistryOptions {
             connect: ConnectOptions::new().security(security),
             initial: settings::read_definitions(definitions.as_deref())?,
             // Whatever is changed while this is at work is changed over HTTP.
             secrets_dir: Some(secrets_dir.unwrap_or_else(|| state_dir.clone())),
+            memory,
             ..RegistryOptions::new(&state_dir, proxy)
         };
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
-            .max_blocking_threads(BLOCKING_THREADS)
+            .max_blocking_threads(memory::blocking_threads(BLOCKING_THREADS))
             .thread_name("xmsg-connect")
             .enable_all()
             .build()
