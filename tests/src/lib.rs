@@ -49,6 +49,15 @@ pub async fn until(what: &str, holds: impl Fn() -> bool) {
     .await;
 }
 
+/// Waits until the proxy knows a subscription of this subscriber. The number of all subscriptions says less:
+/// others may be taken back at the same time.
+pub async fn subscribed(proxy: &Proxy, subscriber: &raw::Raw) {
+    let peer = subscriber.stream.local_addr().expect("it is connected").to_string();
+    let is_known =
+        || proxy.subscribers().iter().any(|one| one.peer.ends_with(&peer) && one.subscriptions > 0);
+    until("a subscription", is_known).await;
+}
+
 /// Returns a builder for a proxy on free ports of the loopback interface, which drops no messages.
 pub fn proxy() -> Builder {
     start_tracing();

@@ -430,7 +430,7 @@ async fn others_need_the_token_and_it_can_be_changed() {
 
     std::fs::write(&token, second).unwrap();
     daemon.signal("HUP").await;
-    daemon.logged(&["the token of the HTTP server has changed"]).await;
+    daemon.logged(&["the tokens of the HTTP server"]).await;
     assert_eq!((with(first).await, with(second).await), (401, 200));
 
     // Others on this machine could read it.

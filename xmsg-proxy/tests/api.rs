@@ -44,15 +44,9 @@ impl Site {
     }
 
     async fn subscriber(&self, prefix: &'static str) -> Raw {
-        let before = self.proxy.subscriptions();
         let mut subscriber = Raw::handshake(self.proxy.address().subscribe_port(), "SUB").await;
         subscriber.send(&command(&Command::Subscribe(prefix.into()))).await;
-        within("the subscription", async {
-            while self.proxy.subscriptions() == before {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+        xmsg_tests::subscribed(&self.proxy, &subscriber).await;
         subscriber
     }
 
@@ -429,23 +423,31 @@ async fn connections_and_topics_are_found() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_are_few() {
     let site = Site::start(true).await;
-    let open = async || {
+    let open = async |headers: &str| {
         let mut stream = TcpStream::connect(&site.address).await.unwrap();
-        let request = format!("GET /api/v1/events HTTP/1.1\r\nHost: {}\r\n\r\n", site.address);
+        let request = format!("GET /api/v1/events HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", site.address);
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut head = [0; 12];
         within("a status", stream.read_exact(&mut head)).await.unwrap();
         (stream, String::from_utf8_lossy(&head[9..]).into_owned())
     };
     let mut streams = Vec::new();
-    for _ in 0..32 {
-        let (stream, status) = open().await;
+    for _ in 0..24 {
+        let (stream, status) = open("").await;
         assert_eq!(status, "200");
         streams.push(stream);
     }
-    assert_eq!(open().await.1, "503");
-    streams.pop();
-    within("a place is free again", async { while open().await.1 != "200" {} }).await;
+    assert_eq!(open("").await.1, "503");
+    // Some are for operators alone.
+    let operator = format!("Authorization: Bearer {OPERATOR}\r\n");
+    for _ in 0..8 {
+        let (stream, status) = open(&operator).await;
+        assert_eq!(status, "200");
+        streams.push(stream);
+    }
+    assert_eq!(open(&operator).await.1, "503");
+    streams.clear();
+    within("a place is free again", async { while open("").await.1 != "200" {} }).await;
 }
 
 /// A request that asks who one is tells whether its token is right: that is a guess as any other.

@@ -153,15 +153,9 @@ impl Site {
 
     /// A subscriber that the proxy knows, and that reads nothing.
     pub(crate) async fn stalled_subscriber(&self, prefix: &'static str) -> Stalled {
-        let before = self.proxy.subscriptions();
         let mut raw = Raw::handshake(self.proxy.address().subscribe_port(), "SUB").await;
         raw.send(&command(&Command::Subscribe(prefix.into()))).await;
-        within("a subscription", async {
-            while self.proxy.subscriptions() == before {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+        xmsg_tests::subscribed(&self.proxy, &raw).await;
         let peer = raw.stream.local_addr().expect("it is connected").to_string();
         Stalled { raw, peer }
     }
