@@ -286,6 +286,35 @@ async fn a_handler_that_fails_or_panics_is_logged_with_the_topic() {
     assert!(failed.contains("text/string"), "the error is there, too: {failed}");
 }
 
+/// The test runs on one thread, so that it gets all log lines of that thread.
+#[tokio::test]
+async fn messages_that_fail_write_few_lines_and_short_ones() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let proxy = proxy().start().await.unwrap();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let (service, client) = (actor(&proxy), actor(&proxy));
+    let handler = |message: Message| async move { message.value::<String>().map(drop) };
+    let handle = service.subscribe_with([topic("moody")], 1, handler).await.unwrap();
+    let long = Message::of(topic(&format!("moody:{}", "long".repeat(500))), 1).unwrap();
+    for _ in 0..1000 {
+        client.publish(&long).await.unwrap();
+    }
+    within("all failures", async {
+        while handle.failed() < 1000 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    within("the end", handle.close(PATIENCE)).await;
+    let lines = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let failed: Vec<_> = lines.lines().filter(|line| line.contains("a handler failed")).collect();
+    // Ten in ten seconds; a loaded machine may need longer than that.
+    assert!((1..=100).contains(&failed.len()), "{} lines", failed.len());
+    assert!(failed.iter().all(|line| line.len() < 1000), "{}", failed[0]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_a_concurrency_of_one_messages_are_handled_in_order() {
     let proxy = proxy().start().await.unwrap();

@@ -1,5 +1,6 @@
 //! Subscriptions with a handler: the task that runs the handler, and how it ends.
 
+mod lines;
 mod side_by_side;
 
 use std::any::Any;
@@ -15,6 +16,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::lines::Lines;
 use self::side_by_side::side_by_side;
 use super::reply::IntoReply;
 use crate::subscription::Waiting;
@@ -61,6 +63,8 @@ pub(super) struct Shared {
     in_hand: AtomicU64,
     /// The number of messages whose handler failed or whose reply could not be sent.
     failed: AtomicU64,
+    /// What messages of peers can cause in the log.
+    lines: Lines,
     /// The topics of the subscription, for log lines.
     topics: Vec<Topic>,
     /// The count that was returned when the service had not ended by its deadline: later calls return it
@@ -243,7 +247,7 @@ impl SubscriptionHandle {
     }
 
     /// Returns the number of messages whose handler failed or panicked, or whose reply could not be sent.
-    /// Each of them is logged with its topic and the reason.
+    /// They are logged with topic and reason: at most ten of a kind in ten seconds, with the count of the rest.
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.shared.failed.load(Ordering::Relaxed)
@@ -294,6 +298,7 @@ where
             at: AtomicUsize::new(0),
             in_hand: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            lines: Lines::default(),
             topics: self.subscription.topics().to_vec(),
             told: OnceLock::new(),
             work_done: Notify::new(),
@@ -396,7 +401,7 @@ where
             let Some(message) = messages.next() else { break };
             match message {
                 Ok(message) => work.answer(message.to_message(), &Lent(message)).await,
-                Err(error) => not_a_message(&error),
+                Err(error) => shared.lines.unreadable(&error),
             }
             // No other task writes this offset.
             shared.at.store(messages.at(), Ordering::Release);
@@ -433,22 +438,24 @@ where
             let result = (self.handler)(message).await.into_reply();
             result.map_err(|error| error.to_string())
         };
+        let lines = &self.shared.lines;
         let failure = match AssertUnwindSafe(handling).catch_unwind().await {
             Ok(Ok(None)) => return,
             Ok(Ok(Some(reply))) => match self.connection.publish(&reply).await {
                 Ok(()) => return,
                 Err(error) => {
-                    tracing::warn!(topic = %request.message().topic(), error = %error.with_causes(), "a reply was not sent");
-                    format!("its reply was not sent: {}", error.with_causes())
+                    let error = error.with_causes().to_string();
+                    lines.unsent(request.message().topic(), &error);
+                    format!("its reply was not sent: {error}")
                 }
             },
             Ok(Err(error)) => {
-                tracing::warn!(topic = %request.message().topic(), error, "a handler failed");
+                lines.failed(request.message().topic(), &error);
                 error
             }
             Err(panic) => {
                 let panic = panic_text(&*panic);
-                tracing::error!(topic = %request.message().topic(), panic, "a handler panicked");
+                lines.panicked(request.message().topic(), panic);
                 format!("the handler panicked: {panic}")
             }
         };
@@ -463,7 +470,7 @@ where
             let Some(reply) = error_reply(request, failure.clone()) else { return };
             let Err(error) = self.connection.publish(&reply).await else { return };
             if error.kind() != ErrorKind::TooLarge || failure.is_empty() {
-                tracing::warn!(topic = %request.topic(), error = %error.with_causes(), "the requester could not be told that a handler failed");
+                self.shared.lines.untold(request.topic(), &error.with_causes().to_string());
                 return;
             }
             let mut len = failure.len() / 2;
@@ -488,10 +495,6 @@ impl Request for Lent<'_> {
     fn message(&self) -> Message {
         self.0.to_message()
     }
-}
-
-fn not_a_message(error: &crate::Error) {
-    tracing::warn!(%error, "ignored a message that is not an xMsg message");
 }
 
 /// Makes the error reply to a request; `None` if no reply is expected.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio_util::task::TaskTracker;
 
-use super::{IntoReply, Lent, Running, TURN, WITHIN, Work, not_a_message};
+use super::{IntoReply, Lent, Running, TURN, WITHIN, Work};
 use crate::{Message, Messages};
 
 /// How long a worker handles messages in a row before other tasks get their turn.
@@ -105,7 +105,7 @@ where
             let Self { work, wire, at, .. } = self;
             match Messages::iter_at(wire, *at).next() {
                 Some(Ok(message)) => work.answer(message.to_message(), &Lent(message)).await,
-                Some(Err(error)) => not_a_message(&error),
+                Some(Err(error)) => work.shared.lines.unreadable(&error),
                 None => {}
             }
             // If this future is dropped before, the message stays counted as not handled.
