@@ -297,9 +297,9 @@ async fn messages_that_fail_write_few_lines_and_short_ones() {
     let (service, client) = (actor(&proxy), actor(&proxy));
     let handler = |message: Message| async move { message.value::<String>().map(drop) };
     let handle = service.subscribe_with([topic("moody")], 1, handler).await.unwrap();
-    let long = Message::of(topic(&format!("moody:{}", "long".repeat(500))), 1).unwrap();
+    let request = Message::of(topic(&format!("moody:{}", "long".repeat(500))), 1).unwrap();
     for _ in 0..1000 {
-        client.publish(&long).await.unwrap();
+        client.publish(&request).await.unwrap();
     }
     within("all failures", async {
         while handle.failed() < 1000 {
