@@ -15,7 +15,7 @@ use utoipa_axum::routes;
 use xmsg_connect::Outbound;
 use xmsg_connect::definition::{HeaderValue, Properties};
 
-use super::refusal::{Refusal, RefusalBody};
+use super::refusal::{Refusal, Refusals};
 use super::{Answer, Permitted, body, outgoing, read_json, seconds};
 use crate::admin::State;
 use crate::admin::compose::Composed;
@@ -35,6 +35,16 @@ pub(super) fn router() -> OpenApiRouter<Arc<State>> {
         .routes(routes!(dead, discard))
         .routes(routes!(revive))
         .merge(send.layer(DefaultBodyLimit::max(SEND_MAX)))
+}
+
+/// Whose path it is.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+struct OutgoingEntry {
+    /// `outgoing`
+    sort: String,
+    /// The name of the outgoing connection
+    name: String,
 }
 
 /// A message, and how it is to be sent.
@@ -66,12 +76,12 @@ struct Send {
 
 /// Sends a message by an outgoing connection. It is on disk when this is answered.
 #[utoipa::path(
-    post, path = "/connect/{sort}/{name}/send", params(("sort" = String, Path, description = "`outgoing`"), ("name" = String, Path, description = "The name of the outgoing connection")), request_body = Send, tag = "connect",
-    responses((status = 200, body = serde_json::Value, description = "`sequence`, `id`, `confirmed`"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+    post, path = "/connect/{sort}/{name}/send", params(OutgoingEntry), request_body = Send, tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "`sequence`, `id`, `confirmed`"), Refusals)
 )]
 async fn send(
     Shared(state): Shared<Arc<State>>,
-    Path((of, name)): Path<(String, String)>,
+    Path(OutgoingEntry { sort: of, name }): Path<OutgoingEntry>,
     _: Permitted,
     request: Request,
 ) -> Answer {
@@ -119,12 +129,12 @@ struct DeadQuery {
 
 /// Dead letters of an outgoing connection, the oldest first.
 #[utoipa::path(
-    get, path = "/connect/{sort}/{name}/dead", params(("sort" = String, Path, description = "`outgoing`"), ("name" = String, Path, description = "The name of the outgoing connection"), DeadQuery), tag = "connect",
-    responses((status = 200, body = serde_json::Value, description = "`dead`: each with its number, topic, size and reason"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+    get, path = "/connect/{sort}/{name}/dead", params(OutgoingEntry, DeadQuery), tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "`dead`: each with its number, topic, size and reason"), Refusals)
 )]
 async fn dead(
     Shared(state): Shared<Arc<State>>,
-    Path((of, name)): Path<(String, String)>,
+    Path(OutgoingEntry { sort: of, name }): Path<OutgoingEntry>,
     Query(query): Query<DeadQuery>,
 ) -> Answer {
     let connect = state.connect()?;
@@ -139,8 +149,8 @@ async fn dead(
 
 /// Sends a dead letter again.
 #[utoipa::path(
-    post, path = "/connect/{sort}/{name}/dead/{sequence}/revive", params(("sort" = String, Path, description = "`outgoing`"), ("name" = String, Path, description = "The name of the outgoing connection"), ("sequence" = u64, Path, description = "Its number")), tag = "connect",
-    responses((status = 200, body = serde_json::Value), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+    post, path = "/connect/{sort}/{name}/dead/{sequence}/revive", params(OutgoingEntry, ("sequence" = u64, Path, description = "Its number")), tag = "connect",
+    responses((status = 200, body = serde_json::Value), Refusals)
 )]
 async fn revive(
     Shared(state): Shared<Arc<State>>,
@@ -165,12 +175,12 @@ struct DiscardQuery {
 
 /// Deletes dead letters.
 #[utoipa::path(
-    delete, path = "/connect/{sort}/{name}/dead", params(("sort" = String, Path, description = "`outgoing`"), ("name" = String, Path, description = "The name of the outgoing connection"), DiscardQuery), tag = "connect",
-    responses((status = 200, body = serde_json::Value, description = "`discarded`: how many there were"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+    delete, path = "/connect/{sort}/{name}/dead", params(OutgoingEntry, DiscardQuery), tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "`discarded`: how many there were"), Refusals)
 )]
 async fn discard(
     Shared(state): Shared<Arc<State>>,
-    Path((of, name)): Path<(String, String)>,
+    Path(OutgoingEntry { sort: of, name }): Path<OutgoingEntry>,
     permitted: Permitted,
     Query(query): Query<DiscardQuery>,
 ) -> Answer {

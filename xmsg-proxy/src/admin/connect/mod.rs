@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::{IntoParams, OpenApi, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use xmsg_connect::definition::{
@@ -33,7 +33,7 @@ use xmsg_zmq::deadline::Deadline;
 
 use super::State;
 use super::routes::{Asked, Authorized};
-use refusal::{Refusal, RefusalBody};
+use refusal::{Refusal, RefusalBody, Refusals};
 
 pub(super) use metrics::ConnectSnapshot;
 
@@ -97,9 +97,24 @@ where
 pub(super) const INDEX: &str = "/connect\n/connect/export\n/connect/{outgoing|channel|connection|federation|durable}/{name}\n\
     /connect/outgoing/{name}/dead?after=&limit=\n";
 
+/// Whose path it is.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+struct Entry {
+    /// `outgoing`, `channel`, `connection`, `federation` or `durable`
+    sort: String,
+    /// The name of the entry
+    name: String,
+}
+
+/// What the paths below refer to. It is not found through [`Refusals`].
+#[derive(OpenApi)]
+#[openapi(components(schemas(RefusalBody)))]
+struct Document;
+
 /// All paths, with what describes them.
 pub(super) fn router() -> OpenApiRouter<Arc<State>> {
-    OpenApiRouter::new()
+    OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(report))
         .routes(routes!(export))
         .routes(routes!(import))
@@ -192,7 +207,7 @@ fn definition(sort: Sort, body: &[u8]) -> Result<Definition, Refusal> {
 /// Everything that is declared, and how it is.
 #[utoipa::path(
     get, path = "/connect", tag = "connect",
-    responses((status = 200, body = serde_json::Value), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+    responses((status = 200, body = serde_json::Value), Refusals)
 )]
 async fn report(Shared(state): Shared<Arc<State>>) -> Answer {
     let connect = state.connect()?;
@@ -219,17 +234,17 @@ fn value(registry: &Registry, sort: Sort, name: &str) -> Result<serde_json::Valu
 
 /// One entry, and how it is.
 #[utoipa::path(
-    get, path = "/connect/{sort}/{name}", params(("sort" = String, Path, description = "`outgoing`, `channel`, `connection`, `federation` or `durable`"), ("name" = String, Path, description = "The name of the entry")), tag = "connect",
-    responses((status = 200, body = serde_json::Value, description = "The entry: its definition, and how it is"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+    get, path = "/connect/{sort}/{name}", params(Entry), tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "The entry: its definition, and how it is"), Refusals)
 )]
-async fn look(Shared(state): Shared<Arc<State>>, Path((of, name)): Path<(String, String)>) -> Answer {
+async fn look(Shared(state): Shared<Arc<State>>, Path(Entry { sort: of, name }): Path<Entry>) -> Answer {
     shown(&state.connect()?.registry, sort(&of)?, &name)
 }
 
 /// Adds an entry.
 #[utoipa::path(
     post, path = "/connect/{sort}", params(("sort" = String, Path, description = "`outgoing`, `channel`, `connection`, `federation` or `durable`")), request_body(content = serde_json::Value, description = "A definition, as in docs/connect.md"), tag = "connect",
-    responses((status = 201, body = serde_json::Value, description = "What was added: definitions, and how they are"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+    responses((status = 201, body = serde_json::Value, description = "What was added: definitions, and how they are"), Refusals)
 )]
 async fn create(
     Shared(state): Shared<Arc<State>>,
@@ -248,7 +263,7 @@ async fn create(
 /// Adds several entries at once: all of them, or none.
 #[utoipa::path(
     post, path = "/connect/add", request_body(content = serde_json::Value, description = "Lists of definitions: connection, outgoing, channel"), tag = "connect",
-    responses((status = 201, body = serde_json::Value, description = "What was added: definitions, and how they are"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+    responses((status = 201, body = serde_json::Value, description = "What was added: definitions, and how they are"), Refusals)
 )]
 async fn add(Shared(state): Shared<Arc<State>>, permitted: Permitted, request: Request) -> Answer {
     let connect = state.connect()?;
@@ -273,12 +288,12 @@ async fn add(Shared(state): Shared<Arc<State>>, permitted: Permitted, request: R
 
 /// Puts another definition in the place of an entry, with another name, too.
 #[utoipa::path(
-    put, path = "/connect/{sort}/{name}", params(("sort" = String, Path, description = "`outgoing`, `channel`, `connection`, `federation` or `durable`"), ("name" = String, Path, description = "The name of the entry")), request_body(content = serde_json::Value, description = "A definition, as in docs/connect.md"), tag = "connect",
-    responses((status = 200, body = serde_json::Value, description = "The entry: its definition, and how it is"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+    put, path = "/connect/{sort}/{name}", params(Entry), request_body(content = serde_json::Value, description = "A definition, as in docs/connect.md"), tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "The entry: its definition, and how it is"), Refusals)
 )]
 async fn update(
     Shared(state): Shared<Arc<State>>,
-    Path((of, name)): Path<(String, String)>,
+    Path(Entry { sort: of, name }): Path<Entry>,
     permitted: Permitted,
     request: Request,
 ) -> Answer {
@@ -318,12 +333,12 @@ enum OnDeleteName {
 
 /// Deletes an entry, unless others refer to it or messages would be lost.
 #[utoipa::path(
-    delete, path = "/connect/{sort}/{name}", params(("sort" = String, Path, description = "`outgoing`, `channel`, `connection`, `federation` or `durable`"), ("name" = String, Path, description = "The name of the entry"), DeleteQuery), tag = "connect",
-    responses((status = 200, body = serde_json::Value), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+    delete, path = "/connect/{sort}/{name}", params(Entry, DeleteQuery), tag = "connect",
+    responses((status = 200, body = serde_json::Value), Refusals)
 )]
 async fn delete(
     Shared(state): Shared<Arc<State>>,
-    Path((of, name)): Path<(String, String)>,
+    Path(Entry { sort: of, name }): Path<Entry>,
     permitted: Permitted,
     Query(query): Query<DeleteQuery>,
 ) -> Answer {
@@ -341,25 +356,25 @@ async fn delete(
 
 /// Sets an entry to work.
 #[utoipa::path(
-    post, path = "/connect/{sort}/{name}/enable", params(("sort" = String, Path, description = "`outgoing`, `channel`, `connection`, `federation` or `durable`"), ("name" = String, Path, description = "The name of the entry")), tag = "connect",
-    responses((status = 200, body = serde_json::Value, description = "The entry: its definition, and how it is"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+    post, path = "/connect/{sort}/{name}/enable", params(Entry), tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "The entry: its definition, and how it is"), Refusals)
 )]
-async fn enable(state: Shared<Arc<State>>, path: Path<(String, String)>, permitted: Permitted) -> Answer {
+async fn enable(state: Shared<Arc<State>>, path: Path<Entry>, permitted: Permitted) -> Answer {
     set_active(state, path, &permitted, true).await
 }
 
 /// Sets an entry to rest.
 #[utoipa::path(
-    post, path = "/connect/{sort}/{name}/disable", params(("sort" = String, Path, description = "`outgoing`, `channel`, `connection`, `federation` or `durable`"), ("name" = String, Path, description = "The name of the entry")), tag = "connect",
-    responses((status = 200, body = serde_json::Value, description = "The entry: its definition, and how it is"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+    post, path = "/connect/{sort}/{name}/disable", params(Entry), tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "The entry: its definition, and how it is"), Refusals)
 )]
-async fn disable(state: Shared<Arc<State>>, path: Path<(String, String)>, permitted: Permitted) -> Answer {
+async fn disable(state: Shared<Arc<State>>, path: Path<Entry>, permitted: Permitted) -> Answer {
     set_active(state, path, &permitted, false).await
 }
 
 async fn set_active(
     Shared(state): Shared<Arc<State>>,
-    Path((of, name)): Path<(String, String)>,
+    Path(Entry { sort: of, name }): Path<Entry>,
     permitted: &Permitted,
     is_active: bool,
 ) -> Answer {
@@ -382,12 +397,12 @@ struct PingQuery {
 /// Looks whether the peer can be reached, and is as it is declared. It makes a connection, so that it is
 /// not for everybody.
 #[utoipa::path(
-    post, path = "/connect/{sort}/{name}/ping", params(("sort" = String, Path, description = "`outgoing`, `channel`, `connection`, `federation` or `durable`"), ("name" = String, Path, description = "The name of the entry"), PingQuery), tag = "connect",
-    responses((status = 200, body = serde_json::Value, description = "`seconds`: how long that took"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+    post, path = "/connect/{sort}/{name}/ping", params(Entry, PingQuery), tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "`seconds`: how long that took"), Refusals)
 )]
 async fn ping(
     Shared(state): Shared<Arc<State>>,
-    Path((of, name)): Path<(String, String)>,
+    Path(Entry { sort: of, name }): Path<Entry>,
     _: Permitted,
     Query(query): Query<PingQuery>,
 ) -> Answer {
@@ -407,12 +422,12 @@ struct RenameQuery {
 
 /// Renames an entry, and what refers to it.
 #[utoipa::path(
-    post, path = "/connect/{sort}/{name}/rename", params(("sort" = String, Path, description = "`outgoing`, `channel`, `connection`, `federation` or `durable`"), ("name" = String, Path, description = "The name of the entry"), RenameQuery), tag = "connect",
-    responses((status = 200, body = serde_json::Value, description = "The entry: its definition, and how it is"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+    post, path = "/connect/{sort}/{name}/rename", params(Entry, RenameQuery), tag = "connect",
+    responses((status = 200, body = serde_json::Value, description = "The entry: its definition, and how it is"), Refusals)
 )]
 async fn rename(
     Shared(state): Shared<Arc<State>>,
-    Path((of, name)): Path<(String, String)>,
+    Path(Entry { sort: of, name }): Path<Entry>,
     permitted: Permitted,
     Query(RenameQuery { to }): Query<RenameQuery>,
 ) -> Answer {
@@ -426,7 +441,7 @@ async fn rename(
 /// All definitions, as a file. Secrets are in files of their own.
 #[utoipa::path(
     get, path = "/connect/export", tag = "connect",
-    responses((status = 200, body = String, content_type = "application/toml"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+    responses((status = 200, body = String, content_type = "application/toml"), Refusals)
 )]
 async fn export(Shared(state): Shared<Arc<State>>) -> Answer {
     let text = state.connect()?.registry.export().to_toml().map_err(xmsg_connect::Error::from)?;
@@ -436,7 +451,7 @@ async fn export(Shared(state): Shared<Arc<State>>) -> Answer {
 /// Puts other definitions in the place of all.
 #[utoipa::path(
     post, path = "/connect/import", request_body(content = String, content_type = "application/toml", description = "As in docs/connect.md"), tag = "connect",
-    responses((status = 200, body = serde_json::Value, description = "How many there are of each sort"), (status = "4XX", body = RefusalBody, description = "It is not done; nothing has changed"), (status = "5XX", body = RefusalBody, description = "The peer, the disk or the time limit is why it is not done"))
+    responses((status = 200, body = serde_json::Value, description = "How many there are of each sort"), Refusals)
 )]
 async fn import(Shared(state): Shared<Arc<State>>, permitted: Permitted, request: Request) -> Answer {
     let connect = state.connect()?;

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{IntoResponses, ToSchema};
 use xmsg_connect::definition::DefinitionError;
 use xmsg_connect::{Error, ErrorKind, Sort};
 
@@ -21,6 +21,16 @@ pub(super) struct RefusalBody {
     field: Option<String>,
     /// What is wrong, and what to do.
     message: String,
+}
+
+/// The answers of every path to what is not fulfilled, for its description.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "a refusal is answered by its status, and this only describes it")]
+pub(super) enum Refusals {
+    #[response(status = "4XX", description = "It is not done; nothing has changed")]
+    ByRequest(RefusalBody),
+    #[response(status = "5XX", description = "The peer, the disk or the time limit is why it is not done")]
+    ByOthers(RefusalBody),
 }
 
 /// Why a request is not fulfilled.
