@@ -16,7 +16,6 @@ use crate::definition::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::outgoing::check_exchange;
 use crate::registry::Definition;
-use crate::room::Room;
 use crate::status::{LinkReport, LinkState};
 use crate::zmq::options;
 
@@ -33,7 +32,7 @@ pub(crate) async fn ping(
 ) -> Result<Duration> {
     let began = Instant::now();
     // A socket that only looks has a budget of its own.
-    let room = Room::new(MemoryBudget::new(PING_MEMORY));
+    let memory = MemoryBudget::new(PING_MEMORY);
     let look = async {
         match definition {
             Definition::Connection(broker) => broker_of(&broker.resolved(base)).await?.close().await,
@@ -45,12 +44,12 @@ pub(crate) async fn ping(
                 }
                 Way::Zmq(way) => match (way.socket_type, way.socket.method) {
                     (SendingSocket::Push, SocketMethod::Connect) => {
-                        let socket = Push::new(options(&way.socket.clone().resolved(base), &room)?);
+                        let socket = Push::new(options(&way.socket.clone().resolved(base), &memory)?);
                         socket.connect(way.socket.endpoint.clone());
                         shake_hands(&way.socket, socket.connected().await)?;
                     }
                     (SendingSocket::Pub, SocketMethod::Connect) => {
-                        let socket = Publisher::new(options(&way.socket.clone().resolved(base), &room)?);
+                        let socket = Publisher::new(options(&way.socket.clone().resolved(base), &memory)?);
                         socket.connect(way.socket.endpoint.clone());
                         shake_hands(&way.socket, socket.connected().await)?;
                     }
@@ -80,7 +79,7 @@ pub(crate) async fn ping(
                 }
                 Origin::Zmq(way) => match (way.socket_type, way.socket.method) {
                     (ReceivingSocket::Sub, SocketMethod::Connect) => {
-                        let socket = Subscriber::new(options(&way.socket.clone().resolved(base), &room)?);
+                        let socket = Subscriber::new(options(&way.socket.clone().resolved(base), &memory)?);
                         socket.connect(way.socket.endpoint.clone());
                         let connected = async {
                             while !socket.is_connected() {

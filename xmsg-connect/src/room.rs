@@ -32,8 +32,8 @@ impl Room {
     }
 
     /// The budget, for sockets.
-    pub(crate) fn budget(&self) -> MemoryBudget {
-        self.budget.clone()
+    pub(crate) fn budget(&self) -> &MemoryBudget {
+        &self.budget
     }
 
     /// An empty claim for what was received.

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
+use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmq::security::{AllowKeys, Authenticator, Verdict, authenticate_with, read_key_file};
 use xmsg_zmq::{Endpoint, Security, SocketOptions};
 use xmsg_zmtp::curve::{KeyPair, PublicKey};
 
 use crate::definition::{Curve, SocketMethod, ZmqFields};
 use crate::error::{Error, ErrorKind, Result};
-use crate::room::Room;
 
-/// The options of a socket with these fields. What its peers send, and what waits for them, counts in `room`.
-pub(crate) fn options<S>(fields: &ZmqFields, room: &Room) -> Result<SocketOptions<S>> {
-    let options = SocketOptions::default().memory(room.budget());
+/// The options of a socket with these fields. What its peers send, and what waits for them, counts in
+/// `memory`.
+pub(crate) fn options<S>(fields: &ZmqFields, memory: &MemoryBudget) -> Result<SocketOptions<S>> {
+    let options = SocketOptions::default().memory(memory.clone());
     Ok(match &fields.curve {
         None => options,
         Some(curve) => options.security(security(curve, fields.method)?),

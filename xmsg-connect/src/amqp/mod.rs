@@ -32,6 +32,9 @@ pub(crate) struct Link {
     pub(crate) uri: String,
     /// The longest frame that both sides take, in bytes.
     pub(crate) frame_max: usize,
+    /// How often something is read while the link is held back: often enough for the client to know that the
+    /// broker is there.
+    pub(crate) trickle: Duration,
     /// What the client holds ends with this, whatever the broker does.
     end: End,
 }
@@ -67,7 +70,8 @@ impl Link {
             0 => broker.frame_max as usize,
             frame_max => frame_max as usize,
         };
-        Ok(Self { connection, channel, uri: uri.clone(), frame_max, end })
+        let trickle = broker.heartbeat.get() / 2;
+        Ok(Self { connection, channel, uri: uri.clone(), frame_max, trickle, end })
     }
 
     /// What is asked of the broker, for at most so long: it may answer heartbeats and nothing else.
@@ -91,14 +95,8 @@ impl Link {
         self.end.allow(UNLIMITED);
     }
 
-    /// Waits for `work`, and reads next to nothing from the broker meanwhile once that has taken longer than
-    /// `grace`. A few bytes are read after each time of `every`, so that the broker is known to be there.
-    pub(crate) async fn reading_little<T>(
-        &self,
-        grace: Duration,
-        every: Duration,
-        work: impl Future<Output = T>,
-    ) -> T {
+    /// Waits for `work`, and is held back meanwhile once that has taken longer than `grace`.
+    pub(crate) async fn reading_little<T>(&self, grace: Duration, work: impl Future<Output = T>) -> T {
         tokio::pin!(work);
         let mut pause = grace;
         let mut is_held_back = false;
@@ -113,7 +111,7 @@ impl Link {
                 }
                 () = tokio::time::sleep(pause) => {
                     self.hold_back();
-                    (is_held_back, pause) = (true, every);
+                    (is_held_back, pause) = (true, self.trickle);
                 }
             }
         }

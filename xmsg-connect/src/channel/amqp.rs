@@ -68,8 +68,7 @@ pub(super) async fn session(
     tracing::info!("{}: consumes {:?} at {}", status.label(), way.queue, opened.uri);
     let mut session =
         Session { status, plan, way, target, channel: opened.channel.clone(), has_worked: false };
-    let trickle = broker.heartbeat.get() / 2;
-    let ended = session.run(consumer, &opened, room, trickle, &stop).await;
+    let ended = session.run(consumer, &opened, room, &stop).await;
     let had_worked = session.has_worked;
     drop(session);
     opened.close().await;
@@ -150,7 +149,6 @@ impl Session<'_> {
         mut consumer: Consumer,
         opened: &Link,
         room: &Room,
-        trickle: Duration,
         stop: &CancellationToken,
     ) -> Result<()> {
         let mut claim = room.claim();
@@ -194,7 +192,7 @@ impl Session<'_> {
                     // The client reads whatever the broker sends, although nobody takes it: what the prefetch
                     // allows may be many long messages.
                     let grace = if bytes < BYTES { GRACE } else { Duration::ZERO };
-                    opened.reading_little(grace, trickle, self.take(deliveries, stop)).await.map_err(broken)?;
+                    opened.reading_little(grace, self.take(deliveries, stop)).await.map_err(broken)?;
                     claim.force(0);
                 }
             }

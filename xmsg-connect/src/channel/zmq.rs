@@ -39,12 +39,12 @@ impl Socket {
         let fields = &way.socket;
         match way.socket_type {
             ReceivingSocket::Pull => {
-                let socket = Pull::new(options(fields, room)?);
+                let socket = Pull::new(options(fields, room.budget())?);
                 join!(socket, fields)?;
                 Ok(Self::Pull(socket))
             }
             ReceivingSocket::Sub => {
-                let socket = Subscriber::new(options(fields, room)?);
+                let socket = Subscriber::new(options(fields, room.budget())?);
                 for key in &way.sub_keys {
                     socket.subscribe(key.clone().into_bytes()).map_err(|error| {
                         let what = format!("{key:?} can't be subscribed to (sub_keys)");

@@ -42,7 +42,8 @@ pub(crate) struct Counters {
     pub(super) acknowledged: AtomicU64,
     /// Sessions that have ended because the broker was lost, or said nothing.
     pub(super) sessions_lost: AtomicU64,
-    /// Messages that went to the dead letters: they can't be messages of xMsg, or no answer has room for them.
+    /// Messages that went to the dead letters: they can't be messages of xMsg, or no answer has room for
+    /// them.
     pub(super) rejected: AtomicU64,
     /// The longest message that a session has held, in bytes.
     pub(super) longest: AtomicUsize,

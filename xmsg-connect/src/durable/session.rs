@@ -65,8 +65,7 @@ pub(super) struct Session<'a> {
     link: &'a Link,
     /// Not acknowledged, in the order of their numbers, which are the tags of the broker.
     held: VecDeque<Item>,
-    held_bytes: usize,
-    /// The held bytes in the budget of the process.
+    /// What is held, in the budget of the process.
     claim: Claim,
     room: &'a Room,
     /// Bytes of messages in one answer; one that is longer goes alone. Less if the proxy takes less.
@@ -99,7 +98,6 @@ impl Session<'_> {
                 counters,
                 link: &link,
                 held,
-                held_bytes: 0,
                 claim: room.claim(),
                 room,
                 answer_bytes: ANSWER_BYTES,
@@ -107,15 +105,14 @@ impl Session<'_> {
             };
             if let Err(error) = session.serve(&mut asked).await {
                 counters.sessions_lost.fetch_add(1, Ordering::Relaxed);
-                let Some(unlogged) = log.pass("sessions of subscribers that were lost") else {
-                    return link.close().await;
-                };
-                tracing::warn!(
-                    unlogged,
-                    "durable {:?}: a subscriber has lost its session with the broker, and gets another one: {}",
-                    plan.definition.name,
-                    error.with_causes()
-                );
+                if let Some(unlogged) = log.pass("sessions of subscribers that were lost") {
+                    tracing::warn!(
+                        unlogged,
+                        "durable {:?}: a subscriber has lost its session with the broker, and gets another one: {}",
+                        plan.definition.name,
+                        error.with_causes()
+                    );
+                }
             }
         }
         // What is asked from now on is answered as unknown.
@@ -128,7 +125,7 @@ impl Session<'_> {
         let mut consumer = None;
         let lease = self.plan.definition.lease.get();
         let mut heard = Instant::now();
-        let mut trickle = tokio::time::interval(self.trickle_time());
+        let mut trickle = tokio::time::interval(self.link.trickle);
         loop {
             if self.answer_if_due() {
                 // From now on the subscriber has the time of its lease to come back.
@@ -221,21 +218,19 @@ impl Session<'_> {
         }
     }
 
-    /// Gives out less at a time from now on. A message that does not fit alone goes to the dead letters: nobody
-    /// could ever get it, nor what is behind it.
+    /// Gives out less at a time from now on. A message that does not fit alone goes to the dead letters:
+    /// nobody could ever get it, nor what is behind it.
     async fn too_large(&mut self, number: u64, messages: usize, bytes: usize) -> Result<()> {
         if messages > 1 {
             self.answer_bytes = (bytes / 2).max(1);
             return Ok(());
         }
         let Ok(at) = self.held.binary_search_by_key(&number, |item| item.number) else { return Ok(()) };
-        let rejected = self.link.channel.basic_reject(number, BasicRejectOptions { requeue: false }).await;
-        rejected.map_err(|error| refused(error, "nothing can be rejected"))?;
+        self.reject(number).await?;
         let was_full = self.is_full();
         if let Some(item) = self.held.remove(at) {
             self.let_go(charge(&item), was_full);
         }
-        self.counters.rejected.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(
             "durable {:?}: a message of {bytes} bytes goes to the dead letters: with it, an answer is longer than the proxy takes",
             self.plan.definition.name
@@ -243,10 +238,17 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Has the broker put a message among the dead letters, and counts it.
+    async fn reject(&self, number: u64) -> Result<()> {
+        let rejected = self.link.channel.basic_reject(number, BasicRejectOptions { requeue: false }).await;
+        rejected.map_err(|error| refused(error, "nothing can be rejected"))?;
+        self.counters.rejected.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// So many bytes are held no more.
     fn let_go(&mut self, bytes: usize, was_full: bool) {
-        self.held_bytes -= bytes;
-        self.claim.force(self.held_bytes);
+        self.claim.force(self.claim.bytes() - bytes);
         if was_full && !self.is_full() {
             self.link.read_on();
         }
@@ -268,14 +270,13 @@ impl Session<'_> {
     /// Keeps a message until it is acknowledged.
     async fn hold(&mut self, delivery: lapin::Result<Delivery>) -> Result<()> {
         let delivery = delivery.map_err(|error| refused(error, "no more messages come"))?;
-        let (number, acker) = (delivery.delivery_tag, delivery.acker.clone());
+        let number = delivery.delivery_tag;
         let returned = headers::returned(&delivery).unwrap_or(0);
         match headers::inbound(&self.plan.definition.name, delivery, &Target::Original) {
             Ok(message) => {
                 let item = Item { number, returned, message };
                 let was_full = self.is_full();
-                self.held_bytes += charge(&item);
-                self.claim.force(self.held_bytes);
+                self.claim.force(self.claim.bytes() + charge(&item));
                 self.counters.longest.fetch_max(charge(&item), Ordering::Relaxed);
                 self.held.push_back(item);
                 if !was_full && self.is_full() {
@@ -291,12 +292,7 @@ impl Session<'_> {
                 tracing::warn!(
                     "durable {name:?}: a message goes to the dead letters: it can't be one of xMsg: {what}"
                 );
-                let rejecting = async {
-                    let rejected = acker.reject(BasicRejectOptions { requeue: false }).await;
-                    rejected.map(drop).map_err(|error| refused(error, "nothing can be rejected"))
-                };
-                self.link.within(self.limit(), rejecting).await?;
-                self.counters.rejected.fetch_add(1, Ordering::Relaxed);
+                self.link.within(self.limit(), self.reject(number)).await?;
             }
         }
         Ok(())
@@ -310,13 +306,7 @@ impl Session<'_> {
 
     /// Whether there is no room for another message. There is when nothing is held, however long it is.
     fn is_full(&self) -> bool {
-        self.held_bytes as u64 >= self.plan.definition.max_session_bytes.get()
-    }
-
-    /// How often something is read while the session is full: often enough for the client to know that the
-    /// broker is there.
-    fn trickle_time(&self) -> Duration {
-        self.plan.broker.as_ref().map_or(Duration::from_secs(1), |broker| broker.heartbeat.get() / 2)
+        self.claim.bytes() as u64 >= self.plan.definition.max_session_bytes.get()
     }
 
     /// How many messages the broker may send without an acknowledgement, for a subscriber that wants at most

@@ -76,9 +76,12 @@ impl Memory {
 
     /// Whether this message is one that was expected. It is not expected any more after that.
     pub(crate) fn was_expected(&self, message: &Message) -> bool {
-        let mut unmarked = lock(&self.unmarked);
-        // Nearly always: then no fingerprint is needed.
-        !unmarked.order.is_empty() && unmarked.take(self.fingerprints.of(message), Instant::now())
+        // Nearly always nothing is expected: then no fingerprint is needed.
+        if lock(&self.unmarked).order.is_empty() {
+            return false;
+        }
+        let fingerprint = self.fingerprints.of(message);
+        lock(&self.unmarked).take(fingerprint, Instant::now())
     }
 }
 
@@ -199,8 +202,9 @@ impl Unmarked {
     }
 }
 
-/// Makes numbers of messages. The keys are random, so that nobody can make a message with the number of another
-/// one: otherwise it could take the place of that one, which would not be sent then.
+/// Computes fingerprints of messages. The keys of the hash are random, so that nobody can make a message with
+/// the fingerprint of another one. With such a message, the other one would be taken for one that comes back,
+/// and would not be sent.
 #[derive(Debug, Default)]
 struct Fingerprints([RandomState; 2]);
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use xmsg_core::{Actor, DropReason, Message, SocketEvent, Subscription, Topic};
+use xmsg_core::{Actor, DropReason, Message, Messages, SocketEvent, Subscription, Topic};
 use xmsg_zmq::deadline::Deadline;
 
 use super::{Shared, storage};
@@ -127,19 +127,15 @@ async fn feed(
                 link.status.note(what);
             },
             batch = subscription.next_batch(), if !is_held => match batch {
-                Some(batch) => {
-                    let unstored = store(link, batch.detached(), stop).await?;
-                    if unstored > 0 {
-                        give_up(link, unstored, subscription).await;
-                        return Ok(());
-                    }
-                }
+                Some(batch) => if !take(link, batch, &mut subscription, stop).await? {
+                    return Ok(());
+                },
                 None => return Err(Error::new(ErrorKind::Closed, "the subscription at the proxy has ended")),
             },
             () = stop.cancelled() => {
                 // It is deleted if it is held now, with what it did not take.
                 if !is_held {
-                    drain(link, subscription, stop).await?;
+                    drain(link, &mut subscription, stop).await?;
                 }
                 return Ok(());
             }
@@ -171,22 +167,29 @@ impl Losses {
 }
 
 /// Puts what was received and not taken yet into the spool, too.
-async fn drain(link: &Arc<Shared>, mut subscription: Subscription, stop: &CancellationToken) -> Result<()> {
+async fn drain(link: &Arc<Shared>, subscription: &mut Subscription, stop: &CancellationToken) -> Result<()> {
     subscription.drain();
     while let Some(batch) = subscription.next_batch().await {
-        let unstored = store(link, batch.detached(), stop).await?;
-        if unstored > 0 {
-            give_up(link, unstored, subscription).await;
+        if !take(link, batch, subscription, stop).await? {
             break;
         }
     }
     Ok(())
 }
 
-/// Counts what the spool did not take at the end, with what is left in the subscription behind it.
-async fn give_up(link: &Arc<Shared>, unstored: u64, mut subscription: Subscription) {
+/// Puts a batch into the spool. If that takes nothing more at the end, this counts what is lost, with what is
+/// left in the subscription behind it, and returns `false`.
+async fn take(
+    link: &Arc<Shared>,
+    batch: Messages,
+    subscription: &mut Subscription,
+    stop: &CancellationToken,
+) -> Result<bool> {
+    let mut lost = store(link, batch.detached(), stop).await?;
+    if lost == 0 {
+        return Ok(true);
+    }
     subscription.drain();
-    let mut lost = unstored;
     while let Some(batch) = subscription.next_batch().await {
         lost += batch.count() as u64;
     }
@@ -194,6 +197,7 @@ async fn give_up(link: &Arc<Shared>, unstored: u64, mut subscription: Subscripti
     link.status.note(format!(
         "{lost} messages are lost: they came from the proxy, and the spool took nothing for {STALLED:?} while this connection ended"
     ));
+    Ok(false)
 }
 
 /// Waits for `work`, but not much longer than `stop`: then there is no result.
@@ -221,7 +225,7 @@ fn is_of_requests(message: &Message) -> bool {
 /// Puts messages into the spool in their order; waits while it is full. One that the disk refuses is tried
 /// again for as long as it takes: nothing more is read from the proxy meanwhile. Once `stop` is cancelled, it
 /// gives up after [`STALLED`], and returns how many messages are not in the spool.
-async fn store(link: &Arc<Shared>, batch: xmsg_core::Messages, stop: &CancellationToken) -> Result<u64> {
+async fn store(link: &Arc<Shared>, batch: Messages, stop: &CancellationToken) -> Result<u64> {
     let spool = link.spool.get()?;
     let federation = link.plan().federation.clone();
     let is_durable = matches!(&link.plan().way, Way::Amqp(amqp) if amqp.durable.is_some());

@@ -52,12 +52,12 @@ impl Socket {
     async fn open(way: &ZmqOutgoing, room: &Room) -> Result<Self> {
         let fields = &way.socket;
         let socket = match way.socket_type {
-            SendingSocket::Push => Self::Push(Push::new(options(fields, room)?)),
+            SendingSocket::Push => Self::Push(Push::new(options(fields, room.budget())?)),
             SendingSocket::Pub => {
                 // The spool is where messages wait: nothing is dropped for a slow subscriber.
-                Self::Publisher(Publisher::new(options(fields, room)?.overflow(Overflow::Wait)))
+                Self::Publisher(Publisher::new(options(fields, room.budget())?.overflow(Overflow::Wait)))
             }
-            SendingSocket::Dealer => Self::Dealer(Dealer::new(options(fields, room)?)),
+            SendingSocket::Dealer => Self::Dealer(Dealer::new(options(fields, room.budget())?)),
         };
         each!(&socket, socket => join!(socket, fields))?;
         Ok(socket)

@@ -70,8 +70,8 @@ pub struct RegistryOptions {
     /// What `initial` or the state file name is not concerned, nor is anything while this is `None`. The
     /// spools and the state file may never be named.
     pub secrets_dir: Option<PathBuf>,
-    /// The memory for messages that were received and are not delivered yet, which the registry may share with
-    /// other parts of the process. Default: no limit.
+    /// The memory for messages that were received and are not delivered yet, which the registry may share
+    /// with other parts of the process. Default: no limit.
     pub memory: MemoryBudget,
 }
 

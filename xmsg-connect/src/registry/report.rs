@@ -81,7 +81,8 @@ pub struct DurableReport {
     pub acknowledged: u64,
     /// Sessions that have ended because the broker was lost or did not answer; their messages went back.
     pub sessions_lost: u64,
-    /// Messages that went to the dead letters: they can't be messages of xMsg, or no answer has room for them.
+    /// Messages that went to the dead letters: they can't be messages of xMsg, or no answer has room for
+    /// them.
     pub rejected: u64,
 }
 
