@@ -3,15 +3,12 @@
 mod lines;
 mod side_by_side;
 
-use std::any::Any;
-use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::FutureExt;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,6 +20,7 @@ use crate::subscription::Waiting;
 use crate::{Connection, ErrorKind, Message, MessageRef, Messages, Subscription, Topic, Unfinished};
 use xmsg_zmq::SocketEvents;
 use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::fault::catch_in;
 use xmsg_zmq::lock::lock;
 
 /// The number of messages that a handler handles in a row before other tasks get their turn.
@@ -247,7 +245,8 @@ impl SubscriptionHandle {
     }
 
     /// Returns the number of messages whose handler failed or panicked, or whose reply could not be sent.
-    /// They are logged with topic and reason: at most ten of a kind in ten seconds, with the count of the rest.
+    /// They are logged with topic and reason: at most ten of a kind in ten seconds, with the count of the
+    /// rest.
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.shared.failed.load(Ordering::Relaxed)
@@ -439,7 +438,7 @@ where
             result.map_err(|error| error.to_string())
         };
         let lines = &self.shared.lines;
-        let failure = match AssertUnwindSafe(handling).catch_unwind().await {
+        let failure = match catch_in(handling).await {
             Ok(Ok(None)) => return,
             Ok(Ok(Some(reply))) => match self.connection.publish(&reply).await {
                 Ok(()) => return,
@@ -453,9 +452,9 @@ where
                 lines.failed(request.message().topic(), &error);
                 error
             }
-            Err(panic) => {
-                let panic = panic_text(&*panic);
-                lines.panicked(request.message().topic(), panic);
+            Err(fault) => {
+                let panic = fault.to_string();
+                lines.panicked(request.message().topic(), &panic);
                 format!("the handler panicked: {panic}")
             }
         };
@@ -500,9 +499,4 @@ impl Request for Lent<'_> {
 /// Makes the error reply to a request; `None` if no reply is expected.
 fn error_reply(request: &Message, error: String) -> Option<Message> {
     request.error_reply(error).ok().flatten()
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a text")
 }
