@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io::{self, IsTerminal, Write as _};
 
+use serde::Serialize;
 use serde_json::{Value, json};
 use xmsg_core::text::escaped;
 
@@ -10,7 +11,8 @@ use crate::exit::Exit;
 use crate::output::{self, Output, counted};
 
 /// How good it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(super) enum Level {
     Ok,
     Warning,
@@ -26,18 +28,10 @@ impl Level {
             Self::Problem => ("PROBLEM", "\x1b[1;31m"),
         }
     }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Warning => "warning",
-            Self::Problem => "problem",
-        }
-    }
 }
 
 /// The result of one check.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 struct Finding {
     level: Level,
     /// The name of the check, the same in every run.
@@ -62,8 +56,7 @@ impl Findings {
         found: impl Into<String>,
         advice: impl Into<String>,
     ) {
-        let advice = Some(advice.into());
-        self.0.push(Finding { level: Level::Warning, check, found: found.into(), advice });
+        self.wrong(Level::Warning, check, found, advice);
     }
 
     pub(super) fn problem(
@@ -72,8 +65,18 @@ impl Findings {
         found: impl Into<String>,
         advice: impl Into<String>,
     ) {
-        let advice = Some(advice.into());
-        self.0.push(Finding { level: Level::Problem, check, found: found.into(), advice });
+        self.wrong(Level::Problem, check, found, advice);
+    }
+
+    /// Adds something that is not as it should be, at this level.
+    pub(super) fn wrong(
+        &mut self,
+        level: Level,
+        check: &'static str,
+        found: impl Into<String>,
+        advice: impl Into<String>,
+    ) {
+        self.0.push(Finding { level, check, found: found.into(), advice: Some(advice.into()) });
     }
 
     fn count(&self, level: Level) -> u64 {
@@ -81,19 +84,11 @@ impl Findings {
     }
 
     pub(super) fn json(&self) -> Value {
-        let checks = self.0.iter().map(|finding| {
-            json!({
-                "level": finding.level.name(),
-                "check": finding.check,
-                "found": finding.found,
-                "advice": finding.advice,
-            })
-        });
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "problems": self.count(Level::Problem),
             "warnings": self.count(Level::Warning),
-            "checks": checks.collect::<Vec<_>>(),
+            "checks": self.0,
         })
     }
 

@@ -23,8 +23,9 @@ Examples:
 
 /// Check ports, versions, limits, names, clock, keys and contexts, and say what to do
 ///
-/// Each line is a check: OK, WARNING or PROBLEM, what was found, and, unless all is well, what to do. What a proxy
-/// need not have, a registrar and an HTTP server, is a problem only where its address was given.
+/// Each line is the result of a check: OK, WARNING or PROBLEM, what was found, and, unless all is well, what
+/// to do. A proxy need not have a registrar or an HTTP server, so that it is a problem only if its address
+/// was given and it is not there.
 ///
 /// Exit code 0: no problem was found, but maybe warnings. Exit code 1: there is a problem.
 #[derive(Debug, Args)]

@@ -9,7 +9,7 @@ use xmsg_core::{ErrorKind, OwnerType, ProxyAddress, Query, Topic};
 use xmsg_zmq::{Dealer, Endpoint, Publisher, SocketOptions, Subscriber};
 
 use super::Arguments;
-use super::finding::{Findings, told};
+use super::finding::{Findings, Level, told};
 use crate::args::SecurityOptions;
 use crate::exit::AtRegistrar;
 use crate::output::{counted, grouped};
@@ -24,7 +24,8 @@ const CLOCKS_APART: Duration = Duration::from_secs(2);
 /// One part in this many of the proxy's memory for peers, from which on its queues may soon drop messages.
 const PART_FULL: u64 = 5;
 
-/// Checks all that is reached over the network. Without credentials that can be used, nothing is connected to.
+/// Checks all that is reached over the network. Without credentials that can be used, nothing is connected
+/// to.
 pub(super) async fn check(arguments: &Arguments, mechanism: Option<&str>, findings: &mut Findings) {
     let proxy = match arguments.connect.proxy() {
         Ok(proxy) => proxy,
@@ -252,6 +253,7 @@ async fn check_registrar(arguments: &Arguments, findings: &mut Findings) {
 async fn check_admin(arguments: &Arguments, proxy: &ProxyAddress, findings: &mut Findings) {
     let options = &arguments.admin;
     let is_expected = options.is_given().unwrap_or(true);
+    let level = if is_expected { Level::Problem } else { Level::Warning };
     let admin = match options.clone().admin() {
         Ok(admin) => admin,
         Err(error) => {
@@ -276,22 +278,11 @@ async fn check_admin(arguments: &Arguments, proxy: &ProxyAddress, findings: &mut
         findings.ok("http", format!("{address} is ready"));
     } else {
         let found = format!("{address} is not ready: {} {}", answer.status, answer.text());
-        let advice = "look into the log of the proxy";
-        if is_expected {
-            findings.problem("http", found, advice);
-        } else {
-            findings.warning("http", found, advice);
-        }
+        findings.wrong(level, "http", found, "look into the log of the proxy");
     }
     // An address alone is not enough where a token is wanted.
-    match admin.ask(Method::GET, "/varz").await {
-        Ok(_) => {}
-        Err(error) if is_expected => {
-            findings.problem("token", told(error.as_ref()), "name its file with --admin-token-file");
-        }
-        Err(error) => {
-            findings.warning("token", told(error.as_ref()), "name its file with --admin-token-file");
-        }
+    if let Err(error) = admin.ask(Method::GET, "/varz").await {
+        findings.wrong(level, "token", told(error.as_ref()), "name its file with --admin-token-file");
     }
     check_clock(answer.date.as_deref(), &address, findings);
 }
