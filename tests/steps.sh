@@ -1,4 +1,4 @@
-# Functions of .ci/run and tests/full. They are read with `source`, from the top of the repository.
+# Functions of scripts that check things. They are read with `source`, from the top of the repository.
 
 export CI=${CI:-true}
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
@@ -18,4 +18,14 @@ step() {
         *) printf '%s: failed: %s\n' "$0" "$*" >&2 ;;
     esac
     return "$status"
+}
+
+# tool CRATE VERSION [ARGUMENT…]: has cargo install this version of a tool into target/tools/bin, unless it is
+# there.
+tool() {
+    local crate=$1 version=$2
+    shift 2
+    [[ $("target/tools/bin/$crate" --version 2>/dev/null) != *"$version" ]] || return 0
+    printf '%s: installing %s %s into target/tools\n' "$0" "$crate" "$version"
+    CARGO_TARGET_DIR=target/tools/build cargo install --quiet --locked --root target/tools --version "$version" "$@" "$crate"
 }
