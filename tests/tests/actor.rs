@@ -255,14 +255,26 @@ impl std::io::Write for Log {
     }
 }
 
+impl Log {
+    /// Collects the lines of this thread until the guard is dropped.
+    fn start() -> (Self, tracing::subscriber::DefaultGuard) {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
 /// The test runs on one thread, so that it gets all log lines of that thread.
 #[tokio::test]
 async fn a_handler_that_fails_or_panics_is_logged_with_the_topic() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     let proxy = proxy().start().await.unwrap();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let (log, _guard) = Log::start();
     let (service, client) = (actor(&proxy), actor(&proxy));
     let handler = |message: Message| async move {
         assert!(message.value::<i32>()? != 0, "this panic belongs to the test");
@@ -271,7 +283,7 @@ async fn a_handler_that_fails_or_panics_is_logged_with_the_topic() {
     let handle = service.subscribe_with([topic("moody")], 1, handler).await.unwrap();
     client.publish(&Message::of(topic("moody:panic"), 0).unwrap()).await.unwrap();
     client.publish(&Message::of(topic("moody:failure"), 1).unwrap()).await.unwrap();
-    let lines = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let lines = || log.text();
     within("both log lines", async {
         while !lines().contains("a handler failed") {
             tokio::task::yield_now().await;
@@ -289,11 +301,8 @@ async fn a_handler_that_fails_or_panics_is_logged_with_the_topic() {
 /// The test runs on one thread, so that it gets all log lines of that thread.
 #[tokio::test]
 async fn messages_that_fail_write_few_lines_and_short_ones() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     let proxy = proxy().start().await.unwrap();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let (log, _guard) = Log::start();
     let (service, client) = (actor(&proxy), actor(&proxy));
     let handler = |message: Message| async move { message.value::<String>().map(drop) };
     let handle = service.subscribe_with([topic("moody")], 1, handler).await.unwrap();
@@ -308,7 +317,7 @@ async fn messages_that_fail_write_few_lines_and_short_ones() {
     })
     .await;
     within("the end", handle.close(PATIENCE)).await;
-    let lines = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let lines = log.text();
     let failed: Vec<_> = lines.lines().filter(|line| line.contains("a handler failed")).collect();
     // Ten in ten seconds; a loaded machine may need longer than that.
     assert!((1..=100).contains(&failed.len()), "{} lines", failed.len());
