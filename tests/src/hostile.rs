@@ -192,8 +192,8 @@ impl Scene {
         Self::start(built("xmsg-proxy"), &arguments, Security::Null).await
     }
 
-    /// Starts the same, with at most `window` messages of the normal traffic on their way: where so many share
-    /// the memory that each has little, a subscriber may not be further behind.
+    /// Starts the same, with at most `window` messages of the normal traffic on their way: where so many
+    /// share the memory that each has little, a subscriber may not be further behind.
     pub async fn daemon_with_window(arguments: &[&str], window: u64) -> Self {
         let arguments = [&["--port", "0", "--registrar", "0"], arguments].concat();
         Self::start_with_window(built("xmsg-proxy"), &arguments, Security::Null, window).await

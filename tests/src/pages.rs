@@ -1,5 +1,6 @@
-//! Runs the Rust programs of the documentation pages as documentation tests. They are here, and not in the crates
-//! that they show, because the package of a crate includes nothing from outside its folder.
+//! This module runs the Rust programs of the documentation pages as documentation tests. It is in this
+//! package, and not in the crates that the programs use, because the package of a crate includes nothing from
+//! outside its folder.
 
 #[doc = include_str!("../../README.md")]
 struct Readme;

@@ -131,8 +131,9 @@ impl Daemon {
     }
 }
 
-/// Whether a command, or the settings file that it names, says something about HTTP. A proxy serves it unless it
-/// is told otherwise: tests that do not ask for it are spared its port and its line.
+/// Returns whether a command, or the settings file that it names, says something about HTTP. A proxy has an
+/// HTTP server by default. A test that does not ask for the server runs its proxy without one, so that it
+/// neither takes a port nor writes a line.
 fn asks_for_http(command: &Command) -> bool {
     let command = command.as_std();
     let in_environment = command.get_envs().any(|(name, _)| name == "XMSG_PROXY_ADMIN");

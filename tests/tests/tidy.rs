@@ -232,3 +232,26 @@ fn every_rule_of_zeromq_is_decided_or_given_up() {
         assert!(page.contains(&said), "the page is to say: {said}");
     }
 }
+
+/// A comment that is read line by line ends where the eye can find the next line. The formatter breaks code,
+/// and no comments. Tables, diagrams and examples can't be broken.
+#[test]
+fn no_comment_goes_beyond_the_width() {
+    const WIDTH: usize = 110;
+    let mut beyond = Vec::new();
+    for folder in ["xmsg-core", "xmsg-proxy", "xmsg-cli", "xmsg-connect", "tests", "fuzz/src"] {
+        for (file, text) in sources(folder) {
+            let mut is_example = false;
+            for (number, line) in text.lines().enumerate() {
+                let Some(comment) = line.trim_start().strip_prefix("//") else { continue };
+                let comment = comment.trim_start_matches(['/', '!']).trim_start();
+                is_example ^= comment.starts_with("```");
+                let is_whole = comment.starts_with(['|', '#', '<']) || comment.contains(['─', '►', '◄']);
+                if !is_example && !is_whole && line.chars().count() > WIDTH {
+                    beyond.push(format!("{file}:{}: {line}", number + 1));
+                }
+            }
+        }
+    }
+    assert!(beyond.is_empty(), "{}", beyond.join("\n"));
+}

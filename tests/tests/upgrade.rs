@@ -1,5 +1,6 @@
-//! Files of earlier versions, read by the programs of this one: each folder in `tests/formats` with the name of
-//! a version has one file of each format, as the programs of that version wrote it (`tests/formats/make`).
+//! These tests check that the programs of this version read the files of earlier versions. Each folder in
+//! `tests/formats` has the name of a version, and one file of each format, as the programs of that version
+//! wrote it (`tests/formats/make`).
 //!
 //! All folders have the same content, so one test checks all of them. `docs/stability.md` says what is
 //! promised.
@@ -51,8 +52,8 @@ impl Files {
     }
 }
 
-/// Copies a folder with all that is in it. Files are readable to their owner alone, as those with secrets have
-/// to be. Stores are unpacked.
+/// Copies a folder with all that is in it. Files are readable to their owner alone, as those with secrets
+/// have to be. Stores are unpacked.
 fn copy(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
@@ -161,8 +162,8 @@ async fn recordings_of_every_version_are_read_and_published_again() {
     }
 }
 
-/// Starts a registrar with these files, and checks what it knows. Then it adds a registration, and waits until
-/// the files are of the current format.
+/// Starts a registrar with these files, and checks what it knows. Then it adds a registration, and waits
+/// until the files are of the current format.
 async fn check_registrar(folder: &Path) {
     let snapshot = folder.join("registrar");
     let mut daemon =
@@ -205,7 +206,8 @@ async fn registrations_of_every_version_are_there() {
     }
 }
 
-/// The first version of these files has no salt in its checksums. They are written anew with the first change.
+/// The first version of these files has no salt in its checksums. They are written anew with the first
+/// change.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registrar_writes_files_of_its_first_version_anew() {
     let files = Files::copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("formats/registrar-1"));

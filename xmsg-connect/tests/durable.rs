@@ -558,7 +558,8 @@ async fn a_durable_subscription_is_managed_like_all_else() {
     site.registry.close().await.unwrap();
 }
 
-/// The subscription of a server to its requests is a prefix, as each is: those for `billing` begin with `bill`.
+/// A server subscribes to the requests for its name, and a subscription is a prefix. Requests for `billing`
+/// begin with `bill`, so that the server of `bill` receives them, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_gets_what_is_for_another_name_that_begins_the_same() {
     let port = Broker::shared().await.port();

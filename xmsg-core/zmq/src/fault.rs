@@ -3,11 +3,12 @@
 //! A task that panics ends, and nobody notices it unless somebody waits for the task. So each task is run in
 //! one of these ways:
 //!
-//! | way | for | what a panic does |
-//! |---|---|---|
-//! | [`catch`], [`catch_in`] | what belongs to one input: a connection, a request | ends that input; the caller counts and logs it |
-//! | [`restart`] | what can begin anew without losing anything | is logged; the task begins again after a pause |
-//! | [`CriticalTasks`] | what a service can't go on without | is logged; whoever runs the service is told, and ends it |
+//! - [`catch`] and [`catch_in`] are for what belongs to one input, such as a connection or a request. A panic
+//!   ends that input, and the caller counts and logs it.
+//! - [`restart`] is for what can begin anew without losing anything. A panic is logged, and the task begins
+//!   again after a pause.
+//! - [`CriticalTasks`] is for what a service can't go on without. A panic is logged, and whoever runs the
+//!   service is told, and ends it.
 
 use std::any::Any;
 use std::fmt;

@@ -32,8 +32,8 @@ const SESSION_TIME: Duration = Duration::from_secs(12 * 3600);
 /// Changes that a session may make at once, and in a second after that.
 const CHANGES: f64 = 60.0;
 const CHANGES_PER_S: f64 = 20.0;
-/// Sessions that may begin at once with the same token, and in a second after that. Each is logged, and may end
-/// an older one.
+/// Sessions that may begin at once with the same token, and in a second after that. Each is logged, and may
+/// end an older one.
 const LOGINS: f64 = 128.0;
 const LOGINS_PER_S: f64 = 1.0;
 /// Random bytes of a session's key.
@@ -62,8 +62,8 @@ pub struct Tokens {
     /// Whether everybody on this machine may look without one. It says nothing where others can reach the
     /// server.
     pub open_to_look: bool,
-    /// Whether whoever brings the viewer's token may see what is in messages, too. Whoever needs no token may,
-    /// as everybody on this machine can subscribe.
+    /// Whether whoever brings the viewer's token may see what is in messages, too. Whoever needs no token
+    /// may, as everybody on this machine can subscribe.
     pub viewer_may_watch: bool,
 }
 
@@ -363,8 +363,8 @@ pub(super) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
 }
 
-/// Whether the browser says that this does not come from a page of this server, whatever else it brings. Other
-/// ports of this host are the same site, and not the same origin. What is no browser does not say.
+/// Whether the browser says that this does not come from a page of this server, whatever else it brings.
+/// Other ports of this host are the same site, and not the same origin. What is no browser does not say.
 pub(super) fn is_from_elsewhere(headers: &HeaderMap) -> bool {
     let site = headers.get("sec-fetch-site");
     site.is_some_and(|site| !matches!(site.as_bytes(), b"same-origin" | b"none"))

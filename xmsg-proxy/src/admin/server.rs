@@ -123,8 +123,8 @@ impl Connection {
     }
 }
 
-/// Serves until it is told to stop. Messages flow without it, and nothing of it has to last, so that a panic is
-/// no reason to end the process: its connections end, and it begins again.
+/// Serves until it is told to stop. Messages flow without it, and nothing of it has to last, so that a panic
+/// is no reason to end the process: its connections end, and it begins again.
 pub(super) async fn run(mut listener: Listener, router: Router, stop: CancellationToken) {
     while let Err(fault) = catch_in(accept(&mut listener, &router, &stop)).await {
         pause("the HTTP server", &fault).await;

@@ -39,8 +39,8 @@ Examples:
 ///
 /// With any option, or without a terminal, messages flow as fast as they can. Once a second a line says how
 /// many were published and delivered, and whether any was lost: each subscriber checks the sequence numbers
-/// of each publisher. The web page is there, too, except with --json. At the end, publishers stop, everything under way arrives, and totals are printed; the
-/// exit code is 1 if anything was lost.
+/// of each publisher. The web page is there, too, except with --json. At the end, publishers stop, everything
+/// under way arrives, and totals are printed; the exit code is 1 if anything was lost.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {

@@ -316,8 +316,8 @@ impl<P: Program> Daemon<P> {
     }
 }
 
-/// A socket for HTTP, where the settings say. Of a server that nobody has asked for, the port may be another one
-/// if its own is taken; `None`: it can't listen at all.
+/// A socket for HTTP, where the settings say. Of a server that nobody has asked for, the port may be another
+/// one if its own is taken; `None`: it can't listen at all.
 fn listen(admin: &settings::Admin) -> anyhow::Result<Option<TcpListener>> {
     let at = admin.address();
     let bound = TcpListener::bind((at.host.as_str(), at.port));
