@@ -28,8 +28,7 @@ async fn an_outgoing_connection_is_made_tried_and_deleted() {
     browser.click("button", "Create").await;
     // What is wrong stands beside its field, which has the focus.
     browser.until("the address is wrong", |text| text.contains("address")).await;
-    let focused = "return document.activeElement.labels[0].textContent + (document.activeElement.getAttribute('aria-invalid') ?? '')";
-    browser.until_run("the field with the mistake", focused, "Addresstrue").await;
+    browser.until_mistake("Address").await;
     browser.check("a new outgoing connection with a mistake").await;
     browser.picture("connect-mistake").await;
     browser.write("textbox", "Address", &bound.to_string()).await;
@@ -108,8 +107,7 @@ async fn a_broker_is_connected_and_dead_letters_are_sent_again_or_deleted() {
     browser.write("textbox", "Routing key", "page.test").await;
     browser.write("textbox", "Further fields, as JSON", "{\"on_return\": \"dead_letter\"}").await;
     browser.click("button", "Create").await;
-    let focused = "return document.activeElement.labels[0].textContent + (document.activeElement.getAttribute('aria-invalid') ?? '')";
-    browser.until_run("the field with the mistake", focused, "Connection to the brokertrue").await;
+    browser.until_mistake("Connection to the broker").await;
     browser.check("a new outgoing connection to a broker with a mistake").await;
     browser.picture("connect-amqp-mistake").await;
     browser.write("textbox", "Connection to the broker", "broker").await;
