@@ -3,8 +3,8 @@
 use std::fmt;
 use std::net::{IpAddr, UdpSocket};
 use std::str::FromStr;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{LazyLock, OnceLock};
 
 use uuid::Uuid;
 
@@ -14,13 +14,17 @@ use crate::{Error, ErrorKind, Result};
 /// The digit for Rust in connection IDs and reply topics. Java uses 1, C++ 2 and Python 3.
 const LANGUAGE: u32 = 4;
 
+/// The number of values that the five random digits of a connection ID have.
+const DRAWABLE: u32 = 100_000;
+
 /// The number of serial numbers of reply topics, which have six digits.
 const SERIALS: u32 = 1_000_000;
 
 /// The identity of a connection towards the proxy: nine digits `LPPPRRRRR`.
 ///
 /// `L` is the language (4 for Rust), `PPP` is the same for all connections made on one node, and `RRRRR` is
-/// random.
+/// random. A process makes 100,000 different IDs before it repeats one, so that its own connections never
+/// share one.
 ///
 /// ```
 /// use xmsg_core::ConnectionId;
@@ -37,8 +41,8 @@ impl ConnectionId {
     /// Makes a new ID for a connection made on this node.
     #[must_use]
     pub fn random() -> Self {
-        let number = LANGUAGE * 100_000_000 + u32::from(node()) * 100_000 + fastrand::u32(..100_000);
-        Self(digits(number))
+        static DRAWS: LazyLock<Draws> = LazyLock::new(Draws::new);
+        Self(digits(LANGUAGE * 100_000_000 + u32::from(node()) * DRAWABLE + DRAWS.next()))
     }
 
     /// Returns the nine digits as they are on the wire.
@@ -57,6 +61,37 @@ impl ConnectionId {
     #[must_use]
     pub fn node(&self) -> u16 {
         self.0[1..4].iter().fold(0, |node, digit| node * 10 + u16::from(digit - b'0'))
+    }
+}
+
+/// Draws the random digits of connection IDs in a random order in which each value comes once in a round.
+///
+/// Values drawn independently would collide soon: of 64 connections open at a time, two share an ID in one case
+/// of fifty, and a proxy that is asked for the control socket of one would then answer the other.
+#[derive(Debug)]
+struct Draws {
+    /// The number of values drawn so far.
+    drawn: AtomicU32,
+    first: u32,
+    /// The distance of one value to the next one. It has no divisor in common with [`DRAWABLE`], so that a
+    /// round reaches every value.
+    stride: u32,
+}
+
+impl Draws {
+    fn new() -> Self {
+        let stride = loop {
+            let stride = fastrand::u32(1..DRAWABLE);
+            if !stride.is_multiple_of(2) && !stride.is_multiple_of(5) {
+                break stride;
+            }
+        };
+        Self { drawn: AtomicU32::new(0), first: fastrand::u32(..DRAWABLE), stride }
+    }
+
+    fn next(&self) -> u32 {
+        let drawn = u64::from(self.drawn.fetch_add(1, Ordering::Relaxed));
+        ((u64::from(self.first) + drawn * u64::from(self.stride)) % u64::from(DRAWABLE)) as u32
     }
 }
 
@@ -227,6 +262,16 @@ mod tests {
         let ids: HashSet<_> = (0..50).map(|_| ConnectionId::random()).collect();
         assert!(ids.len() > 1);
         assert!(ids.iter().all(|id| id.language() == 4 && id.node() == node()));
+    }
+
+    #[test]
+    fn a_round_of_draws_has_every_value_once() {
+        for _ in 0..20 {
+            let draws = Draws::new();
+            let round: HashSet<_> = (0..DRAWABLE).map(|_| draws.next()).collect();
+            assert_eq!(round.len(), DRAWABLE as usize, "{draws:?}");
+            assert!(round.iter().all(|value| *value < DRAWABLE));
+        }
     }
 
     #[test]
