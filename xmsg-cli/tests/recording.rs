@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -674,6 +675,27 @@ async fn a_disk_that_is_too_slow_holds_the_recorder_up() {
         .failed_late(1, "the recording is not complete. Missing: 1 message dropped by the proxy");
     within("the copy", reading).await.unwrap();
     assert_eq!(read(Path::new(&path("copy"))).len(), published - 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_takes_nothing_any_more_does_not_hold_up_the_end() {
+    let (_proxy, address) = proxy().await;
+    let (_folder, path) = folder();
+    let fifo = path("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let mut pipe = std::fs::OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
+    let running = record(&address, &[fifo.as_str(), "t", "--force", "--linger", "300ms"]).await;
+    publish(&address, &["t"], &[7; 1 << 20]).await;
+    // These bytes are more than the header of the file: the message is being written. The rest of it is more
+    // than the pipe takes.
+    let begun = tokio::task::spawn_blocking(move || pipe.read_exact(&mut [0; 4096]).map(|()| pipe));
+    let pipe = within("the first bytes", begun).await.unwrap().unwrap();
+    running.signal("TERM");
+    running
+        .end()
+        .await
+        .failed_late(1, "has taken nothing for 300ms (--linger), and what waits to be written is lost");
+    drop(pipe);
 }
 
 #[tokio::test(flavor = "multi_thread")]

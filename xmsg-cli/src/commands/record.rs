@@ -26,7 +26,7 @@ use crate::raw_subscription::RawSubscription;
 use crate::recording::block::VERSION;
 use crate::recording::index::Index;
 use crate::recording::reader::{End, Gap, Reader};
-use crate::recording::recorder::{Files, Outcome, Recorded, Recorder, Wanted};
+use crate::recording::recorder::{Files, Outcome, Progress, Recorded, Recorder, Wanted};
 use crate::render;
 use crate::signals::Interrupt;
 
@@ -89,6 +89,11 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     timeout: Option<Duration>,
 
+    /// Once the recording ends: how long to wait while the disk takes nothing, such as 10s or 5m. Then what
+    /// still waits to be written is lost, and the exit code is 1
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "1m")]
+    linger: Duration,
+
     /// Compress with zstd
     #[arg(long)]
     zstd: bool,
@@ -107,7 +112,7 @@ pub(crate) struct Arguments {
     force: bool,
 
     /// Record nothing, but show what is in FILE: messages, bytes, topics, times, and whether it is complete
-    #[arg(long, conflicts_with_all = ["topics", "topic_hex", "count", "timeout", "zstd", "max_size", "max_age", "force"])]
+    #[arg(long, conflicts_with_all = ["topics", "topic_hex", "count", "timeout", "zstd", "max_size", "max_age", "force", "linger"])]
     info: bool,
 
     /// With --info: read and check all of FILE, instead of trusting its index
@@ -187,6 +192,13 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
             warn("interrupted again: what waits to be written is lost");
             return Ok(exit);
         }
+        () = no_progress(&progress, arguments.linger) => bail!(
+            "{} has taken nothing for {:?} (--linger), and what waits to be written is lost. What was written \
+             can be read, {} at most",
+            arguments.file.display(),
+            arguments.linger,
+            counted(progress.count().messages, "message"),
+        ),
     };
     let exit = match arguments.count {
         // The last message arrived together with the end of the time.
@@ -194,6 +206,17 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         _ => exit,
     };
     told(written, &arguments, exit, losses).await
+}
+
+/// Waits until no message was written for this time.
+async fn no_progress(progress: &Progress, time: Duration) {
+    loop {
+        let before = progress.count();
+        tokio::time::sleep(time).await;
+        if progress.count() == before {
+            return;
+        }
+    }
 }
 
 /// Reports what was recorded and what is missing.
