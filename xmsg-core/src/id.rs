@@ -66,8 +66,8 @@ impl ConnectionId {
 
 /// Draws the random digits of connection IDs in a random order in which each value comes once in a round.
 ///
-/// Values drawn independently would collide soon: of 64 connections open at a time, two share an ID in one case
-/// of fifty, and a proxy that is asked for the control socket of one would then answer the other.
+/// Values drawn independently would collide soon: of 64 connections open at a time, two would share an ID in
+/// one case of fifty, and a proxy that is asked for the control socket of one would answer the other.
 #[derive(Debug)]
 struct Draws {
     /// The number of values drawn so far.

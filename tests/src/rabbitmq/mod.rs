@@ -211,12 +211,18 @@ impl Broker {
 
     /// Waits until an expression has this value. There is no notification for it, so this polls.
     pub async fn becomes(&self, expression: &str, value: &str) {
-        within(&format!("{value} from {expression}"), async {
-            while self.eval(expression).await != value {
+        let mut last = String::new();
+        let polled = tokio::time::timeout(PATIENCE, async {
+            loop {
+                last = self.eval(expression).await;
+                if last == value {
+                    return;
+                }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-        })
-        .await;
+        });
+        let is_so = polled.await.is_ok();
+        assert!(is_so, "{expression} is still {last}, and not {value}, after {PATIENCE:?}");
     }
 
     /// Waits for a log line since the last start that contains all of these words, and returns the first one.

@@ -233,7 +233,7 @@ impl Browser {
 
     /// Waits until the focus is on the field with this label, and the field is told to be wrong.
     pub(crate) async fn until_mistake(&self, label: &str) {
-        let focused = "return document.activeElement.labels[0].textContent + (document.activeElement.getAttribute('aria-invalid') ?? '')";
+        let focused = "return document.activeElement.labels?.[0]?.textContent + (document.activeElement.getAttribute('aria-invalid') ?? '')";
         self.until_run("the field with the mistake", focused, &format!("{label}true")).await;
     }
 
