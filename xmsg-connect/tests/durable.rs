@@ -128,12 +128,21 @@ async fn what_was_not_acknowledged_and_what_came_meanwhile_arrives_after_the_ret
     drop(orders);
     publish(&site, 80..90).await;
     let mut orders = open(&site.actor, "away").await;
-    let place = expect(&mut orders, 80..90).await;
+    // Some of these may have gone to the one that vanished. They come later, once its lease is over.
+    let (mut numbers, mut place) = (BTreeSet::new(), Place::default());
+    while numbers.len() < 10 {
+        let (number, message) = next(&mut orders).await;
+        numbers.insert(number);
+        place = message.place;
+    }
+    assert!(numbers.into_iter().eq(80..90));
     orders.acknowledge(place);
     orders.close().await.unwrap();
     let report = site.registry.durable("away").unwrap();
     assert!(report.acknowledged >= 90 && report.given_out >= 100, "{report:?}");
-    Broker::shared().await.queue_reaches("xmsg.durable.away", 0).await;
+    // A probe that the new queue did not take at once comes last, and nobody has waited for it.
+    let left = Broker::shared().await.drain("xmsg.durable.away").await;
+    assert!(left.iter().all(|message| message.data.ends_with(b"probe")), "{left:?}");
     site.registry.close().await.unwrap();
 }
 
