@@ -26,14 +26,43 @@ fn sources(path: &str) -> Vec<(String, String)> {
         .collect()
 }
 
+/// Returns the lines without comments, and without the items that are there for tests only. `rustfmt` ends an
+/// item of several lines with a bracket that stands as far to the right as its first line.
+fn code(text: &str) -> Vec<&str> {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let mut kept = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if line.trim_start().starts_with("//") {
+            continue;
+        }
+        if line.trim() != "#[cfg(test)]" {
+            kept.push(line);
+            continue;
+        }
+        let is_before_item =
+            |line: &str| line.trim_start().starts_with("#[") || line.trim_start().starts_with("//");
+        let Some(first) = lines.find(|line| !is_before_item(line)) else { break };
+        let is_whole = first.ends_with(';') || first.ends_with(',') || first.ends_with('}');
+        if !is_whole {
+            lines
+                .find(|line| indent(line) == indent(first) && line.trim_start().starts_with(['}', ')', ']']));
+        }
+    }
+    kept
+}
+
+#[test]
+fn code_is_all_that_is_not_for_tests() {
+    let text = "use a;\n#[cfg(test)]\nuse b;\n// No code.\nfn c() {\n    #[cfg(test)]\n    {\n        d();\n    }\n    e();\n}\n\
+                #[cfg(test)]\n#[allow(f)]\nmod g {\n    fn h() {\n    }\n}\nfn i() {}\n#[cfg(test)]\nfn j() {}\nuse k;";
+    assert_eq!(code(text), ["use a;", "fn c() {", "    e();", "}", "fn i() {}", "use k;"]);
+}
+
 /// Returns the lines of code, without comments and tests, that contain one of these words.
 fn lines_with(text: &str, words: &[&str]) -> Vec<String> {
-    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-    code.lines()
-        .filter(|line| !line.trim_start().starts_with("//"))
-        .filter(|line| words.iter().any(|word| line.contains(word)))
-        .map(str::to_owned)
-        .collect()
+    let lines = code(text).into_iter();
+    lines.filter(|line| words.iter().any(|word| line.contains(word))).map(str::to_owned).collect()
 }
 
 fn nowhere(paths: &[&str], words: &[&str]) {
@@ -73,13 +102,16 @@ fn packages_of(package: &str) -> Vec<String> {
 
 #[test]
 fn a_lower_package_cannot_name_an_upper_one_and_the_wire_protocol_no_runtime() {
-    let zmtp = packages_of("xmsg-zmtp");
-    assert!(zmtp.iter().any(|name| name == "xmsg_zmtp"), "{zmtp:?}");
-    let unwanted = ["tokio", "futures", "xmsg_zmq", "xmsg_core", "xmsg_proxy"];
-    assert!(!zmtp.iter().any(|name| unwanted.contains(&&**name)), "{zmtp:?}");
-    let zmq = packages_of("xmsg-zmq");
-    assert!(zmq.iter().any(|name| name == "xmsg_zmtp"), "{zmq:?}");
-    assert!(!zmq.iter().any(|name| ["xmsg_core", "xmsg_proxy"].contains(&&**name)), "{zmq:?}");
+    let order = ["xmsg_zmtp", "xmsg_zmq", "xmsg_core", "xmsg_connect", "xmsg_proxy", "xmsg_cli"];
+    // The command line is a program: nobody can name it.
+    for (at, lower) in order[..order.len() - 1].iter().enumerate() {
+        let known = packages_of(&lower.replace('_', "-"));
+        assert!(known.iter().any(|name| name == lower), "{known:?}");
+        let upper = known.iter().find(|name| order[at + 1..].contains(&&***name));
+        assert_eq!(upper, None, "{lower} knows it");
+        let runtime = known.iter().find(|name| *name == "tokio" || *name == "futures");
+        assert!(*lower != "xmsg_zmtp" || runtime.is_none(), "{runtime:?}");
+    }
     // The lower packages must not mention names that belong to xMsg.
     nowhere(&["xmsg-core/zmtp/src", "xmsg-core/zmq/src"], &["xmsg:", "XMSG_"]);
 }
@@ -88,7 +120,14 @@ fn a_lower_package_cannot_name_an_upper_one_and_the_wire_protocol_no_runtime() {
 fn the_switch_knows_no_controller() {
     nowhere(
         &["xmsg-proxy/src/switch"],
-        &["crate::control", "crate::proxy", "crate::registrar", "crate::admin", "crate::settings"],
+        &[
+            "crate::control",
+            "crate::proxy",
+            "crate::registrar",
+            "crate::admin",
+            "crate::settings",
+            "crate::{",
+        ],
     );
 }
 
@@ -103,9 +142,13 @@ fn only_binaries_exit_or_set_up_tracing() {
         "xmsg-core/src",
         "xmsg-core/zmq/src",
         "xmsg-core/zmtp/src",
+        "xmsg-connect/src",
         "xmsg-proxy/src/switch",
+        "xmsg-proxy/src/prefixes",
         "xmsg-proxy/src/proxy.rs",
         "xmsg-proxy/src/control.rs",
+        "xmsg-proxy/src/registrar",
+        "xmsg-proxy/src/security",
         "xmsg-proxy/src/admin",
     ];
     nowhere(
@@ -116,7 +159,8 @@ fn only_binaries_exit_or_set_up_tracing() {
 
 #[test]
 fn channels_are_bounded() {
-    nowhere(&["xmsg-core", "xmsg-proxy/src", "xmsg-cli/src"], &["unbounded"]);
+    let all = ["xmsg-core", "xmsg-connect/src", "xmsg-proxy/src", "xmsg-cli/src"];
+    nowhere(&all, &["unbounded", "mpsc::channel()", "mpsc::{self, channel}"]);
 }
 
 #[test]
@@ -128,7 +172,7 @@ fn deadlines_come_from_the_helper_that_saturates() {
         let name: String = term.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
         term.starts_with("Duration::from_") || (!name.is_empty() && name == name.to_uppercase())
     };
-    for path in ["xmsg-core", "xmsg-proxy/src", "xmsg-cli/src"] {
+    for path in ["xmsg-core", "xmsg-connect/src", "xmsg-proxy/src", "xmsg-cli/src"] {
         for (file, text) in sources(path) {
             let has_times = text.contains("Instant") || text.contains("Duration");
             if !has_times || file.ends_with("_tests.rs") || file.ends_with("zmtp/src/later.rs") {
@@ -151,10 +195,23 @@ fn deadlines_come_from_the_helper_that_saturates() {
 
 #[test]
 fn protobuf_stays_out_of_public_signatures() {
-    for (file, text) in sources("xmsg-core") {
-        let public: Vec<_> =
-            lines_with(&text, &["prost"]).into_iter().filter(|line| line.contains("pub ")).collect();
-        assert_eq!(public, Vec::<String>::new(), "in {file}");
+    for path in ["xmsg-core", "xmsg-connect/src", "xmsg-proxy/src", "xmsg-cli/src"] {
+        for (file, text) in sources(path) {
+            let lines = code(&text);
+            let is_public = |line: &&str| line.trim_start().starts_with("pub ");
+            let signatures =
+                lines.iter().filter(|line| line.contains("prost")).filter(|line| is_public(line));
+            assert_eq!(signatures.collect::<Vec<_>>(), Vec::<&&str>::new(), "in {file}");
+            // What is derived from a type may be some lines above it.
+            for (at, _) in lines
+                .iter()
+                .enumerate()
+                .filter(|(_, line)| line.contains("derive(") && line.contains("prost"))
+            {
+                let item = lines[at..].iter().find(|line| !line.trim_start().starts_with("#["));
+                assert!(!item.is_some_and(is_public), "in {file}: {item:?}");
+            }
+        }
     }
 }
 
@@ -254,4 +311,33 @@ fn no_comment_goes_beyond_the_width() {
         }
     }
     assert!(beyond.is_empty(), "{}", beyond.join("\n"));
+}
+
+/// Each package names what its sources use, and nothing else.
+#[test]
+fn every_dependency_is_used() {
+    let packages =
+        ["xmsg-core/zmtp", "xmsg-core/zmq", "xmsg-core", "xmsg-connect", "xmsg-proxy", "xmsg-cli", "tests"];
+    for package in packages {
+        let manifest = std::fs::read_to_string(root().join(package).join("Cargo.toml")).unwrap();
+        let folders = ["src", "tests", "examples"].map(|folder| format!("{package}/{folder}"));
+        let there = folders.iter().filter(|folder| root().join(folder).is_dir());
+        let text: String = there.flat_map(|folder| sources(folder)).map(|(_, text)| text).collect();
+        let mut is_dependency = false;
+        for line in manifest.lines() {
+            if line.starts_with('[') {
+                is_dependency = line.ends_with("dependencies]");
+                continue;
+            }
+            let name = line.split(['.', ' ', '=']).next().unwrap_or_default().replace('-', "_");
+            if !is_dependency || name.is_empty() || name.starts_with('#') {
+                continue;
+            }
+            let is_part = |c: char| c.is_alphanumeric() || c == '_';
+            let is_used = text.match_indices(&name).any(|(at, _)| {
+                !text[..at].ends_with(is_part) && !text[at + name.len()..].starts_with(is_part)
+            });
+            assert!(is_used, "{package} does not use {name}");
+        }
+    }
 }

@@ -38,7 +38,7 @@ use crate::subscriber_watch::SubscriberWatch;
 
 /// The number of messages that are published before other tasks get their turn.
 const TURN: u64 = 256;
-/// The number of lists of records that are read ahead.
+/// The number of lists of records that are read ahead. At this number, the reader waits.
 const LISTS: usize = 8;
 /// The largest number of records of one list, and of their bytes.
 const LIST_RECORDS: usize = 256;

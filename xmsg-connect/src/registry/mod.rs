@@ -43,7 +43,7 @@ use crate::ping;
 use crate::room::Room;
 use crate::status::DeadMessage;
 
-/// Changes that wait for the one before them.
+/// Changes that may wait for the one before them. At this number, whoever wants another one waits, too.
 const CHANGES: usize = 64;
 /// How long whoever adds an outgoing connection waits for its spool, and whoever begins waits for those of
 /// all.

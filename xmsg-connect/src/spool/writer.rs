@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{error, info, warn};
+use xmsg_zmtp::later;
 
 use self::failure::explain;
 use xmsg_zmq::fault::catch;
@@ -411,7 +412,7 @@ impl Writer {
     fn age_due(&self) -> Option<Instant> {
         let (oldest_ms, max_age) = (self.oldest_ms?, self.max_age?);
         let age = SystemTime::now().duration_since(time(oldest_ms)).unwrap_or_default();
-        let due = Instant::now() + max_age.saturating_sub(age).min(AGE_LOOK_MAX);
+        let due = later(Instant::now(), max_age.saturating_sub(age).min(AGE_LOOK_MAX));
         Some(self.retry_at.map_or(due, |retry_at| retry_at.max(due)))
     }
 

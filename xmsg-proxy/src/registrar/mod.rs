@@ -186,7 +186,7 @@ impl Place {
 /// [`blocking_threads`](crate::memory::blocking_threads).
 pub const BLOCKING_THREADS: usize = 8;
 
-/// Questions of [`Monitor::browse`] that may wait for the registrar.
+/// Questions of [`Monitor::browse`] that may wait for the registrar. At this number, a question is refused.
 const QUESTIONS: usize = 8;
 
 /// The thread of a registrar that has its own. The thread ends when this value is dropped.

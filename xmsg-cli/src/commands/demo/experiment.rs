@@ -21,6 +21,8 @@ const WAVEFORMS: f64 = 500.0;
 const ARCHIVED: f64 = 150.0;
 /// Waits in the archive itself, bytes: little, so that the proxy is where things pile up.
 const ARCHIVE_MARK: usize = 128 << 10;
+/// Messages that wait to be shown. At this number, no more are taken from the subscription.
+const DISPLAYED: usize = 1024;
 /// What topics of requests to the proxy begin with.
 const CONTROL: &[u8] = b"xmsg:";
 /// Time limit of each set-up.
@@ -100,7 +102,7 @@ impl Experiment {
         let newest_subscriber = || proxy.subscribers().iter().map(|found| found.id).max().unwrap_or_default();
         let newest_publisher = || proxy.publishers().iter().map(|found| found.id).max().unwrap_or_default();
 
-        let (display, shown) = mpsc::channel(1024);
+        let (display, shown) = mpsc::channel(DISPLAYED);
         let subscription = connection(options())?.subscribe(Topic::everything()).await?;
         join(newest_subscriber(), "display", "sees everything: this screen");
         tasks.spawn(forward(subscription, display));

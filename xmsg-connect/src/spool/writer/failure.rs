@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tracing::warn;
+use xmsg_zmtp::later;
 
 use super::{RETRY, ROOM_AFTER_FULL, Writer};
 use crate::spool::error::is_disk_full;
@@ -129,7 +130,7 @@ impl Writer {
         if self.retry_at.is_none() {
             warn!(spool = %self.shared.dir.display(), error = ?error, "the spool cannot be written: appends fail");
         }
-        self.retry_at = Some(Instant::now() + wait);
+        self.retry_at = Some(later(Instant::now(), wait));
         self.shared.update(|status| status.last_error = Some(error.clone()));
     }
 }

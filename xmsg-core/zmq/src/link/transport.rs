@@ -30,7 +30,8 @@ const INPROC_PIPE_LEN: usize = 1 << 20;
 /// The minimum number of bytes that an `inproc://` pipe holds. Both sides send their part of the handshake
 /// before they read, as they may where the system has buffers.
 const INPROC_PIPE_MIN: usize = 4 << 10;
-/// The maximum number of connections to an `inproc://` endpoint that wait to be accepted.
+/// The maximum number of connections to an `inproc://` endpoint that wait to be accepted. At this number,
+/// whoever connects waits until one of them has been accepted.
 const INPROC_BACKLOG: usize = 128;
 /// The number of connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 1024;

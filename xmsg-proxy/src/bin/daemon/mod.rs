@@ -358,7 +358,7 @@ fn raise_descriptor_limit() -> usize {
 /// A line on standard output. Nobody has to listen there: it is waited for a moment.
 pub(crate) fn say(line: std::fmt::Arguments<'_>) {
     let text = format!("{line}\n");
-    let (done, is_done) = mpsc::channel();
+    let (done, is_done) = mpsc::sync_channel(1);
     let writing = std::thread::Builder::new().name("xmsg-say".to_owned()).spawn(move || {
         let mut stdout = io::stdout().lock();
         let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());

@@ -17,8 +17,8 @@ use crate::registrar::journal::{Draft, Journal, Records};
 
 /// Registrations that are collected for a snapshot in one turn.
 const COLLECTED: usize = 1024;
-/// The largest number of chunks of registrations that wait to be written. A registration in a waiting chunk
-/// stays in memory even if it is removed from the store.
+/// The largest number of chunks of registrations that wait to be written. At this number, no more are
+/// collected. A registration in a waiting chunk stays in memory even if it is removed from the store.
 const CHUNKS: usize = 4;
 
 /// The state of a compaction.
