@@ -94,8 +94,12 @@ async fn completions_and_manual_pages_go_where_they_are_looked_for() {
 /// connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_is_operated_as_the_document_says() {
-    let document = include_str!("../../docs/operations.md");
-    let found = blocks(document);
+    let documents = [
+        include_str!("../../docs/operations.md"),
+        include_str!("../../docs/http.md"),
+        include_str!("../../docs/slow-subscribers.md"),
+    ];
+    let found: Vec<_> = documents.into_iter().flat_map(blocks).collect();
     let of = |command: &str| {
         let block = found.iter().find(|block| block.contains(command));
         block.unwrap_or_else(|| panic!("no {command:?}")).clone()
@@ -139,7 +143,7 @@ async fn a_proxy_is_operated_as_the_document_says() {
 /// Two proxies, one of which has the other as its upstream.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn proxies_are_chained_as_the_document_says() {
-    let [block] = &section(include_str!("../../docs/operations.md"), "Proxies in a chain")[..] else {
+    let [block] = &section(include_str!("../../docs/chains.md"), "Two proxies")[..] else {
         panic!("another number of blocks")
     };
     let (above, below) = (three_spare_ports().to_string(), three_spare_ports().to_string());

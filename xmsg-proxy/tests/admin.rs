@@ -49,10 +49,10 @@ async fn metrics(admin: &str) -> BTreeMap<String, f64> {
         response.head
     );
     let found = samples(&response.body);
-    let documented = include_str!("../../docs/operations.md");
+    let documented = include_str!("../../docs/metrics.md");
     for series in found.keys() {
         let name = series.split('{').next().unwrap();
-        assert!(documented.contains(&format!("`{name}`")), "{name} is not in docs/operations.md");
+        assert!(documented.contains(&format!("`{name}`")), "{name} is not in docs/metrics.md");
     }
     found
 }

@@ -95,10 +95,10 @@ impl Site {
         let response = request(&self.admin, Some(TOKEN), "GET", "/metrics", "").await;
         assert_eq!(response.status, 200);
         let found = samples(&response.body);
-        let documented = include_str!("../../../docs/operations.md");
+        let documented = include_str!("../../../docs/metrics.md");
         for series in found.keys() {
             let name = series.split('{').next().unwrap();
-            assert!(documented.contains(&format!("`{name}`")), "{name} is not in docs/operations.md");
+            assert!(documented.contains(&format!("`{name}`")), "{name} is not in docs/metrics.md");
         }
         found
     }

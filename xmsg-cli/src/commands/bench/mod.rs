@@ -215,7 +215,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Makes the document that `--json` writes. Fields may be added but are never renamed; docs/operations.md
+/// Makes the document that `--json` writes. Fields may be added but are never renamed; docs/measuring.md
 /// lists them.
 fn document(report: &Report, target: &Target) -> Value {
     json!({

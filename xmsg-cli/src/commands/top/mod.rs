@@ -111,7 +111,7 @@ async fn write(mut look: Sampler, arguments: &Arguments) -> anyhow::Result<()> {
     .await
 }
 
-/// Fields are added, never renamed: docs/operations.md lists them.
+/// Fields are added, never renamed: docs/slow-subscribers.md lists them.
 fn document(address: &str, rates: &Rates, frozen: &Frozen<'_>) -> Value {
     let connections: Vec<_> = frozen
         .connections
