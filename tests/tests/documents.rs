@@ -54,6 +54,27 @@ async fn the_readme_asks_and_is_answered() {
     }
 }
 
+/// The README has a proxy with keys for a network. It lets in everybody who knows its key, and nobody without
+/// encryption.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_readme_encrypts_what_crosses_a_network() {
+    let [server, client] = &section(include_str!("../../README.md"), "Use it over a network")[..] else {
+        panic!("another number of blocks")
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let port = three_spare_ports().to_string();
+    let address = format!("127.0.0.1:{port}");
+    let client = with(client, &[("10.0.0.7", &address)]);
+    let [subscribe, publish] = &client.lines().collect::<Vec<_>>()[..] else { panic!("{client}") };
+    let answers = until(&format!("xmsg ping -n 1 --proxy {address} --server-key \"$(cat proxy.public)\""));
+    let stranger = format!("! xmsg ping -n 1 --proxy {address} --connect-timeout 2s");
+    let script = format!(
+        "{server} &\n{answers}{subscribe} -n 1 > heard &\n{publish} --wait-sub\nwait $!\n\
+         grep -q 'weather:oslo 4 °C' heard\n{stranger}"
+    );
+    run(&script, folder.path(), &[("XMSG_PROXY_PORT", &*port)]).await;
+}
+
 /// The proxy has keys, because a context has keys, too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn contexts_are_kept_as_the_document_says() {
