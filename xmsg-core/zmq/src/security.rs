@@ -305,18 +305,24 @@ pub fn read_key_file(file: &Path) -> Result<KeyPair> {
 
 /// Reads a file with keys, passwords or tokens, which only its owner may read.
 ///
+/// The credentials that systemd loads for a service (`LoadCredential=`) are files of root that an access
+/// control list lets the user of the service read. Their mode tells of the list as if a group might read
+/// them, and they are accepted in the folder that `CREDENTIALS_DIRECTORY` names.
+///
 /// # Errors
 ///
 /// The file cannot be read, or others may read or change it.
 pub fn read_secret(file: &Path) -> Result<Zeroizing<String>> {
     use std::io::Read;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::MetadataExt;
 
     let failed = |error| Error::io(format!("cannot read {}", file.display()), error);
     let mut opened = std::fs::File::open(file).map_err(failed)?;
     // The permissions are those of the opened file. Another file may be renamed to its path at any time.
-    let mode = opened.metadata().map_err(failed)?.permissions().mode();
-    if mode & 0o077 != 0 {
+    let metadata = opened.metadata().map_err(failed)?;
+    let (mode, owner) = (metadata.mode(), metadata.uid());
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
+    if mode & 0o077 != 0 && !is_credential(file, mode, owner, credentials.as_deref().map(Path::new)) {
         let what = format!(
             "{file} holds a secret and others may read or change it (mode {:o}): run `chmod 600 {file}`",
             mode & 0o777,
@@ -327,6 +333,16 @@ pub fn read_secret(file: &Path) -> Result<Zeroizing<String>> {
     let mut text = Zeroizing::new(String::new());
     opened.read_to_string(&mut text).map_err(failed)?;
     Ok(text)
+}
+
+/// Returns whether this is a file that the service manager has put into its folder of credentials, for this
+/// service alone.
+fn is_credential(file: &Path, mode: u32, owner: u32, credentials: Option<&Path>) -> bool {
+    let folder = |path: &Path| path.canonicalize().ok();
+    let is_there = credentials.and_then(folder).is_some_and(|credentials| {
+        file.parent().and_then(folder).is_some_and(|parent| parent == credentials)
+    });
+    is_there && owner == 0 && mode & 0o037 == 0
 }
 
 /// Creates the random values for one CURVE handshake.
@@ -352,6 +368,26 @@ mod tests {
     use xmsg_zmtp::Properties;
 
     use super::*;
+
+    #[test]
+    fn a_credential_of_the_service_manager_is_told_by_folder_owner_and_mode() {
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let file = folder.path().join("proxy.key");
+        let here = Some(folder.path());
+        assert!(is_credential(&file, 0o100_440, 0, here));
+        for (mode, owner, credentials) in [
+            (0o100_444, 0, here),
+            (0o100_460, 0, here),
+            (0o100_440, 1000, here),
+            (0o100_440, 0, Some(other.path())),
+            (0o100_440, 0, None),
+        ] {
+            assert!(!is_credential(&file, mode, owner, credentials), "{mode:o} {owner} {credentials:?}");
+        }
+        // A folder below the one of the credentials may be somebody else's.
+        std::fs::create_dir(folder.path().join("below")).unwrap();
+        assert!(!is_credential(&folder.path().join("below/proxy.key"), 0o100_440, 0, here));
+    }
 
     #[test]
     fn a_key_file_is_for_its_owner_alone() {
