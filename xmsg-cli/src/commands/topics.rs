@@ -23,7 +23,7 @@ Examples:
 /// List the topics that are published to, with their rates
 ///
 /// Messages are counted for DURATION before the list is written. The proxy counts them from samples: rates
-/// above about a thousand messages a second are estimates. If the proxy can't be asked, because it is of
+/// above 500 messages a second are estimates. If the proxy can't be asked, because it is of
 /// another implementation, the command subscribes to everything and counts by itself.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]

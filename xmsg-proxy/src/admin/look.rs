@@ -16,9 +16,11 @@ use xmsg_zmq::Amount;
 use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::lock::lock;
 
+use super::api::event;
 use super::history::{History, Sample, Span};
 use super::process::{Process, unix_s};
 use crate::stats::{Row, Sum, text};
+use crate::switch::SAMPLES_PER_S;
 use crate::{Monitor, Totals};
 
 /// Time from one look to the next.
@@ -30,6 +32,12 @@ const WANTED_FOR: Duration = Duration::from_secs(10);
 const SLOW: usize = 10;
 /// Topics that an overview has: those with the highest rates.
 const TOPICS: usize = 10;
+/// How much the last second counts in the rate of a topic, where rates are estimated from samples: as much as
+/// one of six seconds would. The few samples of a single second would let each rate, and the order of topics,
+/// jump up and down.
+const WEIGHT: f32 = 0.3;
+/// A lower rate is none.
+const RATE_MIN: f32 = 0.01;
 
 /// What is told once a second.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -81,7 +89,8 @@ pub(super) struct Client {
     pub(super) behind_s: Option<f32>,
 }
 
-/// One topic, and what flows on it. Numbers are estimated from samples.
+/// One topic, and what flows on it. While more than 500 messages a second come in, numbers are estimated from
+/// samples, and rates are means of the last seconds.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct TopicRate {
     /// Bytes that are no UTF-8 are shown as `\xff`, control characters and those that turn text around as
@@ -120,7 +129,8 @@ pub(super) struct Looks {
     started: Instant,
     history: Mutex<History>,
     last: Mutex<Option<Last>>,
-    /// The newest overview, as JSON. Whoever is late gets the next one.
+    /// The newest overview, as the event that all streams send: it is made once, however many there are.
+    /// Whoever is late gets the next one.
     overview: watch::Sender<Bytes>,
     /// Until when somebody wants rates: milliseconds since the start.
     wanted_until: AtomicU64,
@@ -150,7 +160,7 @@ impl Looks {
             || u128::from(self.wanted_until.load(Ordering::Relaxed)) > self.started.elapsed().as_millis()
     }
 
-    /// Overviews, one each second from now on.
+    /// Overviews as events, one each second from now on.
     pub(super) fn subscribe(&self) -> watch::Receiver<Bytes> {
         self.want();
         self.overview.subscribe()
@@ -206,7 +216,7 @@ impl Looks {
             let (found, overview) = looker.look(before, sample, phase());
             let text = serde_json::to_vec(&overview).unwrap_or_default();
             *lock(&self.last) = Some(Last { found: Arc::new(found), overview });
-            self.overview.send_replace(text.into());
+            self.overview.send_replace(event("overview", &text));
         }
     }
 }
@@ -223,7 +233,15 @@ struct Before {
     cpu_s: Option<f64>,
     /// Messages and bytes of each connection, while somebody watches.
     clients: HashMap<u32, [u64; 2]>,
-    topics: HashMap<Box<[u8]>, Amount>,
+    topics: HashMap<Box<[u8]>, Known>,
+}
+
+/// One topic, as the look before has found it.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    amount: Amount,
+    /// Messages and bytes a second; `None`: it was the first look.
+    rates: Option<[f32; 2]>,
 }
 
 impl Looker {
@@ -278,12 +296,19 @@ impl Looker {
             .collect();
 
         let watched = self.proxy.watch();
+        let is_estimated = f64::from(now.received) > SAMPLES_PER_S;
         let mut topics: Vec<_> = watched
             .topics
             .into_iter()
             .map(|(topic, amount)| {
-                let then: Amount = topics_then.get(&topic).copied().unwrap_or_default();
-                let rates = [rate(amount.messages, then.messages), rate(amount.bytes, then.bytes)];
+                let known = topics_then.get(&topic).copied();
+                let then = known.map(|known| known.amount).unwrap_or_default();
+                let mut rates = [rate(amount.messages, then.messages), rate(amount.bytes, then.bytes)];
+                if let Some(before) = known.and_then(|known| known.rates)
+                    && is_estimated
+                {
+                    rates = [smoothed(rates[0], before[0]), smoothed(rates[1], before[1])];
+                }
                 (topic, amount, rates)
             })
             .collect();
@@ -305,7 +330,10 @@ impl Looker {
         let totals = self.proxy.totals();
         if let Some(before) = &mut self.before {
             before.clients = clients;
-            before.topics = found.topics.iter().map(|(topic, amount, _)| (topic.clone(), *amount)).collect();
+            let known = |amount, rates| Known { amount, rates: seconds.map(|_| rates) };
+            before.topics = (found.topics.iter())
+                .map(|(topic, amount, rates)| (topic.clone(), known(*amount, *rates)))
+                .collect();
         }
         let overview = Overview {
             time_unix_s: unix_s(SystemTime::now()),
@@ -327,7 +355,7 @@ impl Looker {
             subscriptions: self.proxy.subscriptions(),
             memory_used: self.proxy.memory().used(),
             memory_limit: self.proxy.memory().limit(),
-            resident_bytes: Process::look().resident_bytes,
+            resident_bytes: Process::resident(),
             slow,
             slow_subscribers,
             topics: found.topics.iter().take(TOPICS).map(topic_rate).collect(),
@@ -335,6 +363,12 @@ impl Looker {
         };
         (found, overview)
     }
+}
+
+/// A rate that is estimated, from that of the last second and the one that was told before.
+fn smoothed(now: f32, before: f32) -> f32 {
+    let rate = before + (now - before) * WEIGHT;
+    if rate < RATE_MIN { 0.0 } else { rate }
 }
 
 impl Found {
@@ -364,4 +398,24 @@ pub(super) fn client(row: Row, rates: Option<&HashMap<u32, [f32; 2]>>) -> Client
 pub(super) fn topic_rate((topic, amount, rates): &(Box<[u8]>, Amount, [f32; 2])) -> TopicRate {
     let [messages_per_s, bytes_per_s] = *rates;
     TopicRate { topic: text(topic), messages_per_s, bytes_per_s, messages: amount.messages }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_from_few_samples_are_steady_and_those_that_end_go_to_nothing() {
+        // Each second has 4 or 6 samples of 100 messages.
+        let mut rate = 500.0;
+        for second in 0..100 {
+            rate = smoothed(if second % 2 == 0 { 400.0 } else { 600.0 }, rate);
+            assert!((470.0..530.0).contains(&rate), "{rate}");
+        }
+        let seconds = (0..).take_while(|_| {
+            rate = smoothed(0.0, rate);
+            rate > 0.0
+        });
+        assert!((3..60).contains(&seconds.count()));
+    }
 }

@@ -59,10 +59,10 @@ use requests::{Asking, RequestSender};
 pub use requests::{ControlRequests, Request, Requester};
 use table::{Change, Table, TableTask};
 use upstream::Links;
-#[cfg(feature = "daemon")]
-pub(crate) use watch::PUBLISHERS_MAX;
 use watch::Watch;
 pub use watch::Watched;
+#[cfg(feature = "daemon")]
+pub(crate) use watch::{PUBLISHERS_MAX, SAMPLES_PER_S};
 
 /// Topics that are looked up together for whoever looks, at most.
 #[cfg(feature = "daemon")]

@@ -101,12 +101,12 @@ impl Follow for Follower {
         if !self.state.access.still(self.caller) {
             return None;
         }
-        Some(event("overview", &self.overviews.borrow_and_update()))
+        Some(self.overviews.borrow_and_update().clone())
     }
 }
 
 /// One event. Its data is JSON, which has no line ends.
-pub(super) fn event(name: &str, json: &[u8]) -> Bytes {
+pub(in crate::admin) fn event(name: &str, json: &[u8]) -> Bytes {
     let mut text = BytesMut::with_capacity(json.len() + name.len() + 16);
     for part in [b"event: ", name.as_bytes(), b"\ndata: ", json, b"\n\n"] {
         text.put_slice(part);

@@ -39,7 +39,7 @@ use utoipa_axum::routes;
 use super::State;
 use super::routes::{Asked, Authorized};
 
-pub(super) use events::{Streamed, Streams};
+pub(super) use events::{Streamed, Streams, event};
 
 /// Who has no session yet begins one here.
 pub(super) const SESSION: &str = "/api/v1/session";
