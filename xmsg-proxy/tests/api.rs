@@ -95,11 +95,7 @@ impl Site {
     async fn session_and_secret(&self, token: &str) -> (String, String) {
         let response = self.log_in(token, OWN).await;
         assert_eq!(response.status, 200, "{}", response.body);
-        let cookie = response.head.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap();
-        assert!(cookie.contains("httponly") && cookie.contains("samesite=strict"), "{cookie}");
-        let secret = read(&response)["secret"].as_str().unwrap().to_owned();
-        let cookie = format!("Cookie: {}\r\n", cookie.split(';').next().unwrap());
-        (cookie, format!("X-Xmsg-Page: {secret}\r\n"))
+        brought(&response)
     }
 
     /// The status of an attempt to end the only connection.
@@ -107,6 +103,15 @@ impl Site {
         let id = self.proxy.subscribers()[0].id;
         self.send("POST", &format!("/api/v1/connections/{id}/end"), headers, "").await.status
     }
+}
+
+/// What the answer to a login brings: the cookie, and the header that changes with it need.
+fn brought(response: &Response) -> (String, String) {
+    let cookie = response.head.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap();
+    assert!(cookie.contains("httponly") && cookie.contains("samesite=strict"), "{cookie}");
+    let secret = read(response)["secret"].as_str().unwrap().to_owned();
+    let cookie = format!("Cookie: {}\r\n", cookie.split(';').next().unwrap());
+    (cookie, format!("X-Xmsg-Page: {secret}\r\n"))
 }
 
 fn tokens(operator: &str, open_to_look: bool) -> Tokens {
@@ -162,6 +167,52 @@ async fn changes_need_the_operator_and_come_from_our_own_pages() {
     assert!(old.body.contains("X-Xmsg-Page"), "{}", old.body);
     let counted = read(&get(&site.address, "/varz").await);
     assert_eq!(counted["admin_refused_requests"]["foreign"], 10);
+}
+
+/// Whoever gets hold of a link that was used, such as from the history of a browser, gets nowhere with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_begins_one_session() {
+    let site = Site::start(true).await;
+    let _subscriber = site.subscriber("a").await;
+    let follow = async |code: &str, headers: &str| {
+        site.send("POST", "/api/v1/session", headers, &json!({ "code": code }).to_string()).await
+    };
+    let link = site.admin.link().unwrap();
+    let (page, code) = link.split_once("/#code=").unwrap();
+    assert_eq!(page, format!("http://{}", site.address));
+    assert!(site.admin.is_unused(&link) && !site.admin.is_unused(page));
+    // A page of another site that a browser shows does not use it up.
+    assert_eq!(follow(code, "").await.status, 403);
+    let response = follow(code, OWN).await;
+    assert_eq!((response.status, &read(&response)["role"]), (200, &json!("operator")), "{}", response.body);
+    assert!(!site.admin.is_unused(&link));
+    let (cookie, own) = brought(&response);
+    assert_eq!(site.end(&format!("{cookie}{own}")).await, 200);
+
+    for wrong in [code, "", "00112233445566778899aabbccddeeff"] {
+        let response = follow(wrong, OWN).await;
+        assert_eq!((response.status, &read(&response)["kind"]), (401, &json!("wrong_code")), "{wrong}");
+        assert!(response.body.contains("used already") && !response.head.contains("set-cookie"));
+    }
+    assert_eq!(read(&get(&site.address, "/varz").await)["admin_refused_requests"]["wrong_token"], 3);
+    let both = json!({ "code": code, "token": OPERATOR }).to_string();
+    assert_eq!(site.send("POST", "/api/v1/session", OWN, &both).await.status, 400);
+    assert_eq!(site.send("POST", "/api/v1/session", OWN, "{}").await.status, 400);
+
+    // Only operators make others.
+    let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
+    let make = async |headers: &str| site.send("POST", "/api/v1/session/links", headers, "").await;
+    assert_eq!(make("").await.status, 403);
+    assert_eq!(make(&bearer(VIEWER)).await.status, 403);
+    assert_eq!(make(&cookie).await.status, 403, "a session needs its secret");
+    let made = make(&bearer(OPERATOR)).await;
+    let path = read(&made)["path"].as_str().unwrap().to_owned();
+    let link = format!("http://{}{path}", site.address);
+    assert!(site.admin.is_unused(&link), "{link}");
+    // It ends with the token with which it was made.
+    site.admin.set_tokens(tokens("operator-fedcba9876543210", true)).unwrap();
+    assert!(!site.admin.is_unused(&link));
+    assert_eq!(follow(path.split_once('=').unwrap().1, OWN).await.status, 401);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -339,6 +390,7 @@ async fn every_path_is_described_and_answers_as_it_says() {
         "/api/v1/events",
         "/api/v1/history",
         "/api/v1/connections",
+        "/api/v1/session/links",
         "/api/v1/topics",
         "/api/v1/registrations",
         "/api/v1/topology",

@@ -68,14 +68,15 @@ function know(session) {
   show();
 }
 
-async function begin(token) {
-  const session = await ask("POST", "/api/v1/session", { token });
+/** Begins a session with `{ token }`, or with `{ code }`, that of a link. */
+async function begin(shown) {
+  const session = await ask("POST", "/api/v1/session", shown);
   keep(session.secret);
   know(session);
 }
 
 function logIn() {
-  const token = field("Token", el("input", { type: "password", autocomplete: "current-password", required: true }), "It stands in the token file of the proxy, or in the link that the proxy showed when it started.");
+  const token = field("Token", el("input", { type: "password", autocomplete: "current-password", required: true }), "It stands in the token file of the proxy, or the proxy showed it when it started.");
   dialog("Log in", (close) => {
     const form = el("form", {}, token.node, el("div", { class: "row" },
       el("button", { type: "button", text: "Cancel", onclick: close }),
@@ -83,7 +84,7 @@ function logIn() {
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
       try {
-        await begin(token.input.value);
+        await begin({ token: token.input.value });
         close();
       } catch (error) {
         token.fail(error.message);
@@ -142,12 +143,13 @@ live.follow((now) => {
 document.getElementById("pages").append(...VIEWS.map(({ path, title }) => el("li", {}, el("a", { href: `#/${path}`, text: title }))));
 
 async function open() {
-  // The link that the proxy shows at its start has the token behind the sign that browsers keep to themselves.
-  const token = /^#token=([^&]+)/.exec(location.hash)?.[1];
-  if (token) {
+  // The link that the proxy shows has a code behind the sign that browsers keep to themselves. It is good once: what
+  // stays in the history of the browser lets nobody in.
+  const code = /^#code=([^&]+)/.exec(location.hash)?.[1];
+  if (code) {
     history.replaceState(null, "", "#/overview");
     try {
-      await begin(decodeURIComponent(token));
+      await begin({ code: decodeURIComponent(code) });
       return;
     } catch (error) {
       notice(error.message, true);
@@ -160,6 +162,6 @@ async function open() {
   }
 }
 
-// The link with the token may be opened where the page is open already.
-window.addEventListener("hashchange", () => (location.hash.startsWith("#token=") ? open() : show()));
+// The link may be opened where the page is open already.
+window.addEventListener("hashchange", () => (location.hash.startsWith("#code=") ? open() : show()));
 open();

@@ -13,6 +13,9 @@
 //! answer to the login brings and which the browser keeps for pages of this host and this port. Browsers send
 //! a cookie to all ports of a host, so that another server there may get to know it: the cookie alone changes
 //! nothing.
+//!
+//! A session begins with a token, or with the code of a link (see [`links`](super::links)), which makes an
+//! operator.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -23,6 +26,7 @@ use subtle::ConstantTimeEq;
 use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::lock::lock;
 
+use super::links::Links;
 use super::token::Token;
 
 /// Sessions at a time. A further one ends the oldest.
@@ -156,8 +160,8 @@ impl Bucket {
 /// Why no session has begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoLogin {
-    /// The token is none of ours.
-    WrongToken,
+    /// The token, or the code of a link, is none of ours; or the link was used already.
+    Wrong,
     /// Too many sessions begin with this token, or operators have all of them.
     TooMany,
 }
@@ -195,6 +199,8 @@ pub(super) struct Access {
     /// Those in force, and how often they were replaced.
     tokens: RwLock<(u64, Tokens)>,
     sessions: Mutex<Sessions>,
+    /// Taken before `sessions`.
+    links: Mutex<Links>,
     /// The name of the cookie. Browsers do not tell ports apart, so that it has the port in it.
     cookie: String,
 }
@@ -204,6 +210,7 @@ impl Access {
         Self {
             tokens: RwLock::new((0, tokens)),
             sessions: Mutex::default(),
+            links: Mutex::default(),
             cookie: format!("xmsg_session_{port}"),
         }
     }
@@ -217,7 +224,9 @@ impl Access {
     pub(super) fn replace(&self, tokens: Tokens) {
         let mut in_force = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
         *in_force = (in_force.0 + 1, tokens);
-        // Under the same lock: nobody who has shown a former token begins a session after this.
+        // Under the same lock: nobody who has shown a former token, or a link that was made while it was in
+        // force, begins a session after this.
+        lock(&self.links).clear();
         self.sessions().all.clear();
     }
 
@@ -291,11 +300,40 @@ impl Access {
         caller.map_or(tokens.open_to_look, |caller| caller.role == Role::Operator || tokens.viewer_may_watch)
     }
 
+    /// Makes a link, and returns its code: whoever opens it first is an operator. `None`: there is no
+    /// operator's token, or no randomness.
+    pub(super) fn make_link(&self) -> Option<String> {
+        let in_force = self.in_force();
+        in_force.1.operator.as_ref()?;
+        lock(&self.links).make()
+    }
+
+    /// Whether nobody has used this link yet.
+    pub(super) fn is_unused(&self, code: &str) -> bool {
+        lock(&self.links).is_good(code)
+    }
+
     /// Begins a session with this token.
     pub(super) fn log_in(&self, token: &str, is_encrypted: bool) -> Result<Login, NoLogin> {
         let in_force = self.in_force();
-        let role = in_force.1.role(token.as_bytes()).ok_or(NoLogin::WrongToken)?;
-        let generation = in_force.0;
+        let role = in_force.1.role(token.as_bytes()).ok_or(NoLogin::Wrong)?;
+        self.begin(role, in_force.0, is_encrypted)
+    }
+
+    /// Begins a session with the code of a link, which is used up by it. Where no session can begin now, the
+    /// link stays good.
+    pub(super) fn follow_link(&self, code: &str, is_encrypted: bool) -> Result<Login, NoLogin> {
+        let in_force = self.in_force();
+        let mut links = lock(&self.links);
+        if !links.is_good(code) {
+            return Err(NoLogin::Wrong);
+        }
+        let login = self.begin(Role::Operator, in_force.0, is_encrypted)?;
+        links.use_up(code);
+        Ok(login)
+    }
+
+    fn begin(&self, role: Role, generation: u64, is_encrypted: bool) -> Result<Login, NoLogin> {
         let (mut key, mut secret) = ([0; KEY], [0; KEY]);
         getrandom::fill(&mut key).map_err(|_| NoLogin::TooMany)?;
         getrandom::fill(&mut secret).map_err(|_| NoLogin::TooMany)?;
@@ -394,7 +432,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
         .collect()
 }
 
-fn unhex(text: &str) -> Option<Vec<u8>> {
+pub(super) fn unhex(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
     if !digits.len().is_multiple_of(2) || !digits.iter().all(u8::is_ascii_hexdigit) {
         return None;
@@ -511,13 +549,38 @@ mod tests {
     #[test]
     fn sessions_are_few_and_end_with_their_tokens() {
         let access = access(false);
-        assert_eq!(access.log_in("operator-0123456788", false).unwrap_err(), NoLogin::WrongToken);
+        assert_eq!(access.log_in("operator-0123456788", false).unwrap_err(), NoLogin::Wrong);
         let first = access.log_in(VIEWER, false).unwrap().caller;
         let others: Vec<_> = (0..SESSIONS).map(|_| access.log_in(VIEWER, false).unwrap().caller).collect();
         assert!(!access.still(Some(first)), "the oldest gave way");
         assert!(others.iter().all(|one| access.still(Some(*one))));
         access.replace(access.tokens());
         assert!(!others.iter().any(|one| access.still(Some(*one))));
+    }
+
+    #[test]
+    fn a_link_makes_one_operator_and_ends_with_the_token() {
+        let access = access(false);
+        let code = access.make_link().unwrap();
+        assert_eq!(
+            access.follow_link("00112233445566778899aabbccddeeff", false).unwrap_err(),
+            NoLogin::Wrong
+        );
+        assert!(access.is_unused(&code));
+        assert_eq!(access.follow_link(&code, false).unwrap().caller.role, Role::Operator);
+        assert!(!access.is_unused(&code));
+        assert_eq!(access.follow_link(&code, false).unwrap_err(), NoLogin::Wrong);
+
+        // A link that can't be followed now is not lost.
+        while access.log_in(OPERATOR, false).is_ok() {}
+        let code = access.make_link().unwrap();
+        assert_eq!(access.follow_link(&code, false).unwrap_err(), NoLogin::TooMany);
+        assert!(access.is_unused(&code));
+
+        access.replace(access.tokens());
+        assert!(!access.is_unused(&code));
+        access.replace(Tokens { operator: None, ..access.tokens() });
+        assert!(access.make_link().is_none(), "nobody may be an operator");
     }
 
     #[test]

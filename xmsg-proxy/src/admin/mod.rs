@@ -26,6 +26,7 @@ mod compose;
 #[allow(unused_qualifications, reason = "the macros of utoipa write whole paths")]
 mod connect;
 mod history;
+mod links;
 mod look;
 mod metrics;
 mod page;
@@ -264,6 +265,22 @@ impl Admin {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Makes a link to the web page that begins a session: whoever opens it first may change what can be
+    /// changed, as with the operator's token. It is good once, and until the tokens change; eight links are
+    /// good at a time, and a further one takes the place of the oldest. `None`: there is no operator's token,
+    /// or the operating system gives no randomness.
+    #[must_use]
+    pub fn link(&self) -> Option<String> {
+        let code = self.state.access.make_link()?;
+        Some(format!("http://{}{}", self.address, api::link(&code)))
+    }
+
+    /// Whether nobody has used this link yet, and it would begin a session.
+    #[must_use]
+    pub fn is_unused(&self, link: &str) -> bool {
+        link.rsplit_once("#code=").is_some_and(|(_, code)| self.state.access.is_unused(code))
     }
 
     /// Says where in its life the daemon is.

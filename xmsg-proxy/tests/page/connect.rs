@@ -6,7 +6,7 @@ use xmsg_tests::{next, topic, within};
 use xmsg_zmq::{Pull, SocketOptions};
 
 use super::browser::Browser;
-use super::site::{Site, TOKEN};
+use super::site::Site;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outgoing_connection_is_made_tried_and_deleted() {
@@ -17,7 +17,7 @@ async fn an_outgoing_connection_is_made_tried_and_deleted() {
     browser.open(&site.url("#/connect")).await;
     browser.reads("messages do not leave this proxy").await;
     assert!(browser.all("button", "New outgoing connection").await.is_empty());
-    browser.open(&site.url(&format!("#token={TOKEN}"))).await;
+    browser.open(&site.link()).await;
     browser.reads("Log out (operator)").await;
     browser.click("link", "Outgoing and channels").await;
 
@@ -80,7 +80,7 @@ async fn a_broker_is_connected_and_dead_letters_are_sent_again_or_deleted() {
     let broker = Broker::shared().await;
     let site = Site::start().await;
     let browser = Browser::start().await;
-    browser.open(&site.url(&format!("#token={TOKEN}"))).await;
+    browser.open(&site.link()).await;
     browser.reads("Log out (operator)").await;
     browser.click("link", "Outgoing and channels").await;
 

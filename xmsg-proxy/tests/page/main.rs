@@ -201,9 +201,11 @@ async fn hostile_topics_are_text() {
 async fn the_link_logs_in_and_the_keyboard_is_enough() {
     let site = Site::start().await;
     let browser = Browser::start().await;
-    browser.open(&site.url(&format!("#token={TOKEN}"))).await;
+    let link = site.link();
+    browser.open(&link).await;
     browser.reads("Log out (operator)").await;
-    assert!(!browser.address().await.contains(TOKEN), "the token does not stay in the address");
+    let code = link.split_once("#code=").unwrap().1;
+    assert!(!browser.address().await.contains(code), "it does not stay in the address");
     // First comes what leads past all that is on every page.
     browser.run("document.body.focus(); document.activeElement.blur()", json!([])).await;
     browser.press(TAB).await;
@@ -215,6 +217,13 @@ async fn the_link_logs_in_and_the_keyboard_is_enough() {
     browser.reads("Nobody is connected").await;
     assert_eq!(browser.run(focused, json!([])).await, "Connections", "the heading has the focus");
     assert_eq!(browser.run("return document.title", json!([])).await, "Connections – xmsg-proxy");
+    // Whoever finds the link in the history of the browser can look, as everybody, and is told why no more.
+    browser.click("button", "Log out (operator)").await;
+    browser.find("button", "Log in").await;
+    browser.open(&link).await;
+    browser.reads("This link was used already").await;
+    browser.find("button", "Log in").await;
+    browser.check("a link that was used").await;
     browser.close().await;
 }
 
@@ -240,7 +249,7 @@ async fn the_log_is_read_by_the_operator_alone_and_settings_by_all() {
     browser.open(&site.url("#/log")).await;
     browser.reads("log in with the operator's token").await;
     assert!(!browser.text().await.contains("slow subscriber"));
-    browser.open(&site.url(&format!("#token={TOKEN}"))).await;
+    browser.open(&site.link()).await;
     browser.reads("Log out (operator)").await;
     browser.click("link", "Log").await;
     browser.reads("slow subscriber peer=<script>").await;

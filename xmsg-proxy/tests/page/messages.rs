@@ -6,7 +6,7 @@ use xmsg_tests::raw::Raw;
 use xmsg_tests::{next, topic, within};
 
 use super::browser::Browser;
-use super::site::{Site, TOKEN};
+use super::site::Site;
 
 /// What somebody who knows only ZeroMQ writes: it waits until it is subscribed to, and sends one message.
 const SCRIPT: &str = "
@@ -104,7 +104,7 @@ async fn the_operator_publishes_and_mistakes_are_said_beside_the_field() {
     let browser = Browser::start().await;
     browser.open(&site.url("#/messages")).await;
     browser.reads("To publish, log in").await;
-    browser.open(&site.url(&format!("#token={TOKEN}"))).await;
+    browser.open(&site.link()).await;
     browser.reads("Log out (operator)").await;
     browser.click("link", "Messages").await;
     browser.write("textbox", "Topic", "page:test").await;

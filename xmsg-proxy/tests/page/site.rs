@@ -151,6 +151,11 @@ impl Site {
         format!("http://{}/{rest}", self.address)
     }
 
+    /// The link by which an operator's session begins, once.
+    pub(crate) fn link(&self) -> String {
+        self.admin.as_ref().and_then(Admin::link).expect("HTTP is on, and there is a token")
+    }
+
     /// A subscriber that the proxy knows, and that reads nothing.
     pub(crate) async fn stalled_subscriber(&self, prefix: &'static str) -> Stalled {
         let mut raw = Raw::handshake(self.proxy.address().subscribe_port(), "SUB").await;

@@ -6,15 +6,28 @@ use xmsg_proxy::Proxy;
 #[derive(Debug)]
 pub(super) struct Page {
     #[cfg(feature = "page")]
-    _admin: xmsg_proxy::admin::Admin,
+    admin: xmsg_proxy::admin::Admin,
     address: String,
-    token: String,
+    /// The last link that was made.
+    #[cfg(feature = "page")]
+    link: String,
 }
 
 impl Page {
     /// The link to it, with which one may also change something: whoever sees this terminal runs the proxy.
-    pub(super) fn link(&self) -> String {
-        format!("{}#token={}", self.address, self.token)
+    /// Each is good once, so that this is another one when it was used.
+    #[cfg(feature = "page")]
+    pub(super) fn link(&mut self) -> &str {
+        if !self.admin.is_unused(&self.link) {
+            // Without randomness, the page can be looked at.
+            self.link = self.admin.link().unwrap_or_else(|| self.address.clone());
+        }
+        &self.link
+    }
+
+    #[cfg(not(feature = "page"))]
+    pub(super) fn link(&mut self) -> &str {
+        &self.address
     }
 
     /// The link by which one may look. It tells no secret to whatever reads a pipe or a file.
@@ -30,16 +43,15 @@ pub(super) fn open(proxy: &Proxy) -> anyhow::Result<Option<Page>> {
     use xmsg_proxy::admin::{Admin, Reach, Sources, Token, Tokens};
 
     let socket = std::net::TcpListener::bind("127.0.0.1:0").context("no free port for the web page")?;
-    let token = Token::random()?;
     let sources = Sources {
         proxy: Some(proxy.monitor()),
         reach: Some(Reach::new(proxy.address().clone())),
         ..Sources::default()
     };
-    let tokens = Tokens { operator: Some(token.clone()), open_to_look: true, ..Tokens::default() };
+    let tokens = Tokens { operator: Some(Token::random()?), open_to_look: true, ..Tokens::default() };
     let admin = Admin::start(socket, "xmsg demo", sources, tokens, serde_json::json!({}))?;
     let address = format!("http://{}/", admin.address());
-    Ok(Some(Page { _admin: admin, address, token: token.reveal().to_owned() }))
+    Ok(Some(Page { admin, address, link: String::new() }))
 }
 
 /// There is none.

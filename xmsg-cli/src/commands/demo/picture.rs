@@ -43,11 +43,11 @@ pub(super) async fn run() -> anyhow::Result<Exit> {
         .start()
         .await
         .context("cannot start a proxy")?;
-    let page = page::open(&proxy)?;
+    let mut page = page::open(&proxy)?;
     let monitor = proxy.monitor();
     let (mut experiment, mut shown) = Experiment::start(proxy.address(), &monitor).await?;
     let mut view = View {
-        page: page.as_ref().map(Page::link),
+        page: page.as_mut().map(|page| page.link().to_owned()),
         ..View::new(proxy.address().to_string(), program(), experiment.members.clone())
     };
     let mut screen = Screen::open()?;
@@ -66,6 +66,8 @@ pub(super) async fn run() -> anyhow::Result<Exit> {
             },
             _ = ticks.tick() => {
                 view.look(&monitor);
+                // Once it was used, another one is shown.
+                view.page = page.as_mut().map(|page| page.link().to_owned());
                 screen.draw(|frame| view.draw(frame, look))?;
             }
             Some(message) = shown.recv() => {

@@ -69,11 +69,11 @@ pub(super) async fn run(load: Load, as_json: bool) -> anyhow::Result<Exit> {
         .start()
         .await
         .context("cannot start a proxy")?;
-    let page = if as_json { None } else { page::open(&proxy)? };
+    let mut page = if as_json { None } else { page::open(&proxy)? };
     if as_json {
         note(format_args!("proxy listening at {}", proxy.address()));
     } else {
-        greet(&load, proxy.address(), page.as_ref())?;
+        greet(&load, proxy.address(), page.as_mut())?;
     }
 
     let mut demo = tokio::select! {
@@ -136,15 +136,18 @@ pub(super) async fn run(load: Load, as_json: bool) -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
-fn greet(load: &Load, address: &ProxyAddress, served: Option<&Page>) -> anyhow::Result<()> {
+fn greet(load: &Load, address: &ProxyAddress, served: Option<&mut Page>) -> anyhow::Result<()> {
     let pace = match load.rate {
         Some(rate) => format!("at {rate} messages/s each"),
         None => "as fast as it goes".to_owned(),
     };
     // Whoever sees this terminal runs the proxy, and may change something, too.
     let is_seen = io::stdout().is_terminal();
-    let link = served.map(|page| if is_seen { page.link() } else { page.address().to_owned() });
-    let told = link.map(|link| format!("\nweb page: {link}")).unwrap_or_default();
+    let told = match served {
+        Some(page) if is_seen => format!("\nweb page, by a link that works once: {}", page.link()),
+        Some(page) => format!("\nweb page: {}", page.address()),
+        None => String::new(),
+    };
     print(format_args!(
         "proxy listening at {address}{told}\n\
          {} to {}, {} bytes a message, {pace}; a slow subscriber slows all down, nothing is lost\n\

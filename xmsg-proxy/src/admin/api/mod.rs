@@ -3,7 +3,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | [`session`] | a token is exchanged for a cookie |
+//! | [`session`] | a token, or a link that is good once, is exchanged for a cookie |
 //! | [`overview`] | how the proxy does: now, each second, and in the last five minutes, hour and day |
 //! | [`changes`] | what a reload of the settings would change |
 //! | [`lists`] | connections, topics, prefixes |
@@ -40,6 +40,7 @@ use super::State;
 use super::routes::{Asked, Authorized};
 
 pub(super) use events::{Streamed, Streams, event};
+pub(super) use session::link;
 
 /// Who has no session yet begins one here.
 pub(super) const SESSION: &str = "/api/v1/session";
@@ -142,6 +143,7 @@ impl FromRequestParts<Arc<State>> for Asked {
 pub(super) fn router(beside: OpenApiRouter<Arc<State>>) -> Router<Arc<State>> {
     let (router, document) = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(session::look, session::log_in, session::log_out))
+        .routes(routes!(session::make_link))
         .routes(routes!(overview::overview))
         .routes(routes!(overview::history))
         .routes(routes!(overview::events))

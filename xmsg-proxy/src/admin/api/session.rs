@@ -1,4 +1,4 @@
-//! Sessions: a browser shows a token once, and has a cookie from then on.
+//! Sessions: a browser shows a token, or the code of a link, once, and has a cookie from then on.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use xmsg_zmq::deadline::Deadline;
 
-use super::Problem;
+use super::{Operator, Problem};
 use crate::admin::State;
 use crate::admin::access::{self, Caller, NoLogin, Role, is_own_page};
 use crate::admin::server::Connection;
@@ -48,11 +48,22 @@ pub(super) struct Session {
     may_watch: bool,
 }
 
-/// What is shown to begin a session.
+/// What is shown to begin a session: one of both.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Login {
-    token: String,
+    #[serde(default)]
+    token: Option<String>,
+    /// What stands behind `#code=` in a link, which is good once.
+    #[serde(default)]
+    code: Option<String>,
+}
+
+/// A link that begins a session.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Link {
+    /// What stands behind host and port: `/#code=…`.
+    path: String,
 }
 
 fn session(state: &State, caller: Option<Caller>) -> Session {
@@ -78,8 +89,32 @@ pub(super) async fn look(Shared(state): Shared<Arc<State>>, headers: HeaderMap) 
     Json(session(&state, caller))
 }
 
-/// Begins a session: the answer brings its cookie, and the secret that changes with it have to bring, too. It
-/// ends after twelve hours, or when the token changes.
+/// Makes a link that begins a session of an operator, such as in another browser. It is good once, until the
+/// token changes; eight are good at a time.
+#[utoipa::path(
+    post, path = "/api/v1/session/links",
+    responses((status = 200, body = Link), (status = 403, body = Problem), (status = 503, body = Problem))
+)]
+pub(super) async fn make_link(
+    Shared(state): Shared<Arc<State>>,
+    operator: Operator,
+) -> Result<Json<Link>, Problem> {
+    let code = state.access.make_link().ok_or_else(|| {
+        let what = "the operating system gives no randomness for a link: log in with the token";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "no_link", what)
+    })?;
+    tracing::info!(by = operator.by, "HTTP: a link that begins a session was made");
+    Ok(Json(Link { path: link(&code) }))
+}
+
+/// What stands behind host and port in the link with this code: behind a sign that browsers keep to
+/// themselves.
+pub(in crate::admin) fn link(code: &str) -> String {
+    format!("/#code={code}")
+}
+
+/// Begins a session with a token, or with a link, which is good once: the answer brings its cookie, and the
+/// secret that changes with it have to bring, too. It ends after twelve hours, or when the token changes.
 #[utoipa::path(
     post, path = "/api/v1/session", request_body = Login,
     responses((status = 200, body = Session), (status = 401, body = Problem), (status = 403, body = Problem),
@@ -101,27 +136,41 @@ pub(super) async fn log_in(
     let body = Deadline::after(LOGIN_TIME).limit(to_bytes(body, LOGIN_MAX)).await;
     connection.inspect(|one| one.has_rest());
     let body = body.ok().and_then(Result::ok).unwrap_or_default();
-    let Login { token } = serde_json::from_slice(&body).map_err(|_| {
-        let what = "the body is to be {\"token\": \"…\"}";
+    let invalid = || {
+        let what = "the body is to be {\"token\": \"…\"}, or {\"code\": \"…\"} with the code of a link";
         Problem::new(StatusCode::BAD_REQUEST, "invalid_request", what)
-    })?;
+    };
+    let login: Login = serde_json::from_slice(&body).map_err(|_| invalid())?;
     // Whoever is in front of us and speaks TLS says so.
     let is_encrypted = headers.get("x-forwarded-proto").is_some_and(|proto| proto.as_bytes() == b"https");
-    let begun = match state.access.log_in(token.trim(), is_encrypted) {
+    let is_link = login.code.is_some();
+    let begun = match (login.token, login.code) {
+        (Some(token), None) => state.access.log_in(token.trim(), is_encrypted),
+        (None, Some(code)) => state.access.follow_link(code.trim(), is_encrypted),
+        _ => return Err(invalid()),
+    };
+    let begun = match begun {
         Ok(begun) => begun,
         Err(NoLogin::TooMany) => {
             let what = "too many sessions have begun with this token, or operators have all of them: try again in a few seconds";
             return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many", what));
         }
-        Err(NoLogin::WrongToken) => {
+        Err(NoLogin::Wrong) if is_link => {
             state.turned_away.wrong(connection).await;
-            let what = "this is not the token: it stands in the file that the settings name, or in the link that the daemon showed when it started";
+            let what =
+                "This link was used already, or is an old one: each is good once. Log in with the token";
+            return Err(Problem::new(StatusCode::UNAUTHORIZED, "wrong_code", what).at("code"));
+        }
+        Err(NoLogin::Wrong) => {
+            state.turned_away.wrong(connection).await;
+            let what = "this is not the token: it stands in the file that the settings name, or the daemon showed it when it started";
             return Err(Problem::new(StatusCode::UNAUTHORIZED, "wrong_token", what).at("token"));
         }
     };
     let access::Login { caller, cookie, secret } = begun;
     let peer = connection.map(|one| tracing::field::display(one.peer()));
-    tracing::info!(peer, role = ?caller.role, session = caller.session, "HTTP: a session has begun");
+    let with = if is_link { "a link" } else { "the token" };
+    tracing::info!(peer, role = ?caller.role, session = caller.session, with, "HTTP: a session has begun");
     let told = Session { secret: Some(secret), ..session(&state, Some(caller)) };
     Ok(with_cookie(Json(told).into_response(), cookie))
 }

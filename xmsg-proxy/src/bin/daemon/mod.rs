@@ -212,9 +212,9 @@ impl<P: Program> Daemon<P> {
             },
         };
         let Reloadable { admin_token, admin_viewer_token, viewer_may_watch, .. } = self.reloadable.clone();
-        // The link that is shown has the token in it, so that it is for a terminal only: what else standard
-        // output is kept in, such as the journal, is read by others. There, whoever wants to change something
-        // names a file.
+        // Whoever has the link or the token may change things, so that they are for a terminal only: what
+        // else standard output is kept in, such as the journal, is read by others. There, whoever wants to
+        // change something names a file.
         let has_page = sources.proxy.is_some()
             && socket.local_addr().is_ok_and(|at| at.ip().to_canonical().is_loopback());
         if has_page && admin_token.is_none() && admin_viewer_token.is_none() && io::stdout().is_terminal() {
@@ -229,11 +229,13 @@ impl<P: Program> Daemon<P> {
         let admin = Admin::start(socket, P::NAME, sources, tokens, self.config())?;
         say(format_args!("HTTP at http://{}", admin.address()));
         if let Some(token) = &self.made {
-            say(format_args!(
-                "web page, with the right to change things until this process ends: http://{}/#token={}",
-                admin.address(),
-                token.reveal()
-            ));
+            // The link is good once: it stays in the history of the browser.
+            if let Some(link) = admin.link() {
+                say(format_args!(
+                    "web page, with the right to change things, by a link that works once: {link}"
+                ));
+            }
+            say(format_args!("its token, until this process ends: {}", token.reveal()));
         }
         self.admin = Some(admin);
         Ok(())
