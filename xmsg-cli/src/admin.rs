@@ -113,9 +113,13 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// Returns the beginning of the body as text, to be shown in an error.
+    /// Returns what the body says, to be shown in an error: the message of a problem, or the beginning of the
+    /// text.
     pub(crate) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.body).trim().chars().take(SHOWN).collect()
+        let problem: Option<serde_json::Value> = serde_json::from_slice(&self.body).ok();
+        let message = problem.as_ref().and_then(|problem| problem["message"].as_str());
+        let text = message.map_or_else(|| String::from_utf8_lossy(&self.body), Into::into);
+        text.trim().chars().take(SHOWN).collect()
     }
 }
 
@@ -293,6 +297,17 @@ mod tests {
             assert!(text.parse::<Address>().unwrap_err().contains("HOST:PORT"), "{text}");
         }
         assert!("https://a:1".parse::<Address>().unwrap_err().contains("no TLS"));
+    }
+
+    #[test]
+    fn of_an_answer_that_refuses_the_message_is_shown() {
+        let text = |body: &str| {
+            Answer { status: StatusCode::NOT_FOUND, date: None, body: body.as_bytes().to_vec() }.text()
+        };
+        assert_eq!(text(r#"{"kind":"unknown","message":"it has left"}"#), "it has left");
+        assert_eq!(text("it has left\n"), "it has left");
+        assert_eq!(text(r#"{"kind":"unknown"}"#), r#"{"kind":"unknown"}"#);
+        assert_eq!(text(&"x".repeat(1000)).len(), SHOWN);
     }
 
     #[test]

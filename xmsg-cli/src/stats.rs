@@ -229,7 +229,7 @@ impl Source {
         let document = match self {
             Self::Control(control) => control.ask().await?,
             Self::Admin(admin) => {
-                let answer = admin.ask(Method::GET, "/statsz").await?;
+                let answer = admin.ask(Method::GET, "/api/v1/stats").await?;
                 if answer.status != StatusCode::OK {
                     let text = format!(
                         "{} does not say who is connected: is it a registrar, or an older proxy?",

@@ -65,7 +65,7 @@ async fn a_connection_is_found_in_the_list_and_ended() {
     assert_eq!(ended.done(), b"");
     // The client reconnects, as another connection. All other connections stay.
     subscriber.said("connected to").await;
-    ask(&["end", &id]).await.failed(1, "no publisher or subscriber has this ID");
+    ask(&["end", &id]).await.failed(1, "no publisher or subscriber has this number");
     publish(&address, &["a", "y"], b"").await;
     assert_eq!(witness.end().await.text(), "a x\na y\n");
     let left = ask(&["--json"]).await.text();

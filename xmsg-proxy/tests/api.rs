@@ -390,6 +390,7 @@ async fn every_path_is_described_and_answers_as_it_says() {
         "/api/v1/events",
         "/api/v1/history",
         "/api/v1/connections",
+        "/api/v1/stats",
         "/api/v1/session/links",
         "/api/v1/topics",
         "/api/v1/registrations",

@@ -18,8 +18,8 @@ use crate::stats::{Connection, SourceOptions, Stats, Sum};
 use crate::table::{self, size, time};
 
 const COLUMNS: [&str; 8] = ["SIDE", "ID", "PEER", "CONNECTED", "MESSAGES", "QUEUE", "DROPPED", "HELD UP"];
-/// Entries that are asked for at a time: as many as there may be.
-const PAGE: usize = 10_000;
+/// Entries that are asked for at a time: as many as an answer may have.
+const PAGE: usize = 1000;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -86,11 +86,12 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             Some(Action::End { id }) => end(&source.admin.admin()?, id, json).await,
             None => {
                 let sort = sort.as_deref().unwrap_or("id");
-                let connections = if source.admin.is_given()? {
-                    all(&source.admin.admin()?, sort).await?
+                let mut connections = if source.admin.is_given()? {
+                    all(&source.admin.admin()?).await?
                 } else {
-                    foremost(&source, sort).await?
+                    foremost(&source).await?
                 };
+                apply(sort, &mut connections);
                 show(&connections, json)
             }
         }
@@ -107,7 +108,7 @@ fn parse_id(text: &str) -> Result<u32, &'static str> {
 }
 
 async fn end(admin: &Admin, id: u32, as_json: bool) -> anyhow::Result<Exit> {
-    let answer = admin.ask(Method::POST, &format!("/connections/{id}/end")).await?;
+    let answer = admin.ask(Method::POST, &format!("/api/v1/connections/{id}/end")).await?;
     if answer.status == StatusCode::NOT_FOUND {
         let text = answer.text();
         // Whoever does not know the path says nothing.
@@ -131,45 +132,53 @@ async fn end(admin: &Admin, id: u32, as_json: bool) -> anyhow::Result<Exit> {
 }
 
 /// Those that the HTTP server lists: all.
-async fn all(admin: &Admin, sort: &str) -> anyhow::Result<Vec<Connection>> {
+async fn all(admin: &Admin) -> anyhow::Result<Vec<Connection>> {
     let mut connections = Vec::new();
     // Those who come and go between two pages may move one to the next.
     let mut known = BTreeSet::new();
-    for offset in (0..).step_by(PAGE) {
-        let path = format!("/connz?sort={sort}&limit={PAGE}&offset={offset}");
-        let answer = admin.ask(Method::GET, &path).await?;
-        if answer.status == StatusCode::NOT_FOUND {
-            return failed(format!("{} lists no connections: is it a registrar?", admin.address()));
-        }
-        let mut page = read(admin, &answer)?;
-        let Value::Array(rows) = page["connections"].take() else { return unreadable(admin) };
-        let is_last = rows.len() < PAGE;
-        for row in rows {
-            let Some(connection) = Connection::deserialize(&row).ok().filter(|one| !one.kind.is_empty())
-            else {
-                return unreadable(admin);
-            };
-            if known.insert(connection.id) {
-                connections.push(connection);
+    for kind in ["upstream", "publisher", "subscriber"] {
+        for offset in (0..).step_by(PAGE) {
+            let path = format!("/api/v1/connections?kind={kind}&sort=id&limit={PAGE}&offset={offset}");
+            let answer = admin.ask(Method::GET, &path).await?;
+            if answer.status == StatusCode::NOT_FOUND {
+                return failed(format!(
+                    "{} lists no connections: is it a registrar, or an older proxy?",
+                    admin.address()
+                ));
             }
-        }
-        if is_last {
-            break;
+            let mut page = read(admin, &answer)?;
+            let Value::Array(rows) = page["connections"].take() else { return unreadable(admin) };
+            let is_last = rows.len() < PAGE;
+            for row in rows {
+                let connection = Connection::deserialize(&row).ok().filter(|one| one.kind == kind);
+                let Some(connection) = connection else { return unreadable(admin) };
+                if known.insert(connection.id) {
+                    connections.push(connection);
+                }
+            }
+            if is_last {
+                break;
+            }
         }
     }
     Ok(connections)
 }
 
 /// Those that the proxy itself tells: as many as find room in its answer.
-async fn foremost(options: &SourceOptions, sort: &str) -> anyhow::Result<Vec<Connection>> {
+async fn foremost(options: &SourceOptions) -> anyhow::Result<Vec<Connection>> {
     let mut source = options.open().await?;
-    let (Stats { mut connections, connections_left_out, .. }, _) = source.ask().await?;
+    let (Stats { connections, connections_left_out, .. }, _) = source.ask().await?;
     if connections_left_out > 0 {
         note(format_args!(
             "{} more are left out: the HTTP server lists all (--admin)",
             grouped(connections_left_out)
         ));
     }
+    Ok(connections)
+}
+
+/// Sorts them: the highest ones first, names from A to Z, and what is equal by its number.
+fn apply(sort: &str, connections: &mut [Connection]) {
     connections.sort_by_key(|one| one.id);
     match sort {
         "peer" => connections.sort_by(|a, b| a.peer.cmp(&b.peer)),
@@ -181,7 +190,6 @@ async fn foremost(options: &SourceOptions, sort: &str) -> anyhow::Result<Vec<Con
         "subscriptions" => connections.sort_by_key(|one| Reverse(one.subscriptions)),
         _ => {}
     }
-    Ok(connections)
 }
 
 fn show(connections: &[Connection], as_json: bool) -> anyhow::Result<Exit> {

@@ -38,7 +38,8 @@ const LIMIT_MAX: usize = 10_000;
 /// answer.
 const PREFIXES_MAX: usize = 512 << 10;
 /// Paths with long answers.
-const LISTS: [&str; 5] = ["/connz", "/subsz", "/statsz", "/api/v1/connections", "/api/v1/topics"];
+const LISTS: [&str; 6] =
+    ["/connz", "/subsz", "/statsz", "/api/v1/connections", "/api/v1/stats", "/api/v1/topics"];
 /// Paths that probes ask for, which can't know a token. They tell nothing else.
 const OPEN: [&str; 2] = ["/healthz", "/readyz"];
 

@@ -47,12 +47,12 @@ pub(super) struct ConnectionQuery {
     /// Rows that are passed over.
     #[serde(default)]
     offset: usize,
-    /// `trouble` (slow ones first), `id`, `peer`, `connected`, `messages`, `rate`, `queue`, `drops` or
-    /// `subscriptions`.
+    /// `trouble` (slow ones first), `id`, `peer`, `connected`, `messages`, `bytes`, `rate`, `queue`, `drops`
+    /// or `subscriptions`.
     #[serde(default)]
     #[param(inline)]
     sort: Sort,
-    /// `publisher` or `subscriber`; both unless given.
+    /// `publisher` or `subscriber`; both unless given. `upstream`: the links to other proxies.
     #[param(inline)]
     kind: Option<Kind>,
     /// A part of the address, of the name that was proved, or the number.
@@ -70,6 +70,7 @@ pub(super) enum Sort {
     Peer,
     Connected,
     Messages,
+    Bytes,
     Rate,
     Queue,
     Drops,
@@ -96,6 +97,7 @@ impl Sort {
             Self::Peer => rows.sort_by(|a, b| a.row.peer.cmp(&b.row.peer)),
             Self::Connected => rows.sort_by(|a, b| b.row.connected_s.total_cmp(&a.row.connected_s)),
             Self::Messages => rows.sort_by_key(|row| Reverse(row.row.messages)),
+            Self::Bytes => rows.sort_by_key(|row| Reverse(row.row.bytes)),
             Self::Rate => rows.sort_by(|a, b| rate(b).total_cmp(&rate(a))),
             Self::Queue => rows.sort_by_key(|row| Reverse(part(row).1)),
             Self::Drops => rows.sort_by_key(|row| Reverse(part(row).0)),
@@ -130,6 +132,9 @@ pub(super) async fn connections(
     let found = state.looks.found();
     let publishers = proxy.publishers().into_iter().map(Row::from);
     let rows = publishers.chain(proxy.subscribers().into_iter().map(Row::from));
+    let is_link = query.kind == Some(Kind::Upstream);
+    let links = is_link.then(|| proxy.upstreams()).into_iter().flatten();
+    let rows = rows.chain(links.map(Row::from));
     let wanted = query.filter.trim().to_lowercase();
     let fits = |row: &Row| {
         let has = |text: &str| text.to_lowercase().contains(&wanted);

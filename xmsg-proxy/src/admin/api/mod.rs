@@ -145,6 +145,7 @@ pub(super) fn router(beside: OpenApiRouter<Arc<State>>) -> Router<Arc<State>> {
         .routes(routes!(session::look, session::log_in, session::log_out))
         .routes(routes!(session::make_link))
         .routes(routes!(overview::overview))
+        .routes(routes!(overview::stats))
         .routes(routes!(overview::history))
         .routes(routes!(overview::events))
         .routes(routes!(overview::settings))

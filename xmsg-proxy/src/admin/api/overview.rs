@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Query, State as Shared};
-use axum::response::Response;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -29,6 +30,14 @@ pub(super) async fn overview(Shared(state): Shared<Arc<State>>) -> Answer<Overvi
 pub(super) async fn events(Shared(state): Shared<Arc<State>>, asked: Asked) -> Result<Response, Problem> {
     state.monitor()?;
     state.streams.overview(&state, asked.caller)
+}
+
+/// Totals, the 1,000 most important connections, and the topics with the most messages, all of the same
+/// moment, as the control request `stats` is answered: what `xmsg top`, `xmsg topics` and `xmsg info` show.
+#[utoipa::path(get, path = "/api/v1/stats", responses((status = 200, body = serde_json::Value)))]
+pub(super) async fn stats(Shared(state): Shared<Arc<State>>) -> Result<Response, Problem> {
+    let document = state.monitor()?.stats();
+    Ok(([(header::CONTENT_TYPE, "application/json")], document).into_response())
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
