@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use common::terminal::{Terminal, keep};
@@ -90,26 +91,106 @@ async fn the_demo_is_a_picture_that_others_take_part_in() {
     }
 }
 
-/// Writes the picture of the README, which shows the demo after a minute, to a file:
-/// `XMSG_TEST_PICTURE=FILE`.
+/// The words of a screen that are there in each run: without numbers, addresses, values and what is drawn.
+fn lasting_words(screen: &str) -> BTreeSet<String> {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "code"];
+    let mut words = BTreeSet::new();
+    for line in screen.lines() {
+        // Behind a plot are the latest values; behind a sign of its own is the code of a link.
+        let line = line.split(|c| ('▁'..='█').contains(&c)).next().unwrap_or_default();
+        let line = line.split("#code=").next().unwrap_or_default();
+        let letters = line.split(|c: char| !c.is_alphabetic()).filter(|word| word.chars().count() >= 3);
+        words.extend(letters.filter(|word| !UNITS.contains(word)).map(str::to_owned));
+    }
+    words
+}
+
+/// The lines of a screen that was drawn as a picture.
+fn text_of(svg: &str) -> String {
+    let mut lines: Vec<(String, String)> = Vec::new();
+    for element in svg.split("<text ").skip(1) {
+        let (attributes, rest) = element.split_once('>').unwrap();
+        let y = attributes.split("y=\"").nth(1).unwrap().split('"').next().unwrap();
+        let text = rest.split("</text>").next().unwrap();
+        let text = text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&");
+        match lines.last_mut().filter(|(last, _)| last == y) {
+            Some((_, line)) => line.push_str(&text),
+            None => lines.push((y.to_owned(), text)),
+        }
+    }
+    lines.into_iter().map(|(_, line)| line + "\n").collect()
+}
+
+/// Draws a picture of the documents, after this time, if `XMSG_TEST_PICTURES` names their folder, as
+/// `tests/pictures` does; otherwise compares the words in it with those that are shown now.
+async fn draw_or_compare(terminal: &Terminal, name: &str, after: Duration) {
+    let folder = std::env::var_os("XMSG_TEST_PICTURES");
+    if let Some(folder) = folder {
+        tokio::time::sleep(after).await;
+        std::fs::write(std::path::Path::new(&folder).join(name), terminal.svg()).unwrap();
+        return;
+    }
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/pictures").join(name);
+    let words = lasting_words(&text_of(&std::fs::read_to_string(&path).unwrap()));
+    assert!(words.len() > 10, "{words:?}");
+    let what = format!("what docs/pictures/{name} shows (tests/pictures draws it anew): {words:?}");
+    terminal
+        .shows(&what, |text| lasting_words(&text.replace(env!("CARGO_BIN_EXE_xmsg"), "xmsg")) == words)
+        .await;
+}
+
+/// The picture of the README shows the demo as it is.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_screen_can_be_drawn_as_a_picture() {
-    let file = std::env::var_os("XMSG_TEST_PICTURE");
     let mut demo = Terminal::start(100, 26, &[], &["demo"]);
     demo.shows("losses of the archive", is_at_work).await;
-    if file.is_some() {
-        tokio::time::sleep(Duration::from_secs(62)).await;
-    }
+    draw_or_compare(&demo, "demo.svg", Duration::from_secs(62)).await;
     let svg = demo.svg();
     assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"), "{svg}");
     assert!(svg.contains(">beam:current ") && svg.contains("fill=\"#e3b341\""), "{svg}");
     // All tags are closed, and no text between them looks like a tag.
     assert_eq!(svg.matches("<text ").count(), svg.matches("</text>").count());
-    if let Some(file) = file {
-        std::fs::write(file, &svg).unwrap();
-    }
+    assert!(text_of(&svg).contains("PER S") && svg.len() < 150 << 10, "{}", text_of(&svg));
     demo.press("q");
     assert_eq!(demo.end().await, Some(0));
+}
+
+/// The picture of `xmsg top`, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_picture_of_top_shows_it_as_it_is() {
+    let proxy = Proxy::bind("127.0.0.1:0")
+        .high_water_mark(xmsg_zmq::HighWaterMark::bytes(100_000))
+        .start()
+        .await
+        .unwrap();
+    let address = proxy.address().to_string();
+    let (stalled, stdout) = Running::start_unread(&["sub", "camera", "--raw", "--proxy", &address]);
+    let reader = Running::subscribe(&address, &["beam"]).await;
+    let publish = |topic: &str, text: &str, rate: &str| {
+        let more = ["--template", "--rate", rate, "--count", "1000000", "--wait-sub", "--proxy", &address];
+        Running::start(&[&["pub", topic, text], &more[..]].concat())
+    };
+    let writers = [
+        publish("camera:hall", "{{Random 100000}}", "200"),
+        publish("beam:current", "{{Random 20}}", "50"),
+        publish("beam:energy", "{{Random 20}}", "20"),
+    ];
+    let mut top = Terminal::start(100, 22, &[], &["top", "--sort", "drops", "--proxy", &address]);
+    let is_complete = |text: &str| {
+        let is_slow =
+            |line: &str| line.starts_with("subscriber") && line.split_whitespace().last() != Some("-");
+        text.lines().any(is_slow)
+            && ["camera:hall", "beam:current", "beam:energy"].iter().all(|one| text.contains(one))
+    };
+    top.shows("a slow subscriber and all topics", is_complete).await;
+    draw_or_compare(&top, "top.svg", Duration::from_secs(15)).await;
+    top.press("q");
+    assert_eq!(top.end().await, Some(0));
+    drop((stalled, stdout, reader));
+    for mut writer in writers {
+        writer.signal("KILL");
+        writer.stdin.take();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -255,10 +255,15 @@ impl Browser {
         self.cdp("Emulation.setEmulatedMedia", json!({ "features": features })).await;
     }
 
+    /// A picture of what is shown: PNG.
+    pub(crate) async fn screenshot(&self) -> Vec<u8> {
+        let png = self.ask("GET", "/screenshot", Value::Null).await;
+        BASE64.decode(png.as_str().expect("a picture")).expect("base64")
+    }
+
     /// Keeps a picture of what is shown: `target/tmp/screens/page-NAME.png`.
     pub(crate) async fn picture(&self, name: &str) {
-        let png = self.ask("GET", "/screenshot", Value::Null).await;
-        let png = BASE64.decode(png.as_str().expect("a picture")).expect("base64");
+        let png = self.screenshot().await;
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("screens");
         std::fs::create_dir_all(&folder).expect("a folder for pictures");
         std::fs::write(folder.join(format!("page-{name}.png")), &png).expect("a picture is written");

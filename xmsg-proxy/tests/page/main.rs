@@ -6,6 +6,7 @@
 mod browser;
 mod connect;
 mod messages;
+mod pictures;
 mod registrations;
 mod settings;
 mod site;

@@ -187,6 +187,25 @@ impl Site {
 
     /// Publishes to a topic, and reads it.
     pub(crate) async fn flow(&self, name: &str, prefix: &str) -> Flow {
+        self.flow_with(name, prefix, |_| std::time::Duration::from_millis(2)).await
+    }
+
+    /// The same, faster and slower in turn, with this period in seconds.
+    pub(crate) async fn swinging_flow(&self, name: &str, prefix: &str, period_s: f64) -> Flow {
+        let pause = move |elapsed: std::time::Duration| {
+            let swing = (std::f64::consts::TAU * elapsed.as_secs_f64() / period_s).sin();
+            std::time::Duration::from_secs_f64(0.004 - 0.0025 * swing)
+        };
+        self.flow_with(name, prefix, pause).await
+    }
+
+    /// Publishes to a topic with these pauses, which depend on the time since the start, and reads it.
+    async fn flow_with(
+        &self,
+        name: &str,
+        prefix: &str,
+        pause: impl Fn(std::time::Duration) -> std::time::Duration + Send + 'static,
+    ) -> Flow {
         let (connection, reader) = (self.publisher().await, self.publisher().await);
         let mut subscription =
             within("a subscription", reader.subscribe([topic(prefix)])).await.expect("it is made");
@@ -196,12 +215,13 @@ impl Site {
             while let Some(Ok(_)) = subscription.next().await {}
         });
         let mut publishing = Flow::of(async move {
+            let started = std::time::Instant::now();
             for number in 0_i32.. {
                 let message = Message::of(name.clone(), number).expect("a number");
                 if connection.publish(&message).await.is_err() {
                     return;
                 }
-                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+                tokio::time::sleep(pause(started.elapsed())).await;
             }
         });
         flow.tasks.append(&mut publishing.tasks);
