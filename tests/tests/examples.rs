@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use xmsg_proxy::Proxy;
@@ -87,6 +88,51 @@ async fn sync_publisher_gets_roots_and_one_refusal() {
         lines,
         ["2: 1.4142135623730951", "9: 3", "-1: the service at math:root failed: the number is negative"]
     );
+}
+
+/// OpenTelemetry itself tells what is whose child.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn traces_go_on_in_headers() {
+    let proxy = proxy().start().await.unwrap();
+    let lines = Example::start("traces", &proxy, None).finish().await;
+    assert!(lines.contains(&"left: 16".to_owned()) && lines.contains(&"not answered: true".to_owned()));
+    let spans: Vec<Value> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let named = |name: &str| {
+        let found = spans.iter().find(|span| span["name"].as_str().is_some_and(|own| own.starts_with(name)));
+        found.unwrap_or_else(|| panic!("no {name}: {lines:#?}"))
+    };
+    // A service and a client, each with the parent in the other one.
+    let family = [
+        ("order", "Internal", ""),
+        ("request stock:take", "Client", "order"),
+        ("publish stock:take", "Producer", "request stock:take"),
+        ("process stock:take", "Consumer", "publish stock:take"),
+        ("publish ret:", "Producer", "process stock:take"),
+        ("receive ret:", "Consumer", "publish ret:"),
+    ];
+    for (name, kind, parent) in family {
+        let span = named(name);
+        assert_eq!(span["kind"], kind, "{span}");
+        assert_eq!(span["trace"], named("order")["trace"], "{span}");
+        let expected =
+            if parent.is_empty() { json!("0000000000000000") } else { named(parent)["span"].clone() };
+        assert_eq!(span["parent"], expected, "{name}: {lines:#?}");
+    }
+    for (name, attribute, value) in [
+        ("publish stock:take", "messaging.system", "xmsg".to_owned()),
+        ("publish stock:take", "messaging.operation.name", "publish".to_owned()),
+        ("publish stock:take", "messaging.operation.type", "send".to_owned()),
+        ("publish stock:take", "messaging.destination.name", "stock:take".to_owned()),
+        ("publish stock:take", "server.address", "127.0.0.1".to_owned()),
+        ("publish stock:take", "server.port", proxy.address().publish_port().to_string()),
+        ("process stock:take", "messaging.operation.type", "process".to_owned()),
+        ("receive ret:", "messaging.operation.type", "receive".to_owned()),
+        ("request stock:return", "error.type", "Timeout".to_owned()),
+    ] {
+        assert_eq!(named(name)["attributes"][attribute], value, "{name}: {}", named(name));
+    }
+    assert!(named("request stock:return")["status"].as_str().unwrap().starts_with("Error"));
+    assert_ne!(named("request stock:return")["trace"], named("order")["trace"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

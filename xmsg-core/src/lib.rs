@@ -49,7 +49,8 @@
 //! | speak ZMTP without I/O | the package [`xmsg_zmtp`] |
 //!
 //! The feature `serde` adds JSON: `Message::of_json`, `Message::json`, `Json`. The feature `zeromq` converts
-//! messages to and from those of the `zeromq` crate. The guide is `docs/guide.md`.
+//! messages to and from those of the `zeromq` crate. The feature `otel` makes spans, and carries traces of
+//! OpenTelemetry in headers. The guide is `docs/guide.md`.
 
 #![warn(missing_docs)]
 
@@ -66,6 +67,8 @@ pub mod id;
 pub mod message;
 pub mod meta;
 pub mod options;
+#[cfg(feature = "otel")]
+pub mod otel;
 pub mod pool;
 pub mod registrar;
 pub mod registration;
@@ -83,6 +86,9 @@ mod zeromq_messages;
 #[doc(no_inline)]
 pub use {bytes, futures, xmsg_zmq, zeroize};
 
+#[cfg(feature = "otel")]
+#[doc(no_inline)]
+pub use ::tracing;
 pub use actor::{Actor, ActorBuilder, HandlerError, IntoReply, SubscriptionHandle};
 pub use address::{ProxyAddress, RegistrarAddress};
 pub use batch::{MessageRef, Messages};

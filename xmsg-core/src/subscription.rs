@@ -133,10 +133,11 @@ impl Subscription {
     /// more. Only while few messages are being kept, some of them keep alive more: in all 2 MiB for a
     /// subscription, and what one read brought.
     pub async fn next(&mut self) -> Option<Result<Message>> {
-        match self.batch.next() {
+        let next = match self.batch.next() {
             None => std::future::poll_fn(|cx| self.poll_next_message(cx)).await,
             message => message,
-        }
+        };
+        taken(next)
     }
 
     /// Returns the messages that were received together: one if they arrive one by one, or hundreds if they
@@ -284,8 +285,17 @@ impl futures::Stream for Subscription {
     type Item = Result<Message>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.poll_next_message(cx)
+        self.poll_next_message(cx).map(taken)
     }
+}
+
+/// Makes a span of a message that the program takes, if there are spans.
+fn taken(next: Option<Result<Message>>) -> Option<Result<Message>> {
+    #[cfg(feature = "otel")]
+    if let Some(Ok(message)) = &next {
+        crate::otel::received(message);
+    }
+    next
 }
 
 /// Counts the messages that wait in the socket of a subscription.

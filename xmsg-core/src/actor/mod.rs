@@ -604,6 +604,23 @@ impl Actor {
         message: &Message,
         timeout: Duration,
     ) -> Result<Message> {
+        #[cfg(feature = "otel")]
+        {
+            let span = crate::otel::requesting(message, connection.address());
+            let answered = self.answer_to(connection, message, timeout);
+            let answered = tracing::Instrument::instrument(answered, span.clone()).await;
+            crate::otel::ended(&span, answered)
+        }
+        #[cfg(not(feature = "otel"))]
+        self.answer_to(connection, message, timeout).await
+    }
+
+    async fn answer_to(
+        &self,
+        connection: &Connection,
+        message: &Message,
+        timeout: Duration,
+    ) -> Result<Message> {
         // A handler may send a request while its actor closes, so the connection and the replies decide when
         // it is too late.
         let ask = async {

@@ -426,11 +426,22 @@ where
     H: Fn(Message) -> F + Send + Sync + 'static,
     F: Future<Output: IntoReply> + Send + 'static,
 {
+    /// Handles a message, in a span of its own if there are spans.
+    async fn answer(&self, message: Message, request: &impl Request) {
+        #[cfg(feature = "otel")]
+        {
+            let span = crate::otel::process_span(&message);
+            tracing::Instrument::instrument(self.handle(message, request), span).await;
+        }
+        #[cfg(not(feature = "otel"))]
+        self.handle(message, request).await;
+    }
+
     /// Handles a message and publishes the reply, if there is one.
     ///
     /// `request` is the same message: the handler consumes its own, and errors are logged and sent with the
     /// topic of the request.
-    async fn answer(&self, message: Message, request: &impl Request) {
+    async fn handle(&self, message: Message, request: &impl Request) {
         // The closure of the handler, its future and the conversion of the result all run inside, so that a
         // panic in any of them is counted as one of the handler.
         let handling = async {

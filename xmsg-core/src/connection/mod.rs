@@ -14,8 +14,13 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+#[cfg(feature = "otel")]
+use tracing::Instrument;
+
 use crate::control::Unconfirmed;
 use crate::options::CHECK_INTERVAL;
+#[cfg(feature = "otel")]
+use crate::otel;
 use crate::shared_attempt::SharedAttempt;
 use crate::topic::IntoTopics;
 use crate::unfinished::Unfinished;
@@ -201,6 +206,16 @@ impl Connection {
     /// [`Closed`](ErrorKind::Closed), and the errors of [`connect`](Self::connect) if the connection is not
     /// open yet.
     pub async fn publish(&self, message: &Message) -> Result<()> {
+        #[cfg(feature = "otel")]
+        if let Some((span, message)) = otel::sending(message, self.address()) {
+            let accepted = self.accept(&message).instrument(span.clone()).await;
+            return otel::ended(&span, accepted);
+        }
+        self.accept(message).await
+    }
+
+    /// Has the publishing socket accept a message.
+    async fn accept(&self, message: &Message) -> Result<()> {
         match self.inner.publisher.get() {
             Some(publisher) if self.inner.waiting_callers.is_open_and_free() => {
                 publisher.publish_frames(&message.frames()).await
@@ -217,6 +232,14 @@ impl Connection {
     ///   [`connect`](Self::connect) or another call.
     /// - [`Closed`](ErrorKind::Closed): the connection was closed here.
     pub fn try_publish(&self, message: &Message) -> Result<()> {
+        #[cfg(feature = "otel")]
+        if let Some((span, message)) = otel::sending(message, self.address()) {
+            return otel::ended(&span, span.in_scope(|| self.try_accept(&message)));
+        }
+        self.try_accept(message)
+    }
+
+    fn try_accept(&self, message: &Message) -> Result<()> {
         self.check_open()?;
         let Some(publisher) = self.inner.publisher.get() else {
             let what = format!("the connection to {} is not open: call `connect` first", self.address());
