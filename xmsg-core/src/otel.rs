@@ -24,7 +24,7 @@
 //! published, and reads them from those that are received. A message that has `traceparent` already, such as
 //! one that is forwarded, keeps it, and so do replies that are made of their request.
 //!
-//! The program `tests/examples/traces.rs` has a propagator of OpenTelemetry, and prints its spans.
+//! The program `xmsg-core/examples/traces.rs` has a propagator of OpenTelemetry, and prints its spans.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
