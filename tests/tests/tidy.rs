@@ -322,7 +322,11 @@ fn every_dependency_is_used() {
         let manifest = std::fs::read_to_string(root().join(package).join("Cargo.toml")).unwrap();
         let folders = ["src", "tests", "examples"].map(|folder| format!("{package}/{folder}"));
         let there = folders.iter().filter(|folder| root().join(folder).is_dir());
-        let text: String = there.flat_map(|folder| sources(folder)).map(|(_, text)| text).collect();
+        let mut text: String = there.flat_map(|folder| sources(folder)).map(|(_, text)| text).collect();
+        if package == "tests" {
+            // It runs the programs on this page.
+            text += &std::fs::read_to_string(root().join("docs/guide.md")).unwrap();
+        }
         let mut is_dependency = false;
         for line in manifest.lines() {
             if line.starts_with('[') {
