@@ -63,6 +63,8 @@ pub mod connection;
 pub mod control;
 pub mod data;
 pub mod durable;
+#[doc(hidden)]
+pub mod duration;
 pub mod id;
 pub mod message;
 pub mod meta;

@@ -2,21 +2,13 @@
 
 use std::time::Duration;
 
-/// Parses `500ms`, `10s`, `1.5m`, `2 h` or `1d`. A number without a unit is in seconds.
+/// Parses a duration such as `500ms`, `10s`, `1.5m`, `2 h` or `1d`, as the command line does. A number
+/// without a unit is in seconds.
 ///
 /// Returns `None` if `text` is anything else, or for a number that [`of_seconds`] refuses.
 pub(crate) fn parse(text: &str) -> Option<Duration> {
-    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(unit_at);
-    let unit_seconds = match unit {
-        "ms" => 1e-3,
-        "" | "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        "d" => 86400.0,
-        _ => return None,
-    };
-    of_seconds(number.trim_end().parse::<f64>().ok()? * unit_seconds)
+    let time = xmsg_core::duration::parse(text).ok()?;
+    of_seconds(time.as_secs_f64()).and(Some(time))
 }
 
 /// Returns `None` below 0 and from 1,000,000 seconds (11 days) on: adding such a time to a clock could
