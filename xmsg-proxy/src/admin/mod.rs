@@ -168,10 +168,14 @@ impl State {
         self.proxy.is_some()
     }
 
+    #[cfg(feature = "connect")]
     fn has_connect(&self) -> bool {
-        #[cfg(feature = "connect")]
-        return self.connect.is_some();
-        #[cfg(not(feature = "connect"))]
+        self.connect.is_some()
+    }
+
+    #[cfg(not(feature = "connect"))]
+    #[allow(clippy::unused_self, reason = "with the feature, the state says it")]
+    fn has_connect(&self) -> bool {
         false
     }
 

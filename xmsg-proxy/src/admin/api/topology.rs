@@ -130,8 +130,8 @@ struct Ends {
     subscribed: Vec<(String, usize)>,
 }
 
+#[cfg(feature = "connect")]
 impl Ends {
-    #[cfg(feature = "connect")]
     fn add_connect(&mut self, state: &State) {
         use xmsg_connect::definition::Target;
 
@@ -158,9 +158,6 @@ impl Ends {
             self.targets.push(node(NodeKind::Outgoing, 'o', &outgoing.definition.name, state));
         }
     }
-
-    #[cfg(not(feature = "connect"))]
-    fn add_connect(&mut self, _: &State) {}
 }
 
 /// The busiest of these nodes that are wanted.
@@ -188,6 +185,7 @@ pub(super) async fn topology(
     let proxy = state.monitor()?;
     let found = state.looks.found();
     let mut ends = Ends::default();
+    #[cfg(feature = "connect")]
     ends.add_connect(&state);
     let node = |row: Row, kind| {
         let id = row.id;
