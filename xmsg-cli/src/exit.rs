@@ -191,12 +191,12 @@ fn describe(error: &anyhow::Error, exit: Exit) -> String {
     }
     // For these kinds, the first cause says everything, and the other causes repeat it in other words.
     let kind = error.downcast_ref::<xmsg_core::Error>().map(xmsg_core::Error::kind);
-    let told = match kind {
+    let shown = match kind {
         Some(ErrorKind::Refused | ErrorKind::UnknownHost) => 1,
         _ => usize::MAX,
     };
     // Any cause may contain text from a peer or a registrar.
-    let mut causes = error.chain().take(told).map(|cause| escaped(&cause.to_string()).into_owned());
+    let mut causes = error.chain().take(shown).map(|cause| escaped(&cause.to_string()).into_owned());
     let mut text = causes.next().unwrap_or_default();
     for cause in causes {
         // A question at the end of a message stays at its end.

@@ -1,5 +1,5 @@
-//! What live views have in common: the loop that asks, draws and hears keys; the filter, the pause and the
-//! scrolling.
+//! The common parts of live views: the loop that takes samples, draws and reads keys; the filter, the pause
+//! and the scrolling.
 
 use std::time::Duration;
 
@@ -14,26 +14,26 @@ use crate::exit::{Exit, Usage};
 use crate::output::{Output, note};
 use crate::screen::{Input, Screen, Theme};
 
-/// What is asked again and again.
-pub(crate) trait Asking {
-    type Found: Clone;
+/// A source of samples, which are taken repeatedly.
+pub(crate) trait LiveSource {
+    type Sample: Clone;
 
-    /// Asks, and returns what was found.
-    async fn take(&mut self) -> anyhow::Result<Self::Found>;
+    /// Takes a sample.
+    async fn sample(&mut self) -> anyhow::Result<Self::Sample>;
 
-    /// Returns whether asking again may end otherwise, because who is asked is away for now.
+    /// Returns whether a later sample may succeed, because the source is not reachable for now.
     fn may_come_back(error: &anyhow::Error) -> bool;
 
-    /// Returns who is asked.
+    /// Returns the address of the source.
     fn address(&self) -> String;
 }
 
-/// What is shown of it.
+/// A view of the samples.
 pub(crate) trait LiveView {
-    type Found;
+    type Sample;
 
     fn controls(&self) -> &Controls;
-    fn show(&mut self, found: Result<Self::Found, String>);
+    fn show(&mut self, found: Result<Self::Sample, String>);
     fn press(&mut self, key: KeyCode);
     fn draw(&self, frame: &mut Frame<'_>, look: Theme);
 }
@@ -46,24 +46,24 @@ pub(crate) fn check_interval(interval: Duration) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes what is found after each interval: once, or again and again.
-pub(crate) async fn write<A: Asking>(
-    asking: &mut A,
+/// Writes a sample after each interval: once, or repeatedly.
+pub(crate) async fn write<A: LiveSource>(
+    source: &mut A,
     interval: Duration,
     is_repeated: bool,
-    mut put: impl FnMut(&A, A::Found, &mut Output) -> anyhow::Result<()>,
+    mut put: impl FnMut(&A, A::Sample, &mut Output) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let mut output = Output::stdout()?;
     loop {
         tokio::time::sleep(interval).await;
-        let found = match asking.take().await {
+        let found = match source.sample().await {
             Err(error) if is_repeated && A::may_come_back(&error) => {
                 note(format_args!("{error:#}: trying again"));
                 continue;
             }
             found => found?,
         };
-        put(asking, found, &mut output)?;
+        put(source, found, &mut output)?;
         output.flush()?;
         if !is_repeated {
             return Ok(());
@@ -71,15 +71,15 @@ pub(crate) async fn write<A: Asking>(
     }
 }
 
-/// Shows what is found until a key ends it, or until it makes no sense to go on.
-pub(crate) async fn watch<A: Asking>(
-    asking: A,
+/// Shows the samples until a key ends the view, or until no later sample can succeed.
+pub(crate) async fn watch<A: LiveSource>(
+    source: A,
     interval: Duration,
-    mut view: impl LiveView<Found = A::Found>,
+    mut view: impl LiveView<Sample = A::Sample>,
 ) -> anyhow::Result<Exit> {
     let (sender, mut found) = watch::channel(None);
-    // Keys are heard while this waits for an answer.
-    let mut looking = std::pin::pin!(look_again_and_again(asking, interval, sender));
+    // Keys are read while this waits for an answer.
+    let mut looking = std::pin::pin!(look_again_and_again(source, interval, sender));
     let mut screen = Screen::open()?;
     let style = Theme::of_environment();
     screen.draw(|frame| view.draw(frame, style))?;
@@ -94,9 +94,9 @@ pub(crate) async fn watch<A: Asking>(
                 Input::Resized => {}
             },
             Ok(()) = found.changed() => {
-                let news = found.borrow_and_update().clone();
-                if let Some(news) = news {
-                    view.show(news);
+                let latest = found.borrow_and_update().clone();
+                if let Some(latest) = latest {
+                    view.show(latest);
                 }
             }
             error = &mut looking => {
@@ -108,29 +108,29 @@ pub(crate) async fn watch<A: Asking>(
     }
 }
 
-/// Returns when it makes no sense to go on.
-async fn look_again_and_again<A: Asking>(
-    mut asking: A,
+/// Takes samples repeatedly. Returns when no later sample can succeed.
+async fn look_again_and_again<A: LiveSource>(
+    mut source: A,
     interval: Duration,
-    found: watch::Sender<Option<Result<A::Found, String>>>,
+    found: watch::Sender<Option<Result<A::Sample, String>>>,
 ) -> anyhow::Error {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     ticks.tick().await;
     loop {
         ticks.tick().await;
-        let news = match asking.take().await {
-            Ok(news) => Ok(news),
+        let latest = match source.sample().await {
+            Ok(latest) => Ok(latest),
             Err(error) if A::may_come_back(&error) => {
-                Err(format!("{} does not answer: trying again", asking.address()))
+                Err(format!("{} does not answer: trying again", source.address()))
             }
             Err(error) => return error,
         };
-        drop(found.send(Some(news)));
+        drop(found.send(Some(latest)));
     }
 }
 
-/// What keys change in every view.
+/// The state that keys change in every view.
 #[derive(Debug)]
 pub(crate) struct Controls {
     pub(crate) filter: String,
@@ -146,7 +146,7 @@ impl Controls {
         Self { filter, is_typing: false, is_paused: false, skipped: 0 }
     }
 
-    /// Acts on a key. Returns the key if it means something in the view alone, or nothing.
+    /// Handles a key. Returns the key if it has a meaning in the view alone.
     pub(crate) fn press(&mut self, key: KeyCode) -> Option<KeyCode> {
         if self.is_typing {
             match key {

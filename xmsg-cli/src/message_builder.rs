@@ -60,7 +60,7 @@ pub(crate) struct DataOptions {
 
 impl DataOptions {
     /// Makes the recipe for messages to this topic.
-    pub(crate) fn recipe(&self, topic: &Topic) -> anyhow::Result<MessageBuilder> {
+    pub(crate) fn builder(&self, topic: &Topic) -> anyhow::Result<MessageBuilder> {
         // Bytes that are given in hexadecimal or base64 may have any type.
         if !self.hex && !self.base64 {
             check_mime(&self.mime)?;
@@ -227,10 +227,10 @@ impl MessageBuilder {
 
 impl PreparedMessage {
     /// Returns message number `count`.
-    pub(crate) fn message(&mut self, recipe: &MessageBuilder, count: u64) -> anyhow::Result<&Message> {
+    pub(crate) fn message(&mut self, builder: &MessageBuilder, count: u64) -> anyhow::Result<&Message> {
         match self {
             Self::Ready(message) => Ok(message),
-            Self::Template(template, message) => Ok(message.insert(recipe.message(template.fill(count))?)),
+            Self::Template(template, message) => Ok(message.insert(builder.message(template.fill(count))?)),
         }
     }
 }
@@ -249,27 +249,27 @@ pub(crate) fn decode(coding: Coding, data: &[u8]) -> anyhow::Result<Bytes> {
 mod tests {
     use super::*;
 
-    fn recipe(coding: Option<Coding>, mime: &str) -> MessageBuilder {
+    fn builder(coding: Option<Coding>, mime: &str) -> MessageBuilder {
         MessageBuilder::new(&Topic::wrap("a"), &Meta::new(mime), coding, false)
     }
 
     #[test]
     fn a_message_of_the_greatest_length_fits_exactly() {
-        let recipe = recipe(None, "binary/bytes");
-        let message = recipe.message(vec![0; recipe.limit].into()).unwrap();
+        let builder = builder(None, "binary/bytes");
+        let message = builder.message(vec![0; builder.limit].into()).unwrap();
         assert_eq!(encoded_len(&message.into_frames()), Limits::default().message_size);
-        let error = recipe.message(vec![0; recipe.limit + 1].into()).unwrap_err();
+        let error = builder.message(vec![0; builder.limit + 1].into()).unwrap_err();
         assert!(error.to_string().contains("longer than"), "{error}");
     }
 
     #[test]
     fn data_is_decoded_as_told() {
-        let hex = recipe(Some(Coding::Hex), "binary/bytes").message("00 fF\n".into()).unwrap();
+        let hex = builder(Some(Coding::Hex), "binary/bytes").message("00 fF\n".into()).unwrap();
         assert_eq!(hex.data(), "\u{0}\u{ff}".chars().map(|c| c as u8).collect::<Vec<_>>().as_slice());
-        let base64 = recipe(Some(Coding::Base64), "binary/bytes").message("AAH/\n".into()).unwrap();
+        let base64 = builder(Some(Coding::Base64), "binary/bytes").message("AAH/\n".into()).unwrap();
         assert_eq!(&base64.data()[..], [0, 1, 255]);
         for (coding, data) in [(Coding::Hex, "0"), (Coding::Hex, "xy"), (Coding::Base64, "*")] {
-            assert!(recipe(Some(coding), "a/b").message(data.into()).is_err());
+            assert!(builder(Some(coding), "a/b").message(data.into()).is_err());
         }
     }
 
@@ -306,10 +306,10 @@ mod tests {
 
     #[test]
     fn values_are_for_all_languages_unless_they_are_encoded_already() {
-        let message = recipe(None, "binary/double").message("1.5".into()).unwrap();
+        let message = builder(None, "binary/double").message("1.5".into()).unwrap();
         assert_eq!(message.value::<f64>().unwrap().to_bits(), 1.5_f64.to_bits());
-        let message = recipe(Some(Coding::Hex), "binary/double").message("00".into()).unwrap();
+        let message = builder(Some(Coding::Hex), "binary/double").message("00".into()).unwrap();
         assert_eq!(&message.data()[..], [0]);
-        assert!(recipe(None, "binary/double").message("x".into()).is_err());
+        assert!(builder(None, "binary/double").message("x".into()).is_err());
     }
 }

@@ -71,7 +71,8 @@ pub(crate) fn json(out: &mut Vec<u8>, message: &Message, time: Timestamp) {
     out.extend_from_slice(json_escaped(&String::from_utf8_lossy(&line)).as_bytes());
 }
 
-/// A topic as people read it: what could do harm to a terminal is escaped, and what ends a line.
+/// Returns a topic as text for people. Characters that could harm a terminal, or that end a line, are
+/// escaped.
 pub(crate) fn topic_text(topic: &Topic) -> Cow<'_, str> {
     match String::from_utf8_lossy(topic.as_bytes()) {
         Cow::Borrowed(text) => escaped(text),
@@ -88,7 +89,8 @@ pub(crate) fn topics_text(topics: &[Topic]) -> String {
     topics.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
-/// Whether it is UTF-8 without characters that could do harm to a terminal, other than those of plain text.
+/// Returns whether the data is UTF-8 without characters that could harm a terminal, other than those of plain
+/// text.
 fn is_text(data: &[u8]) -> bool {
     let control = |byte: &u8| *byte < b' ' && !b"\t\n\r".contains(byte) || *byte == 0x7f;
     let is_safe = |text: &str| !text.chars().any(|c| !c.is_ascii() && is_unsafe(c));

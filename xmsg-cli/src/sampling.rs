@@ -10,7 +10,7 @@ use xmsg_core::Topic;
 
 use crate::args::ConnectOptions;
 use crate::exit::is_without_proxy;
-use crate::live::Asking;
+use crate::live::LiveSource;
 use crate::raw_subscription::RawSubscription;
 use crate::stats::{Connection, Source, SourceOptions, Stats, Unknown};
 use crate::traffic::Counts;
@@ -84,11 +84,11 @@ impl Sampler {
     }
 }
 
-impl Asking for Sampler {
-    type Found = Rates;
+impl LiveSource for Sampler {
+    type Sample = Rates;
 
     /// Takes a sample and computes the rates since the last one. The first sample has no rates.
-    async fn take(&mut self) -> anyhow::Result<Rates> {
+    async fn sample(&mut self) -> anyhow::Result<Rates> {
         let stats = match &mut self.from {
             SampleSource::Proxy(source) => source.ask().await?.0,
             SampleSource::Subscription(watcher) => watcher.look()?,
@@ -239,7 +239,7 @@ mod tests {
         // A connection that existed all the time and is listed for the first time.
         let mut before = stats(10.0, 100);
         before.connections.clear();
-        let told = rates(stats(11.0, 150), Some((second, before)));
-        assert_eq!((told.connections[0].connection.id, told.connections[0].rate), (1, 0.0));
+        let shown = rates(stats(11.0, 150), Some((second, before)));
+        assert_eq!((shown.connections[0].connection.id, shown.connections[0].rate), (1, 0.0));
     }
 }

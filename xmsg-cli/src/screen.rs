@@ -171,7 +171,8 @@ pub(crate) fn sparkline(values: impl ExactSizeIterator<Item = f64> + Clone, widt
         .collect()
 }
 
-/// A table under a title; the columns from the first of `right` to before the second have numbers.
+/// Draws a table under a title. The columns from the first of `right` up to, but not including, the second
+/// have numbers.
 #[allow(clippy::too_many_arguments, reason = "they are what a table is")]
 pub(crate) fn draw_table<const N: usize>(
     frame: &mut Frame<'_>,

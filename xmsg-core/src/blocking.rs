@@ -35,6 +35,8 @@
 //! # Ok(()) }
 //! ```
 
+// Longer than 500 lines: a mirror of the async interface. Each method is one call, with its documentation.
+
 use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;

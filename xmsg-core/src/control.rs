@@ -164,7 +164,7 @@ pub(crate) struct Unconfirmed<'a> {
     /// Topics that were answered and that others may also subscribe to.
     answered: BTreeSet<Bytes>,
     /// Private topics that are no longer needed.
-    settled: Vec<Bytes>,
+    finished: Vec<Bytes>,
 }
 
 /// A subscription check, and the topics that it stands for.
@@ -220,7 +220,7 @@ impl<'a> Unconfirmed<'a> {
             bytes: 0,
             unseen: None,
             answered: BTreeSet::new(),
-            settled: Vec::new(),
+            finished: Vec::new(),
         }
     }
 
@@ -269,7 +269,7 @@ impl<'a> Unconfirmed<'a> {
             match message.frames() {
                 [topic, kind] if kind == "sub" && self.is_ours(topic) => {
                     has_answers = true;
-                    self.settle(&topic.clone());
+                    self.finish(&topic.clone());
                 }
                 _ => rest.push(start..messages.len() - left.len()),
             }
@@ -303,8 +303,8 @@ impl<'a> Unconfirmed<'a> {
     }
 
     /// Returns the private topics whose answers have arrived, and forgets them.
-    pub(crate) fn take_settled(&mut self) -> Vec<Bytes> {
-        std::mem::take(&mut self.settled)
+    pub(crate) fn take_finished(&mut self) -> Vec<Bytes> {
+        std::mem::take(&mut self.finished)
     }
 
     fn see(&mut self, topic: &[u8]) {
@@ -318,7 +318,7 @@ impl<'a> Unconfirmed<'a> {
         question.unseen -= 1;
         if question.unseen == 0 {
             let name = question.name.clone();
-            self.settle(name.as_bytes());
+            self.finish(name.as_bytes());
         }
     }
 
@@ -328,11 +328,11 @@ impl<'a> Unconfirmed<'a> {
             || self.answered.contains(topic)
     }
 
-    fn settle(&mut self, name: &[u8]) {
+    fn finish(&mut self, name: &[u8]) {
         let Some((name, at)) = self.asked.remove_entry(name) else { return };
         self.bytes -= name.len();
         if self.questions[at].is_private {
-            self.settled.push(name);
+            self.finished.push(name);
         } else {
             self.answered.insert(name);
         }
@@ -452,7 +452,7 @@ mod tests {
         assert_eq!(unconfirmed.first(), Some(&topics[0]));
         let found = unconfirmed.confirm(&wire(&[&[private, b"sub"], others[1]]));
         assert_eq!(found, Confirmed { some: true, rest: wire(&others[1..2]) });
-        assert_eq!((unconfirmed.first(), unconfirmed.take_settled()), (None, vec![private.clone()]));
+        assert_eq!((unconfirmed.first(), unconfirmed.take_finished()), (None, vec![private.clone()]));
     }
 
     #[test]
@@ -463,7 +463,7 @@ mod tests {
             assert_eq!(asked.iter().map(name).collect::<Vec<_>>(), [b"a", b"b"]);
             let found = unconfirmed.confirm(&wire(&[&[b"a", b"sub"], &[b"b", b"sub"], &[b"a", b"sub"]]));
             assert_eq!(found, Confirmed { some: true, rest: Bytes::new() });
-            assert_eq!((unconfirmed.first(), unconfirmed.take_settled()), (None, vec![]));
+            assert_eq!((unconfirmed.first(), unconfirmed.take_finished()), (None, vec![]));
         }
     }
 

@@ -4,6 +4,8 @@
 //! them. `prost` would drop them. Therefore this module reads the fields one by one, and its crate-internal
 //! functions work on encoded metadata without decoding the rest of it.
 
+// Longer than 500 lines: the fields of one protobuf message, each with its documentation.
+
 mod headers;
 
 use std::fmt;

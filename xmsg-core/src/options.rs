@@ -1,5 +1,7 @@
 //! Options of connections: security, queues, heartbeats, checks, time limits and hooks.
 
+// Longer than 500 lines: one list of options, each with its documentation, default and environment variable.
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;

@@ -7,6 +7,9 @@
 //!
 //! The data is a [`Registration`]. Only the data of [`Action::RemoveAll`] is the name of a host.
 
+// Longer than 500 lines: one protocol. Records, requests and answers are read and written by the same rules,
+// with their documentation and examples.
+
 use std::fmt;
 
 use bytes::{Buf, Bytes};

@@ -1,5 +1,7 @@
 //! Topics: what a message is about, and the prefixes that subscribers choose.
 
+// Longer than 500 lines: one type with its conversions, most of it documentation with examples.
+
 use std::borrow::{Borrow, Cow};
 use std::fmt;
 use std::str::{FromStr, Utf8Error};

@@ -157,12 +157,12 @@ impl Controller {
         let mut arrivals = self.router.events();
         let switch = self.switch.clone();
         // Confirmations that are requested while this waits belong to the next round.
-        let mut settling = std::pin::pin!(futures::future::OptionFuture::from(None));
-        let mut settled = Vec::new();
+        let mut synchronizing = std::pin::pin!(futures::future::OptionFuture::from(None));
+        let mut confirming = Vec::new();
         loop {
-            if settled.is_empty() && !self.asked.is_empty() {
-                settled = self.asked.drain();
-                settling.set(Some(switch.settled()).into());
+            if confirming.is_empty() && !self.asked.is_empty() {
+                confirming = self.asked.drain();
+                synchronizing.set(Some(switch.synchronize()).into());
             }
             // Confirmations are sent after each event, so that neither has to wait for the end of the other.
             if self.ready.is_ready() {
@@ -173,8 +173,8 @@ impl Controller {
             let look = self.next_look();
             tokio::select! {
                 biased;
-                Some(()) = settling.as_mut(), if !settled.is_empty() => {
-                    for (number, confirmation) in std::mem::take(&mut settled).into_iter().enumerate() {
+                Some(()) = synchronizing.as_mut(), if !confirming.is_empty() => {
+                    for (number, confirmation) in std::mem::take(&mut confirming).into_iter().enumerate() {
                         let dropped = self.ready.push(confirmation);
                         self.lose(dropped);
                         if number % SETTLED == SETTLED - 1 {
@@ -263,15 +263,15 @@ impl Controller {
     /// Sends some of the confirmations that are ready.
     fn confirm_some(&mut self) {
         let now = now();
-        let mut told = 0;
-        while told < RECIPIENTS
+        let mut work = 0;
+        while work < RECIPIENTS
             && let Some(next) = self.ready.pop(now)
         {
             let Confirmation { requester, topic } = &next;
             let recipients = self.switch.confirm(topic, requester.principal().map(|who| &**who));
             let pause = requester.charge(recipients, now);
             self.ready.served(&next, (!pause.is_zero()).then(|| later(now, pause)));
-            told += LOOK_UP + recipients;
+            work += LOOK_UP + recipients;
         }
     }
 

@@ -11,14 +11,14 @@ use tokio::sync::watch;
 use xmsg_zmq::fault::catch;
 use xmsg_zmq::lock::lock;
 
-/// Bytes of lines that wait, those that are being written included. Lines for which there is no room are
+/// The bytes of lines that wait, including those that are being written. Lines for which there is no room are
 /// dropped and counted.
 const BYTES_MAX: usize = 1 << 20;
-/// The last lines, which are kept to be shown: so many, with so many bytes, each cut to so many.
+/// The last lines, which are kept to be shown: their number, their bytes together, and the bytes of each.
 const TAIL_LINES: usize = 1000;
 const TAIL_BYTES: usize = 256 << 10;
 const TAIL_LINE: usize = 4 << 10;
-/// What the thread that writes needs: it formats a line of its own now and then.
+/// The stack of the thread that writes. It formats a line of its own now and then.
 const STACK: usize = 256 << 10;
 
 /// A queue of log lines that a thread of its own writes. It is cheap to clone. Each write adds one line.
@@ -34,7 +34,7 @@ struct Shared {
     changed: Condvar,
     lost: AtomicU64,
     tail: Mutex<Tail>,
-    /// How many lines there were, for those who follow them.
+    /// The number of lines so far, for followers.
     lines: watch::Sender<u64>,
 }
 
@@ -43,7 +43,7 @@ struct Shared {
 struct Tail {
     lines: VecDeque<String>,
     bytes: usize,
-    /// How many there were in all.
+    /// The number of lines in all.
     count: u64,
 }
 
@@ -64,13 +64,13 @@ impl Tail {
 pub(crate) struct Follower {
     queue: LogQueue,
     lines: watch::Receiver<u64>,
-    /// How many lines were seen.
+    /// The number of lines that were returned.
     seen: u64,
 }
 
 impl Follower {
-    /// The lines that were not seen yet, and how many were missed because they came too fast. It waits for
-    /// one.
+    /// Returns the lines that were not returned yet, and the number of those that were missed because they
+    /// came too fast. It waits until there is one.
     pub(crate) async fn next(&mut self) -> (Vec<String>, u64) {
         loop {
             let found = self.look();
@@ -92,7 +92,7 @@ impl Follower {
     }
 }
 
-/// A line as text: without colours, and not too long.
+/// Returns a line as text without colours, cut if it is too long.
 fn plain(line: &[u8]) -> String {
     let (mut text, mut is_code) = (String::new(), false);
     for character in String::from_utf8_lossy(line).trim_end().chars() {
@@ -110,9 +110,9 @@ fn plain(line: &[u8]) -> String {
 #[derive(Debug, Default)]
 struct State {
     lines: VecDeque<Vec<u8>>,
-    /// Bytes of all lines that wait or are being written.
+    /// The bytes of all lines that wait or are being written.
     bytes: usize,
-    /// Lines that were lost since the last line that reported losses.
+    /// The number of lines that were lost since the last line that reported losses.
     unreported: u64,
 }
 
@@ -166,12 +166,12 @@ impl LogQueue {
         self.0.changed.notify_all();
     }
 
-    /// Follows what is logged. Whoever does it slowly misses lines.
+    /// Returns a follower of the log. A slow follower misses lines.
     pub(crate) fn follow(&self) -> Follower {
         Follower { queue: self.clone(), lines: self.0.lines.subscribe(), seen: 0 }
     }
 
-    /// Lines that were not written, since the start.
+    /// Returns the number of lines that were not written since the start.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.0.lost.load(Ordering::Relaxed)
@@ -202,7 +202,7 @@ impl LogQueue {
             drop(state);
             self.0.changed.notify_all();
             if unreported > 0 {
-                // Whoever is told, and panics, has said so itself.
+                // If `tell` panics, that has been reported already.
                 let _ = catch(|| tell(unreported));
             }
         }
@@ -219,7 +219,7 @@ impl LogQueue {
         }
     }
 
-    /// Keeps a line for those who look at the last ones.
+    /// Keeps a line among the last ones.
     fn keep(&self, line: &[u8]) {
         let mut tail = lock(&self.0.tail);
         tail.push(plain(line));
@@ -277,15 +277,15 @@ mod tests {
     /// Returns a queue for such a writer, the lines that it reports, the channel that allows writes, and the
     /// reported numbers of lost lines.
     fn gate() -> (LogQueue, Receiver<String>, Sender<io::Result<()>>, Receiver<u64>) {
-        let ((written, lines), (allow, allowed), (tell, told)) = (channel(), channel(), channel());
+        let ((written, lines), (allow, allowed), (tell, lost_lines)) = (channel(), channel(), channel());
         let queue =
             LogQueue::start_with_report(Gate { written, allowed }, move |lost| tell.send(lost).unwrap());
-        (queue.unwrap(), lines, allow, told)
+        (queue.unwrap(), lines, allow, lost_lines)
     }
 
     #[test]
     fn whoever_logs_waits_for_nobody_and_what_has_no_room_is_counted_and_told() {
-        let (queue, lines, allow, told) = gate();
+        let (queue, lines, allow, lost_lines) = gate();
         let line = vec![b'x'; 1 << 10];
         queue.push(b"first");
         assert_eq!(lines.recv_timeout(PATIENCE).unwrap(), "first");
@@ -296,21 +296,21 @@ mod tests {
         }
         assert_eq!(queue.lost(), 7);
         queue.flush_within(Duration::from_millis(1));
-        assert!(told.try_recv().is_err(), "nothing can be written yet");
+        assert!(lost_lines.try_recv().is_err(), "nothing can be written yet");
         drop(allow);
-        assert_eq!(told.recv_timeout(PATIENCE).unwrap(), 7);
+        assert_eq!(lost_lines.recv_timeout(PATIENCE).unwrap(), 7);
         queue.flush_within(PATIENCE);
         queue.push(b"last");
         queue.flush_within(PATIENCE);
         assert_eq!(lines.try_iter().count(), room + 1);
-        assert!(told.try_recv().is_err(), "once");
+        assert!(lost_lines.try_recv().is_err(), "once");
         assert_eq!(queue.lost(), 7);
     }
 
     /// A line that reports lost lines can't be written while no line can be written.
     #[test]
     fn what_cannot_be_written_is_told_once_something_can() {
-        let (queue, lines, allow, told) = gate();
+        let (queue, lines, allow, lost_lines) = gate();
         for line in ["one", "two", "three"] {
             queue.push(line.as_bytes());
         }
@@ -320,10 +320,10 @@ mod tests {
         for line in ["one", "two", "three"] {
             assert_eq!(lines.recv_timeout(PATIENCE).unwrap(), line);
         }
-        assert!(told.try_recv().is_err());
+        assert!(lost_lines.try_recv().is_err());
         assert_eq!(queue.lost(), 2);
         allow.send(Ok(())).unwrap();
-        assert_eq!(told.recv_timeout(PATIENCE).unwrap(), 2);
+        assert_eq!(lost_lines.recv_timeout(PATIENCE).unwrap(), 2);
     }
 
     /// A writer that panics over one line.
@@ -343,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_panic_loses_one_line_and_is_told() {
-        let ((written, lines), (tell, told)) = (channel(), channel());
+        let ((written, lines), (tell, lost_lines)) = (channel(), channel());
         let queue = LogQueue::start_with_report(Faulty(written), move |lost| {
             tell.send(lost).unwrap();
             panic!("on purpose, too");
@@ -356,7 +356,7 @@ mod tests {
             assert_eq!(lines.recv_timeout(PATIENCE).unwrap(), line);
         }
         queue.flush_within(PATIENCE);
-        assert_eq!((told.recv_timeout(PATIENCE).unwrap(), queue.lost()), (1, 1));
+        assert_eq!((lost_lines.recv_timeout(PATIENCE).unwrap(), queue.lost()), (1, 1));
     }
 
     #[tokio::test]

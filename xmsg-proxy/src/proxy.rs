@@ -1,4 +1,4 @@
-//! A proxy put together: three ports, the switch, the controller.
+//! A whole proxy: three ports, the switch, and the controller.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Weak};
@@ -22,9 +22,9 @@ use crate::stats::Documents;
 use crate::switch::{Ending, PublisherStats, Side, SubscriberStats, Switch, Totals};
 use crate::upstream::{Upstream, UpstreamStats};
 
-/// How often a free block of three ports is looked for.
+/// The number of attempts to find a free block of three ports.
 const PORT_ATTEMPTS: usize = 64;
-/// Ports above this are not tried: three must fit.
+/// The last first port: three ports must fit.
 const LAST_PORT: u16 = xmsg_core::address::MAX_PROXY_PORT;
 
 /// A proxy to be: options, each with a documented default in [`Config`].
@@ -36,30 +36,30 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// All options at once.
+    /// Sets all options at once.
     pub fn config(self, config: Config) -> Self {
         Self { config, ..self }
     }
 
-    /// What happens to messages for a subscriber at its high-water mark.
+    /// Sets the policy for messages to a subscriber at its high-water mark.
     pub fn slow_subscriber(mut self, policy: Policy) -> Self {
         self.config.policy = policy;
         self
     }
 
-    /// The same for messages whose topic starts with this prefix. The longest prefix counts.
+    /// Sets the policy for messages whose topic starts with this prefix. The longest prefix counts.
     pub fn slow_subscriber_for(mut self, prefix: impl Into<Vec<u8>>, policy: Policy) -> Self {
         self.config.policies.push(TopicPolicy::new(prefix, policy));
         self
     }
 
-    /// What may be queued for one subscriber.
+    /// Sets the high-water mark of the queue of one subscriber.
     pub fn high_water_mark(mut self, mark: HighWaterMark) -> Self {
         self.config.high_water_mark = mark;
         self
     }
 
-    /// What publishers are told to send.
+    /// Sets which messages publishers are asked to send.
     pub fn publishers_send(mut self, what: PublishersSend) -> Self {
         self.config.publishers_send = what;
         self
@@ -83,20 +83,20 @@ impl Builder {
         self
     }
 
-    /// How the ports are secured, and who may do what there.
+    /// Sets the security mechanism of the ports, and the rules about rights.
     pub fn security(mut self, mechanism: Mechanism, rules: Rules) -> Self {
         self.config.security = mechanism;
         self.config.authority = Arc::new(Authority::new(rules));
         self
     }
 
-    /// What one peer may send.
+    /// Sets the limits of what one peer may send.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.config.limits = limits;
         self
     }
 
-    /// Binds the three ports and goes to work, on the present tokio runtime.
+    /// Binds the three ports and starts the proxy on the present tokio runtime.
     pub async fn start(self) -> Result<Proxy> {
         Upstream::check(&self.config.upstreams)?;
         let (admission, violations) = (self.config.admission(), Violations::default());
@@ -107,8 +107,8 @@ impl Builder {
         Ok(Proxy::start(address, switch, publishers, subscribers, router))
     }
 
-    /// Goes to work on sockets that listen already, instead of binding its address: those of a service
-    /// manager. They have to be at three ports in a row of one address; their order does not matter.
+    /// Starts the proxy on sockets that listen already, such as those of a service manager, instead of
+    /// binding its address. They have to be at three consecutive ports of one address, in any order.
     #[allow(clippy::unused_async, reason = "it has to be called in a runtime, as `start` does")]
     pub async fn start_on(self, mut sockets: [TcpListener; 3]) -> Result<Proxy> {
         Upstream::check(&self.config.upstreams)?;
@@ -145,7 +145,7 @@ impl Builder {
     }
 }
 
-/// A proxy at work. It stops with [`stop`](Self::stop), which delivers what is queued. Dropping it stops it
+/// A running proxy. It stops with [`stop`](Self::stop), which delivers what is queued. Dropping it stops it
 /// at once: its ports are free when that returns, and what was queued is lost.
 #[derive(Debug)]
 pub struct Proxy {
@@ -156,105 +156,104 @@ pub struct Proxy {
     authority: Arc<Authority>,
 }
 
-/// Watches a proxy from any thread: it reads counts, and changes nothing but by
-/// [`end_connection`](Self::end_connection). Cheap to clone.
+/// Watches a proxy from any thread. It reads counts, and changes nothing except by
+/// [`end_connection`](Self::end_connection). It is cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Monitor {
     switch: Switch,
-    /// Whoever watches does not keep the socket open.
+    /// The reference is weak: a monitor does not keep the socket open.
     router: Weak<Router>,
     documents: Arc<Documents>,
 }
 
 impl Monitor {
-    /// Messages since the start.
+    /// Returns the counts of messages since the start.
     #[must_use]
     pub fn totals(&self) -> Totals {
         self.switch.totals()
     }
 
-    /// Every connected publisher.
+    /// Returns the statistics of every connected publisher.
     #[must_use]
     pub fn publishers(&self) -> Vec<PublisherStats> {
         self.switch.publishers()
     }
 
-    /// Every connected subscriber.
+    /// Returns the statistics of every connected subscriber.
     #[must_use]
     pub fn subscribers(&self) -> Vec<SubscriberStats> {
         self.switch.subscribers()
     }
 
-    /// The links to all upstreams.
+    /// Returns the links to all upstreams.
     #[must_use]
     pub fn upstreams(&self) -> Vec<UpstreamStats> {
         self.switch.upstreams()
     }
 
-    /// How many proxies reach this one over two ways at once: whoever subscribes there gets what is published
-    /// here twice.
+    /// Returns how many proxies reach this one over two paths at once. Their subscribers get twice what is
+    /// published here.
     #[must_use]
     pub fn double_paths(&self) -> usize {
         self.switch.double_paths()
     }
 
-    /// Ends the connection of the publisher or subscriber with this [`id`](SubscriberStats::id), also while
-    /// it waits for somebody, or somebody for it. Whoever waited for it goes on; what was queued for it is
-    /// lost, and counted as undelivered. It may connect again.
+    /// Ends the connection of the publisher or subscriber with this [`id`](SubscriberStats::id), even while
+    /// it waits for another peer or another peer for it. Peers that waited for it go on. What was queued for
+    /// it is lost, and counts as undelivered. It may connect again.
     ///
-    /// `by` says in the log who asked for it. `None`: nobody who is connected has this number.
+    /// `by` says in the log who asked for it. Returns `None` if no connected peer has this number.
     #[allow(clippy::must_use_candidate, reason = "it does something")]
     pub fn end_connection(&self, id: u32, by: &str) -> Option<Ending> {
         self.switch.end(id, by)
     }
 
-    /// The memory that all peers together hold, and its limit.
+    /// Returns the budget for the memory that all peers hold together, with its limit.
     #[must_use]
     pub fn memory(&self) -> &MemoryBudget {
         self.switch.memory()
     }
 
-    /// Who is connected and what flows, as JSON: what the control request `stats` is answered with. It is
-    /// made five times a second at most. For ten seconds from now on, messages are counted by topic, from
+    /// Returns the connections and the traffic as JSON: the answer to the control request `stats`. It is made
+    /// at most five times a second. For ten seconds after the call, messages are counted by topic, from
     /// samples.
     #[must_use]
     pub fn stats(&self) -> Bytes {
         self.documents.get(&self.switch)
     }
 
-    /// What flows by topic; for ten seconds from now on, more is counted.
+    /// Returns the traffic by topic. For ten seconds after the call, it is counted on.
     #[cfg(feature = "daemon")]
     pub(crate) fn watch(&self) -> crate::switch::Watched {
         self.switch.watch()
     }
 
-    /// Who publishes these topics, and who subscribes to them: see [`Switch::links`].
+    /// Returns the publishers and the subscribers of these topics: see [`Switch::links`].
     #[cfg(feature = "daemon")]
     pub(crate) fn links(&self, topics: &[&[u8]], most: usize) -> (Vec<Vec<u32>>, Vec<(usize, u32)>) {
         self.switch.links(topics, most)
     }
 
-    /// How long it has been at work.
+    /// Returns the time since the start.
     #[cfg(feature = "daemon")]
     pub(crate) fn uptime(&self) -> Duration {
         self.switch.uptime()
     }
 
-    /// How many control sockets are connected.
+    /// Returns the number of connected control sockets.
     #[must_use]
     pub fn control_connections(&self) -> usize {
         self.router.upgrade().map_or(0, |router| router.peers())
     }
 
-    /// How many subscriptions there are: pairs of subscriber and prefix.
+    /// Returns the number of subscriptions, which are pairs of a subscriber and a prefix.
     #[must_use]
     pub fn subscriptions(&self) -> usize {
         self.switch.subscriptions()
     }
 
-    /// Calls `found` with every prefix that somebody subscribed to, and the number of its subscribers; in no
-    /// particular order. It never keeps the switch waiting for long: while it looks, subscriptions may come
-    /// and go.
+    /// Calls `found` with every prefix that has a subscriber, and the number of its subscribers, in no
+    /// particular order. It never makes the switch wait for long, so subscriptions may change meanwhile.
     pub fn prefixes(&self, found: impl FnMut(Vec<u8>, usize)) {
         self.switch.prefixes(found);
     }
@@ -269,7 +268,7 @@ impl Drop for Proxy {
 }
 
 impl Proxy {
-    /// A proxy to be at `host:port`; port 0 stands for any three free ports in a row.
+    /// Returns a builder of a proxy at `host:port`. Port 0 means any three consecutive free ports.
     pub fn bind(address: impl Into<String>) -> Builder {
         Builder { address: address.into(), config: Config::default() }
     }
@@ -293,25 +292,25 @@ impl Proxy {
         Self { address, switch, router: Arc::new(router), controller, authority }
     }
 
-    /// Where it listens: host and publisher port.
+    /// Returns the address that it listens at: the host and the publisher port.
     #[must_use]
     pub fn address(&self) -> &ProxyAddress {
         &self.address
     }
 
-    /// Puts other rules in force, without ending a connection that they still allow.
+    /// Replaces the rules, without ending a connection that the new ones still allow.
     pub async fn replace_rules(&self, rules: Rules) {
         self.authority.replace(rules);
         self.enforce_rules().await;
     }
 
-    /// Has everybody keep to the rules of the [`Authority`] as they are now.
+    /// Applies the present rules of the [`Authority`] to all peers.
     pub async fn enforce_rules(&self) {
         self.router.recheck().await;
         self.switch.enforce().await;
     }
 
-    /// A handle to watch it with, which may outlive it.
+    /// Returns a handle that watches the proxy, and that may outlive it.
     #[must_use]
     pub fn monitor(&self) -> Monitor {
         Monitor {
@@ -321,32 +320,34 @@ impl Proxy {
         }
     }
 
-    /// Messages since the start.
+    /// Returns the counts of messages since the start.
     #[must_use]
     pub fn totals(&self) -> Totals {
         self.switch.totals()
     }
 
-    /// Every connected publisher.
+    /// Returns the statistics of every connected publisher.
     #[must_use]
     pub fn publishers(&self) -> Vec<PublisherStats> {
         self.switch.publishers()
     }
 
-    /// Every connected subscriber.
+    /// Returns the statistics of every connected subscriber.
     #[must_use]
     pub fn subscribers(&self) -> Vec<SubscriberStats> {
         self.switch.subscribers()
     }
 
-    /// The links to all upstreams, in the order in which they were given.
+    /// Returns the links to all upstreams, in the order in which they were given.
     #[must_use]
     pub fn upstreams(&self) -> Vec<UpstreamStats> {
         self.switch.upstreams()
     }
 
-    /// Replaces the upstreams: links to those that are not wanted any more end, new ones begin, and the
-    /// others go on as they are.
+    /// Replaces the upstreams: links to those that are no longer wanted end, and new ones begin. The others
+    /// go on unchanged.
+    ///
+    /// # Errors
     ///
     /// [`ErrorKind::InvalidOption`], and nothing changes, if there are more than
     /// [`UPSTREAMS_MAX`](crate::UPSTREAMS_MAX), or two with the same endpoint.
@@ -354,27 +355,28 @@ impl Proxy {
         self.switch.set_upstreams(wanted)
     }
 
-    /// How many subscriptions there are: pairs of subscriber and prefix.
+    /// Returns the number of subscriptions, which are pairs of a subscriber and a prefix.
     #[must_use]
     pub fn subscriptions(&self) -> usize {
         self.switch.subscriptions()
     }
 
-    /// Replaces what happens at a subscriber's mark: in general, and for topics with these prefixes. Nobody
-    /// is disconnected for it. What is read from publishers after it returns is treated in the new way; what
-    /// is queued already, in the old one.
+    /// Replaces the policy at a subscriber's high-water mark: the general one, and those for topics with
+    /// these prefixes. Nobody is disconnected for it. The new policies apply to what is read from publishers
+    /// after this returns, and the old ones to what is queued already.
     pub async fn set_policies(&self, policy: Policy, policies: &[TopicPolicy]) {
         self.switch.set_policies(policy, policies).await;
     }
 
-    /// Waits until a task has panicked that the proxy can't go on without, and tells which one, and why. The
-    /// proxy seems to work then, but for what that task did: it should be stopped, and started anew.
+    /// Waits until a task has panicked that the proxy can't go on without, and returns its name and the
+    /// reason. The proxy seems to work then, except for what that task did: it should be stopped and started
+    /// again.
     pub async fn failed(&self) -> String {
         self.switch.critical().failed().await.to_owned()
     }
 
-    /// Stops in order, within about `linger`: accepts nobody any more, reads what publishers had already
-    /// sent, delivers what is queued. Returns all counts.
+    /// Stops in order, within about `linger`: accepts no more connections, reads what publishers had already
+    /// sent, and delivers what is queued. Returns all counts.
     pub async fn stop(self, linger: Duration) -> Totals {
         let totals = self.switch.stop(linger).await;
         self.controller.abort();
@@ -391,13 +393,13 @@ fn ports(address: &ProxyAddress) -> ProxyPorts {
     }
 }
 
-/// The control socket, not bound yet.
+/// Makes the control socket, which is not bound yet.
 fn router(config: &Config, admission: &Admission, violations: &Violations) -> Router {
     Router::new(
         SocketOptions::default()
             .heartbeat_interval(config.heartbeat_interval)
             .heartbeat_timeout(config.heartbeat_timeout)
-            // Answers are a few bytes each, but for documents; one of those goes when no answer waits.
+            // Answers have a few bytes each, except documents. A document is sent only when no answer waits.
             .send_high_water_mark(HighWaterMark::bytes(64 << 10))
             .send_limits(MessageLimits { size: ANSWER_MAX, ..MessageLimits::default() })
             .receive_high_water_mark(64 << 10)
@@ -413,7 +415,7 @@ fn router(config: &Config, admission: &Admission, violations: &Violations) -> Ro
     )
 }
 
-/// Binds the three ports. With port 0 it looks for three free ones in a row.
+/// Binds the three ports. With port 0 it searches three consecutive free ones.
 async fn bind(address: &str, config: &Config, router: &Router) -> Result<(ProxyAddress, Listener, Listener)> {
     let any = address.strip_suffix(":0");
     for attempt in 1.. {

@@ -1,4 +1,4 @@
-//! Who is connected and what flows, as documents that others read: over HTTP, and as the answer to a control
+//! The statistics of a proxy as documents for other programs: over HTTP, and as the answer to a control
 //! request.
 
 use std::cmp::Reverse;
@@ -21,15 +21,15 @@ const ROWS_MAX: usize = 1000;
 /// The maximum size in bytes of the connections, and of the topics, in a document: peers choose names and
 /// topics.
 const ROWS_BYTES: usize = 2 << 20;
-/// What a connection takes in a document beside its texts, bytes, at most.
+/// The largest number of bytes of a connection in a document, beside its texts.
 const ROW: usize = 1024;
-/// What a topic takes beside its text.
+/// The number of bytes of a topic in a document, beside its text.
 const TOPIC_ROW: usize = 128;
-/// What a byte of text takes in JSON at most.
+/// The largest number of bytes of a byte of text in JSON.
 const ESCAPED: usize = 6;
-/// No document is longer, bytes.
+/// The length in bytes of the longest document.
 pub(crate) const DOCUMENT_MAX: usize = 2 * ROWS_BYTES + (64 << 10);
-/// How long a document is good for: it is made no more often, whoever asks.
+/// The time for which a document is returned again: it is made no more often, however many clients ask.
 const GOOD_FOR: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Debug, Serialize)]
@@ -54,8 +54,8 @@ pub(crate) enum Kind {
     Upstream,
 }
 
-/// One connection. Messages and bytes are those that came from a publisher or an upstream, or
-/// went to a subscriber.
+/// One connection. Messages and bytes are those that came from a publisher or an upstream, or were written to
+/// a subscriber.
 #[derive(Clone, Debug, Serialize)]
 #[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub(crate) struct Row {
@@ -65,11 +65,11 @@ pub(crate) struct Row {
     pub(crate) connected_s: f64,
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
-    /// Who it has proved to be.
+    /// The identity that it has proved.
     pub(crate) principal: Option<String>,
-    /// What it wanted to publish, or to subscribe to, and may not.
+    /// The number of operations that it wanted and that its rights did not allow.
     pub(crate) denied: u64,
-    /// How long ago a publisher left that had sent what a slow subscriber has yet to take.
+    /// The time since a publisher left, if a slow subscriber has yet to take messages of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) left_s: Option<f64>,
     #[serde(flatten)]
@@ -79,7 +79,7 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// Bytes that it takes in JSON, at most.
+    /// Returns the largest number of bytes of the row in JSON.
     fn len(&self) -> usize {
         let principal = self.principal.as_ref().map_or(0, String::len);
         let policy = self.subscriber.as_ref().map_or(0, |own| own.policy.len());
@@ -88,7 +88,7 @@ impl Row {
     }
 }
 
-/// What only a subscriber has.
+/// The fields of subscribers only.
 #[derive(Clone, Debug, Serialize)]
 #[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub(crate) struct SubscriberPart {
@@ -100,28 +100,28 @@ pub(crate) struct SubscriberPart {
     pub(crate) drops: DropRow,
     pub(crate) publisher_waits: u64,
     pub(crate) publisher_wait_s: f64,
-    /// How long it has lost messages or held publishers up, without a break of ten seconds.
+    /// The time for which it has lost messages or made publishers wait, without a break of ten seconds.
     pub(crate) slow_s: Option<f64>,
 }
 
-/// What only an upstream has.
+/// The fields of upstreams only.
 #[derive(Clone, Debug, Serialize)]
 #[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub(crate) struct UpstreamPart {
-    /// How it stands with the link: the name of an [`UpstreamState`].
+    /// The state of the link: the name of an [`UpstreamState`].
     pub(crate) state: &'static str,
-    /// For how long.
+    /// The time that it has been in this state.
     pub(crate) state_s: f64,
     pub(crate) reconnections: u64,
-    /// How often the link would have closed a loop.
+    /// The number of times that the link would have closed a loop.
     pub(crate) loops: u64,
-    /// Messages that were for the other proxy and its own clients.
+    /// The number of messages that were for the other proxy and its own clients.
     pub(crate) control: u64,
-    /// Why there is no connection, or why the last one ended.
+    /// The reason why there is no connection, or why the last one ended.
     pub(crate) error: Option<String>,
 }
 
-/// What was dropped, by the policy that chose it, or because the subscriber does not take it.
+/// The dropped messages, by the policy that chose them, or because the subscriber does not accept them.
 #[derive(Clone, Debug, Serialize)]
 #[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub(crate) struct DropRow {
@@ -218,7 +218,7 @@ impl From<SubscriberStats> for Row {
     }
 }
 
-/// One topic, and what has come since somebody began to look.
+/// One topic, and its traffic since somebody began to ask for it.
 #[derive(Serialize)]
 struct TopicRow {
     topic: String,
@@ -233,10 +233,11 @@ pub(crate) struct Documents {
 }
 
 impl Documents {
-    /// One that is good now, in JSON. Fields are added, never renamed: docs/protocol.md lists them.
+    /// Returns a document in JSON that is up to date. Fields are added, never renamed: docs/protocol.md lists
+    /// them.
     pub(crate) fn get(&self, switch: &Switch) -> Bytes {
         let now = now();
-        // Whoever asks meanwhile waits for the same one.
+        // Clients that ask meanwhile wait for the same document.
         let mut last = lock(&self.last);
         match &*last {
             Some((made, document)) if now.saturating_duration_since(*made) < GOOD_FOR => document.clone(),
@@ -263,7 +264,8 @@ fn document(switch: &Switch) -> serde_json::Value {
     let mut rows: Vec<Row> = upstreams.into_iter().map(Row::from).collect();
     rows.extend(publishers.into_iter().map(Row::from));
     rows.extend(subscribers.into_iter().map(Row::from));
-    // Those that matter most: upstreams, who loses or holds something up, then who moves most.
+    // The most important connections come first: upstreams, then those that lose messages or make others
+    // wait, then those with most traffic.
     rows.sort_by_cached_key(|row| {
         let trouble = row.subscriber.as_ref().map(|own| (own.dropped.messages, own.queued.bytes));
         (row.upstream.is_none(), Reverse(trouble.unwrap_or_default()), Reverse(row.messages), row.id)
@@ -307,15 +309,15 @@ fn document(switch: &Switch) -> serde_json::Value {
     })
 }
 
-/// How many of the first rows of these lengths a document has.
+/// Returns how many of the first rows of these lengths a document contains.
 fn first_within(lengths: impl Iterator<Item = usize>) -> usize {
     let mut left = ROWS_BYTES;
     let fits = |len: &usize| left.checked_sub(*len).map(|rest| left = rest).is_some();
     lengths.take(ROWS_MAX).take_while(fits).count()
 }
 
-/// A topic as text: bytes that are none are shown as `\\xff`, and what could do harm to a terminal as
-/// `\\u{9b}`.
+/// Returns a topic as text. Bytes that are no text are shown as `\\xff`, and characters that could harm a
+/// terminal as `\\u{9b}`.
 pub(crate) fn text(topic: &[u8]) -> String {
     match std::str::from_utf8(topic) {
         Ok(text) => escaped(text).into_owned(),

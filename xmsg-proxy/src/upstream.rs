@@ -1,4 +1,4 @@
-//! Another proxy whose subscribers' port this one connects to, and what is known of the link to it.
+//! Another proxy whose subscribers' port this one connects to, and the state of the link to it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,8 +10,8 @@ use xmsg_core::{Error, ErrorKind, ProxyAddress, Result};
 use xmsg_zmq::security::{PublicKey, Security};
 use xmsg_zmq::{Amount, Endpoint};
 
-/// A proxy has at most so many upstreams: each is a task and a connection, and is told every change of
-/// subscriptions.
+/// The largest number of upstreams of a proxy. Each is a task and a connection, and is notified of every
+/// change of subscriptions.
 pub const UPSTREAMS_MAX: usize = 64;
 
 /// A proxy to whose subscribers' port (XPUB) this one connects: it subscribes there to what its own
@@ -35,15 +35,17 @@ pub const UPSTREAMS_MAX: usize = 64;
 pub struct Upstream {
     endpoint: Endpoint,
     security: Security,
-    /// Its keys were made up, and others would do as well.
+    /// Whether its keys were generated, so that others would do as well.
     is_anonymous: bool,
     topics: Vec<Bytes>,
 }
 
 impl Upstream {
-    /// The one at this endpoint: `tcp://host:port`, or `ipc://path`.
+    /// Creates an upstream at this endpoint: `tcp://host:port`, or `ipc://path`.
     ///
-    /// [`ErrorKind::InvalidAddress`] for an endpoint that nobody can connect to over a network or a Unix
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidAddress`] for an endpoint to which nobody can connect over a network or a Unix
     /// socket.
     pub fn new(endpoint: Endpoint) -> Result<Self> {
         let wrong = |why: &str| {
@@ -68,6 +70,8 @@ impl Upstream {
 
     /// Connects to it as a client with this security.
     ///
+    /// # Errors
+    ///
     /// [`ErrorKind::InvalidOption`] for the security of a server.
     pub fn security(self, security: Security) -> Result<Self> {
         if matches!(security, Security::PlainServer(_) | Security::CurveServer { .. }) {
@@ -77,18 +81,18 @@ impl Upstream {
         Ok(Self { security, is_anonymous: false, ..self })
     }
 
-    /// The same with CURVE, and keys that are made up: for a proxy that lets every key in.
+    /// Connects to it with CURVE and generated keys, for a proxy that admits every key.
     pub fn anonymous(self, server: PublicKey) -> Result<Self> {
         Ok(Self { security: Security::anonymous(server)?, is_anonymous: true, ..self })
     }
 
-    /// Asks only for topics with these prefixes, and takes no others. Default: all topics.
+    /// Subscribes only to topics with these prefixes, and accepts no others. Default: all topics.
     #[must_use]
     pub fn topics<T: Into<Bytes>>(self, prefixes: impl IntoIterator<Item = T>) -> Self {
         Self { topics: prefixes.into_iter().map(Into::into).collect(), ..self }
     }
 
-    /// Where it is.
+    /// Returns its endpoint.
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
@@ -102,7 +106,8 @@ impl Upstream {
         &self.topics
     }
 
-    /// Refuses more than [`UPSTREAMS_MAX`], and two with one endpoint: every message would come twice.
+    /// Refuses more than [`UPSTREAMS_MAX`] upstreams, and two with one endpoint: every message would come
+    /// twice.
     pub(crate) fn check(upstreams: &[Self]) -> Result<()> {
         let wrong = |what: String| Err(Error::new(ErrorKind::InvalidOption, what));
         if upstreams.len() > UPSTREAMS_MAX {
@@ -144,7 +149,7 @@ impl fmt::Display for Upstream {
     }
 }
 
-/// Equal are those of which a link could not tell that one took the other's place.
+/// Two upstreams are equal if a link could not tell that one had replaced the other.
 impl PartialEq for Upstream {
     fn eq(&self, other: &Self) -> bool {
         let has_same_security = match (&self.security, &other.security) {
@@ -164,25 +169,26 @@ impl PartialEq for Upstream {
 
 impl Eq for Upstream {}
 
-/// How it stands with the link to an upstream.
+/// The state of the link to an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UpstreamState {
     /// A connection is being made.
     #[default]
     Connecting,
-    /// There is a connection, and it is being found out whether it would close a loop. Nothing is subscribed
-    /// to yet.
+    /// There is a connection, and the link checks whether it would close a loop. It has not subscribed to
+    /// anything yet.
     Checking,
-    /// At work.
+    /// The link is up.
     Connected,
-    /// What it would bring comes from this proxy itself. It is tried again, with growing pauses.
+    /// The messages that it would bring come from this proxy itself. The link tries again, with growing
+    /// pauses.
     Loop,
-    /// There is no connection. It is tried again, with growing pauses.
+    /// There is no connection. The link tries again, with growing pauses.
     Disconnected,
 }
 
 impl UpstreamState {
-    /// Its name in documents, metrics and commands.
+    /// Returns its name in documents, metrics and commands.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -195,7 +201,7 @@ impl UpstreamState {
     }
 }
 
-/// A snapshot of the link to one upstream.
+/// The statistics of the link to one upstream.
 #[derive(Clone, Debug)]
 pub struct UpstreamStats {
     /// The number of the link, which it keeps through all its connections. No other connection of this proxy
@@ -203,22 +209,22 @@ pub struct UpstreamStats {
     pub id: u32,
     /// The endpoint that it connects to.
     pub address: String,
-    /// How it stands.
+    /// The state of the link.
     pub state: UpstreamState,
-    /// For how long it has been so.
+    /// The time that it has been in this state.
     pub state_for: Duration,
-    /// Messages from there, over all connections.
+    /// The messages from there, over all connections.
     pub received: Amount,
-    /// How often the link was at work again after it had been once.
+    /// The number of times that the link was up again after it had been up once.
     pub reconnections: u64,
-    /// How often it was ended because it would have closed a loop.
+    /// The number of times that it was ended because it would have closed a loop.
     pub loops: u64,
-    /// Messages that went to the other proxy or its own clients and are passed on to nobody: control
+    /// The number of messages for the other proxy or its own clients, which are passed on to nobody: control
     /// requests, and answers to them.
     pub control: u64,
-    /// Messages that the link's topics do not allow.
+    /// The number of messages that the link's topics do not allow.
     pub denied: u64,
-    /// Why there is no connection, or why the last one ended.
+    /// The reason why there is no connection, or why the last one ended.
     pub error: Option<String>,
 }
 

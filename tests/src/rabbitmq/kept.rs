@@ -60,7 +60,7 @@ impl Kept {
         command.stdin(Stdio::null()).stdout(writer).stderr(errors);
         let output = Arc::new(watch::Sender::new(Output::default()));
         let (started, start) = std::sync::mpsc::sync_channel(1);
-        let told = output.clone();
+        let output_sender = output.clone();
         let keeper = std::thread::spawn(move || {
             let spawned = command.spawn();
             // The command holds the writing end of the pipe, and the reader would never see the end of the
@@ -72,7 +72,7 @@ impl Kept {
             };
             let _ = started.send(Ok(child.id()));
             for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
-                told.send_modify(|output| {
+                output_sender.send_modify(|output| {
                     output.lines.push_back(String::from_utf8_lossy(&line).trim_end().to_owned());
                     if output.lines.len() > LINES {
                         output.lines.pop_front();
@@ -83,7 +83,8 @@ impl Kept {
             let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
             // The process id may be reused after this call. But the status is set under the same lock, so
             // nobody uses the old id.
-            told.send_modify(|output| output.status = Some(child.wait().expect("it was started here")));
+            output_sender
+                .send_modify(|output| output.status = Some(child.wait().expect("it was started here")));
         });
         let pid = start.recv().expect("the thread tells").unwrap_or_else(|error| panic!("{name}: {error}"));
         let pid = Pid::from_raw(pid.cast_signed()).expect("no process has the number 0");

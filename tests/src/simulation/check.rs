@@ -63,7 +63,7 @@ fn publishers_write_what_they_accepted(outcome: &Outcome, books: &Records) -> Re
             usize::from(id.0) == publisher
                 && sent
                     .get(id.1 as usize)
-                    .is_some_and(|sent| matches!(sent.told, CallResult::Accepted | CallResult::Open))
+                    .is_some_and(|sent| matches!(sent.call_result, CallResult::Accepted | CallResult::Open))
         };
         ensure!(
             written.iter().all(may_be_written) && written.is_sorted_by(|one, next| one.1 < next.1),
@@ -74,7 +74,8 @@ fn publishers_write_what_they_accepted(outcome: &Outcome, books: &Records) -> Re
             .iter()
             .enumerate()
             .filter(|(number, sent)| {
-                matches!(sent.told, CallResult::Accepted | CallResult::Open) && !written.contains(number)
+                matches!(sent.call_result, CallResult::Accepted | CallResult::Open)
+                    && !written.contains(number)
             })
             .map(|(_, sent)| sent)
             .collect();
@@ -98,7 +99,7 @@ fn publishers_write_what_they_accepted(outcome: &Outcome, books: &Records) -> Re
                 "publisher {publisher} dropped {fits:?}; the smallest limit was {smallest}"
             );
         }
-        let refused = || sent.iter().filter(|sent| sent.told == CallResult::TooLarge);
+        let refused = || sent.iter().filter(|sent| sent.call_result == CallResult::TooLarge);
         let fits = refused().find(|sent| sent.size <= smallest);
         ensure!(fits.is_none(), "publisher {publisher} refused {fits:?}; the smallest limit was {smallest}");
         ensure!(
@@ -120,7 +121,7 @@ fn are_told(missing: &[&Sent], dropped: &[(Bytes, usize)]) -> bool {
             dropped.get(**count).is_some_and(|(topic, size)| topic == sent.topic && *size == sent.size)
         };
         let with_it: BTreeSet<usize> = counts.iter().filter(is_next).map(|count| count + 1).collect();
-        match sent.told {
+        match sent.call_result {
             CallResult::Open => counts.extend(with_it),
             _ => counts = with_it,
         }

@@ -50,12 +50,12 @@ const PATIENCE: Duration = Duration::from_secs(1800);
 /// the error if there was one.
 pub async fn run(seed: u64) -> (Vec<TraceEntry>, Result<(), String>) {
     fastrand::seed(seed);
-    let ledger = SharedRecords::new();
-    let result = match tokio::time::timeout(BOUND, simulate(seed, ledger.clone())).await {
+    let shared_records = SharedRecords::new();
+    let result = match tokio::time::timeout(BOUND, simulate(seed, shared_records.clone())).await {
         Ok(result) => result,
         Err(_) => Err(format!("it hangs: not at its end after {BOUND:?} of virtual time")),
     };
-    let trace = std::mem::take(&mut ledger.books().trace);
+    let trace = std::mem::take(&mut shared_records.books().trace);
     (trace, result)
 }
 
@@ -67,7 +67,7 @@ struct Proxy {
 }
 
 impl Proxy {
-    async fn start(name: &str, generation: usize, config: &Config, ledger: &SharedRecords) -> Self {
+    async fn start(name: &str, generation: usize, config: &Config, shared_records: &SharedRecords) -> Self {
         let endpoint = |what: &str| Endpoint::Inproc(format!("{name}-{what}-{generation}"));
         let listener = async |endpoint: &Endpoint| {
             Listener::bind(endpoint, TcpOptions::default()).await.expect("a new name")
@@ -85,17 +85,17 @@ impl Proxy {
         }
         let mut controller = JoinSet::new();
         controller.spawn(Controller::new(switch.clone(), router.clone()).run());
-        ledger.books().switch = Some((generation, switch.clone(), endpoints));
+        shared_records.books().switch = Some((generation, switch.clone(), endpoints));
         Self { switch, router, _controller: controller }
     }
 
-    async fn end(self, kill: bool, ledger: &SharedRecords) {
+    async fn end(self, kill: bool, shared_records: &SharedRecords) {
         if kill {
             self.switch.abort();
-            ledger.books().switch = None;
+            shared_records.books().switch = None;
         } else {
             self.switch.stop(STOP).await;
-            ledger.books().switch = None;
+            shared_records.books().switch = None;
         }
         self.router.close(Duration::ZERO).await;
     }
@@ -117,13 +117,13 @@ struct Published {
     failed: Option<String>,
 }
 
-async fn simulate(seed: u64, ledger: SharedRecords) -> Result<(), String> {
+async fn simulate(seed: u64, shared_records: SharedRecords) -> Result<(), String> {
     static RUNS: AtomicUsize = AtomicUsize::new(0);
     let mut rng = Rng::with_seed(seed);
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let name = format!("clients-{}-{seed}", RUNS.fetch_add(1, Ordering::Relaxed));
     let config = config(&mut rng);
-    let mut proxy = Proxy::start(&name, 0, &config, &ledger).await;
+    let mut proxy = Proxy::start(&name, 0, &config, &shared_records).await;
     let lines: Vec<_> = (0..LINES).map(|line| Endpoint::Inproc(format!("{name}-line-{line}"))).collect();
     let good = rng.u8(..3) == 0;
     for (client, endpoint) in lines.iter().enumerate() {
@@ -134,7 +134,8 @@ async fn simulate(seed: u64, ledger: SharedRecords) -> Result<(), String> {
             grain: 1 << rng.u32(9..17),
             delays: if rng.bool() { 0 } else { rng.u8(..30) },
         };
-        let line = Line { client, quality, foreign: false, rng: rng.fork(), ledger: ledger.clone() };
+        let line =
+            Line { client, quality, foreign: false, rng: rng.fork(), shared_records: shared_records.clone() };
         line.open(endpoint, &tasks, &stop).await;
     }
     let made = |rng: &mut Rng, lines: [usize; 3]| {
@@ -160,25 +161,25 @@ async fn simulate(seed: u64, ledger: SharedRecords) -> Result<(), String> {
         let closing = async {
             tokio::time::sleep(some_time(&mut when, 2..14)).await;
             let ending = async |limit| connection.close(limit).await;
-            end("the connection", &mut when, ending, &ledger).await
+            end("the connection", &mut when, ending, &shared_records).await
         };
-        tokio::join!(closing, publish(&connection, &mut what, &published, &ledger)).0
+        tokio::join!(closing, publish(&connection, &mut what, &published, &shared_records)).0
     };
-    let serving = serve(&actor, &mut of_service, &ledger);
+    let serving = serve(&actor, &mut of_service, &shared_records);
     let misfortunes = async {
         let mut generation = 0;
         for _ in 0..[0, 0, 0, 1, 1, 2][of_world.usize(..6)] {
             tokio::time::sleep(some_time(&mut of_world, 2..14)).await;
             let kill = of_world.u8(..3) == 0;
-            ledger.note(if kill { "kill" } else { "stop" }, generation, 0);
-            proxy.end(kill, &ledger).await;
+            shared_records.note(if kill { "kill" } else { "stop" }, generation, 0);
+            proxy.end(kill, &shared_records).await;
             tokio::time::sleep(some_time(&mut of_world, 1..14)).await;
             generation += 1;
-            proxy = Proxy::start(&name, generation as usize, &config, &ledger).await;
+            proxy = Proxy::start(&name, generation as usize, &config, &shared_records).await;
         }
         tokio::time::sleep(some_time(&mut of_world, 2..14)).await;
-        ledger.note("healed", 0, 0);
-        ledger.healed.cancel();
+        shared_records.note("healed", 0, 0);
+        shared_records.healed.cancel();
         proxy
     };
     let (closed, served, proxy) = tokio::join!(publishing, serving, misfortunes);
@@ -188,11 +189,11 @@ async fn simulate(seed: u64, ledger: SharedRecords) -> Result<(), String> {
     stop.cancel();
     tasks.close();
     tasks.wait().await;
-    proxy.end(true, &ledger).await;
+    proxy.end(true, &shared_records).await;
 
     let published = published.into_inner().unwrap_or_else(PoisonError::into_inner);
-    check_published(&published, closed, dropped, &ledger)?;
-    check_served(&served, repeats, &ledger)
+    check_published(&published, closed, dropped, &shared_records)?;
+    check_served(&served, repeats, &shared_records)
 }
 
 /// Ends a connection, a subscription or an actor, by one call or by several of which some are cancelled.
@@ -201,25 +202,25 @@ async fn end(
     what: &str,
     rng: &mut Rng,
     ending: impl AsyncFn(Duration) -> Unfinished,
-    ledger: &SharedRecords,
+    shared_records: &SharedRecords,
 ) -> Result<(Unfinished, bool), String> {
     for _ in 0..[0, 0, 1, 3][rng.usize(..4)] {
         let (limit, patience) = (some_time(rng, 1..15), some_time(rng, 0..13));
-        ledger.note("a call that is given up", limit.as_millis() as u64, patience.as_millis() as u64);
+        shared_records.note("a call that is given up", limit.as_millis() as u64, patience.as_millis() as u64);
         if let Ok(left) = tokio::time::timeout(patience, ending(limit)).await {
-            return again(what, rng, ending, left, false, ledger).await;
+            return again(what, rng, ending, left, false, shared_records).await;
         }
     }
     let limit = if rng.u8(..4) == 0 { PATIENCE } else { some_time(rng, 1..15) };
-    ledger.note("ending", limit.as_millis() as u64, 0);
+    shared_records.note("ending", limit.as_millis() as u64, 0);
     let since = Instant::now();
     let left = ending(limit).await;
     let took = since.elapsed();
-    ledger.note("ended", took.as_millis() as u64, 0);
+    shared_records.note("ended", took.as_millis() as u64, 0);
     if took > limit + LATE {
         return Err(format!("{what} took {took:?} to end; it had {limit:?}"));
     }
-    again(what, rng, ending, left, took < limit, ledger).await
+    again(what, rng, ending, left, took < limit, shared_records).await
 }
 
 async fn again(
@@ -228,13 +229,13 @@ async fn again(
     ending: impl AsyncFn(Duration) -> Unfinished,
     left: Unfinished,
     in_time: bool,
-    ledger: &SharedRecords,
+    shared_records: &SharedRecords,
 ) -> Result<(Unfinished, bool), String> {
     tokio::time::sleep(some_time(rng, 0..12)).await;
-    let told = ending(some_time(rng, 0..12)).await;
-    ledger.note("told again", told.unsent, told.unconfirmed);
-    if told != left {
-        return Err(format!("{what} left {left:?}, and the next call told {told:?}"));
+    let repeated = ending(some_time(rng, 0..12)).await;
+    shared_records.note("told again", repeated.unsent, repeated.unconfirmed);
+    if repeated != left {
+        return Err(format!("{what} left {left:?}, and the next call told {repeated:?}"));
     }
     Ok((left, in_time))
 }
@@ -253,7 +254,7 @@ async fn publish(
     connection: &Connection,
     rng: &mut Rng,
     published: &Mutex<Published>,
-    ledger: &SharedRecords,
+    shared_records: &SharedRecords,
 ) {
     let books = || published.lock().unwrap_or_else(PoisonError::into_inner);
     let haste = rng.u32(0..9);
@@ -264,7 +265,7 @@ async fn publish(
             Err(_) => books().open.push(id),
             Ok(Ok(())) => {
                 books().accepted.push(id);
-                ledger.note("accepted message", 0, number.into());
+                shared_records.note("accepted message", 0, number.into());
             }
             Ok(Err(error)) if error.kind() == ErrorKind::Closed => return,
             Ok(Err(error)) => return books().failed = Some(format!("publish: {error}")),
@@ -292,7 +293,7 @@ async fn publish(
                 Err(error) => return books.failed = Some(format!("flush: {error}")),
             }
             let (flushed, doubtful) = books.flushed;
-            let came = out(ledger, PUBLISH);
+            let came = out(shared_records, PUBLISH);
             if books.repeats
                 && connection.dropped() == 0
                 && let Some(lost) = books.accepted[..flushed].iter().find(|id| !came.contains(id))
@@ -313,24 +314,24 @@ async fn publish(
 }
 
 /// Returns the messages that came out of this line, in order.
-fn out(ledger: &SharedRecords, line: usize) -> Vec<Id> {
-    let books = ledger.books();
+fn out(shared_records: &SharedRecords, line: usize) -> Vec<Id> {
+    let books = shared_records.books();
     let records = books.records.iter().filter(|record| record.client == line);
     let seen = records.flat_map(|record| if line == RECEIVE { record.down.out() } else { record.up.out() });
     seen.filter_map(|seen| seen.id).collect()
 }
 
 /// Returns the messages that were written into the connection's line, in order.
-fn written(ledger: &SharedRecords) -> Vec<Id> {
-    let books = ledger.books();
+fn written(shared_records: &SharedRecords) -> Vec<Id> {
+    let books = shared_records.books();
     let records = books.records.iter().filter(|record| record.client == PUBLISH);
     records.flat_map(|record| &record.up.taken).filter_map(|seen| seen.id).collect()
 }
 
 /// Returns the written messages without repetitions. Checks that the messages of each connection are in
 /// order.
-fn once(ledger: &SharedRecords, written: Vec<Id>) -> Result<Vec<Id>, String> {
-    for record in ledger.books().records.iter().filter(|record| record.client == PUBLISH) {
+fn once(shared_records: &SharedRecords, written: Vec<Id>) -> Result<Vec<Id>, String> {
+    for record in shared_records.books().records.iter().filter(|record| record.client == PUBLISH) {
         let ids: Vec<_> = record.up.taken.iter().filter_map(|seen| seen.id).collect();
         if !ids.is_sorted_by(|a, b| a < b) {
             return Err(format!("not in order over one connection: {ids:?}"));
@@ -344,14 +345,14 @@ fn check_published(
     published: &Published,
     (left, _): (Unfinished, bool),
     dropped: u64,
-    ledger: &SharedRecords,
+    shared_records: &SharedRecords,
 ) -> Result<(), String> {
     if let Some(failed) = &published.failed {
         return Err(failed.clone());
     }
-    let (Published { accepted, open, repeats, .. }, mut written) = (published, written(ledger));
+    let (Published { accepted, open, repeats, .. }, mut written) = (published, written(shared_records));
     if *repeats {
-        written = once(ledger, written)?;
+        written = once(shared_records, written)?;
     }
     let what = || {
         format!("accepted: {accepted:?}, perhaps {open:?}; {left:?}, {dropped} dropped; written: {written:?}")
@@ -374,9 +375,9 @@ fn check_published(
     }
     let out = if *repeats {
         // A message that is to be sent again is counted as unsent.
-        out(ledger, PUBLISH).into_iter().collect::<BTreeSet<_>>().len() as u64 + left.unsent
+        out(shared_records, PUBLISH).into_iter().collect::<BTreeSet<_>>().len() as u64 + left.unsent
     } else {
-        out(ledger, PUBLISH).len() as u64
+        out(shared_records, PUBLISH).len() as u64
     };
     if out + left.unconfirmed < written.len() as u64 {
         return Err(format!("{out} came out: {}", what()));
@@ -394,7 +395,7 @@ struct Served {
 }
 
 /// Subscribes with a handler, and ends the subscription.
-async fn serve(actor: &Actor, rng: &mut Rng, ledger: &SharedRecords) -> Result<Served, String> {
+async fn serve(actor: &Actor, rng: &mut Rng, shared_records: &SharedRecords) -> Result<Served, String> {
     let ids = Arc::new(Mutex::new(Vec::new()));
     let concurrency = if rng.bool() { 1 } else { rng.usize(2..6) };
     let slowness = rng.u32(..8);
@@ -436,7 +437,7 @@ async fn serve(actor: &Actor, rng: &mut Rng, ledger: &SharedRecords) -> Result<S
                 "the subscription",
                 &mut when,
                 async |limit| if drains { handle.drain(limit).await } else { handle.close(limit).await },
-                ledger,
+                shared_records,
             );
             let ended = ended.await?;
             actor.close(LATE).await;
@@ -445,7 +446,7 @@ async fn serve(actor: &Actor, rng: &mut Rng, ledger: &SharedRecords) -> Result<S
         _ => {
             let ending =
                 async |limit| if drains { actor.drain(limit).await } else { actor.close(limit).await };
-            end("the actor", &mut when, ending, ledger).await?
+            end("the actor", &mut when, ending, shared_records).await?
         }
     };
     let ids = ids.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -454,9 +455,9 @@ async fn serve(actor: &Actor, rng: &mut Rng, ledger: &SharedRecords) -> Result<S
     Ok(Served { left: handle.is_some().then_some(left), handled: ids, all: drains && in_time })
 }
 
-fn check_served(served: &Served, repeats: bool, ledger: &SharedRecords) -> Result<(), String> {
+fn check_served(served: &Served, repeats: bool, shared_records: &SharedRecords) -> Result<(), String> {
     let Some(left) = served.left else { return Ok(()) };
-    let (came, handled) = (out(ledger, RECEIVE), &served.handled);
+    let (came, handled) = (out(shared_records, RECEIVE), &served.handled);
     let mut ids: Vec<_> = handled.clone();
     ids.sort_unstable();
     ids.dedup();

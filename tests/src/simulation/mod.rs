@@ -20,6 +20,8 @@
 //!
 //! The invariants are in `check.rs`.
 
+// Longer than 500 lines: one simulation. A run is to be read from its seed to its checks.
+
 mod check;
 pub mod clients;
 pub mod engines;
@@ -87,7 +89,7 @@ struct Sent {
     len: usize,
     /// The size on the wire, in bytes.
     size: usize,
-    told: CallResult,
+    call_result: CallResult,
 }
 
 /// What the socket has reported about a message.
@@ -151,7 +153,7 @@ struct Outcome {
 
 struct World {
     rng: Rng,
-    ledger: SharedRecords,
+    shared_records: SharedRecords,
     name: String,
     config: Config,
     switch: Switch,
@@ -168,16 +170,16 @@ struct World {
 pub async fn run(seed: u64) -> (Vec<TraceEntry>, Result<(), String>) {
     // The pauses between attempts to connect come from this random generator.
     fastrand::seed(seed);
-    let ledger = SharedRecords::new();
-    let result = match tokio::time::timeout(BOUND, simulate(seed, ledger.clone())).await {
+    let shared_records = SharedRecords::new();
+    let result = match tokio::time::timeout(BOUND, simulate(seed, shared_records.clone())).await {
         Ok(result) => result,
         Err(_) => Err(format!("it hangs: not at its end after {BOUND:?} of virtual time")),
     };
-    let trace = std::mem::take(&mut ledger.books().trace);
+    let trace = std::mem::take(&mut shared_records.books().trace);
     (trace, result)
 }
 
-async fn simulate(seed: u64, ledger: SharedRecords) -> Result<(), String> {
+async fn simulate(seed: u64, shared_records: SharedRecords) -> Result<(), String> {
     static RUNS: AtomicUsize = AtomicUsize::new(0);
     let mut rng = Rng::with_seed(seed);
     let tasks = TaskTracker::new();
@@ -192,7 +194,7 @@ async fn simulate(seed: u64, ledger: SharedRecords) -> Result<(), String> {
     let foreign = rng.u8(..4) == 0;
     let mut world = World {
         rng: rng.fork(),
-        ledger: ledger.clone(),
+        shared_records: shared_records.clone(),
         name,
         config,
         switch,
@@ -215,7 +217,7 @@ async fn simulate(seed: u64, ledger: SharedRecords) -> Result<(), String> {
             grain: if tiny { rng.usize(1..64) } else { 1 << rng.u32(9..17) },
             delays: if rng.bool() { 0 } else { rng.u8(..30) },
         };
-        Line { client, quality, foreign, rng: rng.fork(), ledger: ledger.clone() }
+        Line { client, quality, foreign, rng: rng.fork(), shared_records: shared_records.clone() }
     };
     let mut sockets = Vec::new();
     let mut dropping = Vec::new();
@@ -223,7 +225,7 @@ async fn simulate(seed: u64, ledger: SharedRecords) -> Result<(), String> {
         let endpoint = Endpoint::Inproc(format!("{}-line-{client}", world.name));
         line(&mut rng, client, foreign).open(&endpoint, &tasks, &stop).await;
         let socket = Publisher::new(options(&mut rng));
-        dropping.push(tokio::spawn(note_dropped(socket.events(), client as u64, ledger.clone())));
+        dropping.push(tokio::spawn(note_dropped(socket.events(), client as u64, shared_records.clone())));
         socket.connect(endpoint);
         sockets.push(socket);
     }
@@ -248,12 +250,18 @@ async fn simulate(seed: u64, ledger: SharedRecords) -> Result<(), String> {
             publishers,
             client as u64,
             rng.fork(),
-            ledger.clone(),
+            shared_records.clone(),
         ));
     }
     let mut sending = Vec::new();
     for (number, socket) in sockets.iter().enumerate() {
-        sending.push(tokio::spawn(send(number as u16, socket.clone(), rng.fork(), tiny, ledger.clone())));
+        sending.push(tokio::spawn(send(
+            number as u16,
+            socket.clone(),
+            rng.fork(),
+            tiny,
+            shared_records.clone(),
+        )));
     }
 
     world.misfortunes().await?;
@@ -261,11 +269,11 @@ async fn simulate(seed: u64, ledger: SharedRecords) -> Result<(), String> {
     for task in sending {
         sent.push(task.await.map_err(|error| format!("a publisher failed: {error}"))??);
     }
-    ledger.note("healed", 0, 0);
-    ledger.healed.cancel();
+    shared_records.note("healed", 0, 0);
+    shared_records.healed.cancel();
     let mut expected = 0;
     for receiving in &mut receiving {
-        expected += receiving.settle().await;
+        expected += receiving.finish().await;
     }
     world.all_connected(&sockets, subscribers, expected).await?;
 
@@ -275,21 +283,21 @@ async fn simulate(seed: u64, ledger: SharedRecords) -> Result<(), String> {
         let message = message(id, END, 8);
         let size = encoded_len(message.frames());
         socket.publish(message).await.map_err(|error| format!("the last message: {error}"))?;
-        sent[number].push(Sent { topic: END, len: 8, size, told: CallResult::Accepted });
+        sent[number].push(Sent { topic: END, len: 8, size, call_result: CallResult::Accepted });
     }
     let mut dropped = Vec::new();
-    for (socket, told) in sockets.into_iter().zip(dropping) {
+    for (socket, reporting) in sockets.into_iter().zip(dropping) {
         let unsent = socket.close(LINGER).await;
         if unsent > 0 {
             return Err(format!("a publisher could not send {unsent} messages over a good network"));
         }
         let counted = socket.dropped();
         drop(socket);
-        let told = told.await.map_err(|error| format!("nobody noted what was dropped: {error}"))?;
-        if told.len() as u64 != counted {
-            return Err(format!("a publisher has told that it dropped {told:?}, and counted {counted}"));
+        let reported = reporting.await.map_err(|error| format!("nobody noted what was dropped: {error}"))?;
+        if reported.len() as u64 != counted {
+            return Err(format!("a publisher has told that it dropped {reported:?}, and counted {counted}"));
         }
-        dropped.push(told);
+        dropped.push(reported);
     }
     let mut received = Vec::new();
     for (number, receiving) in receiving.into_iter().enumerate() {
@@ -302,7 +310,7 @@ async fn simulate(seed: u64, ledger: SharedRecords) -> Result<(), String> {
     tasks.wait().await;
     let World { ended, limits, .. } = world;
     let outcome = Outcome { sent, received, wanted, publishers, ended, limits, foreign, takes, dropped };
-    check::check(&outcome, &ledger.books())
+    check::check(&outcome, &shared_records.books())
 }
 
 /// Returns a random limit of the message size, in bytes.
@@ -352,11 +360,15 @@ fn options<S>(rng: &mut Rng) -> SocketOptions<S> {
 }
 
 /// Returns the topics and sizes of the messages that a socket drops, until the socket is gone.
-async fn note_dropped(mut events: SocketEvents, client: u64, ledger: SharedRecords) -> Vec<(Bytes, usize)> {
+async fn note_dropped(
+    mut events: SocketEvents,
+    client: u64,
+    shared_records: SharedRecords,
+) -> Vec<(Bytes, usize)> {
     let mut dropped = Vec::new();
     while let Some(event) = events.next().await {
         if let SocketEvent::MessageDropped { topic, size, .. } = event {
-            ledger.note("dropped", client, size as u64);
+            shared_records.note("dropped", client, size as u64);
             dropped.push((topic, size));
         }
     }
@@ -373,8 +385,8 @@ impl World {
             endpoints.push(endpoint);
         }
         self.limits.push(self.config.limits.message_size);
-        self.ledger.books().switch = Some((self.generation, self.switch.clone(), endpoints));
-        self.ledger.note("switch", self.generation as u64, 0);
+        self.shared_records.books().switch = Some((self.generation, self.switch.clone(), endpoints));
+        self.shared_records.note("switch", self.generation as u64, 0);
     }
 
     /// Ends and restarts the switch several times or never.
@@ -393,20 +405,24 @@ impl World {
     }
 
     async fn stop(&mut self, fate: SwitchEnd) -> Result<(), String> {
-        self.ledger.note(if fate == SwitchEnd::Kill { "kill" } else { "stop" }, self.generation as u64, 0);
+        self.shared_records.note(
+            if fate == SwitchEnd::Kill { "kill" } else { "stop" },
+            self.generation as u64,
+            0,
+        );
         if fate == SwitchEnd::Kill {
             self.switch.abort();
             // This happens before any other task runs, so that nothing that arrives now counts as having
             // arrived in time.
-            self.ledger.books().switch = None;
+            self.shared_records.books().switch = None;
             self.ended.push(Ended { orderly: false });
             return Ok(());
         }
         let since = tokio::time::Instant::now();
         let totals = self.switch.stop(STOP).await;
         let took = since.elapsed();
-        self.ledger.books().switch = None;
-        self.ledger.note("stopped", self.generation as u64, took.as_millis() as u64);
+        self.shared_records.books().switch = None;
+        self.shared_records.note("stopped", self.generation as u64, took.as_millis() as u64);
         if took > STOP + Duration::from_secs(1) {
             return Err(format!("the switch took {took:?} to stop; it had {STOP:?}"));
         }
@@ -444,7 +460,7 @@ impl World {
                 self.switch.subscriptions(),
             );
             // An old connection with bytes in it would deliver them after later messages.
-            let open = self.ledger.books().records.iter().filter(|record| record.open).count();
+            let open = self.shared_records.books().records.iter().filter(|record| record.open).count();
             // A waiting message may be one for which a switch that does not announce its limits ends the
             // connection, with everything behind the message.
             let waits = sockets.iter().any(|socket| socket.queued().messages > 0);
@@ -462,7 +478,7 @@ impl World {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        self.switch.settled().await;
+        self.switch.synchronize().await;
         Ok(())
     }
 
@@ -491,7 +507,7 @@ async fn send(
     socket: Publisher,
     mut rng: Rng,
     tiny: bool,
-    ledger: SharedRecords,
+    shared_records: SharedRecords,
 ) -> Result<Vec<Sent>, String> {
     let mut sent = Vec::new();
     let haste = rng.u32(0..9);
@@ -513,24 +529,24 @@ async fn send(
             let number = sent.len();
             let message = message((publisher, number as u32), topic, len);
             let size = encoded_len(message.frames());
-            let told = if calls > 1 && rng.u8(..4) == 0 {
+            let call_result = if calls > 1 && rng.u8(..4) == 0 {
                 match socket.try_publish(message) {
                     Err(error) if error.kind() == ErrorKind::Full => CallResult::Refused,
-                    done => told(publisher, done)?,
+                    done => call_result(publisher, done)?,
                 }
             } else {
                 let mut call = Box::pin(socket.publish(message));
                 match futures::poll!(&mut call) {
-                    Poll::Ready(done) => told(publisher, done)?,
+                    Poll::Ready(done) => call_result(publisher, done)?,
                     Poll::Pending => {
                         waiting.push((number, call));
                         CallResult::Open
                     }
                 }
             };
-            let what = if told == CallResult::TooLarge { "refused" } else { "publish" };
-            ledger.note(what, publisher.into(), number as u64);
-            sent.push(Sent { topic, len, size, told });
+            let what = if call_result == CallResult::TooLarge { "refused" } else { "publish" };
+            shared_records.note(what, publisher.into(), number as u64);
+            sent.push(Sent { topic, len, size, call_result });
         }
         if calls > 1 {
             rng.shuffle(&mut waiting);
@@ -544,10 +560,11 @@ async fn send(
             if patience.is_zero() {
                 drop(call);
             } else if let Ok(done) = tokio::time::timeout(patience, call).await {
-                sent[number].told = told(publisher, done)?;
+                sent[number].call_result = call_result(publisher, done)?;
             }
-            let what = if sent[number].told == CallResult::TooLarge { "refused in line" } else { "waited" };
-            ledger.note(what, publisher.into(), number as u64);
+            let what =
+                if sent[number].call_result == CallResult::TooLarge { "refused in line" } else { "waited" };
+            shared_records.note(what, publisher.into(), number as u64);
         }
         if rng.u32(..8) < haste {
             tokio::time::sleep(Duration::from_millis(rng.u64(0..1 << haste))).await;
@@ -556,7 +573,7 @@ async fn send(
     Ok(sent)
 }
 
-fn told(publisher: u16, done: xmsg_core::Result<()>) -> Result<CallResult, String> {
+fn call_result(publisher: u16, done: xmsg_core::Result<()>) -> Result<CallResult, String> {
     match done {
         Ok(()) => Ok(CallResult::Accepted),
         Err(error) if error.kind() == ErrorKind::TooLarge => Ok(CallResult::TooLarge),
@@ -579,7 +596,7 @@ impl Receiving {
         publishers: usize,
         number: u64,
         mut rng: Rng,
-        ledger: SharedRecords,
+        shared_records: SharedRecords,
     ) -> Self {
         let (calm, close) = (Arc::new(tokio::sync::Notify::new()), CancellationToken::new());
         let (orders, mut asked) = tokio::sync::mpsc::channel::<(bool, &'static str)>(1);
@@ -638,7 +655,7 @@ impl Receiving {
                 let known = TOPICS.into_iter().chain([END]).find(|known| known.as_bytes() == topic);
                 let topic = known.ok_or_else(|| format!("message {id:?} came with topic {topic:?}"))?;
                 ends += usize::from(topic == END);
-                ledger.note("received", number << 16 | u64::from(id.0), id.1.into());
+                shared_records.note("received", number << 16 | u64::from(id.0), id.1.into());
                 received.push(Received { id, topic, len: data.len() });
                 if rng.u32(..10) < slowness {
                     tokio::time::sleep(Duration::from_millis(rng.u64(0..1 << slowness))).await;
@@ -651,7 +668,7 @@ impl Receiving {
     }
 
     /// Waits until the subscriber does not change its subscriptions any more. Returns how many it has.
-    async fn settle(&mut self) -> usize {
+    async fn finish(&mut self) -> usize {
         self.calm.notify_one();
         (&mut self.churn).await.expect("it only subscribes")
     }

@@ -2,6 +2,8 @@
 //! as the seed says. A line also keeps records of what was written into it and what it delivered, and
 //! therefore of what was lost in it.
 
+// Longer than 500 lines: one network. Lines, connections and pipes share what the seed decides.
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -258,7 +260,7 @@ pub struct Line {
     /// The source of randomness.
     pub rng: Rng,
     /// The records.
-    pub ledger: SharedRecords,
+    pub shared_records: SharedRecords,
 }
 
 impl Line {
@@ -307,7 +309,7 @@ impl Line {
         };
         let up = pieces(rng, ways[0]);
         let down = Pipe { hide: self.foreign.then_some(0), ..pieces(rng, ways[1]) };
-        let mut books = self.ledger.books();
+        let mut books = self.shared_records.books();
         let number = books.records.len();
         books.records.push(Record {
             client: self.client,
@@ -319,10 +321,17 @@ impl Line {
             first_out: None,
         });
         drop(books);
-        self.ledger.note("accepted", self.client as u64, number as u64);
+        self.shared_records.note("accepted", self.client as u64, number as u64);
         let pause = some_time(rng, 1..14);
         let refuse = refuse.then_some(if rng.bool() { pause } else { Duration::ZERO });
-        Connection { number, client: self.client, refuse, up, down, ledger: self.ledger.clone() }
+        Connection {
+            number,
+            client: self.client,
+            refuse,
+            up,
+            down,
+            shared_records: self.shared_records.clone(),
+        }
     }
 }
 
@@ -333,7 +342,7 @@ struct Connection {
     refuse: Option<Duration>,
     up: Pipe,
     down: Pipe,
-    ledger: SharedRecords,
+    shared_records: SharedRecords,
 }
 
 /// How the bytes of one direction pass.
@@ -363,13 +372,13 @@ enum Lost {
 
 impl Connection {
     async fn run(mut self, mut client: Stream, stop: CancellationToken) {
-        let healed = self.ledger.healed.is_cancelled();
+        let healed = self.shared_records.healed.is_cancelled();
         if let Some(pause) = self.refuse.filter(|_| !healed) {
             tokio::time::sleep(pause).await;
             self.end("refused", 0);
             return;
         }
-        let target = self.ledger.books().switch.clone();
+        let target = self.shared_records.books().switch.clone();
         let switch = match &target {
             Some((_, _, endpoints)) => {
                 Stream::connect(&endpoints[self.client], &TcpOptions::default(), Duration::MAX).await.ok()
@@ -380,13 +389,14 @@ impl Connection {
             self.end("nobody there", 0);
             return;
         };
-        self.ledger.books().records[self.number].generation = Some(generation);
+        self.shared_records.books().records[self.number].generation = Some(generation);
         let (mut client_read, mut client_write) = client.split();
         let (mut switch_read, mut switch_write) = switch.split();
-        let (ledger, number) = (&self.ledger, self.number);
+        let (shared_records, number) = (&self.shared_records, self.number);
         let lost = {
-            let up = self.up.pump(&mut client_read, &mut switch_write, ledger, number, Direction::Up);
-            let down = self.down.pump(&mut switch_read, &mut client_write, ledger, number, Direction::Down);
+            let up = self.up.pump(&mut client_read, &mut switch_write, shared_records, number, Direction::Up);
+            let down =
+                self.down.pump(&mut switch_read, &mut client_write, shared_records, number, Direction::Down);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => Some(Lost::Cut),
@@ -394,20 +404,20 @@ impl Connection {
             }
         };
         // What the ends had written counts as written, although nobody will ever read it.
-        drain(&mut client_read, ledger, number, Direction::Up).await;
-        drain(&mut switch_read, ledger, number, Direction::Down).await;
+        drain(&mut client_read, shared_records, number, Direction::Up).await;
+        drain(&mut switch_read, shared_records, number, Direction::Down).await;
         let what = match lost {
             None => "closed",
             Some(Lost::Cut) => "cut",
             Some(Lost::Broken) => "broken",
         };
-        let bytes = ledger.books().records[number].up.passed_bytes;
+        let bytes = shared_records.books().records[number].up.passed_bytes;
         self.end(what, bytes);
     }
 
     fn end(&self, what: &'static str, bytes: u64) {
-        self.ledger.books().records[self.number].open = false;
-        self.ledger.note(what, self.number as u64, bytes);
+        self.shared_records.books().records[self.number].open = false;
+        self.shared_records.note(what, self.number as u64, bytes);
     }
 }
 
@@ -442,7 +452,7 @@ impl Pipe {
         &mut self,
         from: &mut ReadHalf<'_>,
         to: &mut WriteHalf<'_>,
-        ledger: &SharedRecords,
+        shared_records: &SharedRecords,
         number: usize,
         way: Direction,
     ) -> Result<(), Lost> {
@@ -452,29 +462,29 @@ impl Pipe {
             if self.waiting.is_empty() {
                 if let Some((_, time)) = self.stall.filter(|(at, _)| read >= *at) {
                     self.stall = None;
-                    ledger.note("stalled", number as u64, read);
-                    let _ = tokio::time::timeout(time, ledger.healed.cancelled()).await;
+                    shared_records.note("stalled", number as u64, read);
+                    let _ = tokio::time::timeout(time, shared_records.healed.cancelled()).await;
                 }
                 let most = self.rng.usize(1..=self.grain);
                 let len = from.read(&mut buffer[..most]).await.map_err(|_| Lost::Broken)?;
                 if len == 0 {
-                    way.flow(&mut ledger.books().records[number]).ended_well = true;
+                    way.flow(&mut shared_records.books().records[number]).ended_well = true;
                     let _ = to.shutdown().await;
                     return Ok(());
                 }
                 if read < HANDSHAKE_LEN {
                     self.hide(&mut buffer[..len]);
                 }
-                let now = ledger.now();
-                way.flow(&mut ledger.books().records[number]).take(&buffer[..len], now);
+                let now = shared_records.now();
+                way.flow(&mut shared_records.books().records[number]).take(&buffer[..len], now);
                 read += len as u64;
                 self.waiting.extend_from_slice(&buffer[..len]);
             }
-            if self.rng.u8(..100) < self.delays && !ledger.healed.is_cancelled() {
+            if self.rng.u8(..100) < self.delays && !shared_records.healed.is_cancelled() {
                 tokio::time::sleep(Duration::from_micros(self.rng.u64(1..20_000))).await;
             }
             let mut len = self.rng.usize(1..=self.waiting.len());
-            let cut = self.cut.filter(|_| !ledger.healed.is_cancelled());
+            let cut = self.cut.filter(|_| !shared_records.healed.is_cancelled());
             if let Some(cut) = cut {
                 len = len.min((cut - passed) as usize);
                 if len == 0 {
@@ -482,9 +492,9 @@ impl Pipe {
                 }
             }
             let written = to.write(&self.waiting[..len]).await.map_err(|_| Lost::Broken)?;
-            let now = ledger.now();
-            ledger.books().pass(number, way, written, now);
-            ledger.note(
+            let now = shared_records.now();
+            shared_records.books().pass(number, way, written, now);
+            shared_records.note(
                 match way {
                     Direction::Up => "up",
                     Direction::Down => "down",
@@ -499,7 +509,7 @@ impl Pipe {
 }
 
 /// Reads everything that is available, without letting any other task run.
-async fn drain(from: &mut ReadHalf<'_>, ledger: &SharedRecords, number: usize, way: Direction) {
+async fn drain(from: &mut ReadHalf<'_>, shared_records: &SharedRecords, number: usize, way: Direction) {
     let mut buffer = [0; 4096];
     loop {
         let mut buf = ReadBuf::new(&mut buffer);
@@ -509,8 +519,8 @@ async fn drain(from: &mut ReadHalf<'_>, ledger: &SharedRecords, number: usize, w
         }));
         match poll.await {
             Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
-                let now = ledger.now();
-                way.flow(&mut ledger.books().records[number]).take(buf.filled(), now);
+                let now = shared_records.now();
+                way.flow(&mut shared_records.books().records[number]).take(buf.filled(), now);
             }
             _ => return,
         }

@@ -215,7 +215,7 @@ pub(crate) fn page_as_command(name: &'static str) -> Option<Command> {
 }
 
 /// Returns the complete help of a command, with blank lines between options only if the help has long parts.
-fn told(command: &mut Command) -> String {
+fn rendered(command: &mut Command) -> String {
     let has_more = |arg: &Arg| !arg.is_hide_set() && arg.get_long_help().is_some();
     let is_long = command.get_long_about().is_some() || command.get_arguments().any(has_more);
     let text = if is_long { command.render_long_help() } else { command.render_help() };
@@ -249,7 +249,7 @@ pub(crate) fn help(arguments: &Help) -> anyhow::Result<Exit> {
                     ))),
                 }
             }
-            told(at).trim_end().to_owned() + "\n"
+            rendered(at).trim_end().to_owned() + "\n"
         }
     };
     let mut output = Output::stdout()?;
@@ -276,7 +276,7 @@ mod tests {
                 "{name} belongs to GROUPS"
             );
         }
-        let text = told(&mut root);
+        let text = rendered(&mut root);
         assert!(!text.contains("Other "), "{text}");
         assert!(text.lines().count() <= 40, "{text}");
         let long = text.lines().find(|line| line.len() > 120);
@@ -296,7 +296,7 @@ mod tests {
         root.build();
         for command in root.get_subcommands_mut().filter(|command| !command.is_hide_set()) {
             each(command, &mut |command| {
-                let text = told(command);
+                let text = rendered(command);
                 let name = command.get_bin_name().unwrap_or_default().to_owned();
                 assert!(text.contains("Examples:"), "{name} has no examples");
                 for option in ["--server-key", "--password-file", "--connect-timeout", "--admin-token-file"] {

@@ -1,4 +1,4 @@
-//! `xmsg connections`: who is connected to a proxy, and how to end one of them.
+//! `xmsg connections`: lists the connections of a proxy, and ends one of them.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ use crate::stats::{Connection, SourceOptions, Stats, Sum};
 use crate::table::{self, size, time};
 
 const COLUMNS: [&str; 8] = ["SIDE", "ID", "PEER", "CONNECTED", "MESSAGES", "QUEUE", "DROPPED", "HELD UP"];
-/// Entries that are asked for at a time: as many as an answer may have.
+/// The largest number of entries in one answer.
 const PAGE: usize = 1000;
 
 const EXAMPLES: &str = "\
@@ -111,7 +111,7 @@ async fn end(admin: &Admin, id: u32, as_json: bool) -> anyhow::Result<Exit> {
     let answer = admin.ask(Method::POST, &format!("/api/v1/connections/{id}/end")).await?;
     if answer.status == StatusCode::NOT_FOUND {
         let text = answer.text();
-        // Whoever does not know the path says nothing.
+        // A server that does not know the path returns no text.
         let why = if text.is_empty() {
             "it has no such path: is it a registrar, or an older proxy?".to_owned()
         } else {
@@ -131,10 +131,10 @@ async fn end(admin: &Admin, id: u32, as_json: bool) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Those that the HTTP server lists: all.
+/// Returns all connections, which the HTTP server lists.
 async fn all(admin: &Admin) -> anyhow::Result<Vec<Connection>> {
     let mut connections = Vec::new();
-    // Those who come and go between two pages may move one to the next.
+    // A connection may move to the next page when others come and go between two requests.
     let mut known = BTreeSet::new();
     for kind in ["upstream", "publisher", "subscriber"] {
         for offset in (0..).step_by(PAGE) {
@@ -164,7 +164,7 @@ async fn all(admin: &Admin) -> anyhow::Result<Vec<Connection>> {
     Ok(connections)
 }
 
-/// Those that the proxy itself tells: as many as find room in its answer.
+/// Returns the connections that the proxy reports itself: as many as fit into its answer.
 async fn foremost(options: &SourceOptions) -> anyhow::Result<Vec<Connection>> {
     let mut source = options.open().await?;
     let (Stats { connections, connections_left_out, .. }, _) = source.ask().await?;

@@ -14,7 +14,7 @@ use xmsg_zmq::{
 use xmsg_zmtp::SocketType;
 
 use super::zmq::endpoints::{End, PeerOptions, Target, bound, memory_of_process, read};
-use super::zmq::watch::{Ours, Place, Watch};
+use super::zmq::watch::{OwnSocket, Place, Watch};
 use crate::args::parse_duration;
 use crate::exit::Exit;
 use crate::output::{Output, counted, grouped, note, warn};
@@ -256,7 +256,7 @@ impl Job<'_> {
     async fn run(self, front: impl DeviceEnd, back: impl DeviceEnd) -> anyhow::Result<Exit> {
         let mut interrupt = Interrupt::new()?;
         let watch = |side: &Side, other: &Side, events| {
-            let ours = Ours { kind: side.kind, place: Place::End(other.name, other.kind) };
+            let ours = OwnSocket { kind: side.kind, place: Place::End(other.name, other.kind) };
             Watch::new(events, ours, &side.targets, self.verbose)
         };
         let mut watches =

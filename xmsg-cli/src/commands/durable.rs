@@ -1,4 +1,4 @@
-//! `xmsg sub --durable`: messages that waited, acknowledged once they are written.
+//! `xmsg sub --durable`: receives the messages that were kept, and acknowledges them once they are written.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -17,8 +17,8 @@ use crate::output::{note, warn};
 use crate::receiving::{Receiver, Source, Writer};
 use crate::signals::Interrupt;
 
-/// How often a durable subscription that was just made is asked for: its server may still be on its way to
-/// the proxy.
+/// The number of attempts to open a durable subscription that was just made: its server may still be
+/// connecting to the proxy.
 const ATTEMPTS: u32 = 3;
 
 /// What `xmsg sub` is told of a durable subscription.
@@ -39,13 +39,13 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// The name, if it is one.
+    /// Returns the name, if the subscription is durable.
     pub(crate) fn name(&self) -> Option<&str> {
         self.durable.as_deref()
     }
 }
 
-/// Receives until there are enough messages, time is up, or somebody interrupts it.
+/// Receives until there are enough messages, the time is up, or it is interrupted.
 pub(crate) async fn run<W: Writer<xmsg_core::Result<Message>> + Sync>(
     options: Options,
     topics: &[Topic],
@@ -64,7 +64,7 @@ pub(crate) async fn run<W: Writer<xmsg_core::Result<Message>> + Sync>(
         .registrar(RegistrarAddress::default())
         .options(connect.options()?)
         .build()?;
-    // Messages that are not written have been tried in vain.
+    // More messages than are written would be returned by the server in vain.
     let most = DurableOptions::default().max;
     let max = count.and_then(|count| u32::try_from(count).ok()).map_or(most, |count| count.clamp(1, most));
     let asking = DurableOptions { max, ..DurableOptions::default() };
@@ -84,7 +84,7 @@ pub(crate) async fn run<W: Writer<xmsg_core::Result<Message>> + Sync>(
             shown(has),
             shown(wanted)
         );
-        // Its session would keep messages from others until its lease has run out.
+        // Its session would keep messages from others until its lease has expired.
         let _ = opened.close().await;
         bail!(Usage(what));
     }
@@ -94,8 +94,8 @@ pub(crate) async fn run<W: Writer<xmsg_core::Result<Message>> + Sync>(
     let mut trouble = opened.trouble();
     let watching = async {
         while trouble.changed().await.is_ok() {
-            let told = trouble.borrow_and_update().clone();
-            match told {
+            let latest = trouble.borrow_and_update().clone();
+            match latest {
                 Some(what) => warn(format_args!("no messages for now: {}", escaped(&what))),
                 None => note(format_args!("messages can come again")),
             }
@@ -107,7 +107,7 @@ pub(crate) async fn run<W: Writer<xmsg_core::Result<Message>> + Sync>(
     let writer = Acknowledging { writer, acks, written: None };
     let receiver = Receiver { source, writer, count, timeout, verbose };
     let mut ended = receiver.run(&mut interrupt, watching).await?;
-    // Whoever left while nobody read has not acknowledged what was not written: it comes again.
+    // Messages that were not written were not acknowledged, and come again.
     if let Some(source) = ended.source.take()
         && let Err(error) = source.subscription.close().await
     {
@@ -149,7 +149,7 @@ async fn open(
     bail!("nobody answers")
 }
 
-/// Where messages come from.
+/// The source of the messages.
 struct Durable {
     subscription: DurableSubscription,
     has_failed: bool,

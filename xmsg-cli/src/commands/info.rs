@@ -71,7 +71,7 @@ fn rows(stats: &Stats, address: &str) -> Vec<[String; 2]> {
     rows
 }
 
-/// One upstream: how it stands, since when, and what it has brought.
+/// Returns the lines about one upstream: its state, since when, and what it has brought.
 fn upstream(link: &Connection) -> [String; 2] {
     let state = link.state.as_deref().unwrap_or("unknown");
     let since = link.state_s.map_or(String::new(), |state_s| format!(" for {}", time(state_s)));

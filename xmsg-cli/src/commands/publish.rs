@@ -246,7 +246,7 @@ pub(super) async fn confirm_now_and_then(connection: &Connection) {
 #[derive(Debug)]
 struct Job {
     source: Source,
-    recipe: MessageBuilder,
+    builder: MessageBuilder,
     count: u64,
     pace: Option<Pace>,
     progress: Progress,
@@ -262,17 +262,17 @@ struct Job {
 
 impl Job {
     fn new(arguments: &Arguments, topic: &Topic) -> anyhow::Result<Self> {
-        let recipe = arguments.data.recipe(topic)?;
+        let builder = arguments.data.builder(topic)?;
         let split = match (arguments.lines, arguments.null) {
-            (true, _) => Split::Lines { chomp: !arguments.keep_newline || recipe.is_typed() },
+            (true, _) => Split::Lines { chomp: !arguments.keep_newline || builder.is_typed() },
             (_, true) => Split::Null,
             _ => Split::Whole,
         };
         let input = &arguments.input;
-        let source = recipe.source(input.data.as_deref(), input.file.as_deref(), split)?;
+        let source = builder.source(input.data.as_deref(), input.file.as_deref(), split)?;
         Ok(Self {
             source,
-            recipe,
+            builder,
             count: arguments.count.unwrap_or(1),
             pace: None,
             progress: Progress::new(arguments),
@@ -292,10 +292,10 @@ impl Job {
 
     async fn publish(&mut self, connection: &Connection) -> anyhow::Result<()> {
         loop {
-            let mut dish = match self.source.next().await {
+            let mut prepared = match self.source.next().await {
                 Ok(None) => return Ok(()),
-                Ok(Some(data)) => match self.recipe.prepare(data) {
-                    Ok(dish) => dish,
+                Ok(Some(data)) => match self.builder.prepare(data) {
+                    Ok(prepared) => prepared,
                     Err(error) => {
                         self.refuse(error.context(format!("message {}", self.number())))?;
                         continue;
@@ -310,7 +310,7 @@ impl Job {
                 if let Some(pace) = &mut self.pace {
                     pace.wait().await;
                 }
-                let message = match dish.message(&self.recipe, self.number()) {
+                let message = match prepared.message(&self.builder, self.number()) {
                     Ok(message) => message,
                     Err(error) => {
                         self.refuse(error)?;

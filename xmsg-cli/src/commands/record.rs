@@ -1,6 +1,8 @@
 //! `xmsg record`: writes received messages to a file that `xmsg replay` publishes again. It also shows what
 //! such a file contains.
 
+// Longer than 500 lines: one command. A third of it is its options with their help.
+
 use std::fs::File;
 use std::io::{self, IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
@@ -174,7 +176,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let late = if arguments.count.is_some() { Exit::TimedOut } else { Exit::Done };
     let exit = tokio::select! {
         // It ends when COUNT messages were recorded, or with an error of the thread that writes.
-        result = &mut outcome => return told(result.context("the thread that writes has ended")??, &arguments, Exit::Done, losses).await,
+        result = &mut outcome => return print_result(result.context("the thread that writes has ended")??, &arguments, Exit::Done, losses).await,
         () = feed.run() => Exit::Done,
         exit = interrupt.wait() => exit,
         () = timeout => late,
@@ -205,7 +207,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         Some(count) if written.total.messages == count && exit == Exit::TimedOut => Exit::Done,
         _ => exit,
     };
-    told(written, &arguments, exit, losses).await
+    print_result(written, &arguments, exit, losses).await
 }
 
 /// Waits until no message was written for this time.
@@ -220,7 +222,7 @@ async fn no_progress(progress: &Progress, time: Duration) {
 }
 
 /// Reports what was recorded and what is missing.
-async fn told(
+async fn print_result(
     recorded: Recorded,
     arguments: &Arguments,
     exit: Exit,

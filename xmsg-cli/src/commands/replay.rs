@@ -1,5 +1,9 @@
 //! `xmsg replay`: publishes what `xmsg record` has recorded.
 
+// Longer than 500 lines: one command. A quarter of it is its options with their help.
+
+mod plain_publisher;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -14,15 +18,15 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use xmsg_core::control::{CONTROL_TOPIC, Request};
-use xmsg_core::{Connection, Error, ErrorKind, Message, ProxyAddress, Topic};
+use xmsg_core::control::CONTROL_TOPIC;
+use xmsg_core::{Connection, ErrorKind, Message, Topic};
+use xmsg_zmq::Multipart;
 use xmsg_zmq::deadline::Deadline;
-use xmsg_zmq::{Multipart, SocketEvent, SocketEvents};
 
+use self::plain_publisher::PlainPublisher;
 use super::publish::{confirm_now_and_then, end, not_arrived};
 use super::record::{end_words, gap_words, open, show_progress, time_text};
 use crate::args::{ConnectOptions, TopicOptions, parse_count_from_1, parse_duration, parse_rate};
-use crate::control::ControlSockets;
 use crate::exit::{Exit, Usage};
 use crate::output::{
     Output, counted, grouped, note, note_connection, notes_are_seen, or_noting, per_second, warn,
@@ -47,8 +51,6 @@ const LIST_BYTES: u64 = 256 << 10;
 const LAG_TOLD: Duration = Duration::from_millis(100);
 /// The bytes of messages that are read in advance to find their topics.
 const SCANNED_MAX: u64 = 64 << 20;
-/// How often an unanswered request for a confirmation is repeated.
-const ASK_INTERVAL: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -372,8 +374,8 @@ impl Selection {
             }
             let mut found = 0;
             for file in &self.files {
-                let told = if pass == 0 { Some(&mut report) } else { None };
-                let Some(records) = self.read_file(file, told, out)? else { return Ok(report) };
+                let first_report = if pass == 0 { Some(&mut report) } else { None };
+                let Some(records) = self.read_file(file, first_report, out)? else { return Ok(report) };
                 found += records;
             }
             if found == 0 {
@@ -611,66 +613,6 @@ impl<'a> Replay<'a> {
         }
         Ok(())
     }
-}
-
-/// Publishes messages that do not have three frames, as a plain ZeroMQ publisher does, and has them confirmed
-/// as an xMsg client does.
-#[derive(Debug)]
-struct PlainPublisher {
-    sockets: ControlSockets,
-    events: SocketEvents,
-    published: u64,
-}
-
-impl PlainPublisher {
-    /// Connects. The proxy is known to exist, because another connection to it was made before.
-    async fn open(connect: &ConnectOptions) -> anyhow::Result<Self> {
-        let proxy = &connect.proxy()?;
-        let sockets = ControlSockets::connect(connect)?;
-        let events = sockets.publisher.events();
-        let mut plain = Self { sockets, events, published: 0 };
-        let limit = connect.timeout();
-        match tokio::time::timeout(limit, plain.confirm()).await {
-            Ok(()) => Ok(plain),
-            Err(_) => Err(no_answer(proxy, limit).into()),
-        }
-    }
-
-    async fn publish(&mut self, message: Multipart) -> xmsg_core::Result<()> {
-        self.sockets.publisher.publish(message).await?;
-        self.published += 1;
-        Ok(())
-    }
-
-    /// Waits until the proxy has confirmed everything that was published.
-    async fn confirm(&mut self) {
-        // Others may have seen the identity of an earlier request, and could send requests in our place.
-        let request = Request::Publisher(self.sockets.take_secret_identity());
-        let _ = self.sockets.connected().await;
-        let is_answer = |answer: Multipart| request.is_answered_by(&answer).then_some(());
-        let _ = self.sockets.ask(&request.message(), ASK_INTERVAL, is_answer).await;
-    }
-
-    /// Sends the rest. Returns the number of messages that may not have arrived.
-    async fn close(mut self, linger: Duration) -> u64 {
-        let end = Deadline::after(linger);
-        // An answer to an earlier request would confirm less, but there is none: each earlier answer was
-        // waited for.
-        let is_confirmed = end.limit(self.confirm()).await.is_ok();
-        let mut is_broken = false;
-        while let std::task::Poll::Ready(Some(event)) = futures::poll!(std::pin::pin!(self.events.next())) {
-            is_broken |= matches!(event, SocketEvent::Disconnected { .. });
-        }
-        self.sockets.publisher.close(end.left()).await;
-        if is_confirmed && !is_broken { 0 } else { self.published }
-    }
-}
-
-fn no_answer(proxy: &ProxyAddress, limit: Duration) -> Error {
-    let what = format!(
-        "the proxy at {proxy} did not answer within {limit:?}, when messages without metadata were to be published"
-    );
-    Error::new(ErrorKind::Timeout, what)
 }
 
 #[cfg(test)]

@@ -134,9 +134,9 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     if arguments.topics.is_text() {
         note_patterns(&topics);
     }
-    let recipe = arguments.data.recipe(&Topic::wrap(PLACEHOLDER))?;
+    let builder = arguments.data.builder(&Topic::wrap(PLACEHOLDER))?;
     let mut source = if data.is_some() || arguments.file.is_some() {
-        Some(recipe.source(data, arguments.file.as_deref(), Split::Whole)?)
+        Some(builder.source(data, arguments.file.as_deref(), Split::Whole)?)
     } else {
         None
     };
@@ -148,12 +148,12 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let serving = async {
         let answer = if let Some(source) = &mut source {
             let data = source.next().await?.unwrap_or_default();
-            let mut dish = recipe.prepare(data)?;
+            let mut prepared = builder.prepare(data)?;
             // Errors in the data are found before a request arrives.
-            dish.message(&recipe, 1)?;
-            Answer::Data(dish)
+            prepared.message(&builder, 1)?;
+            Answer::Data(prepared)
         } else if let Some(line) = arguments.command {
-            let limit = recipe.input_limit();
+            let limit = builder.input_limit();
             Answer::Command(Arc::new(Command { line, timeout: arguments.command_timeout, limit }))
         } else {
             Answer::Echo
@@ -170,7 +170,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         let mut service = Service {
             connection: &connection,
             subscription,
-            recipe: &recipe,
+            builder: &builder,
             answer,
             working: &mut working,
             counts: &mut counts,
@@ -226,7 +226,7 @@ enum Answer {
 struct Service<'a> {
     connection: &'a Connection,
     subscription: Subscription,
-    recipe: &'a MessageBuilder,
+    builder: &'a MessageBuilder,
     answer: Answer,
     /// Running commands, each with the request that it is for.
     working: &'a mut JoinSet<(Message, anyhow::Result<Bytes>)>,
@@ -250,7 +250,7 @@ impl Service<'_> {
                 biased;
                 Some(done) = self.working.join_next() => {
                     let (request, output) = done.context("a command was given up")?;
-                    let reply = output.and_then(|output| self.recipe.message(output));
+                    let reply = output.and_then(|output| self.builder.message(output));
                     self.finish(&request, reply.and_then(|reply| addressed(reply, &request))).await?;
                 }
                 next = self.subscription.next(), if !enough && self.working.len() < concurrency => {
@@ -276,8 +276,8 @@ impl Service<'_> {
         self.counts.requests += 1;
         let reply = match &mut self.answer {
             Answer::Echo => message.reply().map_err(Into::into).and_then(|reply| reply.context("no request")),
-            Answer::Data(dish) => dish
-                .message(self.recipe, self.counts.requests)
+            Answer::Data(prepared) => prepared
+                .message(self.builder, self.counts.requests)
                 .cloned()
                 .and_then(|reply| addressed(reply, &message)),
             Answer::Command(command) => {
@@ -313,12 +313,12 @@ impl Service<'_> {
             return Ok(());
         };
         let topic = topic_text(request.topic());
-        let told = match request.error_reply(format_args!("{error:#}")) {
+        let error_reply = match request.error_reply(format_args!("{error:#}")) {
             Ok(Some(reply)) => self.publish(&reply).await?,
             Ok(None) => Ok(()),
             Err(error) => Err(error.into()),
         };
-        match told {
+        match error_reply {
             Ok(()) => warn(format_args!("the reply to {topic} is an error: {error:#}")),
             Err(why) => warn(format_args!("no reply to {topic}: {error:#}; nor can that be told: {why:#}")),
         }

@@ -81,9 +81,9 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         bail!(Usage("--timeout can't be 0: nobody could reply in time".to_owned()));
     }
     let topic = arguments.topics.to_publish(&arguments.topic)?;
-    let recipe = arguments.data.recipe(&topic)?;
+    let builder = arguments.data.builder(&topic)?;
     let input = &arguments.input;
-    let source = recipe.source(input.data.as_deref(), input.file.as_deref(), Split::Whole)?;
+    let source = builder.source(input.data.as_deref(), input.file.as_deref(), Split::Whole)?;
 
     let ready = Arc::new(OnceLock::new());
     let subscribed = ready.clone();
@@ -108,7 +108,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         waiter,
         topic: topic.clone(),
         source,
-        recipe,
+        builder,
         count: arguments.count,
         timeout: arguments.timeout,
         style: arguments.style.style(Style::Data),
@@ -150,7 +150,7 @@ struct RequestTask {
     waiter: Option<Connection>,
     topic: Topic,
     source: Source,
-    recipe: MessageBuilder,
+    builder: MessageBuilder,
     count: u64,
     timeout: Duration,
     style: Style,
@@ -185,7 +185,7 @@ impl RequestTask {
 
     async fn run(mut self) -> anyhow::Result<Exit> {
         let data = self.source.next().await?.unwrap_or_default();
-        let mut dish = self.recipe.prepare(data).context("the data of the request")?;
+        let mut prepared = self.builder.prepare(data).context("the data of the request")?;
         let mut timeout = self.timeout;
         if let Some(waiter) = self.waiter.take() {
             let started = Instant::now();
@@ -198,7 +198,7 @@ impl RequestTask {
         }
         let (mut unanswered, mut is_lost) = (0_u64, false);
         for number in 1..=self.count {
-            let message = dish.message(&self.recipe, number)?.clone();
+            let message = prepared.message(&self.builder, number)?.clone();
             let mut started = Instant::now();
             match self.actor.request(&message, std::mem::replace(&mut timeout, self.timeout)).await {
                 Ok(reply) => {

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::args::parse_duration;
 use crate::exit::Exit;
-use crate::live::Asking;
+use crate::live::LiveSource;
 use crate::output::{Output, grouped, note, rounded};
 use crate::sampling::{Rates, Sampler};
 use crate::signals::Interrupt;
@@ -48,9 +48,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
     let work = async {
         let mut look = Sampler::open(&arguments.source).await?;
-        look.take().await?;
+        look.sample().await?;
         tokio::time::sleep(arguments.duration).await;
-        let rates = look.take().await?;
+        let rates = look.sample().await?;
         if let Some(unseen) = look.unseen() {
             note(unseen);
         }

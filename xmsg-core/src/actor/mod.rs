@@ -1,5 +1,7 @@
 //! Actors publish, subscribe, send requests and answer them, by topic.
 
+// Longer than 500 lines: the public interface of one type, most of it documentation with examples.
+
 mod builder;
 mod reply;
 pub(crate) mod service;

@@ -1,5 +1,8 @@
 //! Subscriptions with a handler: the task that runs the handler, and how it ends.
 
+// Longer than 500 lines: one life cycle. Handles, the task and its end share one state, which is private to
+// this file.
+
 mod lines;
 mod side_by_side;
 
@@ -67,7 +70,7 @@ pub(super) struct Shared {
     topics: Vec<Topic>,
     /// The count that was returned when the service had not ended by its deadline: later calls return it
     /// again.
-    told: OnceLock<u64>,
+    unhandled_at_deadline: OnceLock<u64>,
     /// Notifies waiters when a worker ends.
     work_done: Notify,
     /// Whether no more messages are to be handled.
@@ -129,7 +132,7 @@ impl Shared {
     /// Returns the number of messages that were not handled, if the service has ended.
     pub(super) fn left_behind(&self) -> Option<u64> {
         let is_over = self.ended.is_cancelled();
-        is_over.then(|| self.told.get().copied().unwrap_or_else(|| self.unhandled(None)))
+        is_over.then(|| self.unhandled_at_deadline.get().copied().unwrap_or_else(|| self.unhandled(None)))
     }
 
     /// Takes the next message of the batch and returns its offset.
@@ -189,7 +192,7 @@ impl Shared {
             return self.left_behind().unwrap_or_else(|| self.unhandled(own));
         }
         self.give_up();
-        *self.told.get_or_init(|| {
+        *self.unhandled_at_deadline.get_or_init(|| {
             let unhandled = self.unhandled(own);
             let topics = self.topics.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             tracing::warn!(
@@ -299,7 +302,7 @@ where
             failed: AtomicU64::new(0),
             lines: Lines::default(),
             topics: self.subscription.topics().to_vec(),
-            told: OnceLock::new(),
+            unhandled_at_deadline: OnceLock::new(),
             work_done: Notify::new(),
             stopping: AtomicBool::new(false),
             stop: actor_gone.child_token(),
@@ -480,7 +483,7 @@ where
             let Some(reply) = error_reply(request, failure.clone()) else { return };
             let Err(error) = self.connection.publish(&reply).await else { return };
             if error.kind() != ErrorKind::TooLarge || failure.is_empty() {
-                self.shared.lines.untold(request.topic(), &error.with_causes().to_string());
+                self.shared.lines.report_failed(request.topic(), &error.with_causes().to_string());
                 return;
             }
             let mut len = failure.len() / 2;

@@ -121,9 +121,9 @@ impl Confirmations {
     pub(super) async fn confirm(&self, publisher: &Publisher, target: &Target) -> Result<u64> {
         self.confirm_quietly(publisher, target).await?;
         let mut known = self.known();
-        let news = known.doubtful - known.reported;
+        let newly_doubtful = known.doubtful - known.reported;
         known.reported = known.doubtful;
-        Ok(news)
+        Ok(newly_doubtful)
     }
 
     /// Waits until no message is left to be confirmed, including those accepted in the meantime. It ends

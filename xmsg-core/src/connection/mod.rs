@@ -1,6 +1,9 @@
 //! A connection to one proxy. Its publishing, subscribing and control sockets are opened when they are
 //! needed.
 
+// Longer than 500 lines: the public interface of one type, most of it documentation. What it does is in the
+// modules beside it.
+
 mod confirmation;
 mod opening;
 
@@ -597,7 +600,7 @@ impl Connection {
             if confirmed.some {
                 end = Deadline::after(timeout);
             }
-            for private in unconfirmed.take_settled() {
+            for private in unconfirmed.take_finished() {
                 socket.unsubscribe(private);
             }
             let batch = confirmed.rest;
@@ -613,7 +616,7 @@ impl Connection {
                 // Topics with so many messages count as confirmed: the messages prove that they are
                 // subscribed to.
                 unconfirmed.concede(batch);
-                for private in unconfirmed.take_settled() {
+                for private in unconfirmed.take_finished() {
                     socket.unsubscribe(private);
                 }
             }

@@ -1,5 +1,7 @@
 //! Conversion of Rust values to data, and back.
 
+// Longer than 500 lines: a table of conversions, one for each type.
+
 use std::borrow::Cow;
 use std::fmt;
 

@@ -36,17 +36,17 @@ use tokio::sync::watch;
 use crate::{Actor, Error, ErrorKind, Message, Result, Topic};
 use protocol::{Item, Reply, Request, TOPIC};
 
-/// How long an answer may take beyond what the server was asked to wait.
+/// The time that an answer may take beyond the time that the request asks the server to wait.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
-/// The pause before something that failed is tried again.
+/// The pause before a failed request is repeated.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// How a durable subscription asks.
+/// The options of a durable subscription.
 #[derive(Clone, Copy, Debug)]
 pub struct DurableOptions {
-    /// Messages in one answer, at most; twice as many may be out without an acknowledgement. Default: 100.
+    /// The largest number of messages in one answer. Twice as many may be unacknowledged. Default: 100.
     pub max: u32,
-    /// How long the server waits for a message before it answers that there is none. Default: 10 s.
+    /// The time that the server waits for a message before it answers that there is none. Default: 10 s.
     pub wait: Duration,
 }
 
@@ -56,10 +56,10 @@ impl Default for DurableOptions {
     }
 }
 
-/// Where a message stands, to be acknowledged.
+/// The position of a message, by which it is acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
-    /// Which session it came in, counted from 1.
+    /// The session that it came in, counted from 1.
     epoch: u64,
     number: u64,
 }
@@ -70,45 +70,46 @@ pub struct Place {
 pub struct DurableMessage {
     /// The message as it was published.
     pub message: Message,
-    /// Where it stands.
+    /// The position of the message.
     pub place: Place,
-    /// How often it had been given to a subscriber that did not acknowledge it.
+    /// The number of times that the message was delivered before without being acknowledged.
     pub returned: u32,
 }
 
-/// Acknowledges messages of a durable subscription from elsewhere. Clones are the same.
+/// Acknowledges messages of a durable subscription from another task. Clones acknowledge for the same
+/// subscription.
 #[derive(Clone, Debug)]
 pub struct Acknowledger(watch::Sender<Place>);
 
 impl Acknowledger {
-    /// This message and all before it are done with.
+    /// Acknowledges this message and all before it.
     pub fn acknowledge(&self, place: Place) {
         self.0.send_if_modified(|acked| {
-            let is_news = place > *acked;
+            let is_new = place > *acked;
             *acked = place.max(*acked);
-            is_news
+            is_new
         });
     }
 }
 
 type Answer = BoxFuture<'static, Result<Reply>>;
 
-/// A durable subscription at work: see the [module](self).
+/// An open durable subscription: see the [module](self).
 pub struct DurableSubscription {
     actor: Actor,
     topic: Topic,
     options: DurableOptions,
     topics: Vec<String>,
-    /// None while there is none: another one is opened.
+    /// The session, or `None` if another one has to be opened.
     session: Option<Bytes>,
     epoch: u64,
-    /// The number of the last message that has come in this session.
+    /// The number of the last message that was received in this session.
     after: u64,
     received: VecDeque<DurableMessage>,
     acks: Acknowledger,
     acked: watch::Receiver<Place>,
-    /// What the server was told to be acknowledged in this session.
-    told: u64,
+    /// The last acknowledgement that the server has received in this session.
+    sent_ack: u64,
     asking: Option<Answer>,
     acking: Option<Answer>,
     trouble: watch::Sender<Option<String>>,
@@ -141,7 +142,7 @@ impl DurableSubscription {
             received: VecDeque::new(),
             acks: Acknowledger(acks),
             acked,
-            told: 0,
+            sent_ack: 0,
             asking: None,
             acking: None,
             trouble: watch::Sender::new(None),
@@ -159,37 +160,37 @@ impl DurableSubscription {
         Ok(subscription)
     }
 
-    /// What it subscribes to, as prefixes: the definition says it, at the server.
+    /// Returns the prefixes that it subscribes to. The definition at the server lists them.
     #[must_use]
     pub fn topics(&self) -> &[String] {
         &self.topics
     }
 
-    /// What keeps messages from coming at this moment, in words; it is tried again meanwhile.
+    /// Returns the reason why no messages arrive at this moment, if there is one. Requests are repeated
+    /// meanwhile.
     #[must_use]
     pub fn trouble(&self) -> watch::Receiver<Option<String>> {
         self.trouble.subscribe()
     }
 
-    /// What acknowledges messages from elsewhere, such as from where they are written.
+    /// Returns a handle that acknowledges messages from another task, such as the one that writes them.
     #[must_use]
     pub fn acknowledger(&self) -> Acknowledger {
         self.acks.clone()
     }
 
-    /// This message and all before it are done with: they will not come again. The server is told with the
-    /// next request, or while
-    /// [`next`](Self::next) waits.
+    /// Acknowledges this message and all before it: they will not come again. The acknowledgement is sent
+    /// with the next request, or while [`next`](Self::next) waits.
     pub fn acknowledge(&self, place: Place) {
         self.acks.acknowledge(place);
     }
 
-    /// The next message. Waits for it for as long as it takes; what goes wrong meanwhile is tried again, and
-    /// told by [`trouble`](Self::trouble). Dropping the future loses nothing. An error is one that would not
-    /// go away. It never returns `Ok(None)` so far.
+    /// Returns the next message, and waits for it as long as necessary. Failed requests are repeated, and
+    /// [`trouble`](Self::trouble) says why they failed. It returns an error only if repeating makes no sense.
+    /// Dropping the future loses nothing. It never returns `Ok(None)` so far.
     pub async fn next(&mut self) -> Result<Option<DurableMessage>> {
-        // However slowly messages are taken, the server is told meanwhile what was acknowledged, and that
-        // somebody is there.
+        // However slowly messages are taken, the server receives acknowledgements meanwhile, and learns that
+        // the subscriber is still there.
         if let Some(worked) = self.work().now_or_never() {
             worked?;
         }
@@ -201,13 +202,13 @@ impl DurableSubscription {
         }
     }
 
-    /// Tells the server what was acknowledged, and ends: what was not acknowledged goes to others, or comes
-    /// again.
+    /// Sends the last acknowledgement and ends the session. Messages that were not acknowledged go to other
+    /// subscribers, or come again.
     pub async fn close(mut self) -> Result<()> {
         let Some(session) = self.session.take() else { return Ok(()) };
         let ack = self.acknowledged();
         match self.ask(&Request::End { session, ack }, ANSWER_TIME).await? {
-            Reply::UnknownSession if ack > self.told => {
+            Reply::UnknownSession if ack > self.sent_ack => {
                 let what = "the server of the durable subscription does not know what was acknowledged last: those messages come again";
                 Err(Error::new(ErrorKind::Unconfirmed, what))
             }
@@ -216,7 +217,7 @@ impl DurableSubscription {
         }
     }
 
-    /// The last number of this session that was acknowledged.
+    /// Returns the last number of this session that was acknowledged.
     fn acknowledged(&self) -> u64 {
         let place = *self.acked.borrow();
         if place.epoch == self.epoch { place.number } else { 0 }
@@ -226,7 +227,7 @@ impl DurableSubscription {
         self.session = Some(session);
         self.topics = topics;
         self.epoch += 1;
-        (self.after, self.told, self.acking) = (0, 0, None);
+        (self.after, self.sent_ack, self.acking) = (0, 0, None);
     }
 
     async fn ask(&self, request: &Request, limit: Duration) -> Result<Reply> {
@@ -235,8 +236,8 @@ impl DurableSubscription {
         Reply::decode(answer.data().clone())
     }
 
-    /// Begins a request, whose answer is waited for later. If the request before has failed, it begins after
-    /// a pause.
+    /// Begins a request, whose answer is awaited later. If the request before has failed, it begins after a
+    /// pause.
     fn later(&self, request: &Request, limit: Duration) -> Result<Answer> {
         let message = Message::of(&self.topic, request.encode())?;
         let actor = self.actor.clone();
@@ -251,7 +252,7 @@ impl DurableSubscription {
         .boxed())
     }
 
-    /// One step: something is asked, answered, or acknowledged.
+    /// Does one step: sends a request, or handles an answer.
     async fn work(&mut self) -> Result<()> {
         if self.asking.is_none() {
             let request = match self.session.clone() {
@@ -265,7 +266,7 @@ impl DurableSubscription {
                 },
             };
             if let Request::Next { ack, .. } = request {
-                self.told = ack;
+                self.sent_ack = ack;
             }
             self.asking = Some(self.later(&request, ANSWER_TIME.saturating_add(self.options.wait))?);
         }
@@ -283,11 +284,11 @@ impl DurableSubscription {
                 }))
             }
             changed = self.acked.changed(), if self.acking.is_none() => {
-                // This end of it is ours, so that it is there.
+                // This side holds the other end of the channel, so it is open.
                 let _ = changed;
                 let ack = self.acknowledged();
-                if ack > self.told && let Some(session) = self.session.clone() {
-                    self.told = ack;
+                if ack > self.sent_ack && let Some(session) = self.session.clone() {
+                    self.sent_ack = ack;
                     self.acking = Some(self.later(&Request::Ack { session, ack }, ANSWER_TIME)?);
                 }
                 Ok(())
@@ -299,7 +300,7 @@ impl DurableSubscription {
         let trouble = match answer {
             Ok(Reply::Messages(items)) => {
                 for Item { number, returned, message } in items {
-                    // One that was asked for twice comes twice.
+                    // A message that was requested twice comes twice.
                     if number > self.after {
                         self.after = number;
                         let place = Place { epoch: self.epoch, number };
@@ -329,15 +330,16 @@ impl DurableSubscription {
                 _ => Some(error.with_causes().to_string()),
             },
         };
-        self.trouble.send_if_modified(|told| {
-            let is_news = *told != trouble;
-            *told = trouble;
-            is_news
+        self.trouble.send_if_modified(|known| {
+            let is_new = *known != trouble;
+            *known = trouble;
+            is_new
         });
         Ok(())
     }
 
-    /// Another session is opened. What has come in this one and was not given out comes again in that.
+    /// Gives up the session. Another one is opened, and the messages of this one that were not returned come
+    /// again.
     fn lose_session(&mut self) {
         self.session = None;
         self.received.clear();

@@ -1,4 +1,4 @@
-//! What a durable subscription and its server say to each other, as protobuf in the data of requests and
+//! The messages between a durable subscription and its server, as protobuf in the data of requests and
 //! answers. The fields are in `docs/connect.md`.
 
 use bytes::Bytes;
@@ -6,40 +6,40 @@ use prost::Message as _;
 
 use crate::{Error, ErrorKind, Message, Result};
 
-/// What the topic of the requests for a durable subscription begins with; its name follows.
+/// The beginning of the topic of requests for a durable subscription. Its name follows.
 pub const TOPIC: &str = "xmsg-durable:";
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Request {
-    /// Begins a session. The answer has its identifier.
+    /// Begins a session. The answer contains its identifier.
     Open,
     /// Asks for messages.
     Next {
         /// The session.
         session: Bytes,
-        /// The number of the last message that has come.
+        /// The number of the last message that was received.
         after: u64,
-        /// Messages up to this number are done with.
+        /// The number up to which messages are acknowledged.
         ack: u64,
-        /// Messages in the answer, at most.
+        /// The largest number of messages in the answer.
         max: u32,
-        /// How long to wait for a message, in milliseconds.
+        /// The time to wait for a message, in milliseconds.
         wait_ms: u32,
     },
-    /// Says that messages up to this number are done with.
+    /// Acknowledges messages up to this number.
     Ack {
         /// The session.
         session: Bytes,
-        /// The number.
+        /// The number up to which messages are acknowledged.
         ack: u64,
     },
-    /// Says that messages up to a number are done with, and ends the session: messages behind that go back.
+    /// Acknowledges messages up to a number, and ends the session. Later messages are returned to the queue.
     End {
         /// The session.
         session: Bytes,
-        /// The number.
+        /// The number up to which messages are acknowledged.
         ack: u64,
     },
 }
@@ -50,25 +50,26 @@ pub enum Request {
 pub enum Reply {
     /// A session has begun.
     Opened {
-        /// Its identifier.
+        /// The identifier of the session.
         session: Bytes,
-        /// What the durable subscription subscribes to.
+        /// The prefixes that the durable subscription subscribes to.
         topics: Vec<String>,
     },
-    /// Messages, oldest first; none if there were none in time.
+    /// Messages, the oldest first, or none if there were none in time.
     Messages(Vec<Item>),
-    /// There is no such session, or not any more. What was not acknowledged comes again in another one.
+    /// The session does not exist, or no longer exists. Messages that were not acknowledged come again in
+    /// another one.
     UnknownSession,
-    /// Nothing can be had for now, for this reason.
+    /// The messages can't be read for now, for this reason.
     Unavailable(String),
 }
 
 /// A message with its number in the session.
 #[derive(Clone, Debug)]
 pub struct Item {
-    /// Its number; they begin with 1.
+    /// The number, which begins with 1.
     pub number: u64,
-    /// How often it had been given to somebody who did not acknowledge it.
+    /// The number of times that the message was delivered before without being acknowledged.
     pub returned: u32,
     /// The message as it was published.
     pub message: Message,
@@ -129,7 +130,7 @@ const UNKNOWN_SESSION: u32 = 2;
 const UNAVAILABLE: u32 = 3;
 
 impl Request {
-    /// The session that it is for; none in one that begins a session.
+    /// Returns the session of the request, or `None` for a request that begins one.
     #[must_use]
     pub fn session(&self) -> Option<&Bytes> {
         match self {
@@ -140,7 +141,7 @@ impl Request {
         }
     }
 
-    /// The bytes of the request.
+    /// Encodes the request.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let wire = match self.clone() {
@@ -154,7 +155,7 @@ impl Request {
         wire.encode_to_vec().into()
     }
 
-    /// Reads what [`encode`](Self::encode) wrote.
+    /// Decodes the result of [`encode`](Self::encode).
     pub fn decode(bytes: Bytes) -> Result<Self> {
         let wire = WireRequest::decode(bytes).map_err(|error| unreadable().with_source(error))?;
         let WireRequest { kind, session, after, ack, max, wait_ms } = wire;
@@ -169,7 +170,7 @@ impl Request {
 }
 
 impl Reply {
-    /// The bytes of the answer.
+    /// Encodes the answer.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let wire = match self {
@@ -192,7 +193,7 @@ impl Reply {
         wire.encode_to_vec().into()
     }
 
-    /// Reads what [`encode`](Self::encode) wrote. The frames of the messages are slices of `bytes`.
+    /// Decodes the result of [`encode`](Self::encode). The frames of the messages are slices of `bytes`.
     pub fn decode(bytes: Bytes) -> Result<Self> {
         let wire = WireReply::decode(bytes).map_err(|error| unreadable().with_source(error))?;
         Ok(match wire.status {

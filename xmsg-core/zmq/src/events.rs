@@ -178,21 +178,21 @@ impl EventChannel {
     /// Sends an event of one of many sockets, like [`emit`](Self::emit). Repeated failures to connect to one
     /// peer are not reported for each attempt of each socket.
     pub fn emit_deduplicated(&self, event: SocketEvent) {
-        let is_news = {
+        let is_to_be_reported = {
             let mut failures = lock(&self.failures);
             match &event {
                 SocketEvent::ConnectFailed { peer, error, .. } => {
                     let (kind, now) = (error.kind(), Instant::now());
-                    let is_news = failures
+                    let is_to_be_reported = failures
                         .get(peer)
-                        .is_none_or(|(told, at)| *told != kind || now.duration_since(*at) >= FOLDED);
-                    if is_news {
+                        .is_none_or(|(reported, at)| *reported != kind || now.duration_since(*at) >= FOLDED);
+                    if is_to_be_reported {
                         if failures.len() >= EVENTS {
                             failures.clear();
                         }
                         failures.insert(peer.clone(), (kind, now));
                     }
-                    is_news
+                    is_to_be_reported
                 }
                 SocketEvent::Connected { peer } => {
                     failures.remove(peer);
@@ -201,7 +201,7 @@ impl EventChannel {
                 _ => true,
             }
         };
-        if is_news {
+        if is_to_be_reported {
             self.emit(event);
         }
     }

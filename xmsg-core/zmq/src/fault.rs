@@ -170,8 +170,8 @@ mod tests {
         assert_eq!(tasks.failure(), None);
         tasks.watch("the first", async { panic!("number {}", 1) }).await;
         tasks.watch("the second", async { panic!("number 2") }).await;
-        let told = "the first has ended by a fault of this program: number 1";
-        assert_eq!((tasks.failure(), tasks.clone().failed().await), (Some(told), told));
+        let failure = "the first has ended by a fault of this program: number 1";
+        assert_eq!((tasks.failure(), tasks.clone().failed().await), (Some(failure), failure));
     }
 
     #[tokio::test]

@@ -1,5 +1,8 @@
 //! The hub, which all sockets are built on: links, the tasks that own them, and the receive queue.
 
+// Longer than 500 lines: one state that all sockets share. Its tasks, links and locks are to be read
+// together.
+
 mod connecting;
 mod reporting;
 
@@ -555,8 +558,8 @@ impl Hub {
         lost: &mut Option<LostConnection>,
     ) {
         let (version, limits) = (peer.version, peer.limits);
-        let seat = match self.role.join(link, &peer) {
-            Ok(seat) => seat,
+        let slot = match self.role.join(link, &peer) {
+            Ok(slot) => slot,
             Err(reason) => {
                 self.report_refused(name, reason);
                 return;
@@ -582,21 +585,21 @@ impl Hub {
         self.reassign();
 
         // A peer that reconnects with its identity stays behind what it sent before.
-        let from = if link.connecting || seat.identity.is_empty() {
+        let from = if link.connecting || slot.identity.is_empty() {
             Bytes::copy_from_slice(&link.id.to_be_bytes())
         } else {
-            seat.identity.clone()
+            slot.identity.clone()
         };
         let queue = self.receive_queue.line(&from, &Source::of(name));
-        let mut handler = LinkHandler { hub: self, link, identity: seat.identity.clone(), queue };
+        let mut handler = LinkHandler { hub: self, link, identity: slot.identity.clone(), queue };
         let ended = {
-            let settle = async {
+            let wait_for_subscribers = async {
                 if let Some(lost) = lost.as_mut().filter(|lost| lost.had_subscribers()) {
                     link.hold();
                     tokio::select! {
                         biased;
                         () = self.hold_limit.reached() => {}
-                        () = lost.settle(link, &self.options, &self.changed) => {}
+                        () = lost.wait_for_subscribers(link, &self.options, &self.changed) => {}
                     }
                     link.release();
                 }
@@ -605,7 +608,7 @@ impl Hub {
             };
             tokio::select! {
                 biased;
-                ended = settle => ended,
+                ended = wait_for_subscribers => ended,
                 // The linger of `close` bounds the time limit here: a proxy may still be reading what we
                 // wrote.
                 ended = session.run(&link.send_queue, &mut handler, Duration::MAX) => ended,

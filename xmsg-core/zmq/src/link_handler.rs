@@ -71,9 +71,9 @@ impl Handler for LinkHandler<'_> {
     }
 
     async fn subscription(&mut self, subscribe: bool, prefix: Bytes) -> Result<(), Ended> {
-        let is_told = self.hub.role().subscription(self.link, subscribe, prefix.clone())?;
+        let is_reported = self.hub.role().subscription(self.link, subscribe, prefix.clone())?;
         self.hub.changed.notify_waiters();
-        if is_told {
+        if is_reported {
             self.queue.push(&self.identity, notice(subscribe, &prefix), None).await;
         }
         Ok(())
@@ -85,23 +85,23 @@ impl Handler for LinkHandler<'_> {
     }
 
     fn dropped(&mut self, counts: DroppedCounts) {
-        let (peer, news, total) = {
+        let (peer, new_drops, total) = {
             let mut state = self.link.state();
             let (before, total) = &mut state.drops;
             // A count that decreases is ignored.
-            let news = DroppedCounts {
+            let new_drops = DroppedCounts {
                 too_slow: counts.too_slow.saturating_sub(before.too_slow),
                 too_large: counts.too_large.saturating_sub(before.too_large),
             };
             before.too_slow = before.too_slow.max(counts.too_slow);
             before.too_large = before.too_large.max(counts.too_large);
-            total.too_slow = total.too_slow.saturating_add(news.too_slow);
-            total.too_large = total.too_large.saturating_add(news.too_large);
-            (state.name.clone(), news, state.drops.1)
+            total.too_slow = total.too_slow.saturating_add(new_drops.too_slow);
+            total.too_large = total.too_large.saturating_add(new_drops.too_large);
+            (state.name.clone(), new_drops, state.drops.1)
         };
         for (reason, messages, total) in [
-            (DropReason::TooSlow, news.too_slow, total.too_slow),
-            (DropReason::TooLarge, news.too_large, total.too_large),
+            (DropReason::TooSlow, new_drops.too_slow, total.too_slow),
+            (DropReason::TooLarge, new_drops.too_large, total.too_large),
         ] {
             if messages > 0 {
                 self.hub.emit(SocketEvent::DroppedByPeer { peer: peer.to_string(), reason, messages, total });

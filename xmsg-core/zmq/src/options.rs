@@ -1,5 +1,7 @@
 //! The options of sockets.
 
+// Longer than 500 lines: one list of options, each with its documentation and default.
+
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;

@@ -229,7 +229,7 @@ impl Publisher {
     /// be queued again.
     #[must_use]
     pub fn written_once(&self) -> u64 {
-        self.hub.links().iter().map(|link| link.send_queue.gone_once()).sum()
+        self.hub.links().iter().map(|link| link.send_queue.written_or_discarded()).sum()
     }
 
     /// Returns how many messages had been written or discarded when a connection broke last.

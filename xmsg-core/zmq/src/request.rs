@@ -1,5 +1,8 @@
 //! REQ: sends a request, receives its reply, and only then sends the next request.
 
+// Longer than 500 lines: the public interface of one type with its documentation. One request over one
+// connection is in a module of its own.
+
 mod exchange;
 #[cfg(test)]
 mod tests;

@@ -359,10 +359,10 @@ impl Subscribing {
 
 /// Queues a subscription for a peer. If a peer that has connected to us lets too many of them wait, its
 /// connection is ended. Without them, it would send what is not subscribed to any more, and not send what is.
-/// The subscriptions that it was sent when it connected, `told` bytes of prefixes, may wait in addition.
-fn queue(link: &Link, subscription: &[u8], told: usize) {
+/// The subscriptions that it was sent when it connected, `sent` bytes of prefixes, may wait in addition.
+fn queue(link: &Link, subscription: &[u8], sent: usize) {
     // Each prefix has a frame header and one more byte in front.
-    let most = if link.connecting { QUEUED_MAX } else { QUEUED_MAX_ACCEPTED + 2 * told };
+    let most = if link.connecting { QUEUED_MAX } else { QUEUED_MAX_ACCEPTED + 2 * sent };
     if !link.send_queue.push_urgent(subscription, most) && !link.connecting {
         tracing::debug!(peer = %link.state().name, "ended: it does not read what is subscribed to");
         link.stop.cancel();

@@ -212,8 +212,8 @@ impl Role for XPubRole {
 
     fn leave(&self, link: &Link) -> Vec<Bytes> {
         let prefixes: Vec<Bytes> = link.state().wanted.iter().cloned().collect();
-        let is_told = |prefix: &Bytes| self.count(false, prefix) || self.settings.notices == Notices::All;
-        prefixes.into_iter().filter(is_told).collect()
+        let is_reported = |prefix: &Bytes| self.count(false, prefix) || self.settings.notices == Notices::All;
+        prefixes.into_iter().filter(is_reported).collect()
     }
 }
 

@@ -32,13 +32,13 @@ async fn each_step_of_a_connection_is_told_on_both_sides() {
     let mut there = pull.events();
     let endpoint = pull.bind(&anywhere()).await.unwrap();
     assert!(
-        matches!(next(&mut there).await, SocketEvent::Listening { endpoint: told } if told == endpoint.to_string())
+        matches!(next(&mut there).await, SocketEvent::Listening { endpoint: reported } if reported == endpoint.to_string())
     );
     let push = Push::new(options());
     let mut here = push.events();
     push.connect(endpoint.clone());
     let SocketEvent::Accepted { peer } = next(&mut there).await else { panic!("it accepts") };
-    assert!(matches!(next(&mut there).await, SocketEvent::Connected { peer: told } if told == peer));
+    assert!(matches!(next(&mut there).await, SocketEvent::Connected { peer: reported } if reported == peer));
     assert!(matches!(next(&mut here).await, SocketEvent::Connected { .. }));
 
     pull.close().await;
@@ -144,9 +144,9 @@ async fn a_peer_that_goes_when_it_learns_our_type_is_told() {
     (greeting[0], greeting[9], greeting[10]) = (0xff, 0x7f, 3);
     greeting[12..16].copy_from_slice(b"NULL");
     failed(&greeting).await;
-    let told = error().await;
-    assert_eq!(told.kind(), ErrorKind::Refused);
-    assert!(told.to_string().contains("told that this socket is of type PULL"), "{told}");
+    let reported = error().await;
+    assert_eq!(reported.kind(), ErrorKind::Refused);
+    assert!(reported.to_string().contains("told that this socket is of type PULL"), "{reported}");
     // A peer that sends nothing at all did not get as far as our type.
     failed(&[]).await;
     assert_eq!(error().await.kind(), ErrorKind::Closed);

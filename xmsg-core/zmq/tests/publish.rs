@@ -309,7 +309,7 @@ async fn a_slow_subscriber_of_a_bound_publisher_loses_what_does_not_fit_and_stop
         let dropped = publisher.dropped();
         assert!(dropped > COUNT / 2, "{overflow:?}: {dropped}");
         let mut received = Vec::new();
-        let told = async {
+        let reported = async {
             loop {
                 match events.next().await {
                     Some(SocketEvent::PeerTooSlow { messages, total, .. }) => return (messages, total),
@@ -318,7 +318,7 @@ async fn a_slow_subscriber_of_a_bound_publisher_loses_what_does_not_fit_and_stop
                 }
             }
         };
-        let (messages, total) = within("what was dropped is told", told).await;
+        let (messages, total) = within("what was dropped is told", reported).await;
         assert!(messages > 0 && total >= messages);
         // The dropped messages, and those that the slow subscriber now receives, are all messages.
         let closing = tokio::spawn(async move { publisher.close(PATIENCE).await });

@@ -324,7 +324,7 @@ async fn nobody_who_listens_is_counted_and_no_error() {
     let radio = radio_to(&endpoint).await;
     radio.send("g", "into nothing").unwrap();
     sent(&radio, |now| now.sent == 1).await;
-    let told = within("word that nobody listens", async {
+    let statistics = within("word that nobody listens", async {
         loop {
             radio.send("g", "into nothing").unwrap();
             let now = radio.statistics().remove(0);
@@ -335,7 +335,7 @@ async fn nobody_who_listens_is_counted_and_no_error() {
         }
     })
     .await;
-    assert_eq!((told.failed, told.last_error), (0, None));
+    assert_eq!((statistics.failed, statistics.last_error), (0, None));
     let dish = Dish::new(DishOptions::default());
     dish.join("g").unwrap();
     dish.bind(&endpoint).await.unwrap();

@@ -1,5 +1,7 @@
 //! The engine: one end of a connection as a state machine for greeting, handshake and traffic.
 
+// Longer than 500 lines: one state machine, whose phases share its fields.
+
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};

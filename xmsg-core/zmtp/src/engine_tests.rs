@@ -307,7 +307,7 @@ fn ready_with(socket_type: &str, name: &[u8], value: &[u8]) -> Vec<u8> {
 }
 
 /// Returns the limits that an engine of this type learns from a peer with this READY command.
-fn told(socket_type: SocketType, ready: &[u8]) -> PeerLimits {
+fn announced(socket_type: SocketType, ready: &[u8]) -> PeerLimits {
     let mut engine = engine(socket_type);
     let mut input = BytesMut::from(&[&greeting(1, b"NULL"), ready].concat()[..]);
     let Ok(Some(Event::Ready(peer))) = engine.poll_event(&mut input) else { panic!("no handshake") };
@@ -317,13 +317,13 @@ fn told(socket_type: SocketType, ready: &[u8]) -> PeerLimits {
 #[test]
 fn a_peer_tells_its_limits_and_a_foreign_one_none() {
     let nothing = PeerLimits::default();
-    assert_eq!(told(SocketType::Pub, &ready("XSUB")), nothing);
+    assert_eq!(announced(SocketType::Pub, &ready("XSUB")), nothing);
     let one = ready_with("XSUB", b"x-max-message-size", b"1048576");
-    assert_eq!(told(SocketType::Pub, &one), PeerLimits { message_size: Some(1 << 20), ..nothing });
+    assert_eq!(announced(SocketType::Pub, &one), PeerLimits { message_size: Some(1 << 20), ..nothing });
     for malformed in [&b""[..], b"0", b"-5", b"many", &[0, 0, 0, 1]] {
-        assert_eq!(told(SocketType::Pub, &ready_with("XSUB", b"X-Max-Frames", malformed)), nothing);
+        assert_eq!(announced(SocketType::Pub, &ready_with("XSUB", b"X-Max-Frames", malformed)), nothing);
     }
-    assert_eq!(told(SocketType::Pub, &ready_with("XSUB", b"X-Whatever", b"1")), nothing);
+    assert_eq!(announced(SocketType::Pub, &ready_with("XSUB", b"X-Whatever", b"1")), nothing);
 }
 
 #[test]
@@ -342,14 +342,14 @@ fn both_ends_learn_the_limits_of_the_other() {
         let mut ends = [(SocketType::Pub, false), (SocketType::Xsub, true)].map(|(socket_type, server)| {
             (Engine::with_mechanism(options(socket_type), mechanism(server), now), BytesMut::new(), None)
         });
-        while ends.iter().any(|(_, _, told)| told.is_none()) {
+        while ends.iter().any(|(_, _, announced)| announced.is_none()) {
             for number in 0..2 {
                 while let Some(bytes) = ends[number].0.poll_transmit() {
                     ends[1 - number].1.extend_from_slice(&bytes);
                 }
-                let (engine, input, told) = &mut ends[number];
+                let (engine, input, announced) = &mut ends[number];
                 match engine.poll_event(input).unwrap() {
-                    Some(Event::Ready(peer)) => *told = Some(peer.limits),
+                    Some(Event::Ready(peer)) => *announced = Some(peer.limits),
                     Some(Event::Credentials(_)) => engine.set_verdict(true).unwrap(),
                     _ => {}
                 }
@@ -519,8 +519,8 @@ fn a_sender_is_asked_to_finish_and_told_that_all_was_read_and_a_receiver_is_not(
     let mut publisher = engine(SocketType::Pub);
     let seen = feed(&mut publisher, [&session(1, "XSUB", &commands)[..]]).unwrap();
     assert_eq!(seen[1..], [Seen::Drain, Seen::Drained]);
-    let told: Vec<u8> = std::iter::from_fn(|| publisher.poll_transmit()).flatten().collect();
-    assert!(told.windows(7).any(|part| part == b"X-Drain"), "it has told that it understands this");
+    let announced: Vec<u8> = std::iter::from_fn(|| publisher.poll_transmit()).flatten().collect();
+    assert!(announced.windows(7).any(|part| part == b"X-Drain"), "it has told that it understands this");
 
     let mut receiver = engine(SocketType::Sub);
     let seen = feed(&mut receiver, [&session(1, "XPUB", &commands)[..]]).unwrap();
@@ -537,15 +537,15 @@ fn a_subscriber_hears_of_drops_and_nobody_else_does() {
     let mut subscriber = engine(SocketType::Sub);
     let seen = feed(&mut subscriber, [&session(1, "XPUB", &commands)[..]]).unwrap();
     assert_eq!(seen[1..], [Seen::Dropped(counts)]);
-    let told: Vec<u8> = std::iter::from_fn(|| subscriber.poll_transmit()).flatten().collect();
-    assert!(told.windows(9).any(|part| part == b"X-Dropped"), "it has told that it understands this");
+    let announced: Vec<u8> = std::iter::from_fn(|| subscriber.poll_transmit()).flatten().collect();
+    assert!(announced.windows(9).any(|part| part == b"X-Dropped"), "it has told that it understands this");
 
     for (ours, theirs) in [(SocketType::Pub, "XSUB"), (SocketType::Xpub, "SUB"), (SocketType::Xsub, "PUB")] {
         let mut other = engine(ours);
         let seen = feed(&mut other, [&session(1, theirs, &commands)[..]]).unwrap();
         assert_eq!(seen.len(), 1, "{ours}: it is meant for subscribers");
-        let told: Vec<u8> = std::iter::from_fn(|| other.poll_transmit()).flatten().collect();
-        assert!(!told.windows(9).any(|part| part == b"X-Dropped"), "{ours}");
+        let announced: Vec<u8> = std::iter::from_fn(|| other.poll_transmit()).flatten().collect();
+        assert!(!announced.windows(9).any(|part| part == b"X-Dropped"), "{ours}");
     }
 
     let short = [&b"\x04\x11\x09X-DROPPED"[..], &[0; 7]].concat();

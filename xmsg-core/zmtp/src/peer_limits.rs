@@ -48,13 +48,13 @@ pub struct PeerLimits {
 
 impl PeerLimits {
     pub(super) fn read(properties: &Properties) -> Self {
-        let told = |name| properties.find(name).and_then(|value| number(value));
+        let limit = |name| properties.find(name).and_then(|value| number(value));
         Self {
-            message_size: told(MESSAGE_SIZE),
-            frames: told(FRAMES),
-            subscription_len: told(SUBSCRIPTION_SIZE),
-            subscriptions: told(SUBSCRIPTIONS),
-            subscription_bytes: told(SUBSCRIPTIONS_SIZE),
+            message_size: limit(MESSAGE_SIZE),
+            frames: limit(FRAMES),
+            subscription_len: limit(SUBSCRIPTION_SIZE),
+            subscriptions: limit(SUBSCRIPTIONS),
+            subscription_bytes: limit(SUBSCRIPTIONS_SIZE),
         }
     }
 }
@@ -97,17 +97,17 @@ mod tests {
             Limits { message_size: 1 << 20, frames: 7, subscriptions: usize::MAX, ..Limits::default() };
         let mut properties = Properties::default();
         limits.tell(SocketType::Xsub, &mut properties);
-        let told = PeerLimits { message_size: Some(1 << 20), frames: Some(7), ..PeerLimits::default() };
-        assert_eq!(PeerLimits::read(&properties), told);
+        let expected = PeerLimits { message_size: Some(1 << 20), frames: Some(7), ..PeerLimits::default() };
+        assert_eq!(PeerLimits::read(&properties), expected);
         let mut properties = Properties::default();
         limits.tell(SocketType::Xpub, &mut properties);
-        let told = PeerLimits {
+        let expected = PeerLimits {
             subscription_len: Some(4096),
             subscriptions: Some(usize::MAX),
             subscription_bytes: Some(256 << 20),
             ..PeerLimits::default()
         };
-        assert_eq!(PeerLimits::read(&properties), told);
+        assert_eq!(PeerLimits::read(&properties), expected);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The daemon with outgoing connections and channels: arguments, settings, signals, run.
+//! The daemon with outgoing connections and channels: arguments, settings, signals, and the main loop.
 
 #[allow(dead_code, reason = "it has no ports of its own that would have to be secured")]
 mod daemon;
@@ -8,8 +8,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use daemon::connect::{Connecting, Plan};
-use daemon::{Asked, Common, Daemon, Program, Signals, ready, say, set, stopping};
+use daemon::connect::{ConnectPlan, Connecting};
+use daemon::{CommonArguments, Daemon, Program, SignalRequest, Signals, ready, say, set, stopping};
 use xmsg_core::ProxyAddress;
 use xmsg_proxy::admin::{Phase, Sources};
 use xmsg_proxy::settings::{self, ConnectSettings, Named};
@@ -32,7 +32,7 @@ struct Arguments {
     definitions: Option<PathBuf>,
 
     #[command(flatten)]
-    common: Common,
+    common: CommonArguments,
 }
 
 impl Program for Arguments {
@@ -50,7 +50,7 @@ impl Program for Arguments {
 
     const SOCKETS: &'static [(&'static str, usize)] = &[("admin", 1)];
 
-    fn common(&self) -> &Common {
+    fn common(&self) -> &CommonArguments {
         &self.common
     }
 
@@ -67,7 +67,7 @@ impl Program for Arguments {
     }
 }
 
-/// Descriptors that are wanted: sockets to peers and to the proxy, files of spools.
+/// The number of descriptors that are wanted: sockets to peers and to the proxy, files of spools.
 const DESCRIPTORS: usize = 1024;
 
 fn main() -> ExitCode {
@@ -79,8 +79,8 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
 
     let settings = daemon.settings.clone();
     let proxy = settings.proxy.0.clone();
-    let plan = Plan {
-        // Checked with the settings.
+    let plan = ConnectPlan {
+        // The settings were checked.
         state_dir: settings.state_dir.clone().context("state_dir is missing")?,
         definitions: settings.definitions.clone(),
         secrets_dir: settings.secrets_dir.clone(),
@@ -101,13 +101,13 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             asked = signals.next() => match asked {
-                // A file may let it wait for as long as it likes.
-                Asked::Reload => tokio::select! {
+                // Reading a file may take any time.
+                SignalRequest::Reload => tokio::select! {
                     biased;
                     () = daemon.reload() => {}
                     () = signals.stop() => break,
                 },
-                Asked::Stop => break,
+                SignalRequest::Stop => break,
             },
             failure = connecting.failed() => anyhow::bail!("{failure}"),
         }

@@ -12,7 +12,7 @@ use daemon::arguments::Switchable;
 #[cfg(feature = "connect")]
 use daemon::connect::{self, Connecting};
 use daemon::reached_at;
-use daemon::{Asked, Common, Daemon, Program, Signals, ready, say, set, stopping};
+use daemon::{CommonArguments, Daemon, Program, SignalRequest, Signals, ready, say, set, stopping};
 use tokio::runtime::{Builder, Runtime};
 #[cfg(feature = "connect")]
 use xmsg_core::ProxyAddress;
@@ -98,7 +98,7 @@ struct Arguments {
     threads: Option<Count<0, 1024>>,
 
     #[command(flatten)]
-    common: Common,
+    common: CommonArguments,
 }
 
 impl Program for Arguments {
@@ -116,7 +116,7 @@ impl Program for Arguments {
 
     const SOCKETS: &'static [(&'static str, usize)] = &[("proxy", 3), ("registrar", 1), ("admin", 1)];
 
-    fn common(&self) -> &Common {
+    fn common(&self) -> &CommonArguments {
         &self.common
     }
 
@@ -149,9 +149,11 @@ fn main() -> ExitCode {
     daemon::main::<Arguments>(runtime, run)
 }
 
-/// Threads for what blocks, at most: opening long encrypted frames, checking passwords, reading files.
+/// The largest number of threads for blocking work: decrypting long frames, checking passwords, reading
+/// files.
 const BLOCKING_THREADS: usize = 32;
-/// Descriptors for outgoing connections and channels: sockets to peers and to the proxy, files of spools.
+/// The number of descriptors for outgoing connections and channels: sockets to peers and to the proxy, files
+/// of spools.
 const CONNECT_DESCRIPTORS: usize = 1024;
 
 fn runtime(settings: &ProxySettings) -> std::io::Result<Runtime> {
@@ -165,7 +167,7 @@ fn runtime(settings: &ProxySettings) -> std::io::Result<Runtime> {
     builder.enable_all().max_blocking_threads(memory::blocking_threads(BLOCKING_THREADS)).build()
 }
 
-/// Threads beside the first one, at most.
+/// Returns the largest number of threads beside the first one.
 fn threads(daemon: &Daemon<Arguments>, has_registrar: bool) -> usize {
     let workers = match daemon.settings.threads.get() {
         0 => std::thread::available_parallelism().map_or(1, NonZero::get),
@@ -195,7 +197,7 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     let all = daemon.room_for_connections(
         config.connections + for_connect + config.upstreams.len() + if has_registrar { wanted } else { 0 },
     )?;
-    // So many that what is in the same process never runs out of them.
+    // The registrar gets so many that other parts of the process never run out of them.
     let for_registrar = if has_registrar { wanted.min(all / 4) } else { 0 };
     if settings.memory_limit_mib.get() == 0 {
         config.memory = Daemon::<Arguments>::memory_beside(threads(&daemon, has_registrar));
@@ -247,17 +249,16 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             asked = signals.next() => match asked {
-                // A file may let it wait for as long as it likes, and so may thousands of connections that
-                // are ended.
-                Asked::Reload => tokio::select! {
+                // Reading a file may take any time, and so may ending thousands of connections.
+                SignalRequest::Reload => tokio::select! {
                     biased;
                     () = reload(&mut daemon, &proxy, registrar.as_ref()) => {}
                     () = signals.stop() => break,
                 },
-                Asked::Stop => break,
+                SignalRequest::Stop => break,
             },
             () = ended(registrar.as_ref()) => anyhow::bail!("the registrar can't go on: see the log"),
-            // Without one of its tasks it would seem to work: whoever supervises it starts it anew.
+            // Without one of its tasks the proxy would seem to work: the service manager restarts it.
             failure = proxy.failed() => anyhow::bail!("{failure}"),
             failure = failed(connecting.as_ref()) => anyhow::bail!("outgoing connections can't go on: {failure}"),
         }
@@ -270,7 +271,8 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     stopping("delivering what is queued");
     tracing::info!(linger_s = linger.as_secs_f64(), "stopping: delivering what is queued");
     let stop = async {
-        // Nothing more is to come in by channels; what was published is to get to the spools.
+        // The channels end first, so that no more messages come in, and what was published gets into the
+        // spools.
         #[cfg(feature = "connect")]
         if let Some(connecting) = &connecting {
             connecting.end_channels().await;
@@ -302,7 +304,7 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads the settings again, and has everybody keep to them.
+/// Reads the settings again, and applies them to all connections.
 async fn reload(daemon: &mut Daemon<Arguments>, proxy: &Proxy, registrar: Option<&Registrar>) {
     let (_, authority) = daemon.security();
     let (generation, before) = (authority.generation(), daemon.settings.config());
@@ -313,7 +315,7 @@ async fn reload(daemon: &mut Daemon<Arguments>, proxy: &Proxy, registrar: Option
     {
         tracing::error!("the former upstreams stay: {error}");
     }
-    // Either has every inlet look up all topics anew.
+    // Either change makes every ingress look up all topics again.
     if authority.generation() != generation {
         proxy.enforce_rules().await;
         if let Some(registrar) = registrar {
@@ -326,7 +328,7 @@ async fn reload(daemon: &mut Daemon<Arguments>, proxy: &Proxy, registrar: Option
     }
 }
 
-/// The registrar in this process, if there is to be one.
+/// Starts the registrar in this process, if there is to be one.
 async fn start_registrar(
     daemon: &mut Daemon<Arguments>,
     connections: usize,
@@ -339,7 +341,7 @@ async fn start_registrar(
     let config = registrar::Config {
         snapshot,
         registrations: registrar.max_registrations.get(),
-        // Of what the process can have, half is for peers; registrations get no more than the other half
+        // Half of what the process can have is for peers. Registrations get no more than the other half
         // leaves.
         registration_memory: registrar.max_registration_memory_mib.mib().min(memory.limit() / 2),
         memory,
@@ -348,7 +350,7 @@ async fn start_registrar(
         connections,
         ..limits
     };
-    // Long answers and large snapshots are not to take time from messages.
+    // Long answers and large snapshots must not delay messages.
     let builder = Registrar::bind(host.with_port(registrar.port)).config(config).on_its_own_thread();
     let started = match daemon.sockets.take("registrar").pop() {
         Some(socket) => builder.start_on(socket).await,
@@ -358,7 +360,7 @@ async fn start_registrar(
     started.map(Some).context("the registrar can't start")
 }
 
-/// Outgoing connections and channels in this process, if there are to be any.
+/// Starts outgoing connections and channels in this process, if there are to be any.
 #[cfg(feature = "connect")]
 async fn start_connecting(
     daemon: &Daemon<Arguments>,
@@ -371,7 +373,7 @@ async fn start_connecting(
         return Ok(None);
     };
     let (mechanism, _) = daemon.security();
-    let plan = connect::Plan {
+    let plan = connect::ConnectPlan {
         state_dir: state_dir.clone(),
         definitions: definitions.clone(),
         secrets_dir: secrets_dir.clone(),
@@ -384,7 +386,8 @@ async fn start_connecting(
     Ok(Some(connecting))
 }
 
-/// Waits until outgoing connections and channels can't go on, and tells why; for ever, if there are none.
+/// Waits until outgoing connections and channels can't go on, and returns the reason. It waits for ever if
+/// there are none.
 #[cfg(feature = "connect")]
 async fn failed(connecting: Option<&Connecting>) -> String {
     match connecting {
@@ -398,7 +401,7 @@ async fn failed(_: Option<&()>) -> String {
     std::future::pending().await
 }
 
-/// When a registrar ends without being told to; never, if there is none.
+/// Waits until the registrar ends by itself. It waits for ever if there is none.
 async fn ended(registrar: Option<&Registrar>) {
     match registrar {
         Some(registrar) => registrar.ended().await,

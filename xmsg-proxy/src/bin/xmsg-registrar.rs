@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use daemon::{Asked, Common, Daemon, Program, Signals, ready, say, set, stopping};
+use daemon::{CommonArguments, Daemon, Program, SignalRequest, Signals, ready, say, set, stopping};
 use tokio::runtime::{Builder, Runtime};
 use xmsg_proxy::admin::{Phase, Sources};
 use xmsg_proxy::memory;
@@ -44,7 +44,7 @@ struct Arguments {
     max_registration_memory: Option<Count<1, { settings::MIB_MAX }>>,
 
     #[command(flatten)]
-    common: Common,
+    common: CommonArguments,
 }
 
 impl Program for Arguments {
@@ -62,7 +62,7 @@ impl Program for Arguments {
 
     const SOCKETS: &'static [(&'static str, usize)] = &[("registrar", 1), ("admin", 1)];
 
-    fn common(&self) -> &Common {
+    fn common(&self) -> &CommonArguments {
         &self.common
     }
 
@@ -103,7 +103,7 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     let threads = memory::blocking_threads(BLOCKING_THREADS) + daemon.own_threads();
     config.memory = Daemon::<Arguments>::memory_beside(threads);
     config.connections = daemon.room_for_connections(config.connections)?;
-    // Of what the process can have, half is for peers; registrations get no more than half of the other half.
+    // Half of what the process can have is for peers. Registrations get no more than half of the other half.
     config.registration_memory = config.registration_memory.min(config.memory.limit() / 2);
     let builder = Registrar::bind(settings.host.with_port(settings.port)).config(config);
     let registrar = match daemon.sockets.take("registrar").pop() {
@@ -124,14 +124,13 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             asked = signals.next() => match asked {
-                // A file may let it wait for as long as it likes, and so may thousands of connections that
-                // are ended.
-                Asked::Reload => tokio::select! {
+                // Reading a file may take any time, and so may ending thousands of connections.
+                SignalRequest::Reload => tokio::select! {
                     biased;
                     () = async { daemon.reload().await; registrar.enforce_rules().await } => {}
                     () = signals.stop() => break,
                 },
-                Asked::Stop => break,
+                SignalRequest::Stop => break,
             },
             () = registrar.ended() => anyhow::bail!("it can't go on: see the log"),
         }

@@ -13,6 +13,8 @@
 //! Prefixes are stored in an arena, so that a subscriber can refer to its subscriptions by [`PrefixId`] and
 //! need not store their text a second time.
 
+// Longer than 500 lines: one data structure, most of it documentation with examples.
+
 mod hash;
 mod index;
 

@@ -30,6 +30,8 @@
 //! computed in vain is bounded. Files of the first version (`XMSGREG1`, `XMSGJRN1`) have no salt. They are
 //! read, too.
 
+// Longer than 500 lines: one pair of files, which are opened, written and replaced by the same rules.
+
 mod format;
 
 use std::fs::{self, File, OpenOptions, TryLockError};

@@ -7,6 +7,8 @@
 //! query of a peer is in progress, later requests of the same peer wait, so that every peer gets its replies
 //! in order and sees its own changes.
 
+// Longer than 500 lines: one loop with its state. Each kind of work is in a module beside it.
+
 mod answering;
 mod browsing;
 mod change;
@@ -41,7 +43,7 @@ use self::change::{Change, records};
 use self::compaction::{Compaction, SnapshotFeed};
 use self::later::Pending;
 use self::round_robin::RoundRobin;
-use self::slow::Slow;
+use self::slow::PendingChanges;
 use self::writing::{WriteFailure, Written, committed};
 use super::journal::Journal;
 use super::store::{Refused, Reserved, Search, Store};
@@ -122,7 +124,7 @@ pub(super) struct Service {
     /// Changes that are on the disk, but not applied to the store yet. No batch is written before they are.
     applying: Batch,
     /// Slow changes on the disk, and those that have to wait for them. The next batch does not wait.
-    slow: Slow,
+    slow: PendingChanges,
     compaction: Option<Compaction>,
     feed: Option<SnapshotFeed>,
     trouble: Option<WriteFailure>,
@@ -170,7 +172,7 @@ impl Service {
             gathering: Batch::default(),
             writing: None,
             applying: Batch::default(),
-            slow: Slow::default(),
+            slow: PendingChanges::default(),
             compaction: None,
             feed: None,
             trouble: None,

@@ -12,6 +12,8 @@
 //! | filter | the smallest of: a range of topics, the topics of the subject, of the types, or of the host |
 //! | remove all of a host | the topics of the host |
 
+// Longer than 500 lines: one database, whose operations keep the same indexes and counts.
+
 mod index;
 mod prefix_search;
 mod small_map;
@@ -27,7 +29,7 @@ use bytes::Bytes;
 use xmsg_core::registration::{OwnerType, Registration, UNDEFINED};
 use xmsg_core::topic::ANY;
 
-use self::prefix_search::{Looked, PrefixSearch};
+use self::prefix_search::{Lookup, PrefixSearch};
 use self::small_map::{SmallMap, Text};
 use self::table::Table;
 
@@ -77,11 +79,11 @@ pub struct Reserved {
 }
 
 /// The time at which a record expires, and a number that distinguishes records with the same time.
-type Due = (Duration, u64);
+type ExpiryKey = (Duration, u64);
 /// The topic of a record, shared by all places that refer to it.
 type Key = Text;
 /// All records by the time at which they expire. It is empty if registrations don't expire.
-type Expiring = BTreeMap<Due, (OwnerType, Key, Owner)>;
+type Expiring = BTreeMap<ExpiryKey, (OwnerType, Key, Owner)>;
 
 /// The registrations of all publishers and subscribers.
 #[derive(Debug)]
@@ -126,7 +128,7 @@ impl Store {
     /// Returns the approximate memory of all registrations and of their indexes, in bytes.
     #[must_use]
     pub fn memory(&self) -> usize {
-        let expiring = small_map::tree::<Due, (OwnerType, Key, Owner)>(self.expiring.len());
+        let expiring = small_map::tree::<ExpiryKey, (OwnerType, Key, Owner)>(self.expiring.len());
         self.publishers.memory + self.subscribers.memory + expiring
     }
 
@@ -226,7 +228,9 @@ impl Store {
         let coming = (owner, key, of);
         let (_, key, of) = &coming;
         let growth = table.growth(key, of, &frame)
-            + self.ttl.map_or(0, |_| small_map::leaf::<Due, (OwnerType, Key, Owner)>(self.expiring.len()));
+            + self
+                .ttl
+                .map_or(0, |_| small_map::leaf::<ExpiryKey, (OwnerType, Key, Owner)>(self.expiring.len()));
         if !variants.iter().any(|variant| variant.frame == frame) {
             if self.len() + self.reserved.records >= self.limit {
                 return Err(Refused::Full(self.limit));
@@ -312,7 +316,7 @@ impl Store {
     }
 
     /// Returns when a registration that is made or renewed now expires.
-    fn due(&mut self, now: Duration) -> Option<Due> {
+    fn due(&mut self, now: Duration) -> Option<ExpiryKey> {
         self.ttl.map(|ttl| {
             self.next_serial += 1;
             (now.saturating_add(ttl), self.next_serial)
@@ -490,9 +494,9 @@ impl Store {
                 }
                 work = work.saturating_sub(above.cost());
                 match table.next_above(above) {
-                    Looked::Found(key) => search.sources.push_front(Source::Topic(key)),
-                    Looked::InVain => {}
-                    Looked::Done => drop(search.sources.pop_front()),
+                    Lookup::Found(key) => search.sources.push_front(Source::Topic(key)),
+                    Lookup::InVain => {}
+                    Lookup::Done => drop(search.sources.pop_front()),
                 }
                 continue;
             }
@@ -586,7 +590,7 @@ impl Owner {
 struct Variant {
     frame: Bytes,
     port: i32,
-    due: Option<Due>,
+    due: Option<ExpiryKey>,
 }
 
 /// The registrations of one topic.

@@ -165,7 +165,7 @@ pub struct Authority {
     checks: Checks,
     logins: Arc<Logins>,
     postponed: Throttle,
-    strangers: Throttle,
+    no_longer_admitted: Throttle,
     /// Limits log lines about actions for which peers have no right.
     pub(crate) denials: Throttle,
 }
@@ -231,7 +231,7 @@ impl Authority {
                 memory: Memory::default(),
             }),
             postponed: Throttle::default(),
-            strangers: Throttle::default(),
+            no_longer_admitted: Throttle::default(),
             denials: Throttle::default(),
         }
     }
@@ -261,22 +261,22 @@ impl Authority {
 
     /// Returns whether this peer may stay connected under the current rules. If not, the caller has to end
     /// the connection. This is logged.
-    pub(crate) fn lets_stay(&self, peer: &str, principal: Option<&Principal>) -> bool {
+    pub(crate) fn still_admits(&self, peer: &str, principal: Option<&Principal>) -> bool {
         let may = self.rights(principal).is_some();
-        if !may && let Some(unlogged) = self.strangers.pass("clients that are no longer allowed") {
+        if !may && let Some(unlogged) = self.no_longer_admitted.pass("clients that are no longer allowed") {
             let principal = principal.map(ToString::to_string);
             tracing::warn!(%peer, principal, unlogged, "no longer allowed: disconnected");
         }
         may
     }
 
-    /// Returns [`lets_stay`](Self::lets_stay) as a function for the [`keeps`](xmsg_zmq::SocketOptions::keeps)
-    /// option of a socket.
+    /// Returns [`still_admits`](Self::still_admits) as a function for the
+    /// [`keeps`](xmsg_zmq::SocketOptions::keeps) option of a socket.
     pub(crate) fn rule(
         self: &Arc<Self>,
     ) -> impl Fn(&str, Option<&Principal>) -> bool + Send + Sync + 'static + use<> {
         let authority = self.clone();
-        move |peer, principal| authority.lets_stay(peer, principal)
+        move |peer, principal| authority.still_admits(peer, principal)
     }
 
     fn rules(&self) -> Arc<Rules> {

@@ -1,4 +1,4 @@
-//! The settings of outgoing connections and channels: in the proxy, and as a daemon of their own.
+//! The settings of outgoing connections and channels, in the proxy and in a daemon of their own.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::{Admin, Log, Named, Seconds, Settings, SettingsError, admin_at};
 use crate::security::Mechanism;
 use crate::security::settings::{self as security, MechanismName};
 
-/// The port of the HTTP server, unless told otherwise.
+/// The default port of the HTTP server.
 const ADMIN_PORT: u16 = 8890;
 
 /// `[connect]` of the proxy: outgoing connections and channels in the same process.
@@ -21,13 +21,13 @@ const ADMIN_PORT: u16 = 8890;
 pub struct ConnectSection {
     /// Whether there are any.
     pub enabled: bool,
-    /// The folder of what is declared, and of messages that wait.
+    /// The folder of the definitions, and of messages that wait.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_dir: Option<PathBuf>,
-    /// The file with what is declared as long as the folder has nothing.
+    /// The file with the definitions that are used as long as the folder has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub definitions: Option<PathBuf>,
-    /// The folder of the files that may be named over HTTP; the state folder unless told otherwise.
+    /// The folder of the files that may be named over HTTP. Default: the state folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secrets_dir: Option<PathBuf>,
     /// CURVE: the file with the keys by which the proxy knows this client of it.
@@ -49,7 +49,7 @@ impl ConnectSection {
         }
     }
 
-    /// Whether the section makes sense in a proxy with this security.
+    /// Checks that the section makes sense in a proxy with this security.
     pub(super) fn check(&self, mechanism: MechanismName) -> Result<(), SettingsError> {
         if !self.enabled {
             return Ok(());
@@ -82,7 +82,7 @@ impl ConnectSection {
         }
     }
 
-    /// Whether the files can be used that are read at the start.
+    /// Checks that the files that are read at the start can be used.
     #[cfg(feature = "connect")]
     pub(super) fn check_files(&self) -> Result<(), SettingsError> {
         if !self.enabled {
@@ -97,7 +97,7 @@ impl ConnectSection {
         read_definitions(self.definitions.as_deref()).map(drop)
     }
 
-    /// How the proxy that has this mechanism is connected to. Reads the files that are named.
+    /// Returns the security with which to connect to a proxy that has this mechanism. Reads the named files.
     pub fn security(&self, mechanism: &Mechanism) -> Result<Security, SettingsError> {
         match mechanism {
             Mechanism::Null => Ok(Security::Null),
@@ -107,7 +107,7 @@ impl ConnectSection {
     }
 }
 
-/// `[security]` of `xmsg-connect`: by what the proxy knows it.
+/// `[security]` of `xmsg-connect`: its credentials for the proxy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Credentials {
@@ -126,7 +126,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// The mechanism that they are for, with what their files hold.
+    /// Returns the security for these credentials, with the content of their files.
     pub fn security(&self) -> Result<Security, SettingsError> {
         let wrong = |what: &str| Err(SettingsError::new(format!("[security]: {what}")));
         let (user, password_file) = (self.user.as_deref(), self.password_file.as_deref());
@@ -158,7 +158,7 @@ pub(super) fn curve(
     Ok(Security::CurveClient { keys: own_keys(section, key_file)?, server })
 }
 
-/// The keys in this file; without one, new ones.
+/// Returns the keys in this file, or new ones without a file.
 fn own_keys(section: &str, key_file: Option<&Path>) -> Result<KeyPair, SettingsError> {
     match key_file {
         Some(file) => {
@@ -184,7 +184,7 @@ pub(super) fn plain(
     Ok(Security::PlainClient { user: user.to_owned(), password })
 }
 
-/// Reads the file with what is declared at first; nothing is declared without one.
+/// Reads the file with the first definitions. Without a file, there are none.
 #[cfg(feature = "connect")]
 pub fn read_definitions(file: Option<&Path>) -> Result<xmsg_connect::definition::Definitions, SettingsError> {
     let Some(file) = file else { return Ok(xmsg_connect::definition::Definitions::default()) };
@@ -199,20 +199,20 @@ pub fn read_definitions(file: Option<&Path>) -> Result<xmsg_connect::definition:
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConnectSettings {
-    /// The proxy that outgoing connections subscribe at, and channels publish to.
+    /// The proxy to which outgoing connections subscribe, and channels publish.
     pub proxy: Named<ProxyAddress>,
-    /// The folder of what is declared, and of messages that wait.
+    /// The folder of the definitions, and of messages that wait.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_dir: Option<PathBuf>,
-    /// The file with what is declared as long as the folder has nothing.
+    /// The file with the definitions that are used as long as the folder has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub definitions: Option<PathBuf>,
-    /// The folder of the files that may be named over HTTP; the state folder unless told otherwise.
+    /// The folder of the files that may be named over HTTP. Default: the state folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secrets_dir: Option<PathBuf>,
-    /// How long stopping may take.
+    /// The time that stopping may take.
     pub linger_s: Seconds,
-    /// By what the proxy knows us.
+    /// The credentials for the proxy.
     pub security: Credentials,
     /// The HTTP server.
     #[serde(deserialize_with = "admin_at::<_, ADMIN_PORT, false>")]
@@ -236,7 +236,7 @@ impl Default for ConnectSettings {
     }
 }
 
-/// It has no ports but that for HTTP.
+/// The security of `xmsg-connect`, which has no port but that for HTTP.
 static NO_SECURITY: security::Settings = security::Settings {
     mechanism: MechanismName::Null,
     key_file: None,

@@ -1,16 +1,16 @@
-//! Settings as TOML: read, written, and compared.
+//! Settings as TOML: reading, writing and comparing them.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::Settings;
 
-/// Why settings can't be used: where, what, and what to do.
+/// The reason why settings can't be used: where, what, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SettingsError(String);
 
 impl SettingsError {
-    /// An error that says this.
+    /// Creates an error with this text.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
@@ -24,7 +24,7 @@ impl fmt::Display for SettingsError {
 
 impl std::error::Error for SettingsError {}
 
-/// Reads a file. What it does not mention has its default.
+/// Reads a file. Settings that it does not mention have their defaults.
 pub fn read<S: Settings>(path: &Path) -> Result<S, SettingsError> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         SettingsError::new(format!("cannot read the configuration file {}: {error}", path.display()))
@@ -34,7 +34,7 @@ pub fn read<S: Settings>(path: &Path) -> Result<S, SettingsError> {
     Ok(settings)
 }
 
-/// Takes settings from the text of a file of this name.
+/// Parses settings from the text of a file of this name.
 pub fn parse<S: Settings>(text: &str, file: &str) -> Result<S, SettingsError> {
     toml::from_str(text).map_err(|error| {
         let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
@@ -42,7 +42,7 @@ pub fn parse<S: Settings>(text: &str, file: &str) -> Result<S, SettingsError> {
     })
 }
 
-/// Settings as the text of a file, complete: reading it gives the same settings.
+/// Returns settings as the complete text of a file: reading it gives the same settings.
 pub fn print<S: Settings>(settings: &S) -> Result<String, SettingsError> {
     toml::to_string(settings)
         .map_err(|error| SettingsError::new(format!("the configuration can't be written as TOML: {error}")))
@@ -53,21 +53,24 @@ pub fn print<S: Settings>(settings: &S) -> Result<String, SettingsError> {
 pub struct Change {
     /// The key, with its section: `log.filter`.
     pub key: String,
-    /// What it was; empty if it was not there.
+    /// The old value. It is empty if there was none.
     pub old: String,
-    /// What it is to be; empty if it is not to be there.
+    /// The new value. It is empty if there is none.
     pub new: String,
-    /// It can be taken over while the daemon runs.
+    /// Whether the change can be applied while the daemon runs.
     pub is_reloadable: bool,
 }
 
-/// Settings that say something else, or nothing, under another value of the first: they are taken over only
-/// while that one stays.
+/// Settings that depend on the value of the first one: they are applied only while that one stays.
 const TOGETHER: [(&str, &[&str]); 1] =
     [("security.mechanism", &["security.client", "security.password_file"])];
 
-/// Compares settings. Returns what differs, and the settings to go on with: those of `new` that can be
-/// changed while the daemon runs, and the others as they were. Fails if these make no sense together.
+/// Compares settings. Returns the differences, and the settings to continue with: those of `new` that can be
+/// changed while the daemon runs, and the others of `old`.
+///
+/// # Errors
+///
+/// [`SettingsError`] if these settings make no sense together.
 pub fn merge<S: Settings>(old: &S, new: &S) -> Result<(S, Vec<Change>), SettingsError> {
     let table = |settings| {
         toml::Table::try_from(settings)
@@ -93,7 +96,7 @@ pub fn merge<S: Settings>(old: &S, new: &S) -> Result<(S, Vec<Change>), Settings
     Ok((settings, changes))
 }
 
-/// The value of a key such as `log.filter`.
+/// Returns the value of a key such as `log.filter`.
 fn value<'a>(table: &'a toml::Table, key: &str) -> Option<&'a toml::Value> {
     let (sections, name) = key.rsplit_once('.').unwrap_or(("", key));
     let sections = sections.split('.').filter(|section| !section.is_empty());
@@ -132,7 +135,7 @@ fn take_over(
     }
 }
 
-/// In the words of whoever wrote the file, and with what to do.
+/// Explains an error of the parser in the words of the file, and says what to do.
 fn explain(message: &str) -> String {
     let unknown = message
         .strip_prefix("unknown field `")
@@ -150,7 +153,7 @@ fn explain(message: &str) -> String {
     })
 }
 
-/// The absolute path of a file that somebody named on the command line.
+/// Returns the absolute path of a file that was named on the command line.
 #[must_use]
 pub fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())

@@ -37,43 +37,45 @@ use crate::admin::Token;
 use crate::security::{Mechanism, Rules, settings as security};
 use crate::upstream::Upstream;
 
-/// What the settings of all daemons have in common.
+/// The common interface of the settings of all daemons.
 pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned + Send + 'static {
-    /// The keys that SIGHUP takes over. Everything else needs a restart, and is reported then.
+    /// The keys that SIGHUP applies. All other changes need a restart, and are reported.
     const RELOADABLE: &'static [&'static str];
 
-    /// Makes paths absolute: those in a file count from its folder.
+    /// Makes paths absolute: those in a file are relative to its folder.
     fn resolve(&mut self, folder: &Path);
 
-    /// Whether the settings make sense together.
+    /// Checks that the settings make sense together.
     fn check(&self) -> Result<(), SettingsError>;
 
-    /// Whether files can be used that are read when a daemon starts, and not again.
+    /// Checks that files can be used that are read when a daemon starts, and not again.
     fn check_files(&self) -> Result<(), SettingsError> {
         Ok(())
     }
 
-    /// How and what to log.
+    /// Returns the settings of the log.
     fn log(&self) -> &Log;
 
-    /// The HTTP server.
+    /// Returns the settings of the HTTP server.
     fn admin(&self) -> &Admin;
 
-    /// How the ports are secured, and who may do what.
+    /// Returns the settings of security and of rights.
     fn security(&self) -> &security::Settings;
 
-    /// How long stopping may take.
+    /// Returns the time that stopping may take.
     fn linger(&self) -> Duration;
 
-    /// The file that registrations are kept in.
+    /// Returns the file of the registrations.
     fn snapshot(&self) -> Option<&Path>;
 
-    /// Other proxies that this one connects to, with what the files hold that are named for them.
+    /// Returns the other proxies that this one connects to, with the content of the files that are named for
+    /// them.
     fn upstreams(&self) -> Result<Vec<Upstream>, SettingsError> {
         Ok(Vec::new())
     }
 
-    /// Reads the files that the settings refer to, and puts together what can change while the daemon runs.
+    /// Reads the files that the settings refer to, and returns the parts that can change while the daemon
+    /// runs.
     fn reloadable(&self) -> Result<Reloadable, SettingsError> {
         let token = |path: &Option<PathBuf>| {
             let read = path.as_deref().map(Token::read).transpose();
@@ -95,36 +97,37 @@ pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned +
     }
 }
 
-/// What SIGHUP can change: compared with what was there before, part by part. The keys that lead here are in
-/// [`Settings::RELOADABLE`].
+/// The parts that SIGHUP can change. They are compared with the former ones. The keys that belong to them are
+/// in [`Settings::RELOADABLE`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reloadable {
-    /// What is logged.
+    /// The filter of the log.
     pub log_filter: String,
-    /// How long stopping may take.
+    /// The time that stopping may take.
     pub linger: Duration,
-    /// What whoever asks the HTTP server has to know. The file may have changed although its name has not.
+    /// The token for requests to the HTTP server. The file may have changed although its name has not.
     pub admin_token: Option<Token>,
-    /// What whoever only looks may know instead.
+    /// The token for requests that change nothing.
     pub admin_viewer_token: Option<Token>,
-    /// Whether they may see what is in messages, too.
+    /// Whether a client with that token may see the content of messages.
     pub viewer_may_watch: bool,
-    /// How the ports are secured. Needs a restart; it is here because its file is read with the others.
+    /// The security mechanism of the ports. A change needs a restart. It is a part of this because its file
+    /// is read with the others.
     pub mechanism: Mechanism,
-    /// Who is let in, and what they may do.
+    /// The rules: who is admitted, with which rights.
     pub rules: Rules,
-    /// Other proxies that this one connects to. Keys and passwords may have changed although their files have
-    /// not.
+    /// The other proxies that this one connects to. Keys and passwords may have changed although their files
+    /// have not.
     pub upstreams: Vec<Upstream>,
 }
 
-/// `[log]`: how and what to log, on standard error.
+/// `[log]`: the log on standard error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
-    /// Lines for people, or JSON.
+    /// The format: lines for people, or JSON.
     pub format: Named<LogFormat>,
-    /// What is logged, as in `RUST_LOG`.
+    /// The filter, as in `RUST_LOG`.
     pub filter: String,
 }
 
@@ -135,13 +138,14 @@ impl Default for Log {
 }
 
 impl Log {
-    /// The filter, to be given to `tracing-subscriber`.
+    /// Returns the filter for `tracing-subscriber`.
     pub fn targets(&self) -> Result<Targets, SettingsError> {
         log_filter(&self.filter)
     }
 }
 
-/// Libraries that log what is none of the log's business, such as whole messages, at the level of warnings.
+/// Libraries that log things that do not belong into the log, such as whole messages, at the level of
+/// warnings.
 const QUIET: [&str; 3] = ["lapin", "amq_protocol", "async_rs"];
 
 /// A log filter from text such as `info,xmsg_core=debug`, as in `RUST_LOG`: levels for all that is logged,
@@ -163,12 +167,12 @@ pub fn log_filter(text: &str) -> Result<Targets, SettingsError> {
     })
 }
 
-/// What log lines look like.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// Lines for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object on each line.
     Json,
 }
 
@@ -196,29 +200,28 @@ impl std::fmt::Display for LogFormat {
 /// `[admin]`: the HTTP server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Admin {
-    /// Whether there is one.
+    /// Whether there is an HTTP server.
     pub enabled: bool,
-    /// Where it listens, if that was asked for.
+    /// The address that it listens at, if one was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<HostPort>,
-    /// The file with the token that whoever asks has to send.
+    /// The file with the token that clients have to send.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
-    /// The file with a token with which one may look and change nothing.
+    /// The file with a token that allows to look, and to change nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub viewer_token_file: Option<PathBuf>,
-    /// Whether whoever looks with that token may see what is in messages, too.
+    /// Whether a client with that token may see the content of messages.
     pub viewer_may_watch: bool,
-    /// The port of the loopback that it listens on unless another place is asked for.
+    /// The port of the loopback that it listens at if no address was given.
     #[serde(skip)]
     port: u16,
-    /// Whether there is one although nobody has asked for it. What is only there by default keeps no daemon
-    /// from starting.
+    /// Whether it is on by default. A server that is on only by default keeps no daemon from starting.
     #[serde(skip)]
     is_on_by_default: bool,
 }
 
-/// Reads an [`Admin`] whose port is this one, and which is on or off, unless the file says otherwise.
+/// Reads an [`Admin`] with this default port, which is on or off by default.
 fn admin_at<'de, D: Deserializer<'de>, const PORT: u16, const ON: bool>(
     deserializer: D,
 ) -> Result<Admin, D::Error> {
@@ -251,14 +254,14 @@ impl Admin {
         }
     }
 
-    /// Where it listens: where it was asked to, or at its own port of the loopback.
+    /// Returns the address that it listens at: the given one, or its default port of the loopback.
     #[must_use]
     pub fn address(&self) -> HostPort {
         self.listen.clone().unwrap_or_else(|| HostPort::loopback(self.port))
     }
 
-    /// Whether it may listen on any other port of the loopback if its own one is taken, and be missing if
-    /// there is none: it is there by default, and nobody has said where.
+    /// Returns whether it may listen at another port of the loopback if its own one is taken, and may be
+    /// missing if there is none: it is on by default, and no address was given.
     #[must_use]
     pub fn may_move(&self) -> bool {
         self.is_on_by_default && self.listen.is_none()

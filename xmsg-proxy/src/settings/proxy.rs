@@ -21,52 +21,52 @@ use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Mechanism, settings as security};
 use crate::upstream::Upstream;
 
-/// The port of the HTTP server, unless told otherwise: behind the four that the proxy and its data may use.
+/// The default port of the HTTP server. It follows the four that the proxy and its data may use.
 const ADMIN_PORT: u16 = 7775;
 
 /// The settings of `xmsg-proxy`. The names and defaults are those of `docs/xmsg-proxy.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProxySettings {
-    /// Interface to listen on.
+    /// The interface to listen on.
     pub host: Host,
-    /// Publisher port.
+    /// The publisher port.
     pub port: ProxyPort,
-    /// Threads that move messages; 0: one for each core.
+    /// The number of threads that move messages, or 0 for one for each core.
     pub threads: Count<0, 1024>,
-    /// How long to go on delivering after SIGINT or SIGTERM.
+    /// The time for which delivery goes on after SIGINT or SIGTERM.
     pub linger_s: Seconds,
-    /// What happens at a subscriber's mark.
+    /// The policy at a subscriber's high-water mark.
     pub slow_subscriber: Named<Policy>,
-    /// What happens at a subscriber's mark to topics that start with a prefix.
+    /// The policies at a subscriber's high-water mark for topics that start with a prefix.
     #[serde(rename = "policy", skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<PolicySection>,
-    /// Memory for what waits for one subscriber.
+    /// The memory of the queue of one subscriber.
     pub high_water_mark_mib: Count<1, MIB_MAX>,
-    /// Messages that may wait for one subscriber; 0: any number.
+    /// The number of messages in the queue of one subscriber, or 0 for any number.
     pub high_water_mark_messages: Count<0, COUNT_MAX>,
-    /// Memory for what waits for all subscribers together.
+    /// The memory of the queues of all subscribers together.
     pub queue_ceiling_mib: Count<1, MIB_MAX>,
-    /// Memory for all that peers send and ask for; 0: half of what the process can have.
+    /// The memory for all that peers send and ask for, or 0 for half of what the process can have.
     pub memory_limit_mib: Count<0, MIB_MAX>,
-    /// The largest message.
+    /// The size of the largest message.
     pub max_message_size_mib: Count<1, 1024>,
-    /// What publishers are told to send.
+    /// The messages that publishers are asked to send.
     pub publishers_send: Named<PublishersSend>,
-    /// Other proxies that this one connects to.
+    /// The other proxies that this one connects to.
     #[serde(rename = "upstream", deserialize_with = "upstream::list", skip_serializing_if = "Vec::is_empty")]
     pub upstreams: Vec<UpstreamSection>,
-    /// Other limits.
+    /// The other limits.
     pub limits: LimitSettings,
-    /// Asking after silent publishers.
+    /// The checks of silent peers.
     pub heartbeat: Heartbeat,
-    /// Options of TCP connections.
+    /// The options of TCP connections.
     pub tcp: Tcp,
     /// The registrar in the same process.
     pub registrar: RegistrarSection,
     /// Outgoing connections and channels in the same process.
     pub connect: ConnectSection,
-    /// How the ports are secured, and who may do what.
+    /// The settings of security and of rights.
     pub security: security::Settings,
     /// The HTTP server.
     #[serde(deserialize_with = "admin_at::<_, ADMIN_PORT, true>")]
@@ -103,15 +103,15 @@ impl Default for ProxySettings {
     }
 }
 
-/// `[[policy]]`: what happens at a subscriber's mark to messages whose topic starts with a prefix.
+/// `[[policy]]`: the policy at a subscriber's high-water mark for messages whose topic starts with a prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicySection {
-    /// What the topics start with.
+    /// The prefix of the topics.
     pub prefix: String,
-    /// What happens.
+    /// The policy.
     pub slow_subscriber: Named<Policy>,
-    /// The mark, if it is another one.
+    /// The high-water mark, if it differs from that of other topics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub high_water_mark_mib: Option<Count<1, MIB_MAX>>,
 }
@@ -136,27 +136,27 @@ impl PolicySection {
     }
 }
 
-/// `[limits]`: what one peer may send, and how many at a time.
+/// `[limits]`: how much one peer may send, and how many peers there may be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitSettings {
-    /// Frames of a message.
+    /// The number of frames of a message.
     pub message_frames: Count<1, 1_000_000>,
-    /// Bytes of a command of the protocol.
+    /// The size of a command of the protocol.
     pub command_kib: Count<1, 1024>,
-    /// Bytes of the prefix of a subscription.
+    /// The bytes of the prefix of a subscription.
     pub subscription_bytes: Count<1, 65_536>,
-    /// Subscriptions of a peer.
+    /// The number of subscriptions of a peer.
     pub subscriptions: Count<1, 1_000_000_000>,
-    /// How long a handshake may take.
+    /// The time that a handshake may take.
     pub handshake_timeout_s: Seconds,
-    /// Bytes of all prefixes that a peer subscribes to.
+    /// The size of all prefixes that a peer subscribes to.
     pub subscriptions_mib: Count<1, MIB_MAX>,
-    /// Connections at a time.
+    /// The number of connections at a time.
     pub connections: Count<1, 1_000_000_000>,
-    /// Handshakes under way at a time.
+    /// The number of handshakes in progress at a time.
     pub handshakes: Count<1, 1_000_000>,
-    /// Handshakes under way with one address at a time.
+    /// The number of handshakes in progress with one address at a time.
     pub handshakes_per_address: Count<1, 1_000_000>,
 }
 
@@ -176,14 +176,13 @@ impl Default for LimitSettings {
     }
 }
 
-/// `[heartbeat]`: asking after publishers and control sockets that are silent, and after the hosts of
-/// subscribers.
+/// `[heartbeat]`: the checks of silent publishers and control sockets, and of the hosts of subscribers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Heartbeat {
-    /// After how much silence; 0: never.
+    /// The time of silence before a check, or 0 for no checks.
     pub interval_s: Seconds,
-    /// How long they have to answer.
+    /// The time that a peer has to answer.
     pub timeout_s: Seconds,
 }
 
@@ -193,15 +192,15 @@ impl Default for Heartbeat {
     }
 }
 
-/// `[tcp]`: options of connections.
+/// `[tcp]`: the options of TCP connections.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tcp {
-    /// Ask after a silent host after so long; 0: never.
+    /// The time of silence before the host is checked, or 0 for no checks.
     pub keepalive_s: Seconds,
-    /// The kernel's send buffer; 0: the system decides.
+    /// The send buffer of the kernel, or 0 if the system decides.
     pub send_buffer_kib: Count<0, 1_048_576>,
-    /// The kernel's receive buffer; 0: the system decides.
+    /// The receive buffer of the kernel, or 0 if the system decides.
     pub receive_buffer_kib: Count<0, 1_048_576>,
 }
 
@@ -219,16 +218,16 @@ impl Default for Tcp {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RegistrarSection {
-    /// Whether there is one.
+    /// Whether there is a registrar.
     pub enabled: bool,
-    /// Its port on the same host; 0: any free one.
+    /// Its port on the same host, or 0 for any free one.
     pub port: u16,
-    /// The file that registrations are kept in.
+    /// The file of the registrations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<PathBuf>,
-    /// Registrations to keep at most.
+    /// The largest number of registrations.
     pub max_registrations: Count<1, 4_294_967_295>,
-    /// Memory for all registrations.
+    /// The memory for all registrations.
     pub max_registration_memory_mib: Count<1, MIB_MAX>,
 }
 
@@ -312,7 +311,7 @@ impl Settings for ProxySettings {
 }
 
 impl ProxySettings {
-    /// What the proxy is told, but for its security: see [`Reloadable`](super::Reloadable).
+    /// Returns the options of the proxy without its security: see [`Reloadable`](super::Reloadable).
     #[must_use]
     pub fn config(&self) -> Config {
         Config {
@@ -352,7 +351,7 @@ impl ProxySettings {
                 receive_buffer: buffer(self.tcp.receive_buffer_kib),
                 ..TcpOptions::default()
             },
-            // Their files were not read: whoever has done that adds them.
+            // The caller has read the files of the security, and adds it.
             security: Mechanism::default(),
             authority: Arc::default(),
             upstreams: Vec::new(),

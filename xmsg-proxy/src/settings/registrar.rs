@@ -11,29 +11,29 @@ use super::{Admin, Count, Host, Log, MIB_MAX, Seconds, Settings, SettingsError, 
 use crate::registrar::Config;
 use crate::security::settings as security;
 
-/// The port of the HTTP server, unless told otherwise.
+/// The default port of the HTTP server.
 const ADMIN_PORT: u16 = 8889;
 
 /// The settings of `xmsg-registrar`. The names and defaults are those of `docs/xmsg-registrar.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RegistrarSettings {
-    /// Interface to listen on.
+    /// The interface to listen on.
     pub host: Host,
-    /// Port; 0: any free one.
+    /// The port, or 0 for any free one.
     pub port: u16,
-    /// The file that registrations are kept in.
+    /// The file of the registrations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<PathBuf>,
-    /// How long a registration lasts that is not made again; 0: for ever.
+    /// The time that a registration lasts if it is not renewed, or 0 for ever.
     pub ttl_s: Seconds,
-    /// Registrations to keep at most.
+    /// The largest number of registrations.
     pub max_registrations: Count<1, 4_294_967_295>,
-    /// Memory for all registrations.
+    /// The memory for all registrations.
     pub max_registration_memory_mib: Count<1, MIB_MAX>,
-    /// How long to go on answering after SIGINT or SIGTERM.
+    /// The time for which answers go on after SIGINT or SIGTERM.
     pub linger_s: Seconds,
-    /// How the ports are secured, and who may do what.
+    /// The settings of security and of rights.
     pub security: security::Settings,
     /// The HTTP server.
     #[serde(deserialize_with = "admin_at::<_, ADMIN_PORT, false>")]
@@ -105,7 +105,7 @@ impl Settings for RegistrarSettings {
 }
 
 impl RegistrarSettings {
-    /// What the registrar is told, but for its security: see [`Reloadable`](super::Reloadable).
+    /// Returns the options of the registrar without its security: see [`Reloadable`](super::Reloadable).
     #[must_use]
     pub fn config(&self) -> Config {
         Config {

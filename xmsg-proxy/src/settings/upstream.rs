@@ -17,22 +17,22 @@ use crate::upstream::Upstream;
 /// connects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct UpstreamSection {
-    /// Where it is: `host[:port]` with the first port of an xMsg proxy, or `tcp://host:port` with the
+    /// The address: `host[:port]` with the first port of an xMsg proxy, or `tcp://host:port` with the
     /// subscribers' port.
     pub address: String,
     /// CURVE: the public key of the other proxy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_key: Option<String>,
-    /// CURVE: the file with our keys there.
+    /// CURVE: the file with the keys of this proxy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
-    /// PLAIN: our name there.
+    /// PLAIN: the user name of this proxy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// PLAIN: the file with our password there.
+    /// PLAIN: the file with the password of this proxy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
-    /// Prefixes of the topics that are asked for and taken; `None`: all topics.
+    /// The prefixes of the topics that the link subscribes to and accepts, or `None` for all topics.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topics: Option<Vec<String>>,
 }
@@ -75,7 +75,7 @@ impl<'de> Deserialize<'de> for UpstreamSection {
     }
 }
 
-/// Reads the list of all of them.
+/// Reads the list of all upstreams.
 pub(super) fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<UpstreamSection>, D::Error> {
     struct List;
 
@@ -104,7 +104,7 @@ pub(super) fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Ups
 }
 
 impl UpstreamSection {
-    /// One without security, at an address that is checked.
+    /// Creates the section of an upstream without security, and checks its address.
     fn at(address: &str) -> xmsg_core::Result<Self> {
         address.parse::<Upstream>()?;
         Ok(Self {
@@ -122,7 +122,7 @@ impl UpstreamSection {
         resolve(&mut self.password_file, folder);
     }
 
-    /// Whether all of them make sense together.
+    /// Checks that all upstreams make sense together.
     pub(super) fn check(sections: &[Self]) -> Result<(), SettingsError> {
         let mut upstreams = Vec::new();
         for section in sections {
@@ -164,7 +164,7 @@ impl UpstreamSection {
         })
     }
 
-    /// What the proxy is told. Reads the files that are named.
+    /// Returns the options of the link. Reads the named files.
     pub(super) fn upstream(&self) -> Result<Upstream, SettingsError> {
         let place = format!("[[upstream]] {}", self.address);
         let security = match (&self.server_key, &self.user) {
@@ -185,7 +185,7 @@ impl UpstreamSection {
     }
 }
 
-/// One that somebody named on a command line.
+/// Parses the address of an upstream on a command line.
 impl std::str::FromStr for UpstreamSection {
     type Err = xmsg_core::Error;
 

@@ -1,4 +1,4 @@
-//! The values of settings: each is checked where it is read, and then known to be good. One type serves the
+//! The values of settings. Each is checked where it is read, and is valid from then on. One type serves the
 //! file (through serde) and the command line (through [`FromStr`]).
 
 use std::fmt;
@@ -14,12 +14,12 @@ use xmsg_core::{Error, ErrorKind, Result};
 
 use crate::duration;
 
-/// Memory that a setting may name, in MiB: 16 TiB.
+/// The largest memory in a setting, in MiB: 16 TiB.
 pub const MIB_MAX: u64 = 1 << 24;
-/// What a count may be in a file.
+/// The largest count in a file.
 pub const COUNT_MAX: u64 = i64::MAX as u64;
 
-/// That a value can't be used, and which ones can.
+/// Creates an error that a value can't be used. `what` says which ones can.
 pub(super) fn invalid(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOption, what.into())
 }
@@ -29,26 +29,26 @@ pub(super) fn invalid(what: impl Into<String>) -> Error {
 pub struct Count<const MIN: u64, const MAX: u64>(u64);
 
 impl<const MIN: u64, const MAX: u64> Count<MIN, MAX> {
-    /// This number, which has to be within the bounds: checked when the program is built.
+    /// Creates this number. The bounds are checked when the program is built.
     #[must_use]
     pub const fn of<const VALUE: u64>() -> Self {
         const { assert!(MIN <= VALUE && VALUE <= MAX) };
         Self(VALUE)
     }
 
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub fn get(self) -> usize {
         self.0 as usize
     }
 
-    /// So many times 1024 × 1024.
+    /// Returns the number times 1024 × 1024.
     #[must_use]
     pub fn mib(self) -> usize {
         self.get() << 20
     }
 
-    /// So many times 1024.
+    /// Returns the number times 1024.
     #[must_use]
     pub fn kib(self) -> usize {
         self.get() << 10
@@ -83,25 +83,25 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
     }
 }
 
-/// A length of time, written as a number of seconds with or without a fraction; as an option, also with a
+/// A duration. It is written as a number of seconds with or without a fraction, and as an option also with a
 /// unit, such as `500ms` or `2m`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seconds(Duration);
 
 impl Seconds {
-    /// So many whole seconds.
+    /// Creates a duration of whole seconds.
     #[must_use]
     pub const fn of(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
 
-    /// The length of time.
+    /// Returns the duration.
     #[must_use]
     pub fn get(self) -> Duration {
         self.0
     }
 
-    /// The length of time; `None` for 0, which stands for never.
+    /// Returns the duration, or `None` for 0, which stands for never.
     #[must_use]
     pub fn unless_zero(self) -> Option<Duration> {
         (!self.0.is_zero()).then_some(self.0)
@@ -133,7 +133,7 @@ impl<'de> Deserialize<'de> for Seconds {
     }
 }
 
-/// A number with or without a fraction.
+/// The visitor of a number with or without a fraction.
 struct Number;
 
 impl de::Visitor<'_> for Number {
@@ -156,13 +156,13 @@ impl de::Visitor<'_> for Number {
     }
 }
 
-/// The first port of a proxy: 0 for any three free ones.
+/// The first port of a proxy, or 0 for any three free ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "i64")]
 pub struct ProxyPort(u16);
 
 impl ProxyPort {
-    /// The port.
+    /// Returns the port.
     #[must_use]
     pub fn get(self) -> u16 {
         self.0
@@ -204,19 +204,19 @@ impl FromStr for ProxyPort {
 pub struct Host(String);
 
 impl Host {
-    /// The name or address.
+    /// Returns the name or address.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// With a port, as `host:port`.
+    /// Returns the host with a port, as `host:port`.
     #[must_use]
     pub fn with_port(&self, port: u16) -> String {
         if self.0.contains(':') { format!("[{}]:{port}", self.0) } else { format!("{}:{port}", self.0) }
     }
 
-    /// Whether only this machine reaches what listens there.
+    /// Returns whether only this machine can connect to this interface.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         // `::ffff:127.0.0.1` is an address of IPv4, written as one of IPv6.
@@ -249,7 +249,7 @@ impl TryFrom<String> for Host {
     }
 }
 
-/// `host:port`, or a port of the loopback alone. Port 0: any free one.
+/// `host:port`, or a port of the loopback alone. Port 0 means any free one.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct HostPort {
@@ -260,7 +260,7 @@ pub struct HostPort {
 }
 
 impl HostPort {
-    /// A port of the loopback.
+    /// Creates the address of a port of the loopback.
     #[must_use]
     pub fn loopback(port: u16) -> Self {
         Self { host: Host::default(), port }
@@ -345,8 +345,8 @@ impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Named<T> {
     }
 }
 
-/// Makes a path absolute: one in a file counts from the folder of that file, so that it means the same from
-/// everywhere.
+/// Makes a path absolute. A path in a file is relative to the folder of that file, so that it means the same
+/// wherever the daemon is started.
 pub(super) fn resolve(path: &mut Option<PathBuf>, folder: &Path) {
     if let Some(path) = path {
         let joined = folder.join(&*path);

@@ -1,4 +1,4 @@
-//! Everybody who is connected to the switch, and what has become of those who left.
+//! All peers that are connected to the switch, and the counts of those that have left.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -9,49 +9,50 @@ use xmsg_zmq::link::ending::end_some_at_a_time;
 use xmsg_zmq::lock::lock;
 
 use super::Totals;
-use super::held::HeldUp;
-use super::peers::{Lines, PublisherStats, Subscriber, SubscriberStats};
+use super::held_messages::HeldMessages;
+use super::peer_stats::{PublisherStats, SubscriberStats};
+use super::peers::{LogThrottles, Subscriber};
 use super::publisher::Publisher;
 use crate::policy::Rule;
 
-/// Everybody who is connected, and the counts of those who left.
+/// All peers that are connected, and the counts of those that have left.
 #[derive(Debug, Default)]
 pub(super) struct ConnectedPeers {
     publishers: Mutex<BTreeMap<u32, Arc<Publisher>>>,
     subscribers: Mutex<BTreeMap<u32, Arc<Subscriber>>>,
     gone: Mutex<Totals>,
     pub(super) unmatched: AtomicU64,
-    /// Messages that subscribers did not get because a publisher's connection ended while it waited for them,
-    /// or because they were leaving.
+    /// The number of messages that subscribers did not get because a publisher's connection ended while it
+    /// waited for them, or because they were leaving.
     lost: AtomicU64,
-    /// Messages in the hands of publishers that wait for subscribers.
+    /// The number of messages in the hands of publishers that wait for subscribers.
     held: AtomicU64,
     refused: AtomicU64,
     subscriber_count: AtomicUsize,
     left: Notify,
-    pub(super) lines: Arc<Lines>,
+    pub(super) lines: Arc<LogThrottles>,
 }
 
 impl ConnectedPeers {
     pub(super) fn add_publisher(&self, publisher: &Arc<Publisher>) {
         lock(&self.publishers).insert(publisher.id, publisher.clone());
-        // The rules may have changed while it was being let in.
-        publisher.grant.leave_if_strange(&publisher.peer);
+        // The rules may have changed while the publisher was being admitted.
+        publisher.authorization.revoke_if_not_admitted(&publisher.peer);
     }
 
     pub(super) fn add_subscriber(&self, subscriber: &Arc<Subscriber>) {
         lock(&self.subscribers).insert(subscriber.id, subscriber.clone());
-        subscriber.grant.leave_if_strange(&subscriber.peer);
+        subscriber.authorization.revoke_if_not_admitted(&subscriber.peer);
         self.subscriber_count.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn remove_publisher(&self, publisher: &Publisher) {
-        // Both locks together, so that no snapshot counts it twice or not at all.
+        // Both locks are held together, so that a snapshot counts the connection exactly once.
         let mut publishers = lock(&self.publishers);
         let mut gone = lock(&self.gone);
         if publishers.remove(&publisher.id).is_some() {
             gone.received += publisher.received.amount();
-            gone.denied += publisher.grant.denied();
+            gone.denied += publisher.authorization.denied();
             gone.crowded_out += u64::from(publisher.place.is_given_away());
         }
     }
@@ -80,14 +81,14 @@ impl ConnectedPeers {
         self.left.notify_waiters();
     }
 
-    /// Counts messages that subscribers do not get although they were received.
+    /// Counts messages that were received and that subscribers do not get.
     pub(super) fn lose(&self, messages: u64) {
         self.lost.fetch_add(messages, Ordering::Relaxed);
     }
 
-    /// Counts so many messages as in the hands of a publisher that waits.
-    pub(super) fn hold(&self, messages: u64) -> HeldUp<'_> {
-        HeldUp::new(&self.held, messages)
+    /// Counts messages as in the hands of a publisher that waits, for as long as the returned value lives.
+    pub(super) fn hold(&self, messages: u64) -> HeldMessages<'_> {
+        HeldMessages::new(&self.held, messages)
     }
 
     pub(super) fn refused(&self) {
@@ -106,31 +107,31 @@ impl ConnectedPeers {
         }
     }
 
-    /// Who has this number: one of them, or nobody.
+    /// Returns the publisher or the subscriber with this number, if there is one.
     pub(super) fn find(&self, id: u32) -> (Option<Arc<Publisher>>, Option<Arc<Subscriber>>) {
         (lock(&self.publishers).get(&id).cloned(), lock(&self.subscribers).get(&id).cloned())
     }
 
-    /// Ends the connections of those who are not let in any more.
-    pub(super) async fn cut_strangers(&self) {
-        // Without their locks, which everybody needs who comes or goes.
+    /// Ends the connections of peers that the rules no longer admit.
+    pub(super) async fn revoke_not_admitted(&self) {
+        // The locks are not held meanwhile: every peer that comes or goes needs them.
         let publishers: Vec<_> = lock(&self.publishers).values().cloned().collect();
-        let end = |peer: &Arc<Publisher>| peer.grant.leave_if_strange(&peer.peer);
+        let end = |peer: &Arc<Publisher>| peer.authorization.revoke_if_not_admitted(&peer.peer);
         end_some_at_a_time(&publishers, end, |peer| !lock(&self.publishers).contains_key(&peer.id)).await;
         let subscribers: Vec<_> = lock(&self.subscribers).values().cloned().collect();
-        let end = |peer: &Arc<Subscriber>| peer.grant.leave_if_strange(&peer.peer);
+        let end = |peer: &Arc<Subscriber>| peer.authorization.revoke_if_not_admitted(&peer.peer);
         end_some_at_a_time(&subscribers, end, |peer| !lock(&self.subscribers).contains_key(&peer.id)).await;
     }
 
-    /// How many subscribers are connected.
+    /// Returns the number of connected subscribers.
     pub(super) fn subscriber_count(&self) -> usize {
         self.subscriber_count.load(Ordering::Relaxed)
     }
 
     pub(super) fn close_subscribers(&self) {
         for subscriber in lock(&self.subscribers).values() {
-            // The last count goes out, too; one that does not read will not miss it.
-            subscriber.tell_drops();
+            // The last count is sent, too. A subscriber that does not read it does not need it.
+            subscriber.report_drops();
             subscriber.send_queue.close();
         }
     }
@@ -156,7 +157,7 @@ impl ConnectedPeers {
         totals.refused = self.refused.load(Ordering::Relaxed);
         for publisher in publishers.values() {
             totals.received += publisher.received.amount();
-            totals.denied += publisher.grant.denied();
+            totals.denied += publisher.authorization.denied();
         }
         for subscriber in subscribers.values() {
             subscriber.add_to(&mut totals);
@@ -168,21 +169,21 @@ impl ConnectedPeers {
         let publishers: Vec<_> = lock(&self.publishers).values().cloned().collect();
         publishers
             .iter()
-            // Upstreams are told apart.
+            // Upstreams are listed apart from publishers.
             .filter(|publisher| publisher.arrival.is_none())
             .map(|publisher| PublisherStats {
                 id: publisher.id,
                 peer: publisher.peer.to_string(),
                 connected_for: publisher.since.elapsed(),
                 received: publisher.received.amount(),
-                principal: publisher.grant.principal(),
-                denied: publisher.grant.denied(),
+                principal: publisher.authorization.principal_text(),
+                denied: publisher.authorization.denied(),
                 left_for: publisher.place.left_for(),
             })
             .collect()
     }
 
-    /// Has publishers that wait for a subscriber look again whether they must.
+    /// Makes publishers that wait for a subscriber check again whether they have to wait.
     pub(super) fn reconsider(&self) {
         for subscriber in lock(&self.subscribers).values() {
             subscriber.send_queue.reconsider();
@@ -190,7 +191,7 @@ impl ConnectedPeers {
     }
 
     pub(super) fn subscribers(&self, default: Rule) -> Vec<SubscriberStats> {
-        // Whoever connects meanwhile need not wait for the counting.
+        // The lock is not held while the statistics are collected, so that peers can connect meanwhile.
         let subscribers: Vec<_> = lock(&self.subscribers).values().cloned().collect();
         subscribers.iter().map(|subscriber| subscriber.stats(default)).collect()
     }

@@ -1,4 +1,5 @@
-//! Queues what an ingress has for one subscriber, as far as there is room; at the mark, its policy decides.
+//! Queues the messages of an ingress for one subscriber, as far as there is room. At the high-water mark, the
+//! subscriber's policy decides.
 
 use std::sync::{Arc, OnceLock};
 
@@ -9,36 +10,39 @@ use xmsg_zmq::{Amount, HighWaterMark};
 use xmsg_zmtp::{MessageLimits, Span};
 
 use super::connected_peers::ConnectedPeers;
-use super::peers::{Drops, Subscriber};
+use super::peer_stats::Drops;
+use super::peers::Subscriber;
 use crate::policy::{Policies, Policy, Rule};
 
-/// Runs below this many bytes are copied: cheaper than a slice, and a few bytes do not keep a slab alive.
+/// Runs below this number of bytes are copied: that is cheaper than a slice, and a few bytes do not keep a
+/// slab alive.
 const COPY_BELOW: usize = 1 << 10;
 /// Runs below this share of their slab are copied, too, so that they do not keep the slab alive.
 const SLAB_SHARE: usize = 16;
-/// Marks of fewer slabs than this are kept to the byte, by copying.
+/// High-water marks of fewer slabs than this are kept to the byte, by copying.
 const EXACT_BELOW_SLABS: usize = 16;
-/// What may come above half of the ceiling before that is noticed: a batch that begins in one slab and ends
-/// in the next.
+/// The number of bytes above half of the ceiling that may be queued before that is noticed: a batch that
+/// begins in one slab and ends in the next.
 const SLACK: usize = 512 << 10;
-/// A subscriber may always hold this much of the ceiling.
+/// The number of bytes of the ceiling that a subscriber may always hold.
 const SHARE_MIN: usize = 64 << 10;
-/// So much of the memory of all is for queues, as a part, however much is held for other purposes: whoever
-/// fills the rest must not make others lose what waits for them.
+/// The divisor of the memory budget that yields the part for queues, however much is held for other purposes:
+/// a peer that fills the rest must not make others lose what waits for them.
 const QUEUES_RESERVE: usize = 8;
-/// A subscriber for which so much waits lags: `conflate` begins. Less is what a burst leaves for a moment.
+/// A subscriber lags when this many bytes wait for it: `conflate` begins. Less than that is what a burst
+/// leaves for a moment.
 const LAG: usize = 1 << 20;
-/// A subscriber for which so many messages wait lags, too: `conflate` looks at each of them when it begins,
-/// while others wait.
+/// A subscriber also lags when this many messages wait for it: `conflate` looks at each of them when it
+/// begins, while others wait.
 const LAG_MESSAGES: usize = 1 << 16;
 
-/// Consecutive messages of a batch for the same subscribers under the same rule, by number: `first` up to,
-/// not including, `end`.
+/// Consecutive messages of a batch for the same subscribers under the same rule, by number: from `first` up
+/// to, but not including, `end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     pub(super) first: usize,
     pub(super) end: usize,
-    /// Number of the rule.
+    /// The number of the rule.
     pub(super) rule: u32,
 }
 
@@ -48,22 +52,22 @@ impl Run {
     }
 }
 
-/// One batch, ready to be cut.
+/// One batch, with the runs that it is divided into.
 #[derive(Debug)]
-pub(super) struct Cut<'a> {
+pub(super) struct RoutedBatch<'a> {
     pub(super) wire: &'a Bytes,
     pub(super) spans: &'a [Span],
-    /// Made when the first slice is queued.
+    /// The charge for the slab. It is made when the first slice is queued.
     pub(super) slab_charge: OnceLock<Arc<SlabCharge>>,
     slab_size: usize,
-    /// Bytes of the largest message, and the most frames that one has; found out when a subscriber with
-    /// limits gets something.
+    /// The bytes of the largest message, and the largest number of frames. They are computed when a
+    /// subscriber with limits gets a message.
     largest: OnceLock<(usize, usize)>,
 }
 
-impl<'a> Cut<'a> {
-    /// Messages that lie in a slab of this size, which is entered in the ledger with `slab_charge`, if it is
-    /// already.
+impl<'a> RoutedBatch<'a> {
+    /// Creates a batch whose messages lie in a slab of this size. The memory counter counts the slab by
+    /// `slab_charge`, if it was charged before.
     pub(super) fn new(
         wire: &'a Bytes,
         spans: &'a [Span],
@@ -73,7 +77,7 @@ impl<'a> Cut<'a> {
         Self { wire, spans, slab_charge, slab_size, largest: OnceLock::new() }
     }
 
-    /// Whether each of the messages is within these limits.
+    /// Returns whether each of the messages is within these limits.
     fn is_within(&self, limits: MessageLimits) -> bool {
         let (size, frames) = *self.largest.get_or_init(|| {
             let sizes = self.spans.iter().map(|span| (span.end - span.start, span.frames));
@@ -94,7 +98,7 @@ impl<'a> Cut<'a> {
         Amount::new(run.count(), self.len(run))
     }
 
-    /// How many messages at the front of the run fit into this room.
+    /// Returns the number of messages at the front of the run that fit into this room.
     fn fitting(&self, run: Run, room: Amount) -> usize {
         let start = self.start(run);
         let by_bytes =
@@ -102,7 +106,7 @@ impl<'a> Cut<'a> {
         by_bytes.min(usize::try_from(room.messages).unwrap_or(usize::MAX))
     }
 
-    /// How many messages at the end of the run fit into this room.
+    /// Returns the number of messages at the end of the run that fit into this room.
     fn fitting_last(&self, run: Run, room: Amount) -> usize {
         let end = self.start(run) + self.len(run);
         let older =
@@ -110,7 +114,7 @@ impl<'a> Cut<'a> {
         (run.count() - older).min(usize::try_from(room.messages).unwrap_or(usize::MAX))
     }
 
-    /// Divides these runs, so that the messages of each have the same rule by these policies.
+    /// Divides these runs so that all messages of a run have the same rule under these policies.
     pub(super) fn divide(&self, runs: &[Run], policies: &Policies) -> Vec<Run> {
         let mut divided: Vec<Run> = Vec::new();
         for first in runs.iter().flat_map(|run| run.first..run.end) {
@@ -124,22 +128,22 @@ impl<'a> Cut<'a> {
     }
 }
 
-/// What goes for all subscribers.
+/// The limits and the counters that apply to all subscribers.
 #[derive(Debug)]
 pub(super) struct Delivery {
     pub(super) memory: MemoryBudget,
     pub(super) connected_peers: Arc<ConnectedPeers>,
-    /// Bytes of all queues together.
+    /// The largest number of bytes in all queues together.
     pub(super) ceiling: usize,
 }
 
 impl Delivery {
-    /// The mark that counts at present.
+    /// Returns the high-water mark that applies at present.
     fn limit(&self, mark: HighWaterMark) -> HighWaterMark {
         let reserve = self.memory.limit() / QUEUES_RESERVE;
         let mut left = self.memory.limit().saturating_sub(self.memory.claimed());
         if left < reserve {
-            // Whoever holds most is ended until there is so much again.
+            // Connections that hold most are ended until there is room again.
             let _ = self.memory.makes_room(reserve);
             left = reserve;
         }
@@ -151,21 +155,27 @@ impl Delivery {
         mark
     }
 
-    /// Whether nothing of these runs fits for now.
-    pub(super) fn is_full(&self, queue: &SendQueueGuard<'_>, rule: Rule, run: Run, cut: &Cut<'_>) -> bool {
+    /// Returns whether no message of these runs fits for now.
+    pub(super) fn is_full(
+        &self,
+        queue: &SendQueueGuard<'_>,
+        rule: Rule,
+        run: Run,
+        cut: &RoutedBatch<'_>,
+    ) -> bool {
         let first = Run { end: run.first + 1, ..run };
         let room = queue.room(self.limit(rule.mark));
-        // A message above the mark may go when nothing else is queued.
+        // A message that is larger than the mark may be queued when nothing else is.
         cut.fitting(first, room) == 0 && queue.queued().messages > 0
     }
 
-    /// Queues the runs, as far as there is room; with `block`, leaves what has to wait. Returns whether the
-    /// subscriber, which is to lose nothing, had better be given time to catch up.
+    /// Queues the runs, as far as there is room. With `block`, it leaves those that have to wait. Returns
+    /// whether the publisher should give the subscriber, which must not lose anything, time to catch up.
     pub(super) fn deliver(
         &self,
         subscriber: &Subscriber,
         left: &mut Vec<Run>,
-        cut: &Cut<'_>,
+        cut: &RoutedBatch<'_>,
         policies: &Policies,
     ) -> bool {
         if let Some(limits) = subscriber.takes
@@ -179,7 +189,7 @@ impl Delivery {
         while let Some(&run) = left.get(done) {
             done += 1;
             if queue.is_closed() {
-                // It is leaving: there is nobody to deliver to.
+                // The subscriber is leaving: nothing can be delivered to it.
                 self.connected_peers.lose(run.count() as u64);
                 continue;
             }
@@ -249,7 +259,7 @@ impl Delivery {
         rule: Rule,
         limit: HighWaterMark,
         run: Run,
-        cut: &Cut<'_>,
+        cut: &RoutedBatch<'_>,
         drops: &mut Drops,
     ) {
         drops.oldest += queue.make_room(cut.amount(run), limit);
@@ -263,7 +273,7 @@ impl Delivery {
             drops.oldest += gone;
             self.push(queue, rule, limit, rest, cut);
         } else {
-            // Nothing that waits may go, or all of it is on its way.
+            // No waiting message may be dropped, or all of them are being written already.
             drops.newest += gone;
         }
     }
@@ -274,7 +284,7 @@ impl Delivery {
         rule: Rule,
         limit: HighWaterMark,
         run: Run,
-        cut: &Cut<'_>,
+        cut: &RoutedBatch<'_>,
         drops: &mut Drops,
     ) {
         if !queue.is_conflated() {
@@ -303,12 +313,12 @@ impl Delivery {
         rule: Rule,
         limit: HighWaterMark,
         run: Run,
-        cut: &Cut<'_>,
+        cut: &RoutedBatch<'_>,
     ) {
         let (start, len, count) = (cut.start(run), cut.len(run), run.count());
         let range = start..start + len;
         let keep = keep(rule.policy);
-        // Slices that are kept in different ways are charged one by one; copies, for what they are.
+        // Slices under different drop policies are charged one by one. Copies are charged for their size.
         let alternates = queue.keep() != keep;
         queue.set_keep(keep, rule.mark);
         let small = len < COPY_BELOW || len < cut.slab_size / SLAB_SHARE;
@@ -323,9 +333,9 @@ impl Delivery {
     }
 }
 
-/// Takes those messages out of the runs that the subscriber does not take: it would end the connection, and
-/// lose what waits for it.
-fn leave_out(subscriber: &Subscriber, limits: MessageLimits, left: &mut Vec<Run>, cut: &Cut<'_>) {
+/// Removes the messages from the runs that exceed the limits of the subscriber. It would end the connection
+/// for them, and lose what waits for it.
+fn leave_out(subscriber: &Subscriber, limits: MessageLimits, left: &mut Vec<Run>, cut: &RoutedBatch<'_>) {
     let goes = |span: &Span| limits.allow(span.end - span.start, span.frames);
     let (mut gone, mut topic) = (Amount::default(), None);
     let mut fitting: Vec<Run> = Vec::with_capacity(left.len());
@@ -357,7 +367,7 @@ fn fits(amount: Amount, room: Amount) -> bool {
     amount.messages <= room.messages && amount.bytes <= room.bytes
 }
 
-/// What may become of messages while they wait.
+/// Returns what may happen to messages of this policy while they wait.
 fn keep(policy: Policy) -> DropPolicy {
     match policy {
         Policy::DropNewest | Policy::Block { .. } | Policy::Disconnect => DropPolicy::Always,

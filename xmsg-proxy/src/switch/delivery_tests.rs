@@ -15,7 +15,7 @@ use xmsg_zmtp::{Frames, Limits, Scanner, encode_message, encoded_len, whole_mess
 
 use super::*;
 use crate::policy::TopicPolicy;
-use crate::switch::peers::Grant;
+use crate::switch::authorization::Authorization;
 
 /// Of the data of a message: its number, then filling that depends on it.
 const LEN_MIN: usize = 8;
@@ -114,7 +114,7 @@ struct Outcome {
 fn carry_out(plan: &Plan) -> Outcome {
     let memory = MemoryBudget::default();
     let send_queue = SendQueue::with_memory_counter(plan.mark, memory.queues().clone());
-    let subscriber = Subscriber::new(1, "peer", send_queue, Grant::new(&Arc::default(), None));
+    let subscriber = Subscriber::new(1, "peer", send_queue, Authorization::new(&Arc::default(), None));
     let own: Vec<_> = plan.own.map(|policy| TopicPolicy::new("t3", policy)).into_iter().collect();
     let policies = Policies::new(Rule { policy: plan.policy, mark: plan.mark }, &own);
     let delivery = Delivery { memory: memory.clone(), connected_peers: Arc::default(), ceiling: usize::MAX };
@@ -161,7 +161,7 @@ fn carry_out(plan: &Plan) -> Outcome {
                     let mut spans = Vec::new();
                     Scanner::new(&Limits::default()).scan(&wire, &mut spans).unwrap();
                     let slab_size = if plan.slices { wire.len() } else { 1 << 20 };
-                    let cut = Cut::new(&wire, &spans, slab_size, OnceLock::new());
+                    let cut = RoutedBatch::new(&wire, &spans, slab_size, OnceLock::new());
                     let mut runs = cut.divide(&[Run { first: 0, end: spans.len(), rule: 0 }], &policies);
                     delivery.deliver(&subscriber, &mut runs, &cut, &policies);
                     let in_all = |runs: &[Run]| runs.iter().map(|run| run.count()).sum::<usize>();
@@ -294,7 +294,7 @@ fn topics_in_turn_cost_no_more_than_they_are() {
         1,
         "peer",
         SendQueue::with_memory_counter(mark, memory.queues().clone()),
-        Grant::new(&Arc::default(), None),
+        Authorization::new(&Arc::default(), None),
     );
     let delivery = Delivery { memory: memory.clone(), connected_peers: Arc::default(), ceiling: usize::MAX };
     let mut wire = bytes::BytesMut::new();
@@ -304,7 +304,7 @@ fn topics_in_turn_cost_no_more_than_they_are() {
     let wire = wire.freeze();
     let mut spans = Vec::new();
     Scanner::new(&Limits::default()).scan(&wire, &mut spans).unwrap();
-    let cut = Cut::new(&wire, &spans, wire.len(), OnceLock::new());
+    let cut = RoutedBatch::new(&wire, &spans, wire.len(), OnceLock::new());
     let mut runs = cut.divide(&[Run { first: 0, end: 10, rule: 0 }], &policies);
     assert_eq!(runs.len(), 10);
     delivery.deliver(&subscriber, &mut runs, &cut, &policies);
@@ -323,7 +323,8 @@ fn only_a_subscriber_that_is_to_lose_nothing_has_its_publishers_wait_before_its_
     let mut spans = Vec::new();
     Scanner::new(&Limits::default()).scan(&wire, &mut spans).unwrap();
     for policy in Policy::ALL {
-        let subscriber = Subscriber::new(1, "peer", SendQueue::new(mark), Grant::new(&Arc::default(), None));
+        let subscriber =
+            Subscriber::new(1, "peer", SendQueue::new(mark), Authorization::new(&Arc::default(), None));
         let policies = Policies::new(Rule { policy, mark }, &[]);
         let delivery = Delivery {
             memory: MemoryBudget::default(),
@@ -331,7 +332,7 @@ fn only_a_subscriber_that_is_to_lose_nothing_has_its_publishers_wait_before_its_
             ceiling: usize::MAX,
         };
         let deliver = || {
-            let cut = Cut::new(&wire, &spans, wire.len(), OnceLock::new());
+            let cut = RoutedBatch::new(&wire, &spans, wire.len(), OnceLock::new());
             let mut runs = cut.divide(&[Run { first: 0, end: spans.len(), rule: 0 }], &policies);
             delivery.deliver(&subscriber, &mut runs, &cut, &policies)
         };

@@ -1,4 +1,5 @@
-//! Where messages come in: matched, coalesced into runs, and queued for their subscribers.
+//! The way of messages into the switch: they are matched, coalesced into runs, and queued for their
+//! subscribers.
 
 mod cache;
 
@@ -16,54 +17,53 @@ pub(super) use cache::Caches;
 use cache::{Cache, DENIED, TargetSet};
 
 use super::connected_peers::ConnectedPeers;
-use super::delivery::{Cut, Delivery, Run};
+use super::delivery::{Delivery, RoutedBatch, Run};
 use super::peers::Subscriber;
 use super::publisher::Publisher;
-use super::requests::Asking;
+use super::requests::RequestRates;
 use super::table::Table;
 use super::upstream;
 use super::watch::{Sampler, Watch};
 use crate::config::Config;
 use crate::policy::{Policies, Policy};
 
-/// Publishers of shorter messages, on average, bytes, are not made to wait for a subscriber to catch up:
-/// being woken costs them more than short queues save. Measured: 0.13 instead of 0.09 µs for a message of 100
-/// bytes.
+/// Publishers of messages that are shorter than this on average, in bytes, do not wait for a subscriber to
+/// catch up: being woken costs them more than short queues save. Measured: 0.13 instead of 0.09 µs for a
+/// message of 100 bytes.
 const CATCH_UP_FROM: usize = 512;
-/// Messages that are passed on together, at most.
+/// The largest number of messages that are passed on together.
 const PART: usize = 4 << 10;
-/// Members of sets that are made for messages that are passed on together, and runs for them, about. Twice of
-/// what is looked up together, so that what was found is used.
+/// The approximate number of members of target sets, and of runs for them, that are made for messages passed
+/// on together. It is twice the number that is looked up together, so that what was found is used.
 const LOAD: usize = 128 << 10;
-/// What queuing something for one subscriber counts for in the [`FAIR_SHARE`].
+/// The share of [`FAIR_SHARE`] that queuing messages for one subscriber takes.
 const DELIVERY: usize = 32;
-/// Subscribers of topics that are looked up, and of messages that are given to them, before others get the
-/// processor.
+/// The number of subscribers found for topics, and given messages, before other tasks get the processor.
 const FAIR_SHARE: usize = 32 << 10;
-/// How often a publisher that is made to wait hears from us, so that its heartbeats do not give us up.
+/// The interval at which a waiting publisher is pinged, so that its heartbeats do not time out.
 const BLOCKED_PING: Duration = Duration::from_secs(1);
 
-/// The inside end of a publisher's connection.
+/// The inner end of a publisher's connection.
 #[derive(Debug)]
 pub(super) struct Ingress {
     publisher: Arc<Publisher>,
     table: Arc<Table>,
     delivery: Delivery,
-    asking: Asking,
-    /// Control requests of the present batch.
+    asking: RequestRates,
+    /// The control requests of the present batch.
     requests: Vec<Run>,
     cache: Cache,
-    /// Slots that the present batch has something for.
+    /// The slots for which the present batch has messages.
     touched: Vec<usize>,
     sampler: Sampler,
-    /// The slab that the last batch with slices lay in.
+    /// The charge for the slab that the last batch with slices lay in.
     slab_charge: Option<(u64, Weak<SlabCharge>)>,
-    /// What the present batch has for subscribers that have no room, each with its slot.
+    /// The runs of the present batch for subscribers that have no room, each with its slot.
     waiting: Vec<(usize, Vec<Run>)>,
-    /// Messages of the present batch that nobody subscribed to.
+    /// The number of messages of the present batch that nobody subscribed to.
     unmatched: u64,
-    /// The present batch counts as received. What is not delivered of it when the connection ends is lost,
-    /// and [counted](Self::drop).
+    /// Whether the present batch was counted as received. What is not delivered of it when the connection
+    /// ends is lost, and [counted](Self::drop).
     is_received: bool,
 }
 
@@ -72,7 +72,7 @@ impl Ingress {
         publisher: &Arc<Publisher>,
         table: &Arc<Table>,
         connected_peers: &Arc<ConnectedPeers>,
-        asking: Asking,
+        asking: RequestRates,
         caches: &Arc<Caches>,
         watch: &Arc<Watch>,
         config: &Config,
@@ -97,8 +97,8 @@ impl Ingress {
         }
     }
 
-    /// Finds the subscribers of messages, for as many as make a part. Returns their number.
-    async fn match_some(&mut self, wire: &[u8], spans: &[Span]) -> usize {
+    /// Finds the subscribers of messages, for as many messages as make a part. Returns their number.
+    async fn match_slice(&mut self, wire: &[u8], spans: &[Span]) -> usize {
         self.cache.refresh(&self.table, &self.publisher);
         let mut run = Run { first: 0, end: 0, rule: 0 };
         let mut last: Option<(&[u8], usize)> = None;
@@ -133,10 +133,10 @@ impl Ingress {
         end
     }
 
-    /// `topic` is that of the run's last message.
+    /// Adds a run for a target set. `topic` is that of the last message in the run.
     fn assign(&mut self, set: usize, run: Run, topic: &[u8]) {
         if set == DENIED {
-            self.publisher.grant.deny(&self.publisher.peer, "publish", topic, run.count() as u64);
+            self.publisher.authorization.deny(&self.publisher.peer, "publish", topic, run.count() as u64);
             return;
         }
         let TargetSet { slots, rule, is_control } = &self.cache.sets[set];
@@ -162,11 +162,11 @@ impl Ingress {
     }
 
     /// Waits until the subscribers have taken what is left for them.
-    async fn wait_for_all(&mut self, cut: &Cut<'_>) {
+    async fn wait_for_all(&mut self, cut: &RoutedBatch<'_>) {
         let Self { publisher, table, delivery, cache, waiting, .. } = self;
         let wait = Wait { publisher, table, delivery, cut };
         let (slots, policies) = (&cache.slots, &cache.policies);
-        // All at the same time: together they hold this publisher up no longer than one may.
+        // The waits run at the same time: together they hold this publisher up no longer than one may.
         let waits = waiting
             .iter_mut()
             .map(|(slot, runs)| wait.until_taken(&slots[*slot].subscriber, runs, policies.clone()));
@@ -176,13 +176,14 @@ impl Ingress {
         }
     }
 
-    /// Messages of the present batch that subscribers have yet to get, each counted for each of them.
-    fn owed(&self) -> u64 {
+    /// Returns the number of messages of the present batch that subscribers have yet to get. A message counts
+    /// once for each subscriber.
+    fn undelivered(&self) -> u64 {
         let waiting = self.waiting.iter().map(|(_, runs)| runs);
         waiting.chain(self.cache.slots.iter().map(|slot| &slot.runs)).map(|runs| count(runs)).sum()
     }
 
-    /// Passes the control requests of the batch on. Whoever asks too fast waits.
+    /// Passes the control requests of the batch on. A peer that asks too fast waits.
     async fn ask(&mut self, wire: &Bytes, spans: &[Span]) {
         let mut wait = Duration::ZERO;
         for run in self.requests.drain(..) {
@@ -196,7 +197,7 @@ impl Ingress {
         }
     }
 
-    /// The entry of this slab in the ledger, if slices of it are still queued.
+    /// Returns the charge for this slab, if slices of it are still queued.
     fn slab_charge(&self, serial: u64) -> OnceLock<Arc<SlabCharge>> {
         match &self.slab_charge {
             Some((known, slab_charge)) if *known == serial => {
@@ -207,11 +208,11 @@ impl Ingress {
     }
 }
 
-/// The connection may end at any place where a batch waits.
+/// The connection may end at any point where a batch waits.
 impl Drop for Ingress {
     fn drop(&mut self) {
         if self.is_received {
-            self.delivery.connected_peers.lose(self.owed());
+            self.delivery.connected_peers.lose(self.undelivered());
         }
     }
 }
@@ -226,7 +227,7 @@ struct Wait<'a> {
     publisher: &'a Publisher,
     table: &'a Table,
     delivery: &'a Delivery,
-    cut: &'a Cut<'a>,
+    cut: &'a RoutedBatch<'a>,
 }
 
 impl Wait<'_> {
@@ -254,7 +255,7 @@ impl Wait<'_> {
                 if self.publisher.version >= Version::V3_1 {
                     let mut ping = BytesMut::new();
                     Command::Ping { ttl: Duration::ZERO, context: Bytes::new() }.write(&mut ping);
-                    // If it does not even read this much, it will not miss it.
+                    // A publisher that does not even read this little does not need the ping.
                     let _ = self.publisher.send_queue.push_urgent(&ping, URGENT_MAX);
                 }
                 subscriber.log_slowness();
@@ -278,7 +279,7 @@ impl Handler for Ingress {
             self.pass_all(&wire, spans, slab).await;
             return Ok(());
         };
-        // The rest of an upstream's messages, in their order.
+        // These are the other messages of an upstream, in their order.
         let is_of_one_hop =
             |span: &Span| upstream::is_of_one_hop(self.cache.topic(&wire, span), &wire[span.start..span.end]);
         let left_out = spans.iter().filter(|span| is_of_one_hop(span)).count();
@@ -311,9 +312,10 @@ impl Ingress {
         }
     }
 
-    /// Passes messages on, each to its subscribers: these, or the first of them. Returns how many.
+    /// Passes messages on to their subscribers, all of them or the first ones. Returns the number of messages
+    /// that were passed on.
     async fn pass_on(&mut self, wire: &Bytes, spans: &[Span], slab: Slab) -> usize {
-        let spans = &spans[..self.match_some(wire, spans).await];
+        let spans = &spans[..self.match_slice(wire, spans).await];
         let (Some(first), Some(last)) = (spans.first(), spans.last()) else { return 0 };
         let len = last.end - first.start;
         self.cache.count();
@@ -332,7 +334,7 @@ impl Ingress {
         if requests > 0 {
             self.ask(wire, spans).await;
         }
-        let cut = Cut::new(wire, spans, slab.size, self.slab_charge(slab.serial));
+        let cut = RoutedBatch::new(wire, spans, slab.size, self.slab_charge(slab.serial));
         let mut touched = std::mem::take(&mut self.touched);
         let are_long = len >= CATCH_UP_FROM * spans.len();
         let mut behind = Vec::new();
@@ -361,7 +363,7 @@ impl Ingress {
         self.is_received = false;
         if !behind.is_empty() {
             let since = Instant::now();
-            // All at the same time: together they take no longer than one.
+            // The deliveries run at the same time: together they take no longer than one.
             let slots = &self.cache.slots;
             let waits = behind.into_iter().map(|slot| async move {
                 let subscriber = &slots[slot].subscriber;
@@ -375,7 +377,7 @@ impl Ingress {
         if let Some(slab_charge) = cut.slab_charge.get() {
             self.slab_charge = Some((slab.serial, Arc::downgrade(slab_charge)));
         }
-        self.cache.settle();
+        self.cache.finish_batch();
         spans.len()
     }
 }

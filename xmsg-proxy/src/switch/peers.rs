@@ -1,7 +1,6 @@
-//! The connections of the switch, and what is counted of them.
+//! The connections of the switch, and their counters.
 
 use std::convert::Infallible;
-use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,31 +8,31 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use xmsg_zmq::Amount;
 use xmsg_zmq::link::memory::{MemoryBudget, UnreadAnswers};
 use xmsg_zmq::link::send_queue::{SendQueue, URGENT_MAX};
 use xmsg_zmq::link::session::now;
 use xmsg_zmq::link::throttle::Throttle;
 use xmsg_zmq::lock::lock;
-use xmsg_zmq::{Amount, HighWaterMark};
 use xmsg_zmtp::{Command, DroppedCounts, MessageLimits};
 
 use super::Totals;
-pub(super) use super::grant::Grant;
-use super::slow::Slow;
+use super::authorization::Authorization;
+use super::paced_log::PacedLog;
+use super::peer_stats::{Drops, SubscriberStats};
+use super::slow::SlowPeriod;
 use super::stall::Stall;
-use crate::policy::{Policy, Rule};
+use crate::policy::Rule;
 
-/// What comes of one subscriber's slowness is logged at most this often.
-const SLOW_LOG_INTERVAL: Duration = Duration::from_secs(10);
-/// A subscriber that understands it is told at most this often what was dropped for it.
-const TELL_INTERVAL: Duration = Duration::from_millis(100);
-/// Bytes of such counts that may wait to be written, together with the protocol's other answers: two counts
-/// and a little more.
-const TELL_MAX: usize = 64;
-/// Confirmations of subscriptions that wait for a subscriber, bytes: half of what it may be owed, so that
-/// others can't use that up by asking.
+/// The shortest interval between reports of dropped messages to a subscriber that understands them.
+const DROP_REPORT_INTERVAL: Duration = Duration::from_millis(100);
+/// The number of bytes of such reports that may wait to be written, together with other answers of the
+/// protocol: two reports and a little more.
+const DROP_REPORTS_MAX: usize = 64;
+/// The number of bytes of confirmations that may wait for a subscriber. It is half of its limit for urgent
+/// bytes, so that others can't exhaust that by asking.
 const CONFIRMATIONS_MAX: usize = URGENT_MAX / 2;
-/// Bytes of a topic that are shown in the log.
+/// The number of bytes of a topic that are shown in the log.
 pub(super) const TOPIC_SHOWN: usize = 255;
 
 /// A count that one task raises and others read.
@@ -60,8 +59,8 @@ pub(super) struct Subscriber {
     pub(super) id: u32,
     pub(super) peer: Box<str>,
     pub(super) send_queue: SendQueue,
-    pub(super) grant: Grant,
-    /// The largest message that it takes, if that is less than what the proxy takes.
+    pub(super) authorization: Authorization,
+    /// The limits of the messages that it takes, if they are below those of the proxy.
     pub(super) takes: Option<MessageLimits>,
     since: Instant,
     newest: Counter,
@@ -71,31 +70,32 @@ pub(super) struct Subscriber {
     waits: AtomicU64,
     waited_us: AtomicU64,
     pub(super) subscriptions: AtomicUsize,
-    /// Bytes of their prefixes.
+    /// The bytes of the prefixes of its subscriptions.
     pub(super) subscription_bytes: AtomicUsize,
-    /// What it cost to have its prefixes change their side that it was not slowed down for yet.
-    pub(super) toll: AtomicUsize,
-    /// The number of publishers that are told of its changes, for which it was not slowed down yet.
-    pub(super) told: AtomicUsize,
-    /// The last round that it was charged for: what it changes for one costs no more than one change.
-    pub(super) told_in: AtomicU64,
-    /// What had been dropped when its slowness was last logged.
-    slow_log: Spaced<Drops>,
-    /// How many messages it had not been sent when it was last logged that it does not take them.
-    large_log: Spaced<u64>,
-    /// The topic of the last such message.
+    /// The cost of activating and covering its prefixes in the table for which it was not slowed down yet.
+    pub(super) table_work: AtomicUsize,
+    /// The number of publishers that are notified of its changes for which it was not slowed down yet.
+    pub(super) notified: AtomicUsize,
+    /// The last round of notifications that it was charged for. All its changes in one round cost as much as
+    /// one.
+    pub(super) notified_in: AtomicU64,
+    /// The counts of dropped messages when its slowness was last logged.
+    slow_log: PacedLog<Drops>,
+    /// The number of messages above its limits when that was last logged.
+    large_log: PacedLog<u64>,
+    /// The topic of the last message above its limits.
     large_topic: Mutex<Vec<u8>>,
-    /// There is something to log that has to wait.
+    /// Notifies the task that logs that there is something to log later.
     unlogged: Notify,
-    /// Since when it has been too slow.
-    slow: Mutex<Slow>,
-    /// Since when publishers wait for it.
+    /// The period in which it has been too slow.
+    slow: Mutex<SlowPeriod>,
+    /// The period in which publishers have waited for it.
     stall: Mutex<Stall>,
-    /// `None`: it does not understand what it would be told of drops.
-    telling: Option<Telling>,
-    lines: Arc<Lines>,
-    /// Where confirmations count that it does not read.
-    owed: Option<UnreadAnswers>,
+    /// The reports of dropped messages, or `None` if it does not understand them.
+    drop_reports: Option<DropReports>,
+    lines: Arc<LogThrottles>,
+    /// The memory of the confirmations that it has not read.
+    unread: Option<UnreadAnswers>,
     /// Ends its connection.
     pub(super) cut: CancellationToken,
     /// Ends its connection because it holds too much memory.
@@ -103,12 +103,12 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
-    pub(super) fn new(id: u32, peer: &str, send_queue: SendQueue, grant: Grant) -> Self {
+    pub(super) fn new(id: u32, peer: &str, send_queue: SendQueue, authorization: Authorization) -> Self {
         Self {
             id,
             peer: peer.into(),
             send_queue,
-            grant,
+            authorization,
             takes: None,
             since: Instant::now(),
             newest: Counter::default(),
@@ -119,18 +119,18 @@ impl Subscriber {
             waited_us: AtomicU64::new(0),
             subscriptions: AtomicUsize::new(0),
             subscription_bytes: AtomicUsize::new(0),
-            toll: AtomicUsize::new(0),
-            told: AtomicUsize::new(0),
-            told_in: AtomicU64::new(0),
-            slow_log: Spaced::default(),
-            large_log: Spaced::default(),
+            table_work: AtomicUsize::new(0),
+            notified: AtomicUsize::new(0),
+            notified_in: AtomicU64::new(0),
+            slow_log: PacedLog::default(),
+            large_log: PacedLog::default(),
             large_topic: Mutex::default(),
             unlogged: Notify::new(),
             slow: Mutex::default(),
             stall: Mutex::default(),
-            telling: None,
+            drop_reports: None,
             lines: Arc::default(),
-            owed: None,
+            unread: None,
             cut: CancellationToken::new(),
             outsized: CancellationToken::new(),
         }
@@ -141,70 +141,70 @@ impl Subscriber {
         Self { takes, ..self }
     }
 
-    /// Has the subscriber told what was dropped for it, if it understands that.
-    pub(super) fn telling(self, understands: bool) -> Self {
-        Self { telling: understands.then(Telling::default), ..self }
+    /// Enables reports of dropped messages to the subscriber, if it understands them.
+    pub(super) fn with_drop_reports(self, understands: bool) -> Self {
+        Self { drop_reports: understands.then(DropReports::default), ..self }
     }
 
-    /// The same, with the confirmations that it does not read counted in this budget.
+    /// Counts the confirmations that the subscriber has not read in this budget.
     pub(super) fn counting(self, memory: &MemoryBudget) -> Self {
-        let owed = UnreadAnswers::new(memory, &self.peer, self.outsized.clone());
-        Self { owed: Some(owed), ..self }
+        let unread = UnreadAnswers::new(memory, &self.peer, self.outsized.clone());
+        Self { unread: Some(unread), ..self }
     }
 
-    /// The same, with its lines in the log counted together with those of others.
-    pub(super) fn logging(self, lines: &Arc<Lines>) -> Self {
+    /// Counts its log lines together with those of others.
+    pub(super) fn logging(self, lines: &Arc<LogThrottles>) -> Self {
         Self { lines: lines.clone(), ..self }
     }
 
-    /// Sends it the confirmation of a subscription, ahead of what is queued. `false`: it has yet to read too
-    /// many.
+    /// Sends the confirmation of a subscription ahead of what is queued. Returns `false` if too many are
+    /// unread.
     pub(super) fn confirm(&self, answer: &[u8]) -> bool {
         let is_queued = self.send_queue.push_urgent(answer, CONFIRMATIONS_MAX);
-        if let Some(owed) = self.owed.as_ref().filter(|_| is_queued) {
-            owed.note(&self.send_queue);
+        if let Some(unread) = self.unread.as_ref().filter(|_| is_queued) {
+            unread.note(&self.send_queue);
         }
         is_queued
     }
 
-    /// Tells it for ever what was dropped for it: at once, and then at most once in each interval.
-    pub(super) async fn keep_telling(&self) -> Infallible {
-        let Some(telling) = &self.telling else { return std::future::pending().await };
+    /// Reports dropped messages to the subscriber for ever: at once, and then at most once in each interval.
+    pub(super) async fn keep_reporting_drops(&self) -> Infallible {
+        let Some(drop_reports) = &self.drop_reports else { return std::future::pending().await };
         loop {
-            telling.news.notified().await;
-            // While it does not read, what it was told last still waits: the next count takes all of them in.
-            while !self.tell_drops() {
-                tokio::time::sleep(TELL_INTERVAL).await;
+            drop_reports.changed.notified().await;
+            // While it does not read, its last report still waits. The next one will contain all later drops.
+            while !self.report_drops() {
+                tokio::time::sleep(DROP_REPORT_INTERVAL).await;
             }
-            tokio::time::sleep(TELL_INTERVAL).await;
+            tokio::time::sleep(DROP_REPORT_INTERVAL).await;
         }
     }
 
-    /// Tells it what was dropped for it, if that is new. `false`: too much waits already.
-    pub(super) fn tell_drops(&self) -> bool {
-        let Some(telling) = &self.telling else { return true };
-        let mut told = lock(&telling.told);
+    /// Reports the dropped messages if there are new ones. Returns `false` if too many reports are unread.
+    pub(super) fn report_drops(&self) -> bool {
+        let Some(drop_reports) = &self.drop_reports else { return true };
+        let mut reported = lock(&drop_reports.reported);
         let drops = self.drops();
         let counts = DroppedCounts { too_slow: drops.slow().messages, too_large: drops.too_large.messages };
-        if counts == *told {
+        if counts == *reported {
             return true;
         }
         let mut bytes = BytesMut::new();
         Command::Dropped(counts).write(&mut bytes);
-        let is_queued = self.send_queue.push_urgent(&bytes, TELL_MAX);
+        let is_queued = self.send_queue.push_urgent(&bytes, DROP_REPORTS_MAX);
         if is_queued {
-            *told = counts;
+            *reported = counts;
         }
         is_queued
     }
 
-    fn note_news(&self) {
-        if let Some(telling) = &self.telling {
-            telling.news.notify_one();
+    fn note_drops(&self) {
+        if let Some(drop_reports) = &self.drop_reports {
+            drop_reports.changed.notify_one();
         }
     }
 
-    /// Counts messages that were dropped, and says so in the log now and then.
+    /// Counts dropped messages, and logs them now and then.
     pub(super) fn count_dropped(&self, drops: Drops) {
         for (counter, amount) in
             [(&self.newest, drops.newest), (&self.oldest, drops.oldest), (&self.conflated, drops.conflated)]
@@ -214,15 +214,15 @@ impl Subscriber {
             }
         }
         self.note_slow();
-        self.note_news();
+        self.note_drops();
         self.log_slowness();
     }
 
-    /// Counts messages that it is not sent, because it has told that it does not take them, and says so in
-    /// the log now and then, with the topic of the last one.
+    /// Counts messages that are not sent because they exceed the limits of the subscriber, and logs them now
+    /// and then, with the topic of the last one.
     pub(super) fn count_too_large(&self, amount: Amount, topic: &[u8]) {
         self.too_large.add(amount.messages as usize, amount.bytes as usize);
-        self.note_news();
+        self.note_drops();
         {
             let mut last = lock(&self.large_topic);
             last.clear();
@@ -252,7 +252,7 @@ impl Subscriber {
         );
     }
 
-    /// Writes into the log for ever what had to wait because a line had just been written.
+    /// Logs for ever what had to wait because a line had just been written.
     pub(super) async fn keep_logging(&self) -> Infallible {
         loop {
             self.unlogged.notified().await;
@@ -263,7 +263,7 @@ impl Subscriber {
         }
     }
 
-    /// When what is not logged yet is to be, if there is anything.
+    /// Returns the time for the next line, if there is something to log.
     fn next_line(&self) -> Option<Instant> {
         let drops = self.drops();
         let slow = self.slow_log.due(|logged| logged.slow().messages < drops.slow().messages);
@@ -271,7 +271,7 @@ impl Subscriber {
         slow.into_iter().chain(large).min()
     }
 
-    /// A snapshot, with the limits and the policy of topics that have none of their own.
+    /// Returns the statistics, with the limits and the policy of topics that have none of their own.
     pub(super) fn stats(&self, default: Rule) -> SubscriberStats {
         SubscriberStats {
             id: self.id,
@@ -286,13 +286,13 @@ impl Subscriber {
             drops: self.drops(),
             waits: self.waits.load(Ordering::Relaxed),
             waited: self.waited(),
-            principal: self.grant.principal(),
-            denied: self.grant.denied(),
+            principal: self.authorization.principal_text(),
+            denied: self.authorization.denied(),
             slow_for: lock(&self.slow).lasts(Instant::now()),
         }
     }
 
-    /// Logs what is not logged yet: what is due, or, at the end of its connection, all of it.
+    /// Logs what is not logged yet: what is due or, at the end of the connection, all of it.
     pub(super) fn log_rest(&self, at_the_end: bool) {
         let drops = self.drops();
         let take = |due: Option<Instant>| due.is_some_and(|due| at_the_end || due <= now());
@@ -309,7 +309,7 @@ impl Subscriber {
         totals.delivered += self.send_queue.written();
         totals.dropped += self.drops().total();
         totals.drops += self.drops();
-        totals.denied += self.grant.denied();
+        totals.denied += self.authorization.denied();
         totals.waits += self.waits.load(Ordering::Relaxed);
         totals.waited += self.waited();
     }
@@ -323,17 +323,17 @@ impl Subscriber {
         }
     }
 
-    /// Counts that a publisher has to wait for it.
+    /// Counts that a publisher has to wait for the subscriber.
     pub(super) fn count_wait(&self) {
         self.waits.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Its queue is full, and a publisher waits for it.
+    /// Notes that the queue is full and a publisher waits for the subscriber.
     pub(super) fn note_slow(&self) {
         lock(&self.slow).note(Instant::now());
     }
 
-    /// Counts for how long.
+    /// Adds the time that a publisher waited.
     pub(super) fn count_waited(&self, time: Duration) {
         self.waited_us.fetch_add(time.as_micros() as u64, Ordering::Relaxed);
     }
@@ -342,8 +342,8 @@ impl Subscriber {
         Duration::from_micros(self.waited_us.load(Ordering::Relaxed))
     }
 
-    /// Says in the log that it is slow, and what came of it since the last time: at once, and then every
-    /// [`SLOW_LOG_INTERVAL`] at most.
+    /// Logs that the subscriber is slow, and the consequences since the last line: at once, and then at most
+    /// once in every [`SLOW_LOG_INTERVAL`](super::paced_log::SLOW_LOG_INTERVAL).
     pub(super) fn log_slowness(&self) {
         let drops = self.drops();
         match self.slow_log.pass(drops) {
@@ -381,13 +381,13 @@ impl Subscriber {
         );
     }
 
-    /// Whether publishers have waited for it for this long, while it took next to nothing. To be asked again
-    /// and again while one waits.
+    /// Returns whether publishers have waited this long for the subscriber, while it took next to nothing. A
+    /// publisher that waits calls it repeatedly.
     pub(super) fn has_stalled(&self, longest: Duration) -> bool {
         lock(&self.stall).lasts(now(), self.send_queue.written().bytes) >= longest
     }
 
-    /// Ends its connection, because it is too slow. `policy` is what wants it so.
+    /// Ends the connection because the subscriber is too slow. `policy` names the policy that demands it.
     pub(super) fn cut_off(&self, policy: &str) {
         if self.cut.is_cancelled() {
             return;
@@ -408,162 +408,29 @@ impl Subscriber {
     }
 }
 
-/// Lines in the log that many peers can cause at the same time: there are so many of each kind, whoever
-/// causes them.
+/// Limits for log lines that many peers can cause at the same time. All peers share the limit of each kind.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
+pub(super) struct LogThrottles {
     slow: Throttle,
     too_large: Throttle,
     cut_off: Throttle,
-    /// Subscribers that left before everything had reached them.
+    /// Subscribers that left before all messages had reached them.
     pub(super) left: Throttle,
     /// Publishers that do not read their subscriptions.
-    pub(super) deaf: Throttle,
-    /// Publishers that were cut off because they do not read their subscriptions.
-    pub(super) cut_off_deaf: Throttle,
+    pub(super) not_reading: Throttle,
+    /// Publishers that were disconnected because they do not read their subscriptions.
+    pub(super) cut_off_publishers: Throttle,
     /// Publishers that had left, and whose places were needed.
     pub(super) crowded_out: Throttle,
 }
 
-/// Lines in the log, each with what was counted since the one before, with pauses of [`SLOW_LOG_INTERVAL`].
-#[derive(Debug)]
-pub(super) struct Spaced<T>(Mutex<Option<(Instant, T)>>);
-
-impl<T> Default for Spaced<T> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-impl<T: Copy + Default> Spaced<T> {
-    /// What had been counted at the last line, if another one may be written now, with all that `counted`
-    /// says.
-    pub(super) fn pass(&self, counted: T) -> Option<T> {
-        let mut last = lock(&self.0);
-        if last.is_some_and(|(at, _)| now().saturating_duration_since(at) < SLOW_LOG_INTERVAL) {
-            return None;
-        }
-        Some(last.replace((now(), counted)).map_or_else(T::default, |(_, before)| before))
-    }
-
-    /// What had been counted at the last line, whenever that was, for another one with all that `counted`
-    /// says.
-    pub(super) fn take(&self, counted: T) -> T {
-        lock(&self.0).replace((now(), counted)).map_or_else(T::default, |(_, before)| before)
-    }
-
-    /// When the next line may be written, if there is something to say about what has been logged.
-    fn due(&self, is_old: impl FnOnce(&T) -> bool) -> Option<Instant> {
-        let last = lock(&self.0);
-        let (at, logged) = last
-            .as_ref()
-            .map_or_else(|| (now(), T::default()), |(at, logged)| (*at + SLOW_LOG_INTERVAL, *logged));
-        is_old(&logged).then_some(at)
-    }
-}
-
-/// What a subscriber is told of drops.
+/// The reports of dropped messages to a subscriber.
 #[derive(Debug, Default)]
-struct Telling {
-    /// There may be new ones.
-    news: Notify,
-    /// What it was told last.
-    told: Mutex<DroppedCounts>,
-}
-
-/// Messages that a subscriber was not sent: because it was too slow, by which ones were chosen, or because it
-/// does not take them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Drops {
-    /// Those that came when it was at its mark (`drop-newest`, and the last ones before `disconnect`; under
-    /// the other policies when nothing that waited could go for them).
-    pub newest: Amount,
-    /// Those that had waited longest (`drop-oldest`, and `conflate` when there are too many topics).
-    pub oldest: Amount,
-    /// Those of which there was a newer one of the same topic (`conflate`).
-    pub conflated: Amount,
-    /// Those above the limits that the subscriber has told.
-    pub too_large: Amount,
-}
-
-impl Drops {
-    /// All of them.
-    #[must_use]
-    pub fn total(&self) -> Amount {
-        self.slow() + self.too_large
-    }
-
-    /// Those for which it was too slow.
-    #[must_use]
-    pub fn slow(&self) -> Amount {
-        self.newest + self.oldest + self.conflated
-    }
-}
-
-impl AddAssign for Drops {
-    fn add_assign(&mut self, other: Self) {
-        self.newest += other.newest;
-        self.oldest += other.oldest;
-        self.conflated += other.conflated;
-        self.too_large += other.too_large;
-    }
-}
-
-/// A snapshot of one publisher.
-#[derive(Clone, Debug)]
-pub struct PublisherStats {
-    /// Its number: no other connection of this proxy has it; none has had it, unless there were four billion
-    /// since.
-    pub id: u32,
-    /// Its address.
-    pub peer: String,
-    /// How long it has been connected.
-    pub connected_for: Duration,
-    /// What came from it.
-    pub received: Amount,
-    /// Who it has proved to be.
-    pub principal: Option<String>,
-    /// Messages that it was not allowed to publish.
-    pub denied: u64,
-    /// How long ago it left, if it left before all that it had sent was passed on, because a subscriber is
-    /// slow (`block`). It keeps its place until then, or until a newcomer finds no other one.
-    pub left_for: Option<Duration>,
-}
-
-/// A snapshot of one subscriber.
-#[derive(Clone, Debug)]
-pub struct SubscriberStats {
-    /// Its number: no other connection of this proxy has it; none has had it, unless there were four billion
-    /// since.
-    pub id: u32,
-    /// Its address.
-    pub peer: String,
-    /// How long it has been connected.
-    pub connected_for: Duration,
-    /// Its subscriptions.
-    pub subscriptions: usize,
-    /// What was written to it.
-    pub delivered: Amount,
-    /// What waits for it; `bytes` is memory.
-    pub queued: Amount,
-    /// How much may wait.
-    pub high_water_mark: HighWaterMark,
-    /// What happens then, to messages whose topic has no policy of its own.
-    pub policy: Policy,
-    /// What was dropped because it was too slow.
-    pub dropped: Amount,
-    /// What was dropped because it was too slow, by which messages were chosen.
-    pub drops: Drops,
-    /// How often a publisher had to wait for it.
-    pub waits: u64,
-    /// How long publishers waited for it.
-    pub waited: Duration,
-    /// Who it has proved to be.
-    pub principal: Option<String>,
-    /// Subscriptions that it was not allowed to make, or to keep.
-    pub denied: u64,
-    /// How long it has lost messages or held publishers up, without a break of ten seconds.
-    pub slow_for: Option<Duration>,
+struct DropReports {
+    /// Notifies the task that reports that there may be new drops.
+    changed: Notify,
+    /// The counts that were last reported.
+    reported: Mutex<DroppedCounts>,
 }
 
 #[cfg(test)]

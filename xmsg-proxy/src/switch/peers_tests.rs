@@ -2,6 +2,7 @@
 
 use std::io;
 
+use xmsg_zmq::HighWaterMark;
 use xmsg_zmq::link::send_queue::SendQueue;
 
 use super::*;
@@ -43,7 +44,7 @@ impl Log {
 
 fn subscriber() -> Arc<Subscriber> {
     let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
-    Arc::new(Subscriber::new(1, "a test", send_queue, Grant::new(&Arc::default(), None)))
+    Arc::new(Subscriber::new(1, "a test", send_queue, Authorization::new(&Arc::default(), None)))
 }
 
 fn newest(messages: u64) -> Drops {
@@ -90,10 +91,10 @@ async fn lines_about_messages_that_are_too_large_or_not_allowed_add_up_too() {
     connected_peers.add_subscriber(&subscriber);
     for _ in 0..10 {
         subscriber.count_too_large(Amount::new(3, 3), b"a:b");
-        subscriber.grant.deny("a test", "publish", b"a:b", 2);
+        subscriber.authorization.deny("a test", "publish", b"a:b", 2);
     }
     connected_peers.remove_subscriber(&subscriber);
-    subscriber.grant.log_rest("a test");
+    subscriber.authorization.log_rest("a test");
     assert_eq!(log.numbers("too_large"), [3, 27]);
     assert_eq!(log.numbers("denied"), [2, 18]);
 }
@@ -101,10 +102,10 @@ async fn lines_about_messages_that_are_too_large_or_not_allowed_add_up_too() {
 #[tokio::test(start_paused = true)]
 async fn many_subscribers_that_are_slow_at_the_same_time_do_not_fill_the_log() {
     let (log, _guard) = Log::start();
-    let lines = Arc::<Lines>::default();
+    let lines = Arc::<LogThrottles>::default();
     for _ in 0..50 {
         let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
-        let subscriber = Subscriber::new(1, "a test", send_queue, Grant::new(&Arc::default(), None));
+        let subscriber = Subscriber::new(1, "a test", send_queue, Authorization::new(&Arc::default(), None));
         subscriber.logging(&lines).count_dropped(newest(1));
     }
     assert_eq!(log.numbers("unlogged"), [0; 10]);

@@ -1,4 +1,4 @@
-//! One connected publisher, and what it is told of subscriptions.
+//! A connected publisher, and the subscriptions that it is sent.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,27 +16,30 @@ use xmsg_zmq::link::source::Source;
 use xmsg_zmq::lock::lock;
 use xmsg_zmtp::Version;
 
-use super::bucket::Bucket;
-use super::peers::{Counter, Grant, Lines};
+use super::authorization::Authorization;
+use super::peers::{Counter, LogThrottles};
+use super::token_bucket::TokenBucket;
 use super::upstream::Arrival;
 
-/// Changes of subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut
-/// off.
+/// The number of bytes of changed subscriptions that may wait to be written to a publisher. One that lets
+/// more pile up is disconnected.
 const UPSTREAM_MAX: usize = 64 << 20;
-/// What the queue needs for each entry, bytes, about. The text of what it is told is shared.
+/// The approximate number of bytes that the queue needs for each entry. The bytes of the subscriptions are
+/// shared.
 const ENTRY: usize = 128;
-/// Steps in which these entries count in the memory budget, bytes.
+/// The steps in bytes in which these entries count in the memory budget.
 const BACKLOG_STEP: usize = 64 << 10;
-/// Bytes that may wait for a publisher before it is behind: what it is told next is not to wait for long.
+/// A publisher is behind when more bytes than this wait for it: what it is sent next must not wait for long.
 const BACKLOG: usize = 128 << 10;
-/// Bytes that a publisher that is behind has to read in each [`PATIENCE`] to be waited for.
+/// The number of bytes that a publisher that is behind has to read in each [`PATIENCE`]; otherwise others no
+/// longer wait for it.
 const PACE: u64 = 4 << 20;
 /// The time in which a publisher that is behind has to read [`PACE`] bytes.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
-/// Subscribers that are told in a second what one connection asked for. What goes to more makes it wait for
-/// its next confirmation.
+/// The number of subscribers in a second that are sent the confirmations that one connection asks for. A
+/// request that goes to more makes the connection wait for its next confirmation.
 const RECIPIENTS_PER_SECOND: f64 = 20_000.0;
-/// One that held others up is not waited for again before so many times as long have passed.
+/// Others do not wait again for a publisher that held them up before this many times as long have passed.
 const REST: u32 = 10;
 
 /// A connected publisher.
@@ -46,46 +49,48 @@ pub(super) struct Publisher {
     pub(super) peer: Box<str>,
     pub(super) source: Source,
     pub(super) version: Version,
-    /// Subscriptions on their way to it.
+    /// The subscriptions on their way to it.
     pub(super) send_queue: Arc<SendQueue>,
-    /// Bytes of them that it was told when it came. So many more than otherwise may wait.
-    told: Arc<AtomicUsize>,
+    /// The bytes of subscriptions that it was sent when it connected. The limit of what may wait is higher by
+    /// as much.
+    initial_bytes: Arc<AtomicUsize>,
     pub(super) since: Instant,
     pub(super) received: Counter,
-    /// Subscribers that may be told what it asks for.
-    pub(super) recipients: Mutex<Bucket>,
+    /// The limit of subscribers that are sent confirmations on its request.
+    pub(super) recipients: Mutex<TokenBucket>,
     reading: Mutex<Reading>,
     /// Ends its connection.
     pub(super) cut: CancellationToken,
     /// Ends its connection because it holds too much memory.
     pub(super) outsized: CancellationToken,
     claim: Mutex<Option<Claim>>,
-    pub(super) grant: Grant,
-    /// Where it is noted that it has left.
+    pub(super) authorization: Authorization,
+    /// Records that it has left.
     pub(super) place: Arc<Place>,
-    lines: Arc<Lines>,
-    /// Its socket is one that passes on what others publish, such as that of another proxy.
+    lines: Arc<LogThrottles>,
+    /// Whether its socket passes on what others publish, such as that of another proxy.
     pub(super) is_forwarder: bool,
-    /// `None`: it has connected to us.
+    /// The link over which this proxy has connected to it, or `None` if it has connected to this proxy.
     pub(super) arrival: Option<Arrival>,
 }
 
-/// Whether it reads what it is told.
+/// The progress of a publisher in reading the subscriptions that it is sent.
 #[derive(Clone, Copy, Debug, Default)]
 struct Reading {
-    /// Since when it is behind, and how many bytes had been written to it then.
+    /// The time when it fell behind, and the number of bytes that had been written to it then.
     behind: Option<(Instant, u64)>,
-    /// It held others up: it is not waited for until it has read everything, nor before that.
+    /// The time until which others do not wait for it, because it held them up. They also do not wait before
+    /// it has read everything.
     stalled_until: Option<Instant>,
 }
 
 impl Publisher {
-    /// One that `cut` ends.
+    /// Creates a publisher whose connection `cut` ends.
     pub(super) fn new(
         id: u32,
         peer: &str,
         version: Version,
-        grant: Grant,
+        authorization: Authorization,
         place: Arc<Place>,
         cut: CancellationToken,
     ) -> Self {
@@ -95,15 +100,15 @@ impl Publisher {
             source: Source::of(peer),
             version,
             send_queue: Arc::new(SendQueue::new(HighWaterMark::bytes(UPSTREAM_MAX))),
-            told: Arc::default(),
+            initial_bytes: Arc::default(),
             since: now(),
             received: Counter::default(),
-            recipients: Mutex::new(Bucket::new(RECIPIENTS_PER_SECOND)),
+            recipients: Mutex::new(TokenBucket::new(RECIPIENTS_PER_SECOND)),
             reading: Mutex::default(),
             cut,
             outsized: CancellationToken::new(),
             claim: Mutex::default(),
-            grant,
+            authorization,
             place,
             lines: Arc::default(),
             is_forwarder: false,
@@ -123,25 +128,28 @@ impl Publisher {
 
     /// Returns the publisher with its unread answers counted in this budget.
     pub(super) fn counting(self, memory: &MemoryBudget) -> Self {
-        let send_queue = SendQueue::new(HighWaterMark::bytes(UPSTREAM_MAX)).owing(memory.queues().clone());
+        let send_queue =
+            SendQueue::new(HighWaterMark::bytes(UPSTREAM_MAX)).counting_urgent_in(memory.queues().clone());
         Self { send_queue: Arc::new(send_queue), ..self }
     }
 
     /// Returns the publisher with its lines in the log counted together with those of others.
-    pub(super) fn logging(self, lines: &Arc<Lines>) -> Self {
+    pub(super) fn logging(self, lines: &Arc<LogThrottles>) -> Self {
         Self { lines: lines.clone(), ..self }
     }
 
-    /// Sends it a part of all subscriptions there are, however many.
-    pub(super) fn welcome(&self, subscriptions: &Bytes) {
+    /// Sends it a part of all present subscriptions, without a limit.
+    pub(super) fn send_snapshot(&self, subscriptions: &Bytes) {
         if !subscriptions.is_empty() && self.send_queue.push_shared(subscriptions, usize::MAX) {
-            self.told.fetch_add(subscriptions.len() + ENTRY, Ordering::Relaxed);
+            self.initial_bytes.fetch_add(subscriptions.len() + ENTRY, Ordering::Relaxed);
         }
     }
 
-    /// Sends it changes of subscriptions. One that lets too many pile up is cut off.
+    /// Sends it changes of subscriptions. A publisher that lets too many pile up is disconnected.
     pub(super) fn send(&self, subscriptions: &Bytes) {
-        if !self.send_queue.push_shared(subscriptions, UPSTREAM_MAX + self.told.load(Ordering::Relaxed))
+        if !self
+            .send_queue
+            .push_shared(subscriptions, UPSTREAM_MAX + self.initial_bytes.load(Ordering::Relaxed))
             && !self.cut.is_cancelled()
             && !self.send_queue.is_closed()
         {
@@ -149,17 +157,17 @@ impl Publisher {
         }
     }
 
-    /// Ends its connection, because it does not read its subscriptions.
+    /// Ends its connection because it does not read its subscriptions.
     pub(super) fn cut_off(&self) {
-        if let Some(unlogged) = self.lines.cut_off_deaf.pass("publishers that were cut off") {
+        if let Some(unlogged) = self.lines.cut_off_publishers.pass("publishers that were cut off") {
             tracing::warn!(peer = %self.peer, unlogged, "a publisher was disconnected: it does not read the subscriptions that the proxy sends");
         }
         self.cut.cancel();
     }
 
-    /// Has what waits for it count in the memory budget: its entries, as others hold the text, too. When
-    /// whoever holds most is to be found, the text counts in full; but one that has just come has had no time
-    /// to read what it was told.
+    /// Counts what waits for it in the memory budget. Only the entries count, as others hold the bytes, too.
+    /// When the connection that holds most is searched, the bytes count in full; but a publisher that has
+    /// just connected has had no time to read them.
     pub(super) fn count_backlog(&self, memory: &MemoryBudget) {
         let queued = self.send_queue.queued();
         let bytes = queued.messages as usize * ENTRY;
@@ -170,9 +178,10 @@ impl Publisher {
         }
         let new = || {
             let what = "subscriptions that it does not read";
-            let (send_queue, told, since) = (self.send_queue.clone(), self.told.clone(), self.since);
+            let (send_queue, initial_bytes, since) =
+                (self.send_queue.clone(), self.initial_bytes.clone(), self.since);
             let claim = memory.claim(&self.peer, what, self.outsized.clone());
-            claim.weighed_by(move || held_up(&send_queue, &told, since))
+            claim.weighed_by(move || held_up(&send_queue, &initial_bytes, since))
         };
         let claim = claim.get_or_insert_with(new);
         if claim.bytes() != bytes {
@@ -180,20 +189,20 @@ impl Publisher {
         }
     }
 
-    /// What waits for it and counts when whoever reads least is to be found.
+    /// Returns the bytes that wait for it and count when the publisher that reads least is searched.
     pub(super) fn held_up(&self) -> usize {
-        held_up(&self.send_queue, &self.told, self.since)
+        held_up(&self.send_queue, &self.initial_bytes, self.since)
     }
 
-    /// Whether so much waits for it that it has to be watched whether it [is behind](Self::is_behind).
+    /// Returns whether so much waits for it that [`is_behind`](Self::is_behind) has to be checked.
     pub(super) fn may_be_behind(&self) -> bool {
         self.send_queue.queued().bytes as usize > BACKLOG
     }
 
-    /// Whether it has yet to read much of what has changed, and reads it fast enough to be waited for.
+    /// Returns whether it has yet to read many changes, and reads them fast enough to be waited for.
     pub(super) fn is_behind(&self) -> bool {
         let is_waited_for = !self.send_queue.is_closed() && !self.is_stalled();
-        if unread(&self.send_queue, &self.told) <= BACKLOG || !is_waited_for {
+        if unread(&self.send_queue, &self.initial_bytes) <= BACKLOG || !is_waited_for {
             lock(&self.reading).behind = None;
             return false;
         }
@@ -208,25 +217,26 @@ impl Publisher {
             return true;
         }
         drop(reading);
-        self.holds_up(PATIENCE);
+        self.note_stall(PATIENCE);
         false
     }
 
-    /// Whether so much waits for it that it would soon be cut off, although it is waited for.
+    /// Returns whether so much waits for it that it would soon be disconnected, although others wait for it.
     pub(super) fn is_far_behind(&self) -> bool {
-        !self.is_stalled() && unread(&self.send_queue, &self.told) > UPSTREAM_MAX / 2
+        !self.is_stalled() && unread(&self.send_queue, &self.initial_bytes) > UPSTREAM_MAX / 2
     }
 
-    /// Notes that it held others up for so long by not reading: it is not waited for any more, until it has
-    /// read everything, and some time has passed.
-    pub(super) fn holds_up(&self, time: Duration) {
-        if let Some(unlogged) = self.lines.deaf.pass("publishers that do not read their subscriptions") {
+    /// Notes that it held others up for this time by not reading. Others do not wait for it any more until it
+    /// has read everything and some time has passed.
+    pub(super) fn note_stall(&self, time: Duration) {
+        if let Some(unlogged) = self.lines.not_reading.pass("publishers that do not read their subscriptions")
+        {
             tracing::info!(peer = %self.peer, unlogged, "a publisher does not read the subscriptions that the proxy sends: others no longer wait for it");
         }
         *lock(&self.reading) = Reading { behind: None, stalled_until: Some(later(now(), time * REST)) };
     }
 
-    /// Whether it held others up, and is not to be waited for.
+    /// Returns whether it held others up, so that they do not wait for it.
     pub(super) fn is_stalled(&self) -> bool {
         let mut reading = lock(&self.reading);
         let Some(until) = reading.stalled_until else { return false };
@@ -237,39 +247,39 @@ impl Publisher {
     }
 }
 
-/// What waits for a publisher, bytes; but one that has just come has had no time to read what it was told.
-fn held_up(send_queue: &SendQueue, told: &AtomicUsize, since: Instant) -> usize {
+/// Returns the bytes that wait for a publisher, or none if it has just connected and had no time to read.
+fn held_up(send_queue: &SendQueue, initial_bytes: &AtomicUsize, since: Instant) -> usize {
     if now().saturating_duration_since(since) < PATIENCE {
-        unread(send_queue, told)
+        unread(send_queue, initial_bytes)
     } else {
         send_queue.queued().bytes as usize
     }
 }
 
-/// Bytes of changes that a publisher has yet to read, about. It may have yet to read, before them, what it
-/// was told when it came: that is nobody's doing who subscribes now.
-fn unread(send_queue: &SendQueue, told: &AtomicUsize) -> usize {
-    let first = (told.load(Ordering::Relaxed) as u64).saturating_sub(send_queue.written().bytes);
+/// Returns the approximate bytes of changes that a publisher has yet to read. What it was sent when it
+/// connected comes before them, and does not count: the present subscribers did not cause it.
+fn unread(send_queue: &SendQueue, initial_bytes: &AtomicUsize) -> usize {
+    let first = (initial_bytes.load(Ordering::Relaxed) as u64).saturating_sub(send_queue.written().bytes);
     send_queue.queued().bytes.saturating_sub(first) as usize
 }
 
 #[cfg(test)]
 impl Publisher {
-    /// One with this number and address, for a test.
+    /// Creates a publisher with this number and address, for tests.
     pub(crate) fn of_test(id: u32, peer: &str) -> Self {
         let cut = CancellationToken::new();
         let mut permit = xmsg_zmq::Admission::default().admit(None, peer).expect("there is room");
-        let grant = Grant::new(&Arc::default(), None);
-        Self::new(id, peer, Version::V3_1, grant, permit.place(cut.clone()), cut)
+        let authorization = Authorization::new(&Arc::default(), None);
+        Self::new(id, peer, Version::V3_1, authorization, permit.place(cut.clone()), cut)
     }
 
-    /// One of this version with the rights of whoever has no credentials.
+    /// Creates a publisher of this protocol version with the rights of a peer without credentials.
     pub(crate) fn of_test_with(
         id: u32,
         authority: &Arc<crate::security::Authority>,
         version: Version,
     ) -> Self {
         let one = Self::of_test(id, "a publisher");
-        Self { grant: Grant::new(authority, None), version, ..one }
+        Self { authorization: Authorization::new(authority, None), version, ..one }
     }
 }

@@ -1,4 +1,4 @@
-//! Control requests on their way from ingresses to whoever answers them.
+//! Control requests on their way from ingresses to the controller that answers them.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -15,38 +15,39 @@ use xmsg_zmq::link::throttle::Throttle;
 use xmsg_zmq::lock::lock;
 use xmsg_zmq::security::Principal;
 
-use super::bucket::Bucket;
 use super::publisher::Publisher;
+use super::token_bucket::TokenBucket;
 use crate::CONTROL_TOPIC;
 
-/// The longest identity that a ROUTER can know (RFC 28).
+/// The length in bytes of the longest identity that a ROUTER can know (RFC 28).
 const IDENTITY_MAX: usize = 255;
-/// The longest topic that is confirmed.
+/// The length in bytes of the longest topic that is confirmed.
 const TOPIC_MAX: usize = 4096;
-/// Requests that wait. One that comes in a flood and finds no room is asked again.
+/// The number of requests that wait. A client whose request finds no room in a flood asks again.
 const WAITING: usize = 4096;
-/// Confirmations of subscriptions that one connection may ask for in a second: each is sent to everybody who
-/// is subscribed.
+/// The number of confirmations of subscriptions that one connection may ask for in a second. Each is sent to
+/// all who subscribed to the topic.
 const CONFIRMATIONS_PER_SECOND: f64 = 5_000.0;
-/// Other requests in a second: whoever has each message confirmed asks often.
+/// The number of other requests in a second. A client that has each message confirmed asks often.
 const OTHERS_PER_SECOND: f64 = 50_000.0;
-/// Looks at the proxy in a second: an answer may be long.
+/// The number of requests for statistics or rights in a second. Their answers may be long.
 const LOOKS_PER_SECOND: f64 = 10.0;
-/// How long whoever looks too often has to wait at most.
+/// The longest time for which a client that asks for statistics too often has to wait.
 const LOOKS_PAUSE: Duration = Duration::from_secs(1);
 
 /// A control request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// A publisher asks whether it is connected: its identity.
+    /// A publisher asks whether it is connected. The value is its identity.
     Publisher(Bytes),
-    /// Somebody asks whether a subscription is live: its topic.
+    /// A subscriber asks whether its subscription is live. The value is the topic.
     Subscription(Bytes),
-    /// Somebody asks whether it may do this: the identity that waits for the answer, and the topic.
+    /// A client asks whether a right of it applies to a topic. The values are the identity that waits for the
+    /// answer, the right, and the topic.
     Rights(Bytes, Right, Bytes),
-    /// The third kind, which peers know and do not use: an identity.
+    /// The third kind of the protocol, which peers know and do not use. The value is an identity.
     Reply(Bytes),
-    /// Somebody asks who is connected and what flows: its identity.
+    /// A client asks for the statistics of the proxy. The value is its identity.
     Stats(Bytes),
 }
 
@@ -76,88 +77,90 @@ fn is_identity(id: &[u8]) -> bool {
     (1..=IDENTITY_MAX).contains(&id.len())
 }
 
-/// A connection that asked.
+/// A connection that sent a request.
 #[derive(Clone, Debug)]
 pub struct Requester(Arc<Publisher>);
 
 impl Requester {
-    /// Who it has proved to be.
+    /// Returns the identity that it has proved.
     #[must_use]
     pub fn principal(&self) -> Option<&Arc<Principal>> {
-        self.0.grant.who()
+        self.0.authorization.principal()
     }
 
-    /// The number of the connection.
+    /// Returns the number of the connection.
     pub(crate) fn id(&self) -> u32 {
         self.0.id
     }
 
-    /// Where it comes from.
+    /// Returns the source of the connection.
     pub(crate) fn source(&self) -> &Source {
         &self.0.source
     }
 
-    /// So many subscribers were told what it had asked for. Returns how long it has to wait for the next
-    /// time.
+    /// Charges the connection for an answer to this many subscribers. Returns how long it has to wait before
+    /// its next request.
     pub(crate) fn charge(&self, recipients: usize, now: Instant) -> Duration {
         lock(&self.0.recipients).take(recipients as f64, now)
     }
 
-    /// Whether it may see who is connected and what flows. Without credentials, those on this machine may.
+    /// Returns whether it may see who is connected and what flows. Without credentials, clients of this
+    /// machine may.
     #[must_use]
     pub fn may_inspect(&self) -> bool {
-        let Publisher { grant, peer, .. } = &*self.0;
+        let Publisher { authorization, peer, .. } = &*self.0;
         let is_near =
             || peer.parse::<SocketAddr>().map_or(true, |peer| peer.ip().to_canonical().is_loopback());
-        let may = grant.rights().is_some_and(|rights| rights.inspect) && (grant.who().is_some() || is_near());
+        let may = authorization.rights().is_some_and(|rights| rights.inspect)
+            && (authorization.principal().is_some() || is_near());
         if !may {
-            grant.deny(peer, "inspect", CONTROL_TOPIC, 1);
+            authorization.deny(peer, "inspect", CONTROL_TOPIC, 1);
         }
         may
     }
 
-    /// Whether it may do this, as far as it only asks.
+    /// Returns whether it has this right. Asking alone does not count as a denial.
     pub(crate) fn may(&self, right: Right, topic: &[u8]) -> bool {
-        let rights = self.0.grant.rights();
+        let rights = self.0.authorization.rights();
         rights.is_some_and(|rights| match right {
             Right::Publish => rights.may_publish(topic),
             Right::Subscribe => rights.may_subscribe(topic),
         })
     }
 
-    /// Whether it may subscribe to this prefix. That it may not is counted, and written into the log now and
-    /// then.
+    /// Returns whether it may subscribe to this prefix. A denial is counted, and logged now and then.
     #[must_use]
     pub fn may_subscribe(&self, prefix: &[u8]) -> bool {
-        self.0.grant.may_subscribe(&self.0.peer, "have a subscription confirmed", prefix)
+        self.0.authorization.may_subscribe(&self.0.peer, "have a subscription confirmed", prefix)
     }
 }
 
 #[cfg(test)]
 impl Requester {
-    /// One with this number and address, for a test.
+    /// Creates a requester with this number and address, for tests.
     pub(crate) fn of_test(id: u32, peer: &str) -> Self {
         Self(Arc::new(Publisher::of_test(id, peer)))
     }
 }
 
-/// Requests in the order in which they came; `None` for what is none.
+/// Requests in the order in which they came. It is `None` for a message to the control topic that is no
+/// request.
 pub type ControlRequests = mpsc::Receiver<(Requester, Option<Request>)>;
 
-/// Where ingresses put control requests in.
+/// The end of the channel into which ingresses put control requests.
 #[derive(Clone, Debug)]
 pub(super) struct RequestSender {
     sender: mpsc::Sender<(Requester, Option<Request>)>,
     counts: Arc<Counts>,
 }
 
-/// Requests so far, and those that found no room.
+/// The number of requests so far, and of those that found no room.
 #[derive(Debug, Default)]
 struct Counts {
     asked: AtomicU64,
     lost: AtomicU64,
     log: Throttle,
-    /// Answers that could not be sent.
+    /// The number of answers that could not be sent.
     unsent: AtomicU64,
     unsent_log: Throttle,
 }
@@ -168,12 +171,12 @@ pub(super) fn channel() -> (RequestSender, ControlRequests) {
 }
 
 impl RequestSender {
-    /// How many came, and how many of these were lost.
+    /// Returns how many requests came, and how many of these were lost.
     pub(super) fn counts(&self) -> (u64, u64) {
         (self.counts.asked.load(Ordering::Relaxed), self.counts.lost.load(Ordering::Relaxed))
     }
 
-    /// How many answers could not be sent.
+    /// Returns how many answers could not be sent.
     pub(super) fn answers_lost(&self) -> u64 {
         self.counts.unsent.load(Ordering::Relaxed)
     }
@@ -186,7 +189,7 @@ impl RequestSender {
         }
     }
 
-    /// Counts one that is not answered.
+    /// Counts a request that is not answered.
     pub(super) fn lose(&self, requester: &Requester) {
         let lost_in_all = self.counts.lost.fetch_add(1, Ordering::Relaxed) + 1;
         if let Some(unlogged) = self.counts.log.pass("control requests that were dropped") {
@@ -201,8 +204,8 @@ impl RequestSender {
 }
 
 impl RequestSender {
-    /// Counts an answer that can't be sent. `to` is whoever was to get it, `None`: it is not there, and
-    /// nobody is told.
+    /// Counts an answer that can't be sent. `to` is the receiver. If it is not connected, `why` is `None`,
+    /// and nothing is logged.
     pub(super) fn lose_answer(&self, to: &dyn Display, why: Option<&str>) {
         let lost_in_all = self.counts.unsent.fetch_add(1, Ordering::Relaxed) + 1;
         let Some(why) = why else {
@@ -216,33 +219,34 @@ impl RequestSender {
     }
 }
 
-/// How fast one connection may ask: by a token bucket for each kind, which holds what a second brings.
-/// Whoever asks faster is read from more slowly.
+/// Limits how fast one connection may ask, by a token bucket for each kind of request. A connection that asks
+/// faster is read from more slowly.
 #[derive(Debug)]
-pub(super) struct Asking {
+pub(super) struct RequestRates {
     sender: RequestSender,
-    confirmations: Bucket,
-    others: Bucket,
-    looks: Bucket,
+    confirmations: TokenBucket,
+    others: TokenBucket,
+    looks: TokenBucket,
 }
 
-impl Asking {
+impl RequestRates {
     pub(super) fn new(sender: RequestSender) -> Self {
         Self {
             sender,
-            confirmations: Bucket::new(CONFIRMATIONS_PER_SECOND),
-            others: Bucket::new(OTHERS_PER_SECOND),
-            looks: Bucket::new(LOOKS_PER_SECOND),
+            confirmations: TokenBucket::new(CONFIRMATIONS_PER_SECOND),
+            others: TokenBucket::new(OTHERS_PER_SECOND),
+            looks: TokenBucket::new(LOOKS_PER_SECOND),
         }
     }
 
-    /// Passes on what the frames of a message ask for. Returns how long the connection is to wait.
+    /// Passes on the request that the frames of a message contain. Returns how long the connection has to
+    /// wait.
     pub(super) fn ask(
         &mut self,
         publisher: &Arc<Publisher>,
         frames: impl IntoIterator<Item = Bytes>,
     ) -> Duration {
-        // Copies: what waits is not to keep the slab that it came in.
+        // These are copies: a request that waits must not keep the slab that it came in.
         let copies = frames.into_iter().map(|frame| Bytes::copy_from_slice(&frame));
         let request = Request::read(copies);
         let bucket = match request {
@@ -252,7 +256,7 @@ impl Asking {
         };
         let wait = bucket.take(1.0, now());
         if matches!(request, Some(Request::Stats(_))) && !wait.is_zero() {
-            // Its answer may be long, and would be no other than the last one.
+            // The answer may be long, and would not differ from the last one.
             self.sender.lose(&Requester(publisher.clone()));
             return wait.min(LOOKS_PAUSE);
         }

@@ -1,22 +1,22 @@
-//! Since when a subscriber has been too slow.
+//! The period in which a subscriber has been too slow.
 
 use std::time::{Duration, Instant};
 
-/// After so long without a loss and without a publisher that waits, it is not slow any more.
+/// A subscriber is no longer slow after this time without a loss and without a publisher that waits.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// When it first lost something or held a publisher up, and when it last did.
+/// The times when it first, and last, lost a message or made a publisher wait.
 #[derive(Debug, Default)]
-pub(super) struct Slow(Option<(Instant, Instant)>);
+pub(super) struct SlowPeriod(Option<(Instant, Instant)>);
 
-impl Slow {
-    /// It has lost something, or holds a publisher up.
+impl SlowPeriod {
+    /// Notes that it has lost a message, or makes a publisher wait.
     pub(super) fn note(&mut self, now: Instant) {
         let since = self.0.filter(|(_, last)| now.saturating_duration_since(*last) < QUIET);
         self.0 = Some((since.map_or(now, |(since, _)| since), now));
     }
 
-    /// For how long it has been slow without a break.
+    /// Returns how long it has been slow without a break.
     pub(super) fn lasts(&self, now: Instant) -> Option<Duration> {
         let (since, _) = self.0.filter(|(_, last)| now.saturating_duration_since(*last) < QUIET)?;
         Some(now.saturating_duration_since(since))
@@ -29,7 +29,7 @@ mod tests {
 
     #[test]
     fn it_lasts_until_there_is_a_break() {
-        let (mut slow, start) = (Slow::default(), Instant::now());
+        let (mut slow, start) = (SlowPeriod::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         assert_eq!(slow.lasts(at(0)), None);
         for second in 0..30 {

@@ -1,30 +1,30 @@
-//! Since when publishers wait for a subscriber that takes next to nothing.
+//! The period in which publishers wait for a subscriber that takes next to nothing.
 
 use std::time::{Duration, Instant};
 
-/// A subscriber that takes so many bytes has not stalled: publishers are not to be held up by one that takes
+/// A subscriber that takes this many bytes has not stalled. Publishers must not be held up by one that takes
 /// a few bytes now and then.
 const TAKEN: u64 = 64 << 10;
-/// When nobody has waited for so long, the next one who does begins to count anew. Whoever waits looks more
-/// often.
+/// The stall begins anew with the next publisher that waits when none has waited for this time. A publisher
+/// that waits checks more often.
 const GAP: Duration = Duration::from_secs(3);
 
-/// What was seen when a publisher last waited.
+/// The state of the subscriber when a publisher last waited.
 #[derive(Debug, Default)]
 pub(super) struct Stall(Option<Seen>);
 
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     since: Instant,
-    /// What it had taken then, bytes.
+    /// The bytes that it had taken when the stall began.
     taken: u64,
-    /// When it was last looked at.
+    /// The time of the last check.
     last: Instant,
 }
 
 impl Stall {
-    /// How long it has lasted, at this time, for a subscriber that has taken so many bytes in all. To be
-    /// asked again and again while a publisher waits.
+    /// Returns how long the stall has lasted at this time, for a subscriber that has taken `taken` bytes in
+    /// all. A publisher that waits calls it repeatedly.
     pub(super) fn lasts(&mut self, now: Instant, taken: u64) -> Duration {
         let goes_on = |seen: &Seen| now.duration_since(seen.last) < GAP && taken - seen.taken < TAKEN;
         let seen = self.0.filter(goes_on).unwrap_or(Seen { since: now, taken, last: now });

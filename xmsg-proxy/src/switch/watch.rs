@@ -1,5 +1,5 @@
-//! What flows by topic, for whoever looks: counted from samples, and only while somebody looks, so that it
-//! costs next to nothing.
+//! The traffic by topic. It is estimated from samples, and only while somebody asks for it, so that it costs
+//! next to nothing.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,50 +14,50 @@ use xmsg_zmtp::Span;
 
 use crate::CONTROL_TOPIC;
 
-/// How long it goes on after the last look.
+/// The time for which sampling goes on after the last request for the traffic.
 const KEPT_FOR: Duration = Duration::from_secs(10);
-/// Topics that are told apart. The others are counted together.
+/// The number of topics that are counted apart. The others are counted together.
 const TOPICS_MAX: usize = 16 << 10;
-/// Bytes of a topic that are kept.
+/// The number of bytes of a topic that are kept.
 const TOPIC_MAX: usize = 256;
-/// Publishers that are kept of each topic: those whose messages were seen last.
+/// The number of publishers that are kept for each topic: those whose messages were sampled last.
 pub(crate) const PUBLISHERS_MAX: usize = 8;
-/// Samples in a second, of all publishers together. Up to there, every message is counted. A sample takes as
-/// much time as a message, or somewhat more: at 50,000 messages a second, these take about one percent of the
-/// proxy's time, and less at higher rates.
+/// The number of samples in a second, of all publishers together. Up to this rate, every message is counted.
+/// A sample takes as much time as a message, or somewhat more: at 50,000 messages a second, these take about
+/// one percent of the proxy's time, and less at higher rates.
 pub(crate) const SAMPLES_PER_S: f64 = 500.0;
-/// Samples that may be taken at once after a pause of some seconds. A quarter of them is taken of all
-/// messages, so that also whatever comes in short bursts is counted and not estimated.
+/// The number of samples that may be taken at once after a pause of some seconds. A quarter of them is taken
+/// of all messages, so that messages in short bursts are counted and not estimated, too.
 const SAMPLES_MAX: f64 = 2_500.0;
-/// Messages from one sample to the next at most, on average, as a power of two.
+/// The largest average number of messages from one sample to the next, as a power of two.
 const GAP_MAX_LOG: f64 = 12.0;
 
-/// What all samplers have found.
+/// The traffic that all samplers have found.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     is_on: AtomicBool,
-    /// Whoever counts takes it for each sample: it is held for moments only.
+    /// The topics and their counts. They are locked for each sample, and only for moments.
     found: Mutex<Found>,
-    /// Held by whoever reads all topics. Meanwhile they are not in `found`.
+    /// Held by the task that reads all topics. Meanwhile they are not in `found`.
     reading: Mutex<()>,
 }
 
 #[derive(Debug)]
 struct Found {
-    /// Since when, and until when unless somebody looks again.
+    /// The time since when samples are taken, and until when unless somebody asks again.
     during: Option<(Instant, Instant)>,
     topics: HashMap<Box<[u8]>, Seen>,
     others: Seen,
-    /// Samples that may be taken now, and when that was known.
+    /// The number of samples that may be taken now, and the time of that number.
     left: f64,
     refilled: Instant,
 }
 
-/// What has come on one topic.
+/// The traffic of one topic.
 #[derive(Debug, Default)]
 struct Seen {
     amount: Amount,
-    /// The numbers of those who have published it, the newest last.
+    /// The numbers of the connections that have published it, the newest last.
     publishers: Vec<u32>,
 }
 
@@ -71,7 +71,7 @@ impl Seen {
         }
     }
 
-    /// Adds what was seen of the same topic after this.
+    /// Adds the later traffic of the same topic.
     fn add(&mut self, later: &Self) {
         self.amount.messages += later.amount.messages;
         self.amount.bytes += later.amount.bytes;
@@ -79,10 +79,10 @@ impl Seen {
     }
 }
 
-/// Topics that somebody reads.
+/// The topics that a task reads.
 #[derive(Debug)]
 struct Taken {
-    /// Since when they were counted.
+    /// The time since when they were counted.
     since: Instant,
     topics: HashMap<Box<[u8]>, Seen>,
 }
@@ -100,14 +100,14 @@ impl Default for Found {
 }
 
 impl Found {
-    /// Takes one sample into account. Returns how many messages, on average, the next one is to stand for:
-    /// the fewer may still be taken, the more.
+    /// Counts one sample. Returns the average number of messages that the next one is to stand for: the fewer
+    /// samples are left, the more.
     fn gap(&mut self, now: Instant) -> u32 {
         let time = now.saturating_duration_since(self.refilled).as_secs_f64();
         self.left = (self.left + time * SAMPLES_PER_S).min(SAMPLES_MAX) - 1.0;
         self.refilled = now;
         let spent = 1.0 - (self.left / SAMPLES_MAX).clamp(0.0, 1.0);
-        // While little is spent, all are counted.
+        // All messages are counted while few samples are used.
         let log = ((spent - 0.25) / 0.75 * GAP_MAX_LOG).max(0.0);
         #[allow(clippy::cast_sign_loss, reason = "it is 1 at least")]
         let gap = log.exp2() as u32;
@@ -115,20 +115,20 @@ impl Found {
     }
 }
 
-/// What has come since somebody began to look.
+/// The traffic since somebody began to ask for it.
 #[derive(Clone, Debug)]
 pub struct Watched {
-    /// For how long.
+    /// The time in which it was counted.
     pub time: Duration,
-    /// Messages and bytes by topic, estimated from samples; topics longer than 256 bytes count together with
-    /// others that begin in the same way. In no particular order.
+    /// Messages and bytes by topic, estimated from samples, in no particular order. Topics longer than 256
+    /// bytes count together with others that begin in the same way.
     pub topics: Vec<(Box<[u8]>, Amount)>,
-    /// Of topics that found no room.
+    /// The traffic of topics that found no room.
     pub others: Amount,
 }
 
 impl Watch {
-    /// What was found so far. From now on, for ten seconds, more is found. Publishers do not wait while
+    /// Returns the traffic so far, and goes on sampling for ten seconds. Publishers do not wait while
     /// thousands of topics are copied.
     pub(super) fn look(&self) -> Watched {
         let _reading = lock(&self.reading);
@@ -138,7 +138,7 @@ impl Watch {
         watched
     }
 
-    /// Takes all topics away, for whoever [reads](Self::reading) them.
+    /// Takes all topics out. The caller has to hold [`reading`](Self::reading).
     fn take(&self, now: Instant) -> (Taken, Watched) {
         let mut found = lock(&self.found);
         let since = match found.during {
@@ -158,10 +158,10 @@ impl Watch {
         (Taken { since, topics: std::mem::take(&mut found.topics) }, watched)
     }
 
-    /// Puts them back, with what has come meanwhile.
+    /// Puts the topics back, and adds what has been counted meanwhile.
     fn put_back(&self, taken: Taken) {
         let mut found = lock(&self.found);
-        // Everything was forgotten meanwhile, because nobody looked for so long.
+        // All was forgotten meanwhile, because nobody asked for so long.
         if found.during.is_none_or(|(since, _)| since != taken.since) {
             return;
         }
@@ -178,7 +178,8 @@ impl Watch {
         }
     }
 
-    /// The numbers of those who publish each of these topics, as far as samples have told: the last few.
+    /// Returns the numbers of the connections that publish each of these topics, as far as samples have
+    /// shown: the last few.
     pub(super) fn publishers_of(&self, topics: &[&[u8]]) -> Vec<Vec<u32>> {
         let _reading = lock(&self.reading);
         let found = lock(&self.found);
@@ -188,7 +189,7 @@ impl Watch {
             .collect()
     }
 
-    /// Counts what a sample stands for, and returns how many messages the next one is to stand for.
+    /// Counts the messages that a sample stands for. Returns how many messages the next one is to stand for.
     fn count(&self, now: Instant, topic: &[u8], publisher: u32, messages: u64, bytes: u64) -> u32 {
         let mut found = lock(&self.found);
         let gap = found.gap(now);
@@ -220,20 +221,22 @@ impl Watch {
 pub(super) struct Sampler {
     watch: Arc<Watch>,
     publisher: u32,
-    /// Messages that are passed over before the next one, and those that were since the last one.
+    /// The number of messages to skip before the next sample, and the number of those skipped since the last
+    /// one.
     skip: usize,
     skipped: u64,
-    /// State of a generator: samples at even distances would never see one of two topics that take turns.
+    /// The state of a random number generator: samples at even distances would never show one of two topics
+    /// that take turns.
     random: u64,
 }
 
 impl Sampler {
-    /// `publisher` is its number.
+    /// Creates the sampler of a publisher, which is given by its number.
     pub(super) fn new(watch: &Arc<Watch>, publisher: u32) -> Self {
         Self { watch: watch.clone(), publisher, skip: 0, skipped: 0, random: u64::from(publisher) }
     }
 
-    /// Takes its samples of these messages, if somebody looks.
+    /// Takes samples of these messages, if somebody asks for the traffic.
     pub(super) fn pass(&mut self, wire: &[u8], spans: &[Span]) {
         if !self.watch.is_on.load(Ordering::Relaxed) {
             return;
@@ -258,7 +261,7 @@ impl Sampler {
             messages,
             messages * (span.end - span.start) as u64,
         );
-        // The generator of Knuth's MMIX; its upper bits are the good ones.
+        // This is the generator of Knuth's MMIX. Its upper bits are the good ones.
         self.random =
             self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         self.skip = ((self.random >> 33) % u64::from(2 * gap - 1)) as usize;

@@ -95,18 +95,18 @@ pub(super) async fn run(
         timeout: arguments.load.patience,
         end: End::Time(arguments.load.warmup),
     };
-    let mut asked = Asked::default();
+    let mut results = RequestResults::default();
     if !arguments.load.warmup.is_zero() {
-        asked.interrupted = load.run("warm-up", arguments.in_flight, interrupt).await?.interrupted;
+        results.interrupted = load.run("warm-up", arguments.in_flight, interrupt).await?.interrupted;
     }
-    if !asked.interrupted {
+    if !results.interrupted {
         load.end = arguments.messages.map_or(End::Time(arguments.duration), End::Count);
-        asked = load.run("synchronous publishing", arguments.in_flight, interrupt).await?;
+        results = load.run("synchronous publishing", arguments.in_flight, interrupt).await?;
     }
     // Requests and replies are already counted.
     let _ = requester.close(LINGER).await;
     let _ = replier.close(LINGER).await;
-    report(arguments, &asked)
+    report(arguments, &results)
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -127,7 +127,7 @@ struct Load {
 
 /// The results of the requests.
 #[derive(Debug)]
-struct Asked {
+struct RequestResults {
     times: Times,
     time: Duration,
     unanswered: u64,
@@ -135,16 +135,21 @@ struct Asked {
     interrupted: bool,
 }
 
-impl Default for Asked {
+impl Default for RequestResults {
     fn default() -> Self {
         Self { times: Times::fine(), time: Duration::ZERO, unanswered: 0, reason: None, interrupted: false }
     }
 }
 
 impl Load {
-    async fn run(&self, name: &str, in_flight: u16, interrupt: &mut Interrupt) -> anyhow::Result<Asked> {
+    async fn run(
+        &self,
+        name: &str,
+        in_flight: u16,
+        interrupt: &mut Interrupt,
+    ) -> anyhow::Result<RequestResults> {
         let started = Instant::now();
-        let (asked, left) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(u64::MAX)));
+        let (requests, left) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(u64::MAX)));
         let mut total = None;
         if let End::Count(count) = self.end {
             left.store(count, Ordering::Relaxed);
@@ -152,11 +157,11 @@ impl Load {
         }
         let mut tasks = JoinSet::new();
         for _ in 0..in_flight {
-            tasks.spawn(self.clone().ask(started, left.clone(), asked.clone()));
+            tasks.spawn(self.clone().ask(started, left.clone(), requests.clone()));
         }
         let live = Live::new(name);
         let mut ticks = tokio::time::interval(TICK);
-        let mut result = Asked::default();
+        let mut result = RequestResults::default();
         while !tasks.is_empty() {
             tokio::select! {
                 Some(ended) = tasks.join_next() => {
@@ -165,7 +170,7 @@ impl Load {
                     result.unanswered += unanswered;
                     result.reason = reason.or(result.reason);
                 }
-                _ = ticks.tick() => live.done(asked.load(Ordering::Relaxed), total),
+                _ = ticks.tick() => live.done(requests.load(Ordering::Relaxed), total),
                 _ = interrupt.wait() => {
                     // A second interrupt does not wait for the last replies.
                     if std::mem::replace(&mut result.interrupted, true) {
@@ -184,7 +189,7 @@ impl Load {
         self,
         started: Instant,
         left: Arc<AtomicU64>,
-        asked: Arc<AtomicU64>,
+        requests: Arc<AtomicU64>,
     ) -> xmsg_core::Result<(Times, u64, Option<Error>)> {
         let mut times = Times::fine();
         let (mut unanswered, mut reason) = (0, None);
@@ -203,25 +208,25 @@ impl Load {
                 }
                 Err(error) => return Err(error),
             }
-            asked.fetch_add(1, Ordering::Relaxed);
+            requests.fetch_add(1, Ordering::Relaxed);
         }
         Ok((times, unanswered, reason))
     }
 }
 
-fn report(arguments: &Arguments, asked: &Asked) -> anyhow::Result<Report> {
-    let columns = asked.times.columns();
+fn report(arguments: &Arguments, results: &RequestResults) -> anyhow::Result<Report> {
+    let columns = results.times.columns();
     let mut headings = vec!["", "replies", "per second"];
     headings.extend(columns.iter().map(|(heading, _)| *heading));
     let mut table = Table::new(&headings);
-    let replies = per_second(asked.times.count(), asked.time);
-    let mut cells = vec!["round trip".to_owned(), grouped(asked.times.count()), rate(replies)];
+    let replies = per_second(results.times.count(), results.time);
+    let mut cells = vec!["round trip".to_owned(), grouped(results.times.count()), rate(replies)];
     cells.extend(columns.iter().map(|(_, value)| time(*value)));
     table.row(cells);
 
     let plot = arguments.common.report.plot.is_some().then(|| {
         let name = counted(arguments.in_flight.into(), "request") + " in flight";
-        let curves = [Curve { name, times: &asked.times }];
+        let curves = [Curve { name, times: &results.times }];
         plot::percentiles(&format!("Synchronous publishing: {}", arguments.title()), "round trip", &curves)
     });
     Ok(Report {
@@ -234,16 +239,16 @@ fn report(arguments: &Arguments, asked: &Asked) -> anyhow::Result<Report> {
             "warmup_seconds": arguments.load.warmup.as_secs_f64(),
         }),
         result: json!({
-            "replies": asked.times.count(),
-            "unanswered": asked.unanswered,
-            "seconds": asked.time.as_secs_f64(),
+            "replies": results.times.count(),
+            "unanswered": results.unanswered,
+            "seconds": results.time.as_secs_f64(),
             "replies_per_second": replies,
-            "round_trip": asked.times.json(),
+            "round_trip": results.times.json(),
         }),
-        text: format!("{}unanswered {}\n", table.text(), grouped(asked.unanswered)),
+        text: format!("{}unanswered {}\n", table.text(), grouped(results.unanswered)),
         plot: plot.transpose()?,
-        interrupted: asked.interrupted,
-        lost: asked.unanswered,
+        interrupted: results.interrupted,
+        lost: results.unanswered,
         failed: None,
     })
 }

@@ -1,4 +1,4 @@
-//! Requests about outgoing connections and channels, and what becomes of answers that say no.
+//! Requests about outgoing connections and channels, and the handling of refusals.
 
 use std::fmt;
 use std::io::Read;
@@ -15,12 +15,12 @@ use crate::admin::Admin;
 use crate::exit::{AtAdmin, AtPeer, Exit, Usage};
 use crate::output::{Output, warn};
 
-/// How long an answer may take beyond what was asked to be waited for.
+/// The time that an answer may take beyond the time that the request asked the server to wait.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
-/// Bytes of a file with definitions: what the server takes.
+/// The number of bytes of a file with definitions that the server accepts.
 const FILE_MAX: u64 = 1 << 20;
 
-/// A sort of entries, as paths name it.
+/// A sort of entries, by its name in paths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Sort {
     Outgoing,
@@ -34,7 +34,7 @@ impl Sort {
     pub(super) const ALL: [Self; 5] =
         [Self::Outgoing, Self::Channel, Self::Connection, Self::Federation, Self::Durable];
 
-    /// Where a report has its entries.
+    /// Returns the key of the entries of this sort in a report.
     pub(super) fn in_report(self) -> &'static str {
         match self {
             Self::Outgoing => "outgoing",
@@ -58,32 +58,32 @@ impl fmt::Display for Sort {
     }
 }
 
-/// Whom to ask, and what all commands were told.
+/// The server that is asked, and the options of all commands.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct AdminTarget {
     pub(super) admin: Admin,
     pub(super) sort: Option<Sort>,
     pub(super) json: bool,
 }
 
-/// What the server does not do, and why.
+/// A refusal of the server, and its reason.
 #[derive(Debug)]
-pub(super) struct Refused {
+pub(super) struct ServerRefusal {
     kind: String,
     message: String,
     at: String,
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for ServerRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} says: {}", self.at, self.message)
     }
 }
 
-impl std::error::Error for Refused {}
+impl std::error::Error for ServerRefusal {}
 
-impl Refused {
-    /// It has run out of time.
+impl ServerRefusal {
+    /// Returns whether the server ran out of time.
     pub(super) fn is_late(&self) -> bool {
         self.kind == "timeout"
     }
@@ -99,8 +99,8 @@ impl Refused {
     }
 }
 
-/// What becomes of a request that was refused: time that has run out has an exit code of its own.
-pub(super) fn refused(refused: Refused) -> anyhow::Result<Exit> {
+/// Returns the exit code of a refused request. A request that ran out of time has an exit code of its own.
+pub(super) fn refused(refused: ServerRefusal) -> anyhow::Result<Exit> {
     if refused.is_late() {
         warn(&refused);
         return Ok(Exit::TimedOut);
@@ -108,15 +108,15 @@ pub(super) fn refused(refused: Refused) -> anyhow::Result<Exit> {
     Err(refused.into_error())
 }
 
-impl Asked {
-    /// Asks once; what is refused is returned apart from what fails.
+impl AdminTarget {
+    /// Sends one request. Returns a refusal apart from other failures.
     pub(super) async fn try_ask(
         &self,
         method: Method,
         path: &str,
         body: Bytes,
         waits: Duration,
-    ) -> anyhow::Result<Result<Bytes, Refused>> {
+    ) -> anyhow::Result<Result<Bytes, ServerRefusal>> {
         let time = waits.saturating_add(ANSWER_TIME);
         let answer = self.admin.ask_with(method, path, body, time).await?;
         if answer.status.is_success() {
@@ -136,10 +136,10 @@ impl Asked {
             return Err(AtAdmin(Error::new(ErrorKind::Remote, what)).into());
         };
         let (kind, message) = (kind.to_owned(), message.to_owned());
-        Ok(Err(Refused { kind, message, at }))
+        Ok(Err(ServerRefusal { kind, message, at }))
     }
 
-    /// Asks once; the answer is JSON.
+    /// Sends one request, whose answer is JSON.
     pub(super) async fn ask(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Value> {
         match self.try_ask(method, path, body, Duration::ZERO).await? {
             Ok(body) => self.read(&body),
@@ -156,12 +156,12 @@ impl Asked {
         Ok(serde_json::from_slice(body).map_err(unreadable)?)
     }
 
-    /// Everything that there is.
+    /// Returns the report about all entries.
     pub(super) async fn report(&self) -> anyhow::Result<Value> {
         self.ask(Method::GET, "/connect", Bytes::new()).await
     }
 
-    /// The sort that has an entry of this name: the one that was given, or the only one.
+    /// Returns the sort that has an entry of this name: the given one, or the only one.
     pub(super) async fn sort_of(&self, name: &str) -> anyhow::Result<Sort> {
         if let Some(sort) = self.sort {
             return Ok(sort);
@@ -186,7 +186,7 @@ impl Asked {
         }
     }
 
-    /// The outgoing connection of this name: others have no messages.
+    /// Checks that an outgoing connection is meant: other entries have no messages.
     pub(super) fn outgoing(&self) -> anyhow::Result<()> {
         match self.sort {
             None | Some(Sort::Outgoing) => Ok(()),
@@ -205,22 +205,22 @@ impl Asked {
     }
 }
 
-/// The entries of one sort in a report.
+/// Returns the entries of one sort in a report.
 pub(super) fn entries(report: &Value, sort: Sort) -> &[Value] {
     report[sort.in_report()].as_array().map_or(&[], Vec::as_slice)
 }
 
-/// The name of an entry of a report. Connections stand there without what is known of them.
+/// Returns the name of an entry of a report. In reports, connections have no state beside their definition.
 pub(super) fn name_of(entry: &Value) -> Option<&str> {
     entry["definition"]["name"].as_str().or_else(|| entry["name"].as_str())
 }
 
-/// The path of an entry.
+/// Returns the path of an entry.
 pub(super) fn path(sort: Sort, name: &str) -> String {
     format!("/connect/{sort}/{}", encoded(name))
 }
 
-/// A part of a path or a query: what has a meaning there is written as its bytes.
+/// Encodes a part of a path or a query. Bytes that have a meaning there are escaped.
 pub(super) fn encoded(text: &str) -> String {
     use fmt::Write as _;
     let mut encoded = String::with_capacity(text.len());
@@ -228,14 +228,14 @@ pub(super) fn encoded(text: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-_.".contains(&byte) {
             encoded.push(byte.into());
         } else {
-            // To write to memory cannot fail.
+            // Writing to memory cannot fail.
             let _ = write!(encoded, "%{byte:02X}");
         }
     }
     encoded
 }
 
-/// The text of a file with definitions, or of standard input, and what to call it.
+/// Reads a file with definitions, or standard input. Returns the text, and a name for messages.
 pub(super) fn text_of(file: &Path) -> anyhow::Result<(String, String)> {
     let (input, name): (Box<dyn Read>, _) = if file.as_os_str() == "-" {
         (Box::new(std::io::stdin()), "standard input".to_owned())

@@ -1,21 +1,21 @@
-//! A durable subscription that is made when somebody subscribes.
+//! A durable subscription that is made when a client subscribes.
 
 use bytes::Bytes;
 use hyper::Method;
 use serde_json::{Value, json};
 
-use super::ask::{Asked, Sort, entries, name_of};
+use super::ask::{AdminTarget, Sort, entries, name_of};
 use crate::exit::Usage;
 use crate::output::note;
 
-/// Makes the durable subscription of this name to these topics, unless it is there.
+/// Makes the durable subscription of this name to these topics, unless it exists.
 pub(super) async fn ensure(
-    asked: &Asked,
+    target: &AdminTarget,
     name: &str,
     connection: Option<&str>,
     topics: &[String],
 ) -> anyhow::Result<()> {
-    let report = asked.report().await?;
+    let report = target.report().await?;
     if entries(&report, Sort::Durable).iter().any(|entry| name_of(entry) == Some(name)) {
         return Ok(());
     }
@@ -35,7 +35,7 @@ pub(super) async fn ensure(
         }
     };
     let definition: Value = json!({ "name": name, "connection": connection, "topics": topics });
-    asked.ask(Method::POST, "/connect/durable", Bytes::from(definition.to_string())).await?;
+    target.ask(Method::POST, "/connect/durable", Bytes::from(definition.to_string())).await?;
     note(format_args!("the durable subscription {name:?} was made"));
     Ok(())
 }

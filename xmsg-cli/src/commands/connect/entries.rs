@@ -1,4 +1,4 @@
-//! Entries: listed, shown, added, changed, deleted.
+//! The commands that list, show, add, change and delete entries.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,18 +9,18 @@ use hyper::Method;
 use serde_json::{Map, Value, json};
 use xmsg_core::text::escaped;
 
-use super::ask::{Asked, Sort, encoded, entries, path, refused, text_of};
+use super::ask::{AdminTarget, Sort, encoded, entries, path, refused, text_of};
 use super::rows;
 use crate::exit::Exit;
 use crate::output::{Output, counted, note};
 use crate::table;
 
-pub(super) async fn list(asked: &Asked) -> anyhow::Result<Exit> {
-    let report = asked.report().await?;
-    let sorts = Sort::ALL.into_iter().filter(|sort| asked.sort.is_none_or(|only| only == *sort));
+pub(super) async fn list(target: &AdminTarget) -> anyhow::Result<Exit> {
+    let report = target.report().await?;
+    let sorts = Sort::ALL.into_iter().filter(|sort| target.sort.is_none_or(|only| only == *sort));
     let all: Vec<(Sort, &Value)> =
         sorts.flat_map(|sort| entries(&report, sort).iter().map(move |entry| (sort, entry))).collect();
-    if asked.json {
+    if target.json {
         let mut output = Output::stdout()?;
         for (sort, entry) in all {
             output.json(&rows::document(sort, entry))?;
@@ -35,11 +35,11 @@ pub(super) async fn list(asked: &Asked) -> anyhow::Result<Exit> {
     table::write(rows::COLUMNS, shown, "definition")
 }
 
-pub(super) async fn show(asked: &Asked, name: &str) -> anyhow::Result<Exit> {
-    let sort = asked.sort_of(name).await?;
-    let entry = asked.ask(Method::GET, &path(sort, name), Bytes::new()).await?;
-    if asked.json {
-        asked.json(&rows::document(sort, &entry))?;
+pub(super) async fn show(target: &AdminTarget, name: &str) -> anyhow::Result<Exit> {
+    let sort = target.sort_of(name).await?;
+    let entry = target.ask(Method::GET, &path(sort, name), Bytes::new()).await?;
+    if target.json {
+        target.json(&rows::document(sort, &entry))?;
         return Ok(Exit::Done);
     }
     let mut output = Output::stdout()?;
@@ -51,7 +51,7 @@ pub(super) async fn show(asked: &Asked, name: &str) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The entries that stand in a text of TOML, in the order in which they can be added: those first that others
+/// Returns the entries of a TOML text in the order in which they can be added: those come first that others
 /// refer to.
 fn definitions(text: &str, name: &str) -> anyhow::Result<Vec<(Sort, Value)>> {
     let table: toml::Table = toml::from_str(text).map_err(|error| {
@@ -89,12 +89,12 @@ fn definitions(text: &str, name: &str) -> anyhow::Result<Vec<(Sort, Value)>> {
     Ok(found)
 }
 
-/// What an entry is called in messages.
+/// Returns the name of an entry in messages.
 fn label(sort: Sort, definition: &Value) -> String {
     format!("{sort} {:?}", definition["name"].as_str().unwrap_or_default())
 }
 
-pub(super) async fn add(asked: &Asked, file: &Path) -> anyhow::Result<Exit> {
+pub(super) async fn add(target: &AdminTarget, file: &Path) -> anyhow::Result<Exit> {
     let (text, name) = text_of(file)?;
     let mut body = Map::new();
     for (sort, definition) in definitions(&text, &name)? {
@@ -102,60 +102,65 @@ pub(super) async fn add(asked: &Asked, file: &Path) -> anyhow::Result<Exit> {
         list.as_array_mut().context("each sort has a list")?.push(definition);
     }
     let body = Value::from(body).to_string().into();
-    let added = asked.ask(Method::POST, "/connect/add", body).await;
+    let added = target.ask(Method::POST, "/connect/add", body).await;
     let mut added = added.with_context(|| format!("nothing of {name} is added"))?;
     for entry in added.as_array_mut().into_iter().flatten() {
         let sort = Sort::ALL.into_iter().find(|sort| entry["sort"].as_str() == Some(&sort.to_string()));
         let sort = sort.context("the server tells of a sort of entries that this program does not know")?;
         let entry = entry["entry"].take();
-        asked.json(&rows::document(sort, &entry))?;
-        if !asked.json {
+        target.json(&rows::document(sort, &entry))?;
+        if !target.json {
             note(format_args!("{} was added", label(sort, &entry["definition"])));
         }
     }
     Ok(Exit::Done)
 }
 
-pub(super) async fn edit(asked: &Asked, name: &str, file: &Path) -> anyhow::Result<Exit> {
+pub(super) async fn edit(target: &AdminTarget, name: &str, file: &Path) -> anyhow::Result<Exit> {
     let (text, from) = text_of(file)?;
     let found = definitions(&text, &from)?;
     let [(sort, definition)] = &found[..] else {
         bail!("{from} has {} entries: give one", found.len());
     };
-    if let Some(other) = asked.sort.filter(|other| other != sort) {
+    if let Some(other) = target.sort.filter(|other| other != sort) {
         bail!("{from} has one of the sort {sort}, and --sort says {other}");
     }
     let body = definition.to_string().into();
-    let changed = asked.ask(Method::PUT, &path(*sort, name), body).await?;
-    done(asked, *sort, &changed, format_args!("{sort} {name:?} was changed"))
+    let changed = target.ask(Method::PUT, &path(*sort, name), body).await?;
+    done(target, *sort, &changed, format_args!("{sort} {name:?} was changed"))
 }
 
 /// Shows the entry as JSON, or says what was done.
-fn done(asked: &Asked, sort: Sort, entry: &Value, what: std::fmt::Arguments<'_>) -> anyhow::Result<Exit> {
-    asked.json(&rows::document(sort, entry))?;
-    if !asked.json {
+fn done(
+    target: &AdminTarget,
+    sort: Sort,
+    entry: &Value,
+    what: std::fmt::Arguments<'_>,
+) -> anyhow::Result<Exit> {
+    target.json(&rows::document(sort, entry))?;
+    if !target.json {
         note(what);
     }
     Ok(Exit::Done)
 }
 
 pub(super) async fn remove(
-    asked: &Asked,
+    target: &AdminTarget,
     name: &str,
     drain: Option<Duration>,
     purge: bool,
 ) -> anyhow::Result<Exit> {
-    let sort = asked.sort_of(name).await?;
+    let sort = target.sort_of(name).await?;
     let query = match drain {
         Some(time) => format!("drain&timeout_s={}", time.as_secs_f64()),
         None if purge => "purge".to_owned(),
         None => "refuse".to_owned(),
     };
     let path = format!("{}?on_delete={query}", path(sort, name));
-    match asked.try_ask(Method::DELETE, &path, Bytes::new(), drain.unwrap_or_default()).await? {
+    match target.try_ask(Method::DELETE, &path, Bytes::new(), drain.unwrap_or_default()).await? {
         Ok(body) => {
-            asked.json(&asked.read(&body)?)?;
-            if !asked.json {
+            target.json(&target.read(&body)?)?;
+            if !target.json {
                 note(format_args!("{sort} {name:?} was deleted"));
             }
             Ok(Exit::Done)
@@ -164,28 +169,28 @@ pub(super) async fn remove(
     }
 }
 
-pub(super) async fn set_active(asked: &Asked, name: &str, is_active: bool) -> anyhow::Result<Exit> {
-    let sort = asked.sort_of(name).await?;
+pub(super) async fn set_active(target: &AdminTarget, name: &str, is_active: bool) -> anyhow::Result<Exit> {
+    let sort = target.sort_of(name).await?;
     let (action, what) = if is_active { ("enable", "is at work") } else { ("disable", "rests") };
-    let changed = asked.ask(Method::POST, &format!("{}/{action}", path(sort, name)), Bytes::new()).await?;
-    done(asked, sort, &changed, format_args!("{sort} {name:?} {what} now"))
+    let changed = target.ask(Method::POST, &format!("{}/{action}", path(sort, name)), Bytes::new()).await?;
+    done(target, sort, &changed, format_args!("{sort} {name:?} {what} now"))
 }
 
-pub(super) async fn rename(asked: &Asked, name: &str, new: &str) -> anyhow::Result<Exit> {
-    let sort = asked.sort_of(name).await?;
+pub(super) async fn rename(target: &AdminTarget, name: &str, new: &str) -> anyhow::Result<Exit> {
+    let sort = target.sort_of(name).await?;
     let path = format!("{}/rename?to={}", path(sort, name), encoded(new));
-    let changed = asked.ask(Method::POST, &path, Bytes::new()).await?;
-    done(asked, sort, &changed, format_args!("{sort} {name:?} is {new:?} now"))
+    let changed = target.ask(Method::POST, &path, Bytes::new()).await?;
+    done(target, sort, &changed, format_args!("{sort} {name:?} is {new:?} now"))
 }
 
-pub(super) async fn ping(asked: &Asked, name: &str, timeout: Duration) -> anyhow::Result<Exit> {
-    let sort = asked.sort_of(name).await?;
+pub(super) async fn ping(target: &AdminTarget, name: &str, timeout: Duration) -> anyhow::Result<Exit> {
+    let sort = target.sort_of(name).await?;
     let path = format!("{}/ping?timeout_s={}", path(sort, name), timeout.as_secs_f64());
-    match asked.try_ask(Method::POST, &path, Bytes::new(), timeout).await? {
+    match target.try_ask(Method::POST, &path, Bytes::new(), timeout).await? {
         Ok(body) => {
-            let seconds = asked.read(&body)?["seconds"].as_f64().unwrap_or_default();
-            if asked.json {
-                asked.json(&json!({ "sort": sort.to_string(), "name": name, "seconds": seconds }))?;
+            let seconds = target.read(&body)?["seconds"].as_f64().unwrap_or_default();
+            if target.json {
+                target.json(&json!({ "sort": sort.to_string(), "name": name, "seconds": seconds }))?;
             } else {
                 let mut output = Output::stdout()?;
                 let line = format!("{sort} {} is reached in {:.1} ms\n", escaped(name), seconds * 1000.0);
@@ -198,18 +203,18 @@ pub(super) async fn ping(asked: &Asked, name: &str, timeout: Duration) -> anyhow
     }
 }
 
-pub(super) async fn export(asked: &Asked) -> anyhow::Result<Exit> {
-    let answer = asked.try_ask(Method::GET, "/connect/export", Bytes::new(), Duration::ZERO).await?;
+pub(super) async fn export(target: &AdminTarget) -> anyhow::Result<Exit> {
+    let answer = target.try_ask(Method::GET, "/connect/export", Bytes::new(), Duration::ZERO).await?;
     let text = match answer {
         Ok(text) => text,
         Err(answer) => return refused(answer),
     };
     let text = String::from_utf8(text.into()).context("the definitions are not UTF-8")?;
-    // What is no TOML is not from a registry: it is not shown.
+    // A text that is no TOML is not from a registry, and is not shown.
     let table: toml::Table =
         toml::from_str(&text).context("what was answered is no TOML: is something else there?")?;
     let mut output = Output::stdout()?;
-    if asked.json {
+    if target.json {
         output.json(&serde_json::to_value(table).context("the definitions can't be written as JSON")?)?;
     } else {
         for line in text.lines() {
@@ -221,12 +226,12 @@ pub(super) async fn export(asked: &Asked) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-pub(super) async fn import(asked: &Asked, file: &Path) -> anyhow::Result<Exit> {
+pub(super) async fn import(target: &AdminTarget, file: &Path) -> anyhow::Result<Exit> {
     let (text, name) = text_of(file)?;
-    let imported = asked.ask(Method::POST, "/connect/import", text.into()).await;
+    let imported = target.ask(Method::POST, "/connect/import", text.into()).await;
     let imported = imported.with_context(|| format!("{name} is not imported, and all is as it was"))?;
-    asked.json(&imported)?;
-    if !asked.json {
+    target.json(&imported)?;
+    if !target.json {
         let count = |key: &str, noun: &str| counted(imported[key].as_u64().unwrap_or_default(), noun);
         note(format_args!(
             "imported: {}, {}, {}, {}, {}",

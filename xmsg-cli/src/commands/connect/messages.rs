@@ -1,4 +1,4 @@
-//! Messages of outgoing connections: sent, and those that could not be delivered.
+//! The commands that send messages by outgoing connections, and that handle dead letters.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use hyper::Method;
 use serde_json::{Map, Value, json};
 
-use super::ask::{Asked, Sort, path, refused};
+use super::ask::{AdminTarget, Sort, path, refused};
 use super::{Change, Dead, Send};
 use crate::args::TopicOptions;
 use crate::exit::Exit;
@@ -19,9 +19,9 @@ use crate::output::{Output, counted, note};
 use crate::source::Split;
 use crate::table;
 
-/// Dead letters that are asked for at a time: as many as there may be.
+/// The number of dead letters in one request: the server returns no more.
 const PAGE: usize = 1000;
-/// Properties that are numbers.
+/// The properties that are numbers.
 const NUMBERS: [&str; 2] = ["priority", "timestamp"];
 
 /// A name and its value.
@@ -52,7 +52,7 @@ impl FromStr for Pair {
     }
 }
 
-/// Properties as the server takes them.
+/// Returns the properties as the server accepts them.
 fn properties(pairs: Vec<Pair>) -> Map<String, Value> {
     let typed = |Pair { key, value }: Pair| {
         let number =
@@ -62,15 +62,15 @@ fn properties(pairs: Vec<Pair>) -> Map<String, Value> {
     pairs.into_iter().map(typed).collect()
 }
 
-pub(super) async fn send(asked: &Asked, arguments: Send) -> anyhow::Result<Exit> {
-    asked.outgoing()?;
+pub(super) async fn send(target: &AdminTarget, arguments: Send) -> anyhow::Result<Exit> {
+    target.outgoing()?;
     let Send { name, input, topic, mime, exchange, routing_key, property, header, confirm, timeout } =
         arguments;
     let topic = TopicOptions::default().to_publish(topic.as_ref().unwrap_or(&name))?;
-    let recipe = MessageBuilder::of_mime(&topic, &mime)?;
-    let mut source = recipe.source(input.data.as_deref(), input.file.as_deref(), Split::Whole)?;
+    let builder = MessageBuilder::of_mime(&topic, &mime)?;
+    let mut source = builder.source(input.data.as_deref(), input.file.as_deref(), Split::Whole)?;
     let data = source.next().await?.unwrap_or_default();
-    let [_, _, data] = recipe.message(data)?.into_frames();
+    let [_, _, data] = builder.message(data)?.into_frames();
     let headers: Map<String, Value> = header.into_iter().map(|Pair { key, value }| (key, value)).collect();
     let body = json!({
         "topic": topic.to_string(),
@@ -85,13 +85,13 @@ pub(super) async fn send(asked: &Asked, arguments: Send) -> anyhow::Result<Exit>
     });
     let waits = if confirm { timeout } else { Duration::ZERO };
     let path = format!("{}/send", path(Sort::Outgoing, &name));
-    match asked.try_ask(Method::POST, &path, body.to_string().into(), waits).await? {
+    match target.try_ask(Method::POST, &path, body.to_string().into(), waits).await? {
         Ok(body) => {
-            let told = asked.read(&body)?;
-            asked.json(&told)?;
-            if !asked.json {
+            let reply = target.read(&body)?;
+            target.json(&reply)?;
+            if !target.json {
                 let how = if confirm { "was sent, and the peer has it" } else { "was accepted" };
-                note(format_args!("the message {} {how}", told["id"].as_str().unwrap_or_default()));
+                note(format_args!("the message {} {how}", reply["id"].as_str().unwrap_or_default()));
             }
             Ok(Exit::Done)
         }
@@ -99,38 +99,38 @@ pub(super) async fn send(asked: &Asked, arguments: Send) -> anyhow::Result<Exit>
     }
 }
 
-pub(super) async fn dead(asked: &Asked, arguments: Dead) -> anyhow::Result<Exit> {
-    asked.outgoing()?;
+pub(super) async fn dead(target: &AdminTarget, arguments: Dead) -> anyhow::Result<Exit> {
+    target.outgoing()?;
     let Dead { name, change } = arguments;
     let at = format!("{}/dead", path(Sort::Outgoing, &name));
     match change {
         Change { revive: Some(sequence), .. } => {
-            revive(asked, &at, sequence).await?;
-            told(asked, "revived", 1, &format!("the dead letter {sequence} is sent again"))
+            revive(target, &at, sequence).await?;
+            print_count(target, "revived", 1, &format!("the dead letter {sequence} is sent again"))
         }
         Change { revive_all: true, .. } => {
             let mut count = 0;
-            // All are known before the first is sent again: it may come back.
-            for sequence in all(asked, &at).await?.iter().filter_map(sequence_of) {
-                revive(asked, &at, sequence)
+            // All are listed before the first is sent again, because it may come back.
+            for sequence in all(target, &at).await?.iter().filter_map(sequence_of) {
+                revive(target, &at, sequence)
                     .await
                     .with_context(|| format!("{count} are sent again, and then"))?;
                 count += 1;
             }
-            told(asked, "revived", count, &format!("sent again: {}", counted(count, "dead letter")))
+            print_count(target, "revived", count, &format!("sent again: {}", counted(count, "dead letter")))
         }
-        Change { discard: Some(sequence), .. } => discard(asked, &format!("{at}?sequence={sequence}")).await,
-        Change { discard_all: true, .. } => discard(asked, &at).await,
-        Change { .. } => show(asked, &all(asked, &at).await?),
+        Change { discard: Some(sequence), .. } => discard(target, &format!("{at}?sequence={sequence}")).await,
+        Change { discard_all: true, .. } => discard(target, &at).await,
+        Change { .. } => show(target, &all(target, &at).await?),
     }
 }
 
-/// Every dead letter, oldest first.
-async fn all(asked: &Asked, at: &str) -> anyhow::Result<Vec<Value>> {
+/// Returns all dead letters, the oldest first.
+async fn all(target: &AdminTarget, at: &str) -> anyhow::Result<Vec<Value>> {
     let (mut letters, mut after) = (Vec::new(), 0);
     loop {
         let path = format!("{at}?after={after}&limit={PAGE}");
-        let mut page = asked.ask(Method::GET, &path, Bytes::new()).await?;
+        let mut page = target.ask(Method::GET, &path, Bytes::new()).await?;
         let Value::Array(mut page) = page["dead"].take() else { return Ok(letters) };
         let (count, last) = (page.len(), page.iter().filter_map(sequence_of).max());
         letters.append(&mut page);
@@ -145,8 +145,8 @@ fn sequence_of(letter: &Value) -> Option<u64> {
     letter["sequence"].as_u64()
 }
 
-fn show(asked: &Asked, letters: &[Value]) -> anyhow::Result<Exit> {
-    if asked.json {
+fn show(target: &AdminTarget, letters: &[Value]) -> anyhow::Result<Exit> {
+    if target.json {
         let mut output = Output::stdout()?;
         for letter in letters {
             output.json(letter)?;
@@ -161,8 +161,8 @@ fn show(asked: &Asked, letters: &[Value]) -> anyhow::Result<Exit> {
     table::write(["SEQUENCE", "REASON", "X-DEATH"], letters.iter().map(row).collect(), "dead letter")
 }
 
-/// What a broker has done with it before, in words: its header `x-death`, if it came from a queue of dead
-/// letters.
+/// Describes what a broker did with the message before, from its header `x-death`, if it came from a queue of
+/// dead letters.
 fn deaths(letter: &Value) -> String {
     let history = letter["headers"]["x-death"].as_str().and_then(|text| serde_json::from_str(text).ok());
     let Some(Value::Array(history)) = history else { return "-".to_owned() };
@@ -174,19 +174,19 @@ fn deaths(letter: &Value) -> String {
     history.iter().map(one).collect::<Vec<_>>().join(", then ")
 }
 
-async fn revive(asked: &Asked, at: &str, sequence: u64) -> anyhow::Result<()> {
-    asked.ask(Method::POST, &format!("{at}/{sequence}/revive"), Bytes::new()).await.map(drop)
+async fn revive(target: &AdminTarget, at: &str, sequence: u64) -> anyhow::Result<()> {
+    target.ask(Method::POST, &format!("{at}/{sequence}/revive"), Bytes::new()).await.map(drop)
 }
 
-async fn discard(asked: &Asked, path: &str) -> anyhow::Result<Exit> {
+async fn discard(target: &AdminTarget, path: &str) -> anyhow::Result<Exit> {
     let count =
-        asked.ask(Method::DELETE, path, Bytes::new()).await?["discarded"].as_u64().unwrap_or_default();
-    told(asked, "discarded", count, &format!("deleted: {}", counted(count, "dead letter")))
+        target.ask(Method::DELETE, path, Bytes::new()).await?["discarded"].as_u64().unwrap_or_default();
+    print_count(target, "discarded", count, &format!("deleted: {}", counted(count, "dead letter")))
 }
 
-fn told(asked: &Asked, key: &str, count: u64, what: &str) -> anyhow::Result<Exit> {
-    asked.json(&json!({ key: count }))?;
-    if !asked.json {
+fn print_count(target: &AdminTarget, key: &str, count: u64, what: &str) -> anyhow::Result<Exit> {
+    target.json(&json!({ key: count }))?;
+    if !target.json {
         note(what);
     }
     Ok(Exit::Done)

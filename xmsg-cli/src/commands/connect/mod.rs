@@ -17,7 +17,7 @@ use crate::args::parse_duration;
 use crate::exit::Exit;
 use crate::message_builder::InputOptions;
 use crate::signals::Interrupt;
-use ask::{Asked, Sort};
+use ask::{AdminTarget, Sort};
 use messages::Pair;
 
 const EXAMPLES: &str = "\
@@ -253,37 +253,37 @@ struct Change {
     discard_all: bool,
 }
 
-/// Makes the durable subscription of this name, unless it is there.
+/// Makes the durable subscription of this name, unless it exists.
 pub(crate) async fn ensure_durable(
     admin: AdminOptions,
     name: &str,
     connection: Option<&str>,
     topics: &[String],
 ) -> anyhow::Result<()> {
-    let asked = Asked { admin: admin.admin()?, sort: None, json: false };
-    durable::ensure(&asked, name, connection, topics).await
+    let target = AdminTarget { admin: admin.admin()?, sort: None, json: false };
+    durable::ensure(&target, name, connection, topics).await
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let Arguments { action, sort, json, admin } = arguments;
     let mut interrupt = Interrupt::new()?;
-    let asked = Asked { admin: admin.admin()?, sort, json };
+    let target = AdminTarget { admin: admin.admin()?, sort, json };
     let work = async move {
         match action {
-            Action::List => entries::list(&asked).await,
-            Action::Show { name } => entries::show(&asked, &name).await,
-            Action::Top(arguments) => top::run(asked, arguments).await,
-            Action::Add { file } => entries::add(&asked, &file).await,
-            Action::Edit { name, file } => entries::edit(&asked, &name, &file).await,
-            Action::Rm { name, drain, purge } => entries::remove(&asked, &name, drain, purge).await,
-            Action::Enable { name } => entries::set_active(&asked, &name, true).await,
-            Action::Disable { name } => entries::set_active(&asked, &name, false).await,
-            Action::Rename { name, new } => entries::rename(&asked, &name, &new).await,
-            Action::Ping { name, timeout } => entries::ping(&asked, &name, timeout).await,
-            Action::Send(send) => messages::send(&asked, *send).await,
-            Action::Dead(dead) => messages::dead(&asked, dead).await,
-            Action::Export => entries::export(&asked).await,
-            Action::Import { file } => entries::import(&asked, &file).await,
+            Action::List => entries::list(&target).await,
+            Action::Show { name } => entries::show(&target, &name).await,
+            Action::Top(arguments) => top::run(target, arguments).await,
+            Action::Add { file } => entries::add(&target, &file).await,
+            Action::Edit { name, file } => entries::edit(&target, &name, &file).await,
+            Action::Rm { name, drain, purge } => entries::remove(&target, &name, drain, purge).await,
+            Action::Enable { name } => entries::set_active(&target, &name, true).await,
+            Action::Disable { name } => entries::set_active(&target, &name, false).await,
+            Action::Rename { name, new } => entries::rename(&target, &name, &new).await,
+            Action::Ping { name, timeout } => entries::ping(&target, &name, timeout).await,
+            Action::Send(send) => messages::send(&target, *send).await,
+            Action::Dead(dead) => messages::dead(&target, dead).await,
+            Action::Export => entries::export(&target).await,
+            Action::Import { file } => entries::import(&target, &file).await,
         }
     };
     tokio::select! {

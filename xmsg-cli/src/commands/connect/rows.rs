@@ -1,4 +1,4 @@
-//! What is shown of an entry: a row of the list, and all that is known.
+//! The fields of an entry that are shown: a row of the list, and all details.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::table::size;
 
 pub(super) const COLUMNS: [&str; 7] = ["SORT", "NAME", "STATE", "PEER", "DELIVERED", "WAITING", "DEAD"];
 
-/// An entry as a document of its own: with its sort, and a connection like the others.
+/// Returns an entry as a document with its sort. A connection gets the same form as other entries.
 pub(super) fn document(sort: Sort, entry: &Value) -> Value {
     let mut document = json!({ "sort": sort.to_string(), "name": name_of(entry) });
     match entry.as_object() {
@@ -48,7 +48,7 @@ pub(super) fn row(sort: Sort, entry: &Value) -> [String; 7] {
     ]
 }
 
-/// All that is known, each with its name.
+/// Returns all details, each with its name.
 pub(super) fn details(sort: Sort, entry: &Value) -> Vec<(String, String)> {
     let mut lines = vec![("sort".to_owned(), sort.to_string())];
     let link = &entry["link"];
@@ -77,7 +77,7 @@ fn incident(value: &Value) -> Option<String> {
     Some(format!("{} {}", value["at"].as_str()?, value["what"].as_str()?))
 }
 
-/// Each value in a document, under the names that lead to it.
+/// Adds each value of a document under the names that lead to it.
 fn flat(name: &str, value: &Value, lines: &mut Vec<(String, String)>) {
     match value {
         Value::Object(fields) => {

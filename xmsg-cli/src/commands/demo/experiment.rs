@@ -1,4 +1,4 @@
-//! A small experiment: sensors, a detector, and who listens to them, each with a connection of its own.
+//! A small experiment: sensors, a detector, and the subscribers of both, each with a connection of its own.
 
 use std::f64::consts::TAU;
 use std::time::Duration;
@@ -13,21 +13,22 @@ use xmsg_proxy::Monitor;
 
 use crate::pace::Pace;
 
-/// Bytes of one waveform.
+/// The number of bytes of one waveform.
 const WAVEFORM_LEN: usize = 8 << 10;
-/// Waveforms a second.
+/// The number of waveforms per second.
 const WAVEFORMS: f64 = 500.0;
-/// Waveforms that the archive takes a second.
+/// The number of waveforms per second that the archive takes.
 const ARCHIVED: f64 = 150.0;
-/// Waits in the archive itself, bytes: little, so that the proxy is where things pile up.
+/// The number of bytes that may wait in the archive itself. It is small, so that messages pile up in the
+/// proxy.
 const ARCHIVE_MARK: usize = 128 << 10;
-/// Messages that wait to be shown. At this number, no more are taken from the subscription.
+/// The number of messages that wait to be shown. At this number, no more are taken from the subscription.
 const DISPLAYED: usize = 1024;
-/// What topics of requests to the proxy begin with.
+/// The beginning of the topics of requests to the proxy.
 const CONTROL: &[u8] = b"xmsg:";
-/// Time limit of each set-up.
+/// The time limit of each step of the setup.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a connection may take to end.
+/// The time that a connection may take to end.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A value that swings around its mean, with noise.
@@ -38,7 +39,7 @@ struct Sensor {
     swing: f64,
     period_s: f64,
     noise: f64,
-    /// Messages a second.
+    /// The number of messages per second.
     rate: f64,
     decimals: usize,
 }
@@ -74,7 +75,7 @@ impl Sensor {
     }
 }
 
-/// Someone who takes part: the number of its connection at the proxy, and who it is.
+/// A participant: the number of its connection at the proxy, and its name.
 #[derive(Clone, Debug)]
 pub(super) struct Member {
     pub(super) id: u32,
@@ -82,7 +83,7 @@ pub(super) struct Member {
     pub(super) does: &'static str,
 }
 
-/// The experiment at work, until it is dropped.
+/// The running experiment. It ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Experiment {
     pub(super) members: Vec<Member>,
@@ -90,7 +91,7 @@ pub(super) struct Experiment {
 }
 
 impl Experiment {
-    /// Starts everybody, and returns what the display receives.
+    /// Starts all participants, and returns the subscription of the display.
     pub(super) async fn start(
         address: &ProxyAddress,
         proxy: &Monitor,
@@ -114,7 +115,8 @@ impl Experiment {
         join(newest_subscriber(), "archive", "slow on purpose");
         tasks.spawn(follow(subscription, Some(ARCHIVED)));
 
-        // One after the other, so that the newest is the one that has just joined.
+        // They are started one after the other, so that the newest connection at the proxy is known to be
+        // theirs.
         let beam = connection(options())?;
         beam.connect().await?;
         join(newest_publisher(), "accelerator", "publishes beam:");
@@ -130,7 +132,7 @@ impl Experiment {
         Ok((Self { members, tasks }, shown))
     }
 
-    /// Returns when one of its parts has ended, which it does not do by itself.
+    /// Waits until one of the parts has failed. Parts do not end by themselves.
     pub(super) async fn failure(&mut self) -> anyhow::Error {
         match self.tasks.join_next().await {
             Some(Ok(Err(error))) => error.into(),
@@ -143,7 +145,7 @@ impl Experiment {
 async fn forward(mut subscription: Subscription, display: mpsc::Sender<Message>) -> xmsg_core::Result<()> {
     while let Some(message) = subscription.next().await {
         let message = message?;
-        // What connections ask the proxy is for the proxy.
+        // Requests of connections to the proxy are not for the display.
         if message.topic().as_bytes().starts_with(CONTROL) {
             continue;
         }
@@ -154,7 +156,7 @@ async fn forward(mut subscription: Subscription, display: mpsc::Sender<Message>)
     Ok(())
 }
 
-/// Takes messages and does nothing with them, so many a second at most.
+/// Takes messages and does nothing with them, at most `rate` in a second.
 async fn follow(mut subscription: Subscription, rate: Option<f64>) -> xmsg_core::Result<()> {
     let mut pace = rate.map(Pace::new);
     while let Some(message) = subscription.next().await {
@@ -183,7 +185,7 @@ async fn publish_sensors(connection: Connection, sensors: &'static [Sensor]) -> 
     }
 }
 
-/// Events with their energy, each with the waveform that it was found in.
+/// Publishes events with their energy, each with the waveform that it was found in.
 async fn publish_events(connection: Connection) -> xmsg_core::Result<()> {
     let mut random = Rng::new();
     let waveform = Bytes::from(vec![0; WAVEFORM_LEN]);
@@ -191,7 +193,7 @@ async fn publish_events(connection: Connection) -> xmsg_core::Result<()> {
     for number in 1_u64.. {
         pace.wait().await;
         let channel = random.u32(0..64);
-        // Energies of two lines, over a continuum.
+        // The energies are those of two lines, over a continuum.
         let (mean, width) = [(1.17, 0.02), (1.33, 0.02), (0.6, 0.5)][random.usize(0..3)];
         let energy = mean + width * (2.0 * random.f64() - 1.0);
         let event = format!("{energy:.3} MeV, event {number}, channel {channel}");

@@ -85,7 +85,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     rates::run(load, json).await
 }
 
-/// The name by which this program can be called from where it was called.
+/// Returns the command line by which this program was called.
 fn program() -> String {
     let name = std::env::args().next().unwrap_or_default();
     let is_good = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);

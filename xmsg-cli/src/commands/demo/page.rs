@@ -2,7 +2,7 @@
 
 use xmsg_proxy::Proxy;
 
-/// The page at work. It ends when this is dropped.
+/// The web page. It ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Page {
     #[cfg(feature = "page")]
@@ -14,8 +14,8 @@ pub(super) struct Page {
 }
 
 impl Page {
-    /// The link to it, with which one may also change something: whoever sees this terminal runs the proxy.
-    /// Each is good once, so that this is another one when it was used.
+    /// Returns a link with the right to make changes: the user of this terminal runs the proxy. A link works
+    /// once, so this returns another one when it was used.
     #[cfg(feature = "page")]
     pub(super) fn link(&mut self) -> &str {
         if !self.admin.is_unused(&self.link) {
@@ -30,7 +30,7 @@ impl Page {
         &self.address
     }
 
-    /// The link by which one may look. It tells no secret to whatever reads a pipe or a file.
+    /// Returns the link with the right to look. It reveals no secret to a reader of a pipe or a file.
     pub(super) fn address(&self) -> &str {
         &self.address
     }
@@ -54,7 +54,7 @@ pub(super) fn open(proxy: &Proxy) -> anyhow::Result<Option<Page>> {
     Ok(Some(Page { admin, address, link: String::new() }))
 }
 
-/// There is none.
+/// Returns `None`, because this program is built without the page.
 #[cfg(not(feature = "page"))]
 #[allow(clippy::unnecessary_wraps, reason = "with the page, it can fail")]
 pub(super) fn open(_: &Proxy) -> anyhow::Result<Option<Page>> {

@@ -1,4 +1,4 @@
-//! The experiment as a picture: its topics, who publishes and who subscribes, and what is lost for whom.
+//! The picture of the experiment: its topics, publishers and subscribers, and the messages that were dropped.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,15 +24,15 @@ use crate::signals::Interrupt;
 use crate::table::size;
 use crate::traffic::Traffic;
 
-/// What waits for a subscriber at most, bytes.
+/// The number of bytes that may wait for a subscriber.
 const HIGH_WATER_MARK: usize = 2 << 20;
-/// How often the picture is drawn anew.
+/// The interval between two pictures.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// The first picture comes sooner.
+/// The time until the first picture, which comes sooner.
 const FIRST: Duration = Duration::from_millis(300);
-/// How long the proxy may take to stop.
+/// The time that the proxy may take to stop.
 const LINGER: Duration = Duration::from_secs(1);
-/// Messages that are taken before anything else gets its turn.
+/// The number of messages that are taken before anything else gets its turn.
 const TURN: usize = 1024;
 
 pub(super) async fn run() -> anyhow::Result<Exit> {
@@ -88,19 +88,19 @@ pub(super) async fn run() -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
-/// Messages that came from a publisher, or went to a subscriber.
+/// The messages that came from a publisher, or went to a subscriber.
 #[derive(Debug, Default)]
 struct Client {
     peer: String,
     is_publisher: bool,
     messages: u64,
     rate: f64,
-    /// Only of a subscriber.
+    /// The bytes in the queue of a subscriber.
     queued_bytes: u64,
     dropped: u64,
 }
 
-/// All that the picture shows.
+/// The contents of the picture.
 #[derive(Debug)]
 struct View {
     address: String,
@@ -112,7 +112,7 @@ struct View {
     looked: Instant,
     traffic: Traffic,
     clients: BTreeMap<u32, Client>,
-    /// Received from publishers, delivered, dropped.
+    /// The numbers of messages received from publishers, delivered, and dropped.
     totals: [u64; 3],
     rates: [f64; 3],
 }
@@ -134,7 +134,7 @@ impl View {
         }
     }
 
-    /// Asks the proxy how things are, and makes rates of what has happened since the last time.
+    /// Takes the statistics of the proxy, and computes the rates since the last time.
     fn look(&mut self, proxy: &Monitor) {
         let time = std::mem::replace(&mut self.looked, Instant::now()).elapsed();
         let seconds = time.as_secs_f64().max(1e-3);
@@ -215,7 +215,7 @@ impl View {
         frame.render_widget(Paragraph::new(lines), join);
     }
 
-    /// The commands that join in, as lines that fit and can be pasted.
+    /// Returns the commands that join in, as lines that fit and can be pasted.
     fn commands(&self, width: usize) -> Vec<String> {
         let Self { program, address, .. } = self;
         ["sub beam:", "pub beam:note 'hello'"]
@@ -227,7 +227,7 @@ impl View {
     fn draw_topics(&self, frame: &mut Frame<'_>, area: Rect, look: Theme) {
         let room = usize::from(area.height).saturating_sub(2);
         let count = self.traffic.topics().len();
-        // The last line is for those that find no room.
+        // The last line is for the topics without room.
         let shown = if count > room { room.saturating_sub(1) } else { count };
         let chart = match area.width {
             0..100 => 20,
@@ -270,7 +270,7 @@ impl View {
         frame.render_widget(Table::new(rows, widths).header(header).block(part("Topics", look)), area);
     }
 
-    /// The members that are there, and then everybody else.
+    /// Returns the rows of the members that are connected, followed by all other clients.
     fn rows(&self) -> impl Iterator<Item = (&str, &str, Option<&Client>)> {
         let known =
             self.members.iter().map(|member| (member.name, member.does, self.clients.get(&member.id)));
@@ -279,7 +279,7 @@ impl View {
             .clients
             .iter()
             .filter(move |(id, client)| {
-                // Subscribers have a connection for publishing, too, to have their subscriptions confirmed.
+                // Subscribers also have a connection for publishing, which has their subscriptions confirmed.
                 !is_member(**id) && (!client.is_publisher || client.messages > 0)
             })
             .map(|(_, client)| {
@@ -333,7 +333,7 @@ impl View {
         );
     }
 
-    /// What is left on the terminal afterwards.
+    /// Writes the lines that stay on the terminal at the end.
     fn say_goodbye(&self) -> anyhow::Result<()> {
         let [received, delivered, dropped] = self.totals.map(grouped);
         super::print(format_args!(
@@ -351,15 +351,15 @@ fn part(title: &str, look: Theme) -> Block<'_> {
         .title(Span::styled(format!(" {title} "), look.aside()))
 }
 
-/// Breaks a command into lines of at most `width` characters that a shell puts together again: a line that
-/// goes on ends with a backslash. A break is after a space where there is one, else within a word.
+/// Breaks a command into lines of at most `width` characters that a shell joins again: a line that is
+/// continued ends with a backslash. A break is after a space if there is one, and otherwise within a word.
 fn continued(command: &str, width: usize) -> Vec<String> {
     let room = width.max(2);
     let mut lines = Vec::new();
     let mut rest = command;
     while rest.chars().count() > room {
         let longest = rest.char_indices().nth(room - 1).map_or(rest.len(), |(at, _)| at);
-        // Spaces at the beginning are an indent: a break behind them would leave an empty line.
+        // Spaces at the beginning are an indent. A break after them would leave an empty line.
         let indent = rest.len() - rest.trim_start().len();
         let cut = rest[..longest].rfind(' ').map(|at| at + 1).filter(|at| *at > indent).unwrap_or(longest);
         let (line, behind) = rest.split_at(cut);

@@ -1,4 +1,4 @@
-//! Messages as fast as they go, with a line of rates each second: nothing is lost.
+//! Publishes messages as fast as possible, with a line of rates each second. No message is lost.
 
 use std::io::{self, IsTerminal};
 use std::pin::pin;
@@ -23,34 +23,35 @@ use crate::output::{counted, grouped, note, per_second};
 use crate::pace::Pace;
 use crate::signals::Interrupt;
 
-/// Messages that a task handles before others get their turn.
+/// The number of messages that a task handles before others get their turn.
 const TURN: u64 = 64;
-/// What waits in one place, bytes. Small, so that what is counted as published arrives soon.
+/// The number of bytes that may wait in one place. It is small, so that messages that count as published
+/// arrive soon.
 const HIGH_WATER_MARK: usize = 4 << 20;
-/// How long publishers go on sending at the end.
+/// The time that publishers may go on sending at the end.
 const LINGER: Duration = Duration::from_secs(10);
-/// At the end, subscribers wait so long for a next message before they call the rest lost.
+/// The time that subscribers wait for a next message at the end, before they count the rest as lost.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Digits of the sequence number that each message starts with.
+/// The number of digits of the sequence number that each message starts with.
 pub(super) const DIGITS: usize = 12;
-/// Memory for messages is taken in pieces of this size.
+/// The size of the pieces in which memory for messages is allocated.
 const ARENA_LEN: usize = 64 << 10;
-/// What messages are filled with.
+/// The filler of messages.
 const FILLER: &[u8] = b" hello from xmsg demo";
 
-/// What is to flow.
+/// The load: what is published, and to how many subscribers.
 #[derive(Debug)]
 pub(super) struct Load {
     pub(super) duration: Option<Duration>,
     pub(super) publishers: u16,
     pub(super) subscribers: u16,
-    /// Bytes of data in each message.
+    /// The bytes of data in each message.
     pub(super) size: u32,
-    /// Messages per second of each publisher.
+    /// The messages per second of each publisher.
     pub(super) rate: Option<f64>,
 }
 
-/// What has happened since the start.
+/// The counts since the start.
 #[derive(Debug, Default)]
 struct Counters {
     published: AtomicU64,
@@ -60,7 +61,7 @@ struct Counters {
     reordered: AtomicU64,
 }
 
-/// With `as_json`, standard output has the totals and nothing else.
+/// Runs the demo. With `as_json`, only the totals are written to standard output.
 pub(super) async fn run(load: Load, as_json: bool) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
     let proxy = Proxy::bind("127.0.0.1:0")
@@ -141,15 +142,15 @@ fn greet(load: &Load, address: &ProxyAddress, served: Option<&mut Page>) -> anyh
         Some(rate) => format!("at {rate} messages/s each"),
         None => "as fast as it goes".to_owned(),
     };
-    // Whoever sees this terminal runs the proxy, and may change something, too.
+    // The user of this terminal runs the proxy, and may also make changes.
     let is_seen = io::stdout().is_terminal();
-    let told = match served {
+    let page_line = match served {
         Some(page) if is_seen => format!("\nweb page, by a link that works once: {}", page.link()),
         Some(page) => format!("\nweb page: {}", page.address()),
         None => String::new(),
     };
     print(format_args!(
-        "proxy listening at {address}{told}\n\
+        "proxy listening at {address}{page_line}\n\
          {} to {}, {} bytes a message, {pace}; a slow subscriber slows all down, nothing is lost\n\
          try in another terminal: {} sub demo: --proxy {address} --report\n",
         counted(load.publishers.into(), "publisher"),
@@ -159,7 +160,7 @@ fn greet(load: &Load, address: &ProxyAddress, served: Option<&mut Page>) -> anyh
     ))
 }
 
-/// Prints a line each second. Returns only when that is not possible any more.
+/// Prints a line each second. It returns only when that is no longer possible.
 async fn show_rates(started: Instant, counters: Arc<Counters>) -> anyhow::Error {
     let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let mut last = (0, 0, 0);
@@ -193,15 +194,15 @@ async fn show_rates(started: Instant, counters: Arc<Counters>) -> anyhow::Error 
     }
 }
 
-/// Publishers and subscribers at work.
+/// The running publishers and subscribers.
 #[derive(Debug)]
 struct Demo {
     started: Instant,
     counters: Arc<Counters>,
     stop: watch::Sender<bool>,
-    /// Each returns its number and how many messages it has sent.
+    /// Each task returns its number and the number of messages that it has sent.
     publishers: JoinSet<anyhow::Result<(usize, u64)>>,
-    /// How many messages each publisher has sent, once that is known.
+    /// The number of messages of each publisher, once that is known.
     sent: watch::Sender<Option<Arc<[u64]>>>,
     subscribers: JoinSet<anyhow::Result<()>>,
 }
@@ -254,7 +255,7 @@ impl Demo {
         Ok(Self { started, counters, stop, publishers, sent, subscribers })
     }
 
-    /// Returns when a publisher or subscriber has failed.
+    /// Waits until a publisher or subscriber has failed.
     async fn failure(&mut self) -> anyhow::Error {
         let ended = tokio::select! {
             Some(result) = self.publishers.join_next() => result.map(|result| result.map(drop)),
@@ -267,7 +268,7 @@ impl Demo {
         }
     }
 
-    /// Stops publishing, has everything arrive, and counts.
+    /// Stops publishing, waits until all messages have arrived, and counts.
     async fn stop(mut self) -> anyhow::Result<Totals> {
         self.stop.send_replace(true);
         let mut sent = vec![0; self.publishers.len()];
@@ -323,7 +324,7 @@ impl Publisher {
                     };
                     match published {
                         Some(result) => result?,
-                        // Giving up at once would leave it open whether the message was taken.
+                        // If it gave up at once, it would not be known whether the message was accepted.
                         None => match tokio::time::timeout(LINGER, publishing).await {
                             Ok(result) => result?,
                             Err(_) => break,
@@ -335,7 +336,7 @@ impl Publisher {
             sent += 1;
             self.counters.published.fetch_add(1, Ordering::Relaxed);
         }
-        // What is not sent within this time will be missed, and counted as lost.
+        // Messages that are not sent within this time count as lost.
         self.connection.close(LINGER).await;
         Ok((self.number, sent))
     }
@@ -360,7 +361,7 @@ impl Frame {
             self.arena.reserve(self.data.len().max(ARENA_LEN));
         }
         self.arena.extend_from_slice(&self.data);
-        // Adds one, digit by digit.
+        // This adds one, digit by digit.
         for digit in self.data[..DIGITS].iter_mut().rev() {
             if *digit < b'9' {
                 *digit += 1;
@@ -410,15 +411,16 @@ async fn receive(
     Ok(())
 }
 
-/// What one subscriber knows of each publisher.
+/// The state of one subscriber for each publisher.
 #[derive(Debug)]
 struct Check {
-    /// The sequence numbers that come next.
+    /// The next sequence numbers.
     next: Vec<u64>,
     counters: Arc<Counters>,
-    /// Messages and bytes that are not in the counters yet: these are shared, and so not touched for each
-    /// message.
+    /// The number of messages that are not in the counters yet. The counters are shared, so they are not
+    /// updated for each message.
     delivered: u64,
+    /// The bytes of these messages.
     bytes: u64,
 }
 
@@ -428,7 +430,7 @@ impl Check {
     }
 
     fn take(&mut self, message: &Message) {
-        // Somebody else may publish here, too.
+        // Other programs may publish here, too.
         let Some((publisher, number)) = parse(message).filter(|(publisher, _)| *publisher < self.next.len())
         else {
             return;
@@ -445,7 +447,7 @@ impl Check {
             }
             *next = number + 1;
         } else {
-            // It was thought to be lost.
+            // The message counted as lost.
             self.counters.reordered.fetch_add(1, Ordering::Relaxed);
             let less = |lost: u64| lost.checked_sub(1);
             let _ = self.counters.lost.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
@@ -461,7 +463,7 @@ impl Check {
         self.counters.bytes.fetch_add(std::mem::take(&mut self.bytes), Ordering::Relaxed);
     }
 
-    /// Counts as lost what has not come by now.
+    /// Counts the missing messages as lost.
     fn finish(mut self, sent: &[u64]) {
         self.show();
         let missing = self.next.iter().zip(sent).map(|(next, sent)| sent.saturating_sub(*next)).sum();
@@ -469,7 +471,7 @@ impl Check {
     }
 }
 
-/// Publisher and sequence number of a message.
+/// Parses the publisher and the sequence number of a message.
 fn parse(message: &Message) -> Option<(usize, u64)> {
     let publisher = digits(message.topic().as_bytes().strip_prefix(b"demo:")?)?;
     Some((publisher as usize, digits(message.data().get(..DIGITS)?)?))

@@ -7,7 +7,7 @@ use std::path::Path;
 use xmsg_core::security::{Password, Security, read_key_file, read_secret};
 use xmsg_core::{Error, Result};
 
-use super::finding::{Findings, told};
+use super::finding::{Findings, error_text};
 use crate::contexts::{self, Context, Contexts};
 use crate::output::counted;
 use crate::settings::{self, ADMIN_TOKEN_FILE, KEY_FILE, PASSWORD_FILE, Setting};
@@ -18,11 +18,11 @@ const EDIT: &str = "correct the file, or run the command with --context ''";
 pub(super) fn check_contexts(findings: &mut Findings) {
     let contexts = match Contexts::read() {
         Ok(contexts) => contexts,
-        Err(error) => return findings.problem("contexts", told(&error), EDIT),
+        Err(error) => return findings.problem("contexts", error_text(&error), EDIT),
     };
     let in_use = match settings::current() {
         Ok(context) => context,
-        Err(error) => return findings.problem("contexts", told(&error), EDIT),
+        Err(error) => return findings.problem("contexts", error_text(&error), EDIT),
     };
     let count = counted(contexts.names().count() as u64, "context");
     let path = contexts::path().ok().filter(|path| path.exists());
@@ -44,7 +44,7 @@ pub(super) fn check_contexts(findings: &mut Findings) {
     }
 }
 
-/// Who can change the file of contexts can send us to another proxy.
+/// Warns if others can change the file of contexts: they could direct us to another proxy.
 fn check_writers(path: &Path, findings: &mut Findings) {
     let Ok(metadata) = fs::metadata(path) else { return };
     let mode = metadata.permissions().mode();
@@ -54,12 +54,12 @@ fn check_writers(path: &Path, findings: &mut Findings) {
     }
 }
 
-/// Checks the files that a context names which is not in use.
+/// Checks the files that are named by a context that is not in use.
 fn check_context(context: &Context, findings: &mut Findings) {
     for setting in [&KEY_FILE, &PASSWORD_FILE, &ADMIN_TOKEN_FILE] {
         let Some((path, place)) = context.value(setting) else { continue };
         if let Err(error) = read(setting, Path::new(&path)) {
-            let found = format!("`{}` of {place}: {}", setting.key, told(&error));
+            let found = format!("`{}` of {place}: {}", setting.key, error_text(&error));
             let advice = format!("make the file, or another context: `xmsg context remove {}`", context.name);
             findings.warning("contexts", found, advice);
         }
@@ -92,13 +92,13 @@ pub(super) fn check_credentials(findings: &mut Findings) -> Option<&'static str>
             Some(security.name())
         }
         Err(error) => {
-            findings.problem("security", told(&error), advice(&error));
+            findings.problem("security", error_text(&error), advice(&error));
             None
         }
     }
 }
 
-/// What to do about credentials that can't be used. Some errors say it themselves.
+/// Returns the advice about credentials that can't be used. Some errors give it themselves.
 fn advice(error: &Error) -> &'static str {
     if error.to_string().contains("chmod") {
         "a file with a secret must be readable by its owner alone"

@@ -1,4 +1,4 @@
-//! What the checks have found, and how it is written.
+//! The findings of the checks, and their output.
 
 use std::error::Error;
 use std::io::{self, IsTerminal, Write as _};
@@ -10,7 +10,7 @@ use xmsg_core::text::escaped;
 use crate::exit::Exit;
 use crate::output::{self, Output, counted};
 
-/// How good it is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Level {
@@ -20,7 +20,7 @@ pub(super) enum Level {
 }
 
 impl Level {
-    /// The word on a line, and its colour on a terminal.
+    /// Returns the word on a line, and its colour on a terminal.
     fn shown(self) -> (&'static str, &'static str) {
         match self {
             Self::Ok => ("OK", "\x1b[32m"),
@@ -37,7 +37,7 @@ struct Finding {
     /// The name of the check, the same in every run.
     check: &'static str,
     found: String,
-    /// What to do about it. There is none if all is well.
+    /// The advice. There is none if all is well.
     advice: Option<String>,
 }
 
@@ -68,7 +68,7 @@ impl Findings {
         self.wrong(Level::Problem, check, found, advice);
     }
 
-    /// Adds something that is not as it should be, at this level.
+    /// Adds a finding of this level about something that is wrong.
     pub(super) fn wrong(
         &mut self,
         level: Level,
@@ -124,8 +124,8 @@ impl Findings {
     }
 }
 
-/// Returns an error with all its causes, each of which is told once.
-pub(super) fn told(error: &(dyn Error + 'static)) -> String {
+/// Returns an error with all its causes, each of them once.
+pub(super) fn error_text(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(one) = cause {
@@ -161,8 +161,8 @@ mod tests {
     fn a_cause_is_told_once() {
         let inner = io::Error::other("disk");
         let error = xmsg_core::Error::new(xmsg_core::ErrorKind::Io, "cannot read a: disk").with_source(inner);
-        assert_eq!(told(&error), "cannot read a: disk");
+        assert_eq!(error_text(&error), "cannot read a: disk");
         let error = xmsg_core::Error::new(xmsg_core::ErrorKind::Io, "cannot read a").with_source("disk");
-        assert_eq!(told(&error), "cannot read a: disk");
+        assert_eq!(error_text(&error), "cannot read a: disk");
     }
 }

@@ -1,4 +1,4 @@
-//! What this machine gives to processes: open descriptors, memory and threads.
+//! The limits of this machine for processes: open descriptors, memory and threads.
 
 use std::fs;
 
@@ -6,10 +6,10 @@ use super::finding::Findings;
 use crate::output::grouped;
 use crate::table::size;
 
-/// Descriptors below which a proxy with a usual number of clients runs out of them. It is what many systems
-/// give to begin with.
+/// The number of descriptors below which a proxy with a usual number of clients runs out of them. It is the
+/// default of many systems.
 const FEW_DESCRIPTORS: u64 = 1024;
-/// Memory for all peers of a proxy below which its queues are short.
+/// The bytes of memory for all peers of a proxy below which its queues are short.
 const LITTLE_MEMORY: u64 = 128 << 20;
 
 /// The limits of open descriptors: the one in force, and the one up to which this user may raise it.
@@ -33,7 +33,7 @@ fn descriptors(limits: &str) -> Option<Descriptors> {
 pub(super) fn check(findings: &mut Findings) {
     match fs::read_to_string("/proc/self/limits").ok().and_then(|text| descriptors(&text)) {
         None => findings.ok("descriptors", "this system does not say how many there may be"),
-        Some(limits) => judge(limits, findings),
+        Some(limits) => check_descriptors(limits, findings),
     }
     let memory = xmsg_proxy::memory::default_limit() as u64;
     let found = format!("a proxy here would hold {} for all its peers", size(memory));
@@ -53,7 +53,7 @@ pub(super) fn check(findings: &mut Findings) {
     }
 }
 
-fn judge(Descriptors { soft, hard }: Descriptors, findings: &mut Findings) {
+fn check_descriptors(Descriptors { soft, hard }: Descriptors, findings: &mut Findings) {
     let shown = |number: u64| if number == u64::MAX { "no limit".to_owned() } else { grouped(number) };
     let found = format!("{} for each process, which may raise it to {}", shown(soft), shown(hard));
     if hard <= FEW_DESCRIPTORS {

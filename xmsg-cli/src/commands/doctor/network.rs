@@ -1,4 +1,5 @@
-//! What answers: names, the ports of a proxy, the registrar, the HTTP server; versions and clocks.
+//! The checks over the network: names, the ports of a proxy, the registrar, the HTTP server, versions and
+//! clocks.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use xmsg_core::{ErrorKind, OwnerType, ProxyAddress, Query, Topic};
 use xmsg_zmq::{Dealer, Endpoint, Publisher, SocketOptions, Subscriber};
 
 use super::Arguments;
-use super::finding::{Findings, Level, told};
+use super::finding::{Findings, Level, error_text};
 use crate::args::SecurityOptions;
 use crate::exit::AtRegistrar;
 use crate::output::{counted, grouped};
@@ -17,19 +18,19 @@ use crate::settings;
 use crate::stats::{Control, Source, Stats, Unknown};
 use crate::table::size;
 
-/// How often it is looked whether a connection has failed.
+/// The interval between checks whether a connection has failed.
 const LOOK: Duration = Duration::from_millis(20);
-/// A difference between clocks that matters: times in recordings and logs of two machines don't fit.
+/// The difference between clocks that matters: the times in recordings and logs of two machines do not match.
 const CLOCKS_APART: Duration = Duration::from_secs(2);
-/// One part in this many of the proxy's memory for peers, from which on its queues may soon drop messages.
+/// The divisor of the proxy's memory for peers that yields the part from which on its queues may soon drop
+/// messages.
 const PART_FULL: u64 = 5;
 
-/// Checks all that is reached over the network. Without credentials that can be used, nothing is connected
-/// to.
+/// Makes all checks over the network. Without usable credentials, it connects to nothing.
 pub(super) async fn check(arguments: &Arguments, mechanism: Option<&str>, findings: &mut Findings) {
     let proxy = match arguments.connect.proxy() {
         Ok(proxy) => proxy,
-        Err(error) => return findings.problem("proxy", told(&error), "give it as --proxy HOST[:PORT]"),
+        Err(error) => return findings.problem("proxy", error_text(&error), "give it as --proxy HOST[:PORT]"),
     };
     if !check_name(&proxy, findings).await {
         return;
@@ -71,7 +72,7 @@ async fn check_ports(arguments: &Arguments, proxy: &ProxyAddress, findings: &mut
     let options = match SecurityOptions::socket_options() {
         Ok(options) => options,
         Err(error) => {
-            findings.problem("security", told(&error), "`xmsg help security` tells more");
+            findings.problem("security", error_text(&error), "`xmsg help security` tells more");
             return false;
         }
     };
@@ -98,7 +99,7 @@ async fn check_ports(arguments: &Arguments, proxy: &ProxyAddress, findings: &mut
                 }
             };
             let failure = match tokio::time::timeout(limit, outcome).await {
-                Ok(failure) => failure.map(|error| told(&error)),
+                Ok(failure) => failure.map(|error| error_text(&error)),
                 Err(_) => Some(format!("no answer within {} ms", limit.as_millis())),
             };
             match failure {
@@ -138,7 +139,7 @@ fn advice_for_port(why: &str) -> &'static str {
     }
 }
 
-/// Checks that the proxy does what it is for, which version it has, and how it is.
+/// Checks that the proxy works, and reports its version and state.
 async fn check_proxy(arguments: &Arguments, proxy: &ProxyAddress, findings: &mut Findings) {
     let started = Instant::now();
     let connected = async {
@@ -149,7 +150,7 @@ async fn check_proxy(arguments: &Arguments, proxy: &ProxyAddress, findings: &mut
     };
     if let Err(error) = connected.await {
         let advice = "is it an xMsg proxy? `xmsg ping` tries the same";
-        return findings.problem("proxy", told(&error), advice);
+        return findings.problem("proxy", error_text(&error), advice);
     }
     findings.ok("proxy", format!("{proxy} answers, in {:.1} ms", milliseconds(started)));
     let asked = async { Source::Control(Box::new(Control::open(&arguments.connect).await?)).ask().await };
@@ -164,7 +165,7 @@ async fn check_proxy(arguments: &Arguments, proxy: &ProxyAddress, findings: &mut
         Err(error) => {
             let refused = error.downcast_ref::<xmsg_core::Error>();
             let is_refused = refused.is_some_and(|error| error.kind() == ErrorKind::NotAllowed);
-            let found = format!("not known: {}", told(error.as_ref()));
+            let found = format!("not known: {}", error_text(error.as_ref()));
             let advice = "`xmsg help security`: the right `inspect` lets us see it";
             if is_refused {
                 findings.warning("proxy version", found, advice);
@@ -221,7 +222,7 @@ async fn check_registrar(arguments: &Arguments, findings: &mut Findings) {
     let registrar = match options.client() {
         Ok(registrar) => registrar,
         Err(error) => {
-            return findings.problem("registrar", told(&error), "give it as --registrar HOST[:PORT]");
+            return findings.problem("registrar", error_text(&error), "give it as --registrar HOST[:PORT]");
         }
     };
     let address = registrar.address().to_string();
@@ -238,13 +239,13 @@ async fn check_registrar(arguments: &Arguments, findings: &mut Findings) {
             let advice =
                 "start one with `xmsg registrar run`, or say where it is with --registrar HOST[:PORT]";
             match error.kind() {
-                _ if options.is_given() => findings.problem("registrar", told(&error), advice),
+                _ if options.is_given() => findings.problem("registrar", error_text(&error), advice),
                 ErrorKind::Refused => {
                     let found = format!("there is none at {address}; publish/subscribe does not need it");
                     findings.ok("registrar", found);
                 }
-                // Nobody has said that the registrar is there.
-                _ => findings.warning("registrar", told(&error), advice),
+                // The user has not said that there is a registrar.
+                _ => findings.warning("registrar", error_text(&error), advice),
             }
         }
     }
@@ -258,7 +259,7 @@ async fn check_admin(arguments: &Arguments, proxy: &ProxyAddress, findings: &mut
         Ok(admin) => admin,
         Err(error) => {
             let advice = "see --admin and --admin-token-file in `xmsg help connection`";
-            return findings.problem("http", told(error.as_ref()), advice);
+            return findings.problem("http", error_text(error.as_ref()), advice);
         }
     };
     let address = admin.address().to_string();
@@ -270,7 +271,7 @@ async fn check_admin(arguments: &Arguments, proxy: &ProxyAddress, findings: &mut
         }
         Err(error) => {
             let advice = "start it with `xmsg-proxy --admin`, or say where it is with --admin HOST:PORT";
-            findings.problem("http", told(error.as_ref()), advice);
+            findings.problem("http", error_text(error.as_ref()), advice);
             return check_local_clock(proxy, findings);
         }
     };
@@ -280,14 +281,14 @@ async fn check_admin(arguments: &Arguments, proxy: &ProxyAddress, findings: &mut
         let found = format!("{address} is not ready: {} {}", answer.status, answer.text());
         findings.wrong(level, "http", found, "look into the log of the proxy");
     }
-    // An address alone is not enough where a token is wanted.
+    // An address alone is not enough if a token is required.
     if let Err(error) = admin.ask(Method::GET, "/varz").await {
-        findings.wrong(level, "token", told(error.as_ref()), "name its file with --admin-token-file");
+        findings.wrong(level, "token", error_text(error.as_ref()), "name its file with --admin-token-file");
     }
     check_clock(answer.date.as_deref(), &address, findings);
 }
 
-/// Compares the clock of the server, which it tells in whole seconds, with ours.
+/// Compares the clock of the server, which it reports in whole seconds, with ours.
 fn check_clock(date: Option<&str>, address: &str, findings: &mut Findings) {
     let theirs = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok());
     let Some(theirs) = theirs.map(|time| time.timestamp()) else {
@@ -302,13 +303,13 @@ fn check_clock(date: Option<&str>, address: &str, findings: &mut Findings) {
     }
 }
 
-/// How far apart two clocks are, one of which tells whole seconds that have begun.
+/// Returns the difference between two clocks, of which one reports the whole seconds that have begun.
 fn difference(ours: Timestamp, theirs: Timestamp) -> Duration {
     let ours = ours.as_millisecond().div_euclid(1000);
     Duration::from_secs(ours.abs_diff(theirs.as_second()))
 }
 
-/// Without an HTTP server, the clock is known only if it is our own.
+/// Checks the clock if the proxy runs on this machine. Otherwise it is not known without an HTTP server.
 fn check_local_clock(proxy: &ProxyAddress, findings: &mut Findings) {
     let host = proxy.host();
     let is_here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());

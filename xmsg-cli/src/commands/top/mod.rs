@@ -1,4 +1,4 @@
-//! `xmsg top`: a proxy as it is now: connections and topics by rate, and who is slow.
+//! `xmsg top`: the present state of a proxy: connections and topics by rate, and slow subscribers.
 
 mod view;
 
@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 
 use crate::args::parse_duration;
 use crate::exit::Exit;
-use crate::live::{self, Asking, check_interval};
+use crate::live::{self, LiveSource, check_interval};
 use crate::output::note;
 use crate::sampling::{Rates, Sampler};
 use crate::screen::Screen;
 use crate::signals::Interrupt;
 use crate::stats::SourceOptions;
-use view::{Frozen, View};
+use view::{View, VisibleRates};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -80,7 +80,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let is_live = !arguments.once && !arguments.json && Screen::is_possible();
     let work = async {
         let mut look = Sampler::open(&arguments.source).await?;
-        look.take().await?;
+        look.sample().await?;
         if is_live {
             let view = View::new(look.address(), look.unseen(), arguments.sort, arguments.filter.clone());
             return live::watch(look, arguments.interval, view).await;
@@ -96,24 +96,24 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     }
 }
 
-/// Writes what is found: once, or again and again.
+/// Writes the samples: once, or repeatedly.
 async fn write(mut look: Sampler, arguments: &Arguments) -> anyhow::Result<()> {
     let is_repeated = arguments.json && !arguments.once;
     live::write(&mut look, arguments.interval, is_repeated, |look, rates, output| {
-        let frozen = Frozen::of(&rates, arguments.sort, &arguments.filter);
+        let visible = VisibleRates::of(&rates, arguments.sort, &arguments.filter);
         if arguments.json {
-            output.json(&document(&look.address(), &rates, &frozen))?;
+            output.json(&document(&look.address(), &rates, &visible))?;
         } else {
-            output.buffer().extend_from_slice(frozen.text(&look.address(), &rates).as_bytes());
+            output.buffer().extend_from_slice(visible.text(&look.address(), &rates).as_bytes());
         }
         Ok(())
     })
     .await
 }
 
-/// Fields are added, never renamed: docs/slow-subscribers.md lists them.
-fn document(address: &str, rates: &Rates, frozen: &Frozen<'_>) -> Value {
-    let connections: Vec<_> = frozen
+/// Returns a sample as JSON. Fields are added, never renamed: docs/slow-subscribers.md lists them.
+fn document(address: &str, rates: &Rates, visible: &VisibleRates<'_>) -> Value {
+    let connections: Vec<_> = visible
         .connections
         .iter()
         .map(|one| {
@@ -132,7 +132,7 @@ fn document(address: &str, rates: &Rates, frozen: &Frozen<'_>) -> Value {
             })
         })
         .collect();
-    let topics: Vec<_> = frozen
+    let topics: Vec<_> = visible
         .topics
         .iter()
         .map(|one| json!({ "topic": one.name, "rate": one.rate, "bytes_per_s": one.byte_rate }))

@@ -1,4 +1,4 @@
-//! What `xmsg top` shows.
+//! The view of `xmsg top`.
 
 use std::cmp::Ordering;
 use std::fmt::Write;
@@ -33,14 +33,14 @@ const CONNECTION_WIDTHS: [Constraint; 8] = [
 const TOPIC_COLUMNS: [&str; 3] = ["PER S", "BYTES/S", "TOPIC"];
 const TOPIC_WIDTHS: [Constraint; 3] = [Constraint::Length(9), Constraint::Length(10), Constraint::Min(12)];
 
-/// What a look has found, sorted and filtered.
+/// The rates of a sample, sorted and filtered.
 #[derive(Debug)]
-pub(super) struct Frozen<'a> {
+pub(super) struct VisibleRates<'a> {
     pub(super) connections: Vec<&'a ConnectionRates>,
     pub(super) topics: Vec<&'a TopicRates>,
 }
 
-impl<'a> Frozen<'a> {
+impl<'a> VisibleRates<'a> {
     pub(super) fn of(rates: &'a Rates, sort: Sort, filter: &str) -> Self {
         let wanted = |name: &str| name.to_lowercase().contains(&filter.to_lowercase());
         let mut connections: Vec<_> = rates
@@ -71,10 +71,10 @@ impl<'a> Frozen<'a> {
         Self { connections, topics }
     }
 
-    /// As tables for a script, or for a terminal that can't be drawn on.
+    /// Returns the tables as text, for scripts and for terminals that can't be drawn on.
     pub(super) fn text(&self, address: &str, rates: &Rates) -> String {
         let mut text = String::new();
-        // To write to memory cannot fail.
+        // Writing to memory cannot fail.
         let _ = writeln!(text, "{address}\n{}\n", summary(rates));
         let connections = self.connections.iter().map(|one| connection_cells(one)).collect();
         let topics = self.topics.iter().map(|one| topic_cells(one)).collect();
@@ -143,7 +143,7 @@ pub(super) struct View {
     controls: Controls,
     shown: Shown,
     rates: Rates,
-    /// Whether anything was found yet.
+    /// Whether there was a sample yet.
     has_looked: bool,
     trouble: Option<String>,
 }
@@ -165,7 +165,7 @@ impl View {
 }
 
 impl LiveView for View {
-    type Found = Rates;
+    type Sample = Rates;
 
     fn controls(&self) -> &Controls {
         &self.controls
@@ -236,20 +236,20 @@ impl LiveView for View {
             (None, None) => Line::styled("looking …", look.aside()),
         };
         frame.render_widget(line, second);
-        let frozen = Frozen::of(&self.rates, self.sort, &self.controls.filter);
+        let visible = VisibleRates::of(&self.rates, self.sort, &self.controls.filter);
         match self.shown {
             Shown::Both => {
-                let wanted = frozen.connections.len() as u16 + 2;
+                let wanted = visible.connections.len() as u16 + 2;
                 let [upper, lower] = Layout::vertical([
                     Constraint::Max(wanted.max(4).min(tables.height / 2 + 1)),
                     Constraint::Min(3),
                 ])
                 .areas(tables);
-                self.draw_connections(frame, upper, &frozen, look);
-                self.draw_topics(frame, lower, &frozen, look);
+                self.draw_connections(frame, upper, &visible, look);
+                self.draw_topics(frame, lower, &visible, look);
             }
-            Shown::Connections => self.draw_connections(frame, tables, &frozen, look),
-            Shown::Topics => self.draw_topics(frame, tables, &frozen, look),
+            Shown::Connections => self.draw_connections(frame, tables, &visible, look),
+            Shown::Topics => self.draw_topics(frame, tables, &visible, look),
         }
         let own = [("t", " tables  ")];
         let line = self.controls.line(&own, "r b u d n", &format!("{:?}", self.sort), look);
@@ -258,27 +258,27 @@ impl LiveView for View {
 }
 
 impl View {
-    /// What is in a table: so many, of as many as the proxy has told; it has left some out.
-    fn title(&self, what: &str, count: usize, told: usize, left_out: u64) -> String {
-        let [count, told, all] = [count as u64, told as u64, told as u64 + left_out].map(grouped);
+    /// Returns the title of a table. It says how many rows there are, and how many the proxy has left out.
+    fn title(&self, what: &str, count: usize, shown: usize, left_out: u64) -> String {
+        let [count, shown, all] = [count as u64, shown as u64, shown as u64 + left_out].map(grouped);
         match (self.controls.filter.is_empty(), left_out) {
             (true, 0) => format!(" {what}: {count} "),
             (true, _) => format!(" {what}: the first {count} of {all} "),
             (false, 0) => format!(" {what}: {count} of {all} match "),
-            (false, _) => format!(" {what}: {count} of the first {told} of {all} match "),
+            (false, _) => format!(" {what}: {count} of the first {shown} of {all} match "),
         }
     }
 
-    fn draw_connections(&self, frame: &mut Frame<'_>, area: Rect, frozen: &Frozen<'_>, look: Theme) {
-        // Scrolling moves the topics where both are shown.
+    fn draw_connections(&self, frame: &mut Frame<'_>, area: Rect, visible: &VisibleRates<'_>, look: Theme) {
+        // Scrolling moves the topics if both tables are shown.
         let skipped = if self.shown == Shown::Connections { self.controls.skipped } else { 0 };
-        let rows = frozen.connections.iter().map(|one| {
+        let rows = visible.connections.iter().map(|one| {
             let style = if one.connection.slow_s.is_some() { look.warning() } else { Style::new() };
             (connection_cells(one), style)
         });
         let title = self.title(
             "Connections",
-            frozen.connections.len(),
+            visible.connections.len(),
             self.rates.connections.len(),
             self.rates.stats.connections_left_out,
         );
@@ -294,11 +294,11 @@ impl View {
         );
     }
 
-    fn draw_topics(&self, frame: &mut Frame<'_>, area: Rect, frozen: &Frozen<'_>, look: Theme) {
-        let skipped = self.controls.skipped.min(frozen.topics.len().saturating_sub(1));
-        let rows = frozen.topics.iter().map(|one| (topic_cells(one), Style::new()));
+    fn draw_topics(&self, frame: &mut Frame<'_>, area: Rect, visible: &VisibleRates<'_>, look: Theme) {
+        let skipped = self.controls.skipped.min(visible.topics.len().saturating_sub(1));
+        let rows = visible.topics.iter().map(|one| (topic_cells(one), Style::new()));
         let title =
-            self.title("Topics", frozen.topics.len(), self.rates.topics.len(), self.rates.topics_left_out);
+            self.title("Topics", visible.topics.len(), self.rates.topics.len(), self.rates.topics_left_out);
         draw_table(frame, area, &title, TOPIC_COLUMNS, TOPIC_WIDTHS, (0, 2), rows.skip(skipped), look);
     }
 }

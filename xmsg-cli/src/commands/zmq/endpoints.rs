@@ -198,7 +198,7 @@ impl PeerOptions {
             (Some(file), None) => {
                 let keys = read_key_file(Path::new(&file.value)).map_err(|error| named(&file, &error))?;
                 let authenticator: Arc<dyn Authenticator> = if self.client_key.is_empty() {
-                    Arc::new(EveryKey)
+                    Arc::new(AcceptAnyKey)
                 } else {
                     Arc::new(AllowKeys::new(self.client_key.iter().copied()))
                 };
@@ -215,7 +215,7 @@ impl PeerOptions {
                     )));
                 };
                 let password = Password::read(Path::new(&file.value)).map_err(|error| named(&file, &error))?;
-                Ok(Security::PlainServer(Arc::new(OneUser { user: user.value, password })))
+                Ok(Security::PlainServer(Arc::new(AcceptOneUser { user: user.value, password })))
             }
             (None, None) => Ok(Security::Null),
         }
@@ -230,9 +230,9 @@ fn named(found: &Found, error: &xmsg_zmq::Error) -> anyhow::Error {
 
 /// Accepts every client that knows our public key.
 #[derive(Debug)]
-struct EveryKey;
+struct AcceptAnyKey;
 
-impl Authenticator for EveryKey {
+impl Authenticator for AcceptAnyKey {
     fn authenticate(&self, credentials: Credentials, _: Option<IpAddr>) -> BoxFuture<'_, Verdict> {
         std::future::ready(matches!(credentials, Credentials::Key(_)).into()).boxed()
     }
@@ -240,12 +240,12 @@ impl Authenticator for EveryKey {
 
 /// Accepts one user.
 #[derive(Debug)]
-struct OneUser {
+struct AcceptOneUser {
     user: String,
     password: Password,
 }
 
-impl Authenticator for OneUser {
+impl Authenticator for AcceptOneUser {
     fn authenticate(&self, credentials: Credentials, _: Option<IpAddr>) -> BoxFuture<'_, Verdict> {
         let is_good = match &credentials {
             Credentials::Password { user, password } => {

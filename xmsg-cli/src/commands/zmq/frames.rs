@@ -48,7 +48,7 @@ enum Frame {
 pub(super) struct Input {
     front: Vec<Frame>,
     source: Source,
-    recipe: MessageBuilder,
+    builder: MessageBuilder,
 }
 
 /// The conversion of data to a frame.
@@ -76,7 +76,7 @@ impl FrameOptions {
             (_, true) => Some(Coding::Base64),
             _ => None,
         };
-        let recipe = MessageBuilder { coding, template: self.template, limits: limits.into() };
+        let builder = MessageBuilder { coding, template: self.template, limits: limits.into() };
         if let Some(word) = words.first().and_then(|word| word.to_str()).filter(|word| is_endpoint(word)) {
             note(format_args!(
                 "{word} is sent as data: several endpoints are one word, with commas between them"
@@ -91,22 +91,22 @@ impl FrameOptions {
         };
         let bytes = |word: &OsString| Bytes::copy_from_slice(word.as_encoded_bytes());
         // Errors in an argument are found before anything is sent.
-        let frame = |word: &OsString| recipe.frame(bytes(word)).map_err(|error| Usage(format!("{error:#}")));
+        let frame = |word: &OsString| builder.frame(bytes(word)).map_err(|error| Usage(format!("{error:#}")));
         let front = front.iter().map(frame).collect::<Result<Vec<_>, _>>()?;
         let source = match (last, self.file.as_deref().filter(|file| *file != Path::new("-"))) {
             (Some(last), _) => {
                 frame(last)?;
                 Source::memory(bytes(last), Split::Whole)
             }
-            (None, Some(file)) => Source::file(file, split, recipe.portion())?,
+            (None, Some(file)) => Source::file(file, split, builder.portion())?,
             (None, None) => {
                 if io::stdin().is_terminal() {
                     note("reading from the terminal: Ctrl-D on an empty line is the end");
                 }
-                Source::stdin(split, recipe.portion())?
+                Source::stdin(split, builder.portion())?
             }
         };
-        Ok(Input { front, source, recipe })
+        Ok(Input { front, source, builder })
     }
 }
 
@@ -138,8 +138,8 @@ impl Input {
         let Some(data) = self.source.next().await? else { return Ok(None) };
         Ok(Some(PreparedMessage {
             front: &self.front,
-            last: self.recipe.frame(data)?,
-            limits: self.recipe.limits,
+            last: self.builder.frame(data)?,
+            limits: self.builder.limits,
         }))
     }
 

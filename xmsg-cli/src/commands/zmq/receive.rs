@@ -14,7 +14,7 @@ use super::endpoints::{End, SocketArguments, attach, names, only_connects};
 use super::kind::{self, Kind};
 use super::show::ShowOptions;
 use super::socket::{Received, Socket};
-use super::watch::{Ours, Place, Watch, without_connection};
+use super::watch::{OwnSocket, Place, Watch, without_connection};
 use crate::args::{parse_count_from_1, parse_duration};
 use crate::exit::{Exit, Usage};
 use crate::output::Output;
@@ -98,7 +98,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let socket = Socket::to_receive(kind, &topics, &arguments.socket.options(&targets)?)?;
     let output = Output::stdout()?;
     note_prefix_patterns(&topics);
-    let mut watch = Watch::new(socket.events(), Ours { kind, place: Place::Chosen }, &targets, verbose);
+    let mut watch = Watch::new(socket.events(), OwnSocket { kind, place: Place::Chosen }, &targets, verbose);
     let targets = attach(&socket, targets).await?;
 
     let writer = Shown { output, show: arguments.show };

@@ -11,7 +11,7 @@ use xmsg_zmtp::SocketType;
 
 use super::endpoints::{End, SocketArguments, bound};
 use super::frames::{FrameOptions, Input};
-use super::watch::{Ours, Place, Watch};
+use super::watch::{OwnSocket, Place, Watch};
 use super::{after_help, words};
 use crate::args::{parse_count_from_1, parse_duration};
 use crate::commands::reply::Command;
@@ -99,7 +99,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         limit: options.settings().limits.message_size,
     });
     let socket = Replier::new(options.for_socket());
-    let ours = Ours { kind: SocketType::Rep, place: Place::Fixed };
+    let ours = OwnSocket { kind: SocketType::Rep, place: Place::Fixed };
     let mut watch = Watch::new(socket.events(), ours, &targets, verbose);
     for target in &targets {
         match target.end {

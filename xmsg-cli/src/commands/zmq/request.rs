@@ -11,7 +11,7 @@ use xmsg_zmtp::SocketType;
 use super::endpoints::{End, SocketArguments, Target, bound, names};
 use super::frames::{FrameOptions, Input};
 use super::show::ShowOptions;
-use super::watch::{Ours, Place, Watch, explained, is_hopeless, option_for, violation};
+use super::watch::{OwnSocket, Place, Watch, explained, is_hopeless, option_for, violation};
 use super::{after_help, words};
 use crate::args::{parse_count_from_1, parse_duration};
 use crate::commands::request::ended;
@@ -95,7 +95,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
             note(format_args!("waiting for a REP or ROUTER to connect to {}", names(&targets)));
             std::future::pending::<()>().await;
         };
-        let ours = Ours { kind: SocketType::Req, place: Place::Fixed };
+        let ours = OwnSocket { kind: SocketType::Req, place: Place::Fixed };
         let mut watch = Watch::new(requester.events(), ours, &targets, verbose);
         tokio::select! {
             () = or_noting(somebody, says) => {}
@@ -157,7 +157,7 @@ impl RequestTask {
                     }
                 }
                 Err(error) if is_hopeless(error.kind()) => {
-                    let ours = Ours { kind: SocketType::Req, place: Place::Fixed };
+                    let ours = OwnSocket { kind: SocketType::Req, place: Place::Fixed };
                     return Err(explained(ours, &names(&self.targets), error).into());
                 }
                 Err(error) if is_unanswered(&error) => {

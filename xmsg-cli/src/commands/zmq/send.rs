@@ -17,7 +17,7 @@ use super::endpoints::{End, SocketArguments, Target, attach, names, only_connect
 use super::frames::{FrameOptions, Input};
 use super::kind::{self, Kind};
 use super::socket::{Socket, publishes};
-use super::watch::{Ours, Place, Watch, without_connection};
+use super::watch::{OwnSocket, Place, Watch, without_connection};
 use crate::args::{parse_count_from_1, parse_duration, parse_rate};
 use crate::exit::{AtPeer, Exit, Usage};
 use crate::output::{counted, grouped, note, notes_are_seen, or_noting, warn};
@@ -143,7 +143,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         bail!(Usage(format!("--wait-sub is for PUB and XPUB: nobody subscribes to {kind}")));
     }
     let input = arguments.frames.input(&arguments.data, arguments.split(), &limits)?;
-    let ours = Ours { kind, place: Place::Chosen };
+    let ours = OwnSocket { kind, place: Place::Chosen };
     let mut watch = Watch::new(socket.events(), ours, &targets, verbose).without_failures();
     let targets = attach(&socket, targets).await?;
     let mut job = Job {

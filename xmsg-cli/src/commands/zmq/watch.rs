@@ -20,15 +20,15 @@ const LOSS_DELAY: Duration = Duration::from_millis(300);
 /// The shortest time between two reports of messages that a peer has lost.
 const LOSSES_INTERVAL: Duration = Duration::from_secs(1);
 /// The largest number of reports that are remembered, so that nothing is reported twice.
-const TOLD_MAX: usize = 64;
+const REPORTS_MAX: usize = 64;
 /// How long a report is remembered at least. When all are still remembered, nothing new is reported.
-const TOLD_FOR: Duration = Duration::from_secs(600);
+const REPORT_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Reports what happens to the connections of a socket while it is used.
 #[derive(Debug)]
 pub(crate) struct Watch {
     events: SocketEvents,
-    ours: Ours,
+    ours: OwnSocket,
     /// The endpoints that it connects to.
     endpoints: Vec<String>,
     /// The endpoint without which it can never have a peer, if there is only one.
@@ -42,12 +42,12 @@ pub(crate) struct Watch {
     lost: Vec<(String, String, Instant)>,
     /// Peers whose absence was reported.
     away: BTreeSet<String>,
-    told: Told,
+    recent_reports: RecentReports,
 }
 
 /// Our socket, as far as it matters for advice about a peer.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ours {
+pub(crate) struct OwnSocket {
     pub(crate) kind: SocketType,
     pub(crate) place: Place,
 }
@@ -63,7 +63,7 @@ pub(crate) enum Place {
     End(&'static str, SocketType),
 }
 
-impl Ours {
+impl OwnSocket {
     /// Returns advice about a peer of this type, which was rejected because the types do not fit.
     fn advice_for_peer(self, theirs: &str) -> Option<String> {
         if let Place::End(other, kind) = self.place {
@@ -88,7 +88,7 @@ impl Ours {
 
 impl Watch {
     /// Makes a watch. `events` are those of the socket, from before it had any endpoints.
-    pub(crate) fn new(events: SocketEvents, ours: Ours, targets: &[Target], verbose: bool) -> Self {
+    pub(crate) fn new(events: SocketEvents, ours: OwnSocket, targets: &[Target], verbose: bool) -> Self {
         let connects = targets.iter().filter(|target| target.end == End::Connect);
         let only = match targets {
             [target] if target.end == End::Connect => Some(target.to_string()),
@@ -105,7 +105,7 @@ impl Watch {
             failure: None,
             lost: Vec::new(),
             away: BTreeSet::new(),
-            told: Told::default(),
+            recent_reports: RecentReports::default(),
         }
     }
 
@@ -222,7 +222,7 @@ impl Watch {
         let comes_again = self.endpoints.contains(&peer);
         if let Some(violation) = violation(error).filter(|it| it.blame() == Blame::PeerMisbehaved) {
             // The data that the peer was sending is lost.
-            if self.told.is_news(format!("lost {}", host(&peer)), LOSSES_INTERVAL, Instant::now()) {
+            if self.recent_reports.is_due(format!("lost {}", host(&peer)), LOSSES_INTERVAL, Instant::now()) {
                 let again = if comes_again { "; trying to connect again" } else { "" };
                 let option = option_for(violation);
                 warn(format_args!(
@@ -264,7 +264,7 @@ impl Watch {
             _ if self.verbose => format!("was not let in: {}", error.with_causes()),
             _ => return,
         };
-        if self.told.is_news(format!("{} {why}", host(peer)), TOLD_FOR, Instant::now()) {
+        if self.recent_reports.is_due(format!("{} {why}", host(peer)), REPORT_INTERVAL, Instant::now()) {
             warn(format_args!("{peer} {why}"));
         }
     }
@@ -272,18 +272,18 @@ impl Watch {
 
 /// What was reported about peers that connect repeatedly.
 #[derive(Debug, Default)]
-struct Told(HashMap<String, Instant>);
+struct RecentReports(HashMap<String, Instant>);
 
-impl Told {
+impl RecentReports {
     /// Returns whether to report this now: it was not reported before, or at least `interval` ago.
-    fn is_news(&mut self, what: String, interval: Duration, now: Instant) -> bool {
+    fn is_due(&mut self, what: String, interval: Duration, now: Instant) -> bool {
         let last = self.0.get(&what);
         if last.is_some_and(|last| now.duration_since(*last) < interval) {
             return false;
         }
-        if last.is_none() && self.0.len() >= TOLD_MAX {
-            self.0.retain(|_, last| now.duration_since(*last) < TOLD_FOR);
-            if self.0.len() >= TOLD_MAX {
+        if last.is_none() && self.0.len() >= REPORTS_MAX {
+            self.0.retain(|_, last| now.duration_since(*last) < REPORT_INTERVAL);
+            if self.0.len() >= REPORTS_MAX {
                 return false;
             }
         }
@@ -327,7 +327,7 @@ pub(super) fn is_hopeless(kind: ErrorKind) -> bool {
 }
 
 /// Explains why there is no connection to a peer, in terms of our socket.
-pub(super) fn explained(ours: Ours, endpoint: &str, error: Error) -> AtPeer {
+pub(super) fn explained(ours: OwnSocket, endpoint: &str, error: Error) -> AtPeer {
     let Some(Violation::SocketTypeMismatch { theirs, .. }) = violation(&error) else { return AtPeer(error) };
     let give = match ours.place {
         Place::Chosen => "give another type, or another endpoint",
@@ -360,19 +360,19 @@ mod tests {
 
     #[test]
     fn what_comes_again_and_again_is_told_once() {
-        let mut told = Told::default();
+        let mut recent_reports = RecentReports::default();
         let start = Instant::now();
-        let mut is_news = |what: &str, after: u64| {
+        let mut is_due = |what: &str, after: u64| {
             let now = start + Duration::from_secs(after);
-            told.is_news(what.to_owned(), Duration::from_secs(60), now)
+            recent_reports.is_due(what.to_owned(), Duration::from_secs(60), now)
         };
-        assert!(is_news("a", 0));
-        assert!(!is_news("a", 59) && is_news("b", 59));
-        assert!(is_news("a", 60) && !is_news("a", 61));
+        assert!(is_due("a", 0));
+        assert!(!is_due("a", 59) && is_due("b", 59));
+        assert!(is_due("a", 60) && !is_due("a", 61));
         // The number of reports is limited.
-        let news = (0..1000).filter(|number| is_news(&number.to_string(), 61)).count();
-        assert_eq!(news, TOLD_MAX - 2);
-        assert!(is_news("c", 61 + TOLD_FOR.as_secs()));
+        let due = (0..1000).filter(|number| is_due(&number.to_string(), 61)).count();
+        assert_eq!(due, REPORTS_MAX - 2);
+        assert!(is_due("c", 61 + REPORT_INTERVAL.as_secs()));
     }
 
     #[test]
@@ -404,19 +404,19 @@ mod tests {
                 "is a PUB, and a ROUTER talks to REQ, DEALER or ROUTER: give",
             ),
         ] {
-            let ours = Ours { kind, place };
+            let ours = OwnSocket { kind, place };
             let violation = Violation::SocketTypeMismatch { theirs: theirs.to_owned(), ours: kind.name() };
             let error = Error::new(ErrorKind::WrongPort, "no handshake").with_source(violation);
             let text = explained(ours, "tcp://a:1", error).to_string();
             assert!(text.contains(says), "{text}");
             assert_eq!(text.contains("another type"), matches!(place, Place::Chosen), "{text}");
         }
-        let told = |ours: Ours, theirs| ours.advice_for_peer(theirs).unwrap_or_default();
-        let rep = Ours { kind: SocketType::Rep, place: Place::Fixed };
-        assert!(told(rep, "ROUTER").contains("has to connect with its backend"));
-        let frontend = Ours { kind: SocketType::Pull, place: Place::End("backend", SocketType::Push) };
+        let advice = |ours: OwnSocket, theirs| ours.advice_for_peer(theirs).unwrap_or_default();
+        let rep = OwnSocket { kind: SocketType::Rep, place: Place::Fixed };
+        assert!(advice(rep, "ROUTER").contains("has to connect with its backend"));
+        let frontend = OwnSocket { kind: SocketType::Pull, place: Place::End("backend", SocketType::Push) };
         for (theirs, says) in [("PULL", "; it has to connect to the backend"), ("PUB", ""), ("?", "")] {
-            assert_eq!(told(frontend, theirs), says);
+            assert_eq!(advice(frontend, theirs), says);
         }
     }
 }

@@ -13,7 +13,7 @@ pub(super) struct Lines {
     unsent: Throttle,
     failures: Throttle,
     panics: Throttle,
-    untold: Throttle,
+    report_failed: Throttle,
     unreadable: Throttle,
 }
 
@@ -36,8 +36,8 @@ impl Lines {
         }
     }
 
-    pub(super) fn untold(&self, topic: &Topic, error: &str) {
-        if let Some(unlogged) = self.untold.pass("requesters that could not be told of a failure") {
+    pub(super) fn report_failed(&self, topic: &Topic, error: &str) {
+        if let Some(unlogged) = self.report_failed.pass("requesters that could not be told of a failure") {
             tracing::warn!(
                 topic = %cut(topic),
                 error = cut(error),

@@ -1,6 +1,8 @@
 //! Limits the number of connections, so that no peer can lock out the others by opening many connections and
 //! sending nothing.
 
+// Longer than 500 lines: one state under one lock: the places, and the permits and claims that release them.
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -58,7 +58,7 @@ impl LostConnection {
     /// Waits until the subscribers had time to come back. They retry within about as long as the connection
     /// was lost, with pauses of at most `reconnect_max`. `changed` is notified when the subscriptions of the
     /// peer change.
-    pub(crate) async fn settle(&mut self, link: &Link, options: &Settings, changed: &Notify) {
+    pub(crate) async fn wait_for_subscribers(&mut self, link: &Link, options: &Settings, changed: &Notify) {
         let pause = self.since.elapsed().min(options.reconnect_max).max(options.reconnect_min);
         let grace = HOLD.saturating_sub(pause).max(GRACE_MIN);
         let left = (pause + grace).saturating_sub(self.spent);

@@ -5,11 +5,16 @@
 //! address whose connections hold most together, the connection with the largest claim is ended. So no number
 //! of peers makes the process run out of memory, and peers that use little are not affected.
 
+// Longer than 500 lines: one state under one lock: the budget, its claims, and the choice of the connection
+// that is ended.
+
+mod connections;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,23 +22,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::link::admission::Inner as Admitting;
-use crate::link::send_queue::{MemoryCounter, SendQueue};
+use crate::link::send_queue::MemoryCounter;
 use crate::link::source::Source;
 use crate::link::throttle::Throttle;
 use crate::lock::lock;
 
+pub use connections::UnreadAnswers;
+pub(crate) use connections::{HandshakeClaim, PeerClaim};
+
 /// The approximate memory in bytes that a connection needs: its task, its entries, and its buffers as long as
 /// little arrives.
 pub const CONNECTION: usize = 32 << 10;
-/// The memory in bytes for the buffers of a connection that is already included in [`CONNECTION`].
-const UNCLAIMED: usize = 16 << 10;
-/// The step in bytes in which claims beyond [`UNCLAIMED`] grow.
-const CLAIM_STEP: usize = 64 << 10;
-/// Unread answers of a connection up to this size, in bytes, are not claimed.
-const LITTLE: usize = 4 << 10;
-/// The step in bytes in which claims of connections in the handshake grow. There may be many of them, and
-/// none holds more than a few steps.
-const HANDSHAKE_STEP: usize = 16 << 10;
 /// The base interval at which a waiting claim checks whether a connection that was ended has released its
 /// memory.
 const PACE: Duration = Duration::from_millis(2);
@@ -176,7 +175,7 @@ impl MemoryBudget {
         self.0.ended.load(Ordering::Relaxed)
     }
 
-    /// Returns the ledger in which queues count what they hold.
+    /// Returns the memory counter in which queues count what they hold.
     #[must_use]
     pub fn queues(&self) -> &Arc<MemoryCounter> {
         &self.0.queues
@@ -553,128 +552,6 @@ impl Drop for Claim {
                 drop(holder);
             }
         }
-    }
-}
-
-/// Claims answers that a peer does not read, so that the search for the largest claim finds them. Their
-/// memory is counted in the ledger of the queues.
-#[derive(Debug)]
-pub struct UnreadAnswers {
-    budget: MemoryBudget,
-    name: Arc<str>,
-    end: CancellationToken,
-    claim: OnceLock<Claim>,
-}
-
-impl UnreadAnswers {
-    /// Creates a claim for the peer with this name in the log, whose connection `end` ends.
-    #[must_use]
-    pub fn new(budget: &MemoryBudget, name: &str, end: CancellationToken) -> Self {
-        Self { budget: budget.clone(), name: name.into(), end, claim: OnceLock::new() }
-    }
-
-    /// Notes that one more answer was queued. If there is no room for it, the connection that holds most is
-    /// ended. The caller must not hold a lock.
-    pub fn note(&self, send_queue: &SendQueue) {
-        if self.claim.get().is_none() {
-            let owed = send_queue.owed();
-            if owed.load(Ordering::Relaxed) > LITTLE {
-                let weight = move || owed.load(Ordering::Relaxed);
-                let new = || self.budget.claim(&self.name, "answers that it does not read", self.end.clone());
-                self.claim.get_or_init(|| new().weighed_by(weight));
-            }
-        }
-        let _ = self.budget.makes_room(0);
-    }
-
-    /// Returns the token that is cancelled when others need the memory, if this claim holds more than
-    /// [`LITTLE`].
-    pub(crate) fn end(&self) -> Option<&CancellationToken> {
-        self.claim.get().is_some().then_some(&self.end)
-    }
-}
-
-/// The claim for the buffers of one connection, if they hold more than [`UNCLAIMED`].
-#[derive(Debug)]
-pub(crate) struct PeerClaim {
-    claim: Claim,
-    /// The claim for answers that the peer does not read. It is boxed so that the futures of connections stay
-    /// small.
-    owed: Option<Box<UnreadAnswers>>,
-    /// Cancelled when others need the memory.
-    pub(crate) end: CancellationToken,
-}
-
-impl PeerClaim {
-    /// Creates an empty claim. `name` is the name of the peer in the log.
-    pub(crate) fn new(budget: &MemoryBudget, name: &str, what: &'static str) -> Self {
-        let end = CancellationToken::new();
-        Self { claim: budget.claim(name, what, end.clone()), owed: None, end }
-    }
-
-    /// Also claims answers that the peer does not read.
-    pub(crate) fn with_answers(self, name: &str) -> Self {
-        let owed = UnreadAnswers::new(&self.claim.budget, name, self.end.clone());
-        Self { owed: Some(Box::new(owed)), ..self }
-    }
-
-    /// Notes that an answer was queued.
-    pub(crate) fn note_answer(&self, send_queue: &SendQueue) {
-        if let Some(owed) = &self.owed {
-            owed.note(send_queue);
-        }
-    }
-
-    /// Claims what the buffers need for the next read. Returns `false` if they don't get it.
-    #[inline]
-    pub(crate) async fn allow(&mut self, needed: usize) -> bool {
-        let needed = Self::counted(needed);
-        if needed == self.claim.bytes() {
-            return true;
-        }
-        tokio::select! {
-            biased;
-            () = self.end.cancelled() => false,
-            is_allowed = self.claim.set(needed) => is_allowed,
-        }
-    }
-
-    /// Returns the token that is cancelled when others need the memory, if any is claimed.
-    pub(crate) fn end(&self) -> Option<&CancellationToken> {
-        (self.claim.bytes() > 0).then_some(&self.end).or(self.owed.as_ref().and_then(|owed| owed.end()))
-    }
-
-    /// Shrinks the claim when the buffers hold less.
-    pub(crate) fn give_back(&mut self, needed: usize) {
-        let needed = Self::counted(needed);
-        if needed < self.claim.bytes() {
-            self.claim.force(needed);
-        }
-    }
-
-    fn counted(needed: usize) -> usize {
-        if needed <= UNCLAIMED { 0 } else { needed.next_multiple_of(CLAIM_STEP) }
-    }
-}
-
-/// The claim for what a connection holds in its handshake beyond [`CONNECTION`]. The peer has not
-/// authenticated yet, so no other connection is ended for it: if there is no room, this connection is closed.
-#[derive(Debug)]
-pub(crate) struct HandshakeClaim(Claim);
-
-impl HandshakeClaim {
-    /// Creates an empty claim.
-    pub(crate) fn new(budget: &MemoryBudget) -> Self {
-        Self(budget.claim_shared())
-    }
-
-    /// Claims memory for a buffer of `held` bytes. Returns `false` if there is none. Such claims stop growing
-    /// when all claims for which no connection is ended take a quarter of the limit. So a new peer that sends
-    /// little is still admitted.
-    pub(crate) fn allow(&mut self, held: usize) -> bool {
-        // What is taken out of the buffer to be parsed or authenticated exists a second time.
-        let needed = if held <= UNCLAIMED { 0 } else { (2 * held).next_multiple_of(HANDSHAKE_STEP) };
-        needed == self.0.bytes || self.0.fix(needed, self.0.budget.limit() / 4).is_ok()
     }
 }
 

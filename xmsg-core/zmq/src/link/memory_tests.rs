@@ -1,6 +1,8 @@
 //! Tests of which connection is ended when memory is short, and of what counts.
 
+use super::connections::UNCLAIMED;
 use super::*;
+use crate::link::send_queue::SendQueue;
 
 fn claim(budget: &MemoryBudget, name: &str) -> (Claim, CancellationToken) {
     let end = CancellationToken::new();
@@ -174,15 +176,16 @@ fn whoever_owes_most_answers_is_ended_when_there_is_no_room_for_them() {
         (send_queue, UnreadAnswers::new(&budget, name, end.clone()), end)
     };
     let (polite, rude) = (peer("192.0.2.1:1"), peer("192.0.2.2:1"));
-    let owe = |(send_queue, owed, _): &(SendQueue, UnreadAnswers, CancellationToken), bytes: usize| {
+    let queue_answer = |(send_queue, answers, _): &(SendQueue, UnreadAnswers, CancellationToken),
+                        bytes: usize| {
         assert!(send_queue.push_urgent(&vec![0; bytes], 64 << 10));
-        owed.note(send_queue);
+        answers.note(send_queue);
     };
-    owe(&polite, 100);
+    queue_answer(&polite, 100);
     assert!(budget.0.holders().by_id.is_empty(), "it is not worth a look");
     let mut large = budget.claim("192.0.2.3:1", "a message", CancellationToken::new());
     assert!(large.force(50 << 10));
-    owe(&rude, 60 << 10);
+    queue_answer(&rude, 60 << 10);
     assert!(rude.2.is_cancelled() && !polite.2.is_cancelled(), "it holds more than the message");
     drop((rude, polite, large));
     assert_eq!(budget.used(), 0);

@@ -4,6 +4,9 @@
 //! which they arrived. What the writer has taken and not yet written still counts, so the high-water mark is
 //! a bound on memory.
 
+// Longer than 500 lines: one state under one lock. Its invariants hold for all methods here; what stands
+// apart is in the modules beside it.
+
 mod amount;
 mod backlog;
 mod backpressure;
@@ -73,8 +76,8 @@ impl MemoryCounter {
     }
 }
 
-/// The entry of a slab in the ledger. Every queued slice of the slab holds it; dropping the last one removes
-/// the entry.
+/// The entry of a slab in the memory counter. Every queued slice of the slab holds it; dropping the last one
+/// removes the entry.
 #[derive(Debug)]
 pub struct SlabCharge {
     bytes: usize,
@@ -82,7 +85,7 @@ pub struct SlabCharge {
 }
 
 impl SlabCharge {
-    /// Adds a slab of `bytes` bytes to the ledger.
+    /// Adds a slab of `bytes` bytes to the memory counter.
     #[must_use]
     pub fn new(memory_counter: &Arc<MemoryCounter>, bytes: usize) -> Arc<Self> {
         memory_counter.0.fetch_add(bytes, Ordering::Relaxed);
@@ -326,15 +329,17 @@ impl SendQueue {
         }
     }
 
-    /// Creates an empty queue whose copies and [urgent](Self::push_urgent) bytes count in this ledger.
+    /// Creates an empty queue whose copies and [urgent](Self::push_urgent) bytes count in this memory
+    /// counter.
     #[must_use]
     pub fn with_memory_counter(mark: HighWaterMark, memory_counter: Arc<MemoryCounter>) -> Self {
-        Self { memory_counter: Some(memory_counter.clone()), ..Self::new(mark) }.owing(memory_counter)
+        Self { memory_counter: Some(memory_counter.clone()), ..Self::new(mark) }
+            .counting_urgent_in(memory_counter)
     }
 
-    /// Counts [urgent](Self::push_urgent) bytes in this ledger.
+    /// Counts [urgent](Self::push_urgent) bytes in this memory counter.
     #[must_use]
-    pub fn owing(self, memory_counter: Arc<MemoryCounter>) -> Self {
+    pub fn counting_urgent_in(self, memory_counter: Arc<MemoryCounter>) -> Self {
         self.state().urgent.count_in(memory_counter);
         self
     }

@@ -262,7 +262,7 @@ fn a_closed_queue_refuses() {
 }
 
 #[test]
-fn slices_of_one_slab_are_charged_once_and_leave_the_ledger() {
+fn slices_of_one_slab_are_charged_once_and_leave_the_memory_counter() {
     let memory_counter = Arc::new(MemoryCounter::default());
     let send_queue = SendQueue::with_memory_counter(HighWaterMark::bytes(1 << 20), memory_counter.clone());
     let slab_charge = SlabCharge::new(&memory_counter, 4096);
@@ -283,9 +283,9 @@ fn slices_of_one_slab_are_charged_once_and_leave_the_ledger() {
     assert_eq!((send_queue.queued(), memory_counter.bytes()), (Amount::default(), 0));
 }
 
-/// What was written leaves no entry in the ledger, however it was queued.
+/// What was written leaves no entry in the memory counter, however it was queued.
 #[test]
-fn shared_bytes_leave_the_ledger_when_they_are_written() {
+fn shared_bytes_leave_the_memory_counter_when_they_are_written() {
     let memory_counter = Arc::new(MemoryCounter::default());
     let send_queue = SendQueue::with_memory_counter(HighWaterMark::bytes(1 << 20), memory_counter.clone());
     let shared = Bytes::from_static(b"shared");

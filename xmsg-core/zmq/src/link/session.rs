@@ -1,5 +1,8 @@
 //! One connection from its first byte to its last: the protocol engine, driven by a stream.
 
+// Longer than 500 lines: one loop. The engine, the timers, the buffers and the queues of a connection meet
+// here.
+
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -373,7 +376,7 @@ impl Session {
                             .ok_or(Violation::HandshakeTimeout)?,
                     };
                     if verdict == Verdict::Busy {
-                        return Err(Ended::ByUs("its credentials can't be judged now"));
+                        return Err(Ended::ByUs("its credentials can't be checked now"));
                     }
                     self.engine.set_verdict(verdict == Verdict::Admitted)?;
                 }
@@ -543,7 +546,7 @@ impl Reader<'_> {
         buffers + self.engine.memory()
     }
 
-    fn owe(&self, send_queue: &SendQueue, bytes: &[u8]) -> Result<(), Ended> {
+    fn queue_answer(&self, send_queue: &SendQueue, bytes: &[u8]) -> Result<(), Ended> {
         if !send_queue.push_urgent(bytes, URGENT_MAX) {
             return Err(Ended::Unread);
         }
@@ -626,7 +629,7 @@ impl Reader<'_> {
                     Event::Ready(_) | Event::Credentials(_) => {}
                 }
                 if let Some(bytes) = self.engine.poll_transmit() {
-                    self.owe(send_queue, &bytes)?;
+                    self.queue_answer(send_queue, &bytes)?;
                     since_pause += QUESTION;
                     if since_pause >= FAIR_SHARE {
                         since_pause = 0;
@@ -635,7 +638,7 @@ impl Reader<'_> {
                 }
             }
             if let Some(bytes) = self.engine.poll_transmit() {
-                self.owe(send_queue, &bytes)?;
+                self.queue_answer(send_queue, &bytes)?;
             }
             if since_pause >= FAIR_SHARE {
                 since_pause = 0;
@@ -700,7 +703,7 @@ impl Reader<'_> {
                         }
                         self.engine.handle_timeout(now())?;
                         if let Some(bytes) = self.engine.poll_transmit() {
-                            self.owe(send_queue, &bytes)?;
+                            self.queue_answer(send_queue, &bytes)?;
                         }
                         // The peer was silent for a while, so the connection gives up memory that only a busy
                         // one needs.

@@ -1,5 +1,8 @@
 //! Byte streams behind one type: TCP, Unix sockets, and pipes within the process.
 
+// Longer than 500 lines: one stream and one listener for all transports, with a case for each in every
+// method.
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::OsString;

@@ -1,4 +1,4 @@
-//! Options that both daemons have, and how all of them go over the file.
+//! The options that all daemons have, and their precedence over the settings file.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -8,25 +8,25 @@ use xmsg_proxy::settings::{self, Admin, HostPort, Log, LogFormat, Named, Seconds
 
 /// The command line of a daemon.
 pub(crate) trait Program: CommandFactory + FromArgMatches + Clone + Send + 'static {
-    /// What it is told in the end.
+    /// The settings of the daemon.
     type Settings: Settings;
 
-    /// Its name.
+    /// The name of the program.
     const NAME: &'static str;
 
-    /// The variables of the environment that stand for common options: of the option, and of the environment.
+    /// The environment variables of common options, each after the name of its option.
     const COMMON_ENV: [(&'static str, &'static str); 5];
 
-    /// The names of sockets that may be handed over, and how many there are of each.
+    /// The names of the sockets that a service manager may pass, each with the number of sockets.
     const SOCKETS: &'static [(&'static str, usize)];
 
-    /// The options that both daemons have.
-    fn common(&self) -> &Common;
+    /// Returns the common options.
+    fn common(&self) -> &CommonArguments;
 
-    /// Puts the options, and the environment, over the settings.
+    /// Replaces settings by the options and the environment.
     fn overlay(&self, settings: &mut Self::Settings);
 
-    /// Reads the command line; on a mistake, says so and exits.
+    /// Parses the command line. On an error it prints that, and exits.
     fn from_command_line() -> Self {
         let mut command = Self::command();
         for (option, variable) in Self::COMMON_ENV {
@@ -38,7 +38,7 @@ pub(crate) trait Program: CommandFactory + FromArgMatches + Clone + Send + 'stat
         read.unwrap_or_else(|error| {
             let text = error.render().to_string();
             match text.strip_prefix("error: ") {
-                // A daemon's lines stand among those of others, and begin with its name.
+                // The lines of a daemon appear among those of others, so each begins with its name.
                 Some(text) => {
                     eprintln!("{}: {}", Self::NAME, text.trim_end());
                     std::process::exit(2)
@@ -49,9 +49,9 @@ pub(crate) trait Program: CommandFactory + FromArgMatches + Clone + Send + 'stat
     }
 }
 
-/// The options that both daemons have.
+/// The options that all daemons have.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct Common {
+pub(crate) struct CommonArguments {
     /// Read settings from this TOML file. The environment goes over it, and options over both; SIGHUP reads
     /// it again
     #[arg(long, value_name = "FILE")]
@@ -91,8 +91,8 @@ pub(crate) struct Common {
     verbose: bool,
 }
 
-impl Common {
-    /// Puts these options over the settings. `debug` is the variable that turns on verbose logging.
+impl CommonArguments {
+    /// Replaces settings by these options. `debug` is the name of the variable that enables verbose logging.
     pub(crate) fn overlay(&self, log: &mut Log, admin: &mut Admin, linger: &mut Seconds, debug: &str) {
         set(linger, self.linger);
         set(&mut log.format, self.log_format);
@@ -117,7 +117,7 @@ impl Common {
     }
 }
 
-/// Puts an option over a setting, if it was given.
+/// Replaces a setting by an option, if that was given.
 pub(crate) fn set<T>(setting: &mut T, option: Option<T>) {
     if let Some(option) = option {
         *setting = option;

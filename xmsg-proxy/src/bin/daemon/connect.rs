@@ -1,5 +1,5 @@
-//! Outgoing connections and channels at work in a daemon: on a thread of their own, so that brokers, disks
-//! and TLS take no time from messages.
+//! The outgoing connections and channels of a daemon. They run on a thread of their own, so that brokers,
+//! disks and TLS do not delay messages.
 
 use std::path::PathBuf;
 
@@ -12,39 +12,39 @@ use xmsg_proxy::admin::Connect;
 use xmsg_proxy::{memory, settings};
 use xmsg_zmq::link::memory::MemoryBudget;
 
-/// Threads for what blocks, at most: the disk, and names that are looked up.
+/// The largest number of threads for blocking work: the disk, and look-ups of names.
 const BLOCKING_THREADS: usize = 32;
 
-/// All threads of outgoing connections and channels.
+/// Returns the number of all threads for outgoing connections and channels.
 pub(crate) fn threads() -> usize {
     1 + memory::blocking_threads(BLOCKING_THREADS)
 }
 
-/// What the settings say of them.
-pub(crate) struct Plan {
+/// The settings of outgoing connections and channels.
+pub(crate) struct ConnectPlan {
     pub(crate) state_dir: PathBuf,
     pub(crate) definitions: Option<PathBuf>,
     pub(crate) secrets_dir: Option<PathBuf>,
     pub(crate) proxy: ProxyAddress,
     pub(crate) security: Security,
-    /// What the process has for all its parts.
+    /// The memory budget of all parts of the process.
     pub(crate) memory: MemoryBudget,
 }
 
-/// A registry at work. Its thread ends with [`close`](Self::close).
+/// A running registry. Its thread ends with [`close`](Self::close).
 pub(crate) struct Connecting {
     registry: Registry,
     runtime: OwnRuntime,
 }
 
 impl Connecting {
-    /// Starts everything that is declared. Waits for no peer.
-    pub(crate) async fn start(plan: Plan) -> anyhow::Result<Self> {
-        let Plan { state_dir, definitions, secrets_dir, proxy, security, memory } = plan;
+    /// Starts all definitions, without waiting for a peer.
+    pub(crate) async fn start(plan: ConnectPlan) -> anyhow::Result<Self> {
+        let ConnectPlan { state_dir, definitions, secrets_dir, proxy, security, memory } = plan;
         let options = RegistryOptions {
             connect: ConnectOptions::new().security(security),
             initial: settings::read_definitions(definitions.as_deref())?,
-            // Whatever is changed while this is at work is changed over HTTP.
+            // Changes at run time come over HTTP.
             secrets_dir: Some(secrets_dir.unwrap_or_else(|| state_dir.clone())),
             memory,
             ..RegistryOptions::new(&state_dir, proxy)
@@ -76,12 +76,12 @@ impl Connecting {
         Ok(Self { registry, runtime })
     }
 
-    /// For the HTTP server.
+    /// Returns the access for the HTTP server.
     pub(crate) fn source(&self) -> Connect {
         Connect::new(self.registry.clone(), self.runtime.handle().clone())
     }
 
-    /// `3 outgoing connections, 1 channel`, for the line that is said at the start.
+    /// Returns a text such as `3 outgoing connections, 1 channel`, for the line at the start.
     pub(crate) fn counted(&self) -> String {
         let report = self.registry.report();
         let counted =
@@ -93,17 +93,18 @@ impl Connecting {
         )
     }
 
-    /// Waits until a task has panicked that the registry can't go on without, and tells which one, and why.
+    /// Waits until a task has panicked that the registry can't go on without, and returns its name and the
+    /// reason.
     pub(crate) async fn failed(&self) -> String {
         self.registry.failed().await
     }
 
-    /// Ends the channels: nothing more comes in by them.
+    /// Ends the channels, so that no more messages come in by them.
     pub(crate) async fn end_channels(&self) {
         self.run(|registry| async move { registry.end_channels().await }).await;
     }
 
-    /// Ends all. What is not delivered stays in the spools, and is said in the log.
+    /// Ends all. Messages that are not delivered stay in the spools, and the log says so.
     pub(crate) async fn close(self) {
         self.run(|registry| async move {
             if let Err(error) = registry.close().await {
@@ -114,13 +115,13 @@ impl Connecting {
     }
 
     async fn run<F: Future<Output = ()> + Send + 'static>(&self, work: impl FnOnce(Registry) -> F) {
-        // A panic of it has been reported where it happened.
+        // A panic of the task has been reported where it happened.
         let _ = self.runtime.handle().spawn(work(self.registry.clone())).await;
     }
 }
 
-/// A runtime that ends when this is dropped, and is not waited for: on a thread of another runtime that can't
-/// be done.
+/// A runtime that ends without being waited for when this is dropped: on a thread of another runtime, it must
+/// not be waited for.
 struct OwnRuntime(Option<Runtime>, Handle);
 
 impl OwnRuntime {

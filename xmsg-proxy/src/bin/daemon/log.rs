@@ -1,4 +1,4 @@
-//! The log, on standard error. Nobody waits for whoever reads it: see [`LogQueue`].
+//! The log, on standard error. A slow reader of it makes nobody wait: see [`LogQueue`].
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal};
@@ -12,10 +12,10 @@ use xmsg_core::text::{LogLine, LogWriter};
 use xmsg_proxy::log::LogQueue;
 use xmsg_proxy::settings::{Log, LogFormat, log_filter};
 
-/// How long the end of a process may wait for whoever reads its log.
+/// The time for which the end of a process may wait for the reader of its log.
 const READ_LATE: Duration = Duration::from_secs(1);
 
-/// The log at work. When it is dropped, what waits is written, if it is read.
+/// The log while it is written. When it is dropped, waiting lines are written, if they are read.
 pub(crate) struct Logging {
     filter: reload::Handle<Targets, Registry>,
     pub(crate) queue: LogQueue,
@@ -25,7 +25,7 @@ pub(crate) struct Logging {
 pub(crate) fn start(log: &Log, name: &'static str) -> io::Result<Logging> {
     let (filter, handle) = reload::Layer::new(log.targets().unwrap_or_default());
     let queue = LogQueue::start(io::stderr())?;
-    // What peers sent may be in any of its lines.
+    // Any line may contain text of peers.
     let writer = |line| {
         let queue = queue.clone();
         move || LogWriter::new(queue.clone(), line)
@@ -40,7 +40,7 @@ pub(crate) fn start(log: &Log, name: &'static str) -> io::Result<Logging> {
     };
     tracing_subscriber::registry().with(filter).with(lines).init();
     let panics = queue.clone();
-    // The standard library writes them to standard error itself, and would wait for it.
+    // The standard library writes panics to standard error itself, and would wait for the reader.
     std::panic::set_hook(Box::new(move |panic| {
         let trace = Backtrace::capture();
         let trace =
@@ -57,7 +57,7 @@ impl Drop for Logging {
 }
 
 impl Logging {
-    /// Logs what this filter, which has been checked, lets through from now on.
+    /// Sets the filter, which has been checked.
     pub(crate) fn set(&self, filter: &str) {
         if let Err(error) = self.filter.reload(log_filter(filter).unwrap_or_default()) {
             tracing::error!(%error, "the log filter can't be changed");

@@ -1,5 +1,4 @@
-//! What the daemons share: from the command line to settings, when to stop and when to read them again, and
-//! what they say.
+//! The common parts of the daemons: from the command line to the settings, signals, reloading, and output.
 
 pub(crate) mod arguments;
 #[cfg(feature = "connect")]
@@ -28,44 +27,45 @@ use xmsg_proxy::security::{Authority, Mechanism};
 use xmsg_proxy::settings::{self, Host, Reloadable, Settings, SettingsError};
 use xmsg_zmq::link::memory::MemoryBudget;
 
-pub(crate) use arguments::{Common, Program, set};
-pub(crate) use signals::{Asked, Signals};
+pub(crate) use arguments::{CommonArguments, Program, set};
+pub(crate) use signals::{SignalRequest, Signals};
 pub(crate) use systemd::{Sockets, ready, stopping};
 
-/// Descriptors that a daemon keeps for itself: its files, its listeners, and some more.
+/// The number of descriptors that a daemon keeps for its files, its listeners, and some more.
 const OWN_DESCRIPTORS: usize = 32;
-/// Those of its HTTP server: the connections that it takes.
+/// The number of descriptors for connections to its HTTP server.
 const HTTP_DESCRIPTORS: usize = 64;
-/// An HTTP server that nobody has asked for takes this part of the descriptors at most, or is not there.
+/// The divisor that yields the part of the descriptors for an HTTP server that is on only by default. If that
+/// is not enough, the server is not started.
 const HTTP_SHARE: usize = 4;
-/// With room for fewer connections a daemon does not start: it would seem to work, and turn its clients away.
+/// A daemon with room for fewer connections does not start: it would seem to work, and turn its clients away.
 const CONNECTIONS_MIN: usize = 16;
-/// Room for so many is not worth a line.
+/// The number of connections from which on the log does not mention their limit.
 const MANY_CONNECTIONS: usize = 1000;
-/// How long something that blocks a thread at the end, such as a file that nobody writes, may go on.
+/// The time that blocking work, such as reading a file that nobody writes, may go on at the end.
 const BLOCKED_MAX: Duration = Duration::from_secs(1);
 
-/// A program that has its settings, and can go to work.
+/// A program with its settings, ready to run.
 pub(crate) struct Daemon<P: Program> {
     program: P,
     pub(crate) settings: P::Settings,
     pub(crate) reloadable: Reloadable,
-    /// The settings and the reloadable parts, shared with the HTTP server, which tells what a reload would
+    /// The settings and the reloadable parts, shared with the HTTP server, which reports what a reload would
     /// change.
-    in_force: reload::InForce<P>,
+    in_force: reload::SettingsInForce<P>,
     /// The rules in force.
     authority: Arc<Authority>,
     log: Arc<Logging>,
-    /// Sockets that a service manager has handed over.
+    /// The sockets that a service manager has passed.
     pub(crate) sockets: Sockets,
     admin: Option<Admin>,
-    /// There is no room for an HTTP server, and nobody has asked for it.
+    /// Whether there is no room for an HTTP server that is on only by default.
     goes_without_http: bool,
-    /// The token that was made at the start, if none was named.
+    /// The token that was generated at the start, if no file was named.
     made: Option<Token>,
 }
 
-/// The whole of a daemon: reads what it is told, and runs it.
+/// Runs a daemon: reads its settings, and starts it.
 pub(crate) fn main<P: Program>(
     runtime: impl FnOnce(&P::Settings) -> io::Result<Runtime>,
     run: impl AsyncFnOnce(Daemon<P>) -> anyhow::Result<()>,
@@ -79,11 +79,11 @@ pub(crate) fn main<P: Program>(
             return ExitCode::from(2);
         }
     };
-    // Dropped at last, also by a panic.
+    // It is dropped last, also by a panic.
     let log = daemon.log.clone();
     let result = runtime(&daemon.settings).context("cannot start the runtime").and_then(|runtime| {
         let result = runtime.block_on(run(*daemon));
-        // What has to be finished is. A thread that still waits for a file keeps nobody.
+        // Threads that still wait for a file are not waited for.
         runtime.shutdown_timeout(BLOCKED_MAX);
         result
     });
@@ -97,10 +97,10 @@ pub(crate) fn main<P: Program>(
     }
 }
 
-/// What a daemon is to do, once everything is read and checked.
+/// The task of a daemon, once all settings are read and checked.
 enum Prepared<P: Program> {
     ToWork(Box<Daemon<P>>),
-    /// This is all that is wanted.
+    /// It prints this text, and ends.
     ToPrint(String),
 }
 
@@ -114,12 +114,12 @@ fn prepare<P: Program>(program: P) -> Result<Prepared<P>, SettingsError> {
         check_folder(&settings)?;
         return Ok(Prepared::ToPrint(format!("{}: the configuration is good\n", P::NAME)));
     }
-    // While there is one thread: it changes the environment.
+    // There is only one thread yet, as this changes the environment.
     let sockets = Sockets::from_environment(P::SOCKETS)?;
     let log = log::start(settings.log(), P::NAME)
         .map_err(|error| SettingsError::new(format!("cannot start the log: {error}")))?;
     let authority = Arc::new(Authority::new(reloadable.rules.clone()));
-    let in_force = reload::InForce::new(&settings, &reloadable);
+    let in_force = reload::SettingsInForce::new(&settings, &reloadable);
     let daemon = Daemon {
         program,
         in_force,
@@ -135,8 +135,7 @@ fn prepare<P: Program>(program: P) -> Result<Prepared<P>, SettingsError> {
     Ok(Prepared::ToWork(Box::new(daemon)))
 }
 
-/// Writes what was asked for to standard output. Whoever redirects it to a file is to know whether it is
-/// there.
+/// Writes the text to standard output. A user who redirects it to a file learns whether it was written.
 fn print<P: Program>(text: &str) -> ExitCode {
     let mut stdout = io::stdout();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -150,7 +149,7 @@ fn print<P: Program>(text: &str) -> ExitCode {
     }
 }
 
-/// The settings, from all that they come from, and what the files hold that they refer to.
+/// Reads the settings from all their sources, and the files that they refer to.
 fn load<P: Program>(program: &P) -> Result<(P::Settings, Reloadable), SettingsError> {
     let mut settings = match &program.common().config {
         Some(path) => settings::read(path)?,
@@ -162,7 +161,7 @@ fn load<P: Program>(program: &P) -> Result<(P::Settings, Reloadable), SettingsEr
     Ok((settings, reloadable))
 }
 
-/// A snapshot need not be there yet, but its folder must.
+/// Checks that the folder of the snapshot exists. The snapshot itself need not exist yet.
 fn check_folder(settings: &impl Settings) -> Result<(), SettingsError> {
     let Some(folder) = settings.snapshot().and_then(|snapshot| snapshot.parent()) else { return Ok(()) };
     if folder.is_dir() {
@@ -175,12 +174,12 @@ fn check_folder(settings: &impl Settings) -> Result<(), SettingsError> {
 }
 
 impl<P: Program> Daemon<P> {
-    /// How the ports are secured, and by whose word.
+    /// Returns the mechanism of the ports, and the rules.
     pub(crate) fn security(&self) -> (Mechanism, Arc<Authority>) {
         (self.reloadable.mechanism.clone(), self.authority.clone())
     }
 
-    /// Says so if whoever reaches this host may do as they like.
+    /// Warns if every client that reaches this host has all rights.
     pub(crate) fn warn_if_open(&self, host: &str, what: &str) {
         let is_loopback = host.parse::<Host>().is_ok_and(|host| host.is_loopback());
         match self.reloadable.mechanism {
@@ -196,12 +195,12 @@ impl<P: Program> Daemon<P> {
         }
     }
 
-    /// How long stopping may take.
+    /// Returns the time that stopping may take.
     pub(crate) fn linger(&self) -> Duration {
         self.reloadable.linger
     }
 
-    /// Starts the HTTP server, if there is to be one, and says where it is.
+    /// Starts the HTTP server, if there is to be one, and prints its address.
     pub(crate) fn start_admin(&mut self, sources: Sources) -> anyhow::Result<()> {
         let socket = match self.sockets.take("admin").pop() {
             Some(socket) => socket,
@@ -212,16 +211,16 @@ impl<P: Program> Daemon<P> {
             },
         };
         let Reloadable { admin_token, admin_viewer_token, viewer_may_watch, .. } = self.reloadable.clone();
-        // Whoever has the link or the token may change things, so that they are for a terminal only: what
-        // else standard output is kept in, such as the journal, is read by others. There, whoever wants to
-        // change something names a file.
+        // The link and the token allow changes, so they are for a terminal only: other users can read
+        // standard output where it is kept, such as in the journal. There, a user who wants to make changes
+        // names a file.
         let has_page = sources.proxy.is_some()
             && socket.local_addr().is_ok_and(|at| at.ip().to_canonical().is_loopback());
         if has_page && admin_token.is_none() && admin_viewer_token.is_none() && io::stdout().is_terminal() {
             self.made = Some(Token::random()?);
         }
         let tokens = self.tokens(admin_token, admin_viewer_token, viewer_may_watch);
-        // Nobody logs in where there are no other ports.
+        // Without other ports, nobody logs in.
         let has_ports = sources.proxy.is_some() || sources.registrar.is_some();
         let authority = has_ports.then(|| self.authority.clone());
         let pending = Some(self.pending());
@@ -241,15 +240,15 @@ impl<P: Program> Daemon<P> {
         Ok(())
     }
 
-    /// The tokens of the HTTP server: those of the settings, or, if there are none, the one that was made at
-    /// the start.
+    /// Returns the tokens of the HTTP server: those of the settings or, if there are none, the one that was
+    /// generated at the start.
     fn tokens(&self, operator: Option<Token>, viewer: Option<Token>, viewer_may_watch: bool) -> Tokens {
         let open_to_look = operator.is_none() && viewer.is_none();
         let made = self.made.clone().filter(|_| open_to_look);
         Tokens { operator: operator.or(made), viewer, open_to_look, viewer_may_watch }
     }
 
-    /// Takes the HTTP server, to be told what happens and ended at last.
+    /// Takes the HTTP server, which has to be notified of the state and ended last.
     pub(crate) fn take_admin(&mut self) -> Option<Admin> {
         self.admin.take()
     }
@@ -260,12 +259,12 @@ impl<P: Program> Daemon<P> {
 }
 
 impl<P: Program> Daemon<P> {
-    /// Threads that a daemon has for itself: for its log and, if there is one, its HTTP server.
+    /// Returns the number of threads of the daemon itself: for its log and, if there is one, its HTTP server.
     pub(crate) fn own_threads(&self) -> usize {
         1 + usize::from(self.has_http())
     }
 
-    /// Memory for all peers of a process with so many threads beside the first one.
+    /// Returns the memory budget for all peers of a process with this number of threads beside the first one.
     pub(crate) fn memory_beside(threads: usize) -> MemoryBudget {
         let limit = memory::limit_beside(threads);
         if memory::is_crowded_by(threads) {
@@ -283,11 +282,11 @@ impl<P: Program> Daemon<P> {
         (self.settings.admin().enabled && !self.goes_without_http) || self.sockets.has("admin")
     }
 
-    /// How many connections there is room for, of those that are `wanted`: each takes a descriptor. Fails
-    /// when there are too few of them to be of use, and says so in the log when they are few.
+    /// Returns how many of the `wanted` connections there is room for, as each takes a descriptor. It fails
+    /// if there are too few to be of use, and logs if there are few.
     pub(crate) fn room_for_connections(&mut self, wanted: usize) -> anyhow::Result<usize> {
         let limit = raise_descriptor_limit();
-        // What nobody has asked for does not take more than a part of what clients need.
+        // A server that is on only by default takes no more than a part of what clients need.
         let has_few = limit < HTTP_SHARE * HTTP_DESCRIPTORS;
         if self.has_http() && has_few && self.settings.admin().may_move() && !self.sockets.has("admin") {
             self.goes_without_http = true;
@@ -318,8 +317,8 @@ impl<P: Program> Daemon<P> {
     }
 }
 
-/// A socket for HTTP, where the settings say. Of a server that nobody has asked for, the port may be another
-/// one if its own is taken; `None`: it can't listen at all.
+/// Listens for HTTP at the address of the settings. A server that is on only by default may use another port
+/// if its own is taken. Returns `None` if it can't listen at all.
 fn listen(admin: &settings::Admin) -> anyhow::Result<Option<TcpListener>> {
     let at = admin.address();
     let bound = TcpListener::bind((at.host.as_str(), at.port));
@@ -342,8 +341,8 @@ fn listen(admin: &settings::Admin) -> anyhow::Result<Option<TcpListener>> {
     Ok(None)
 }
 
-/// Raises the limit of open descriptors as far as this user may, and returns it. What is usual, 1024, is soon
-/// used up.
+/// Raises the limit of open descriptors as far as this user may, and returns it. The usual limit, 1024, is
+/// soon used up.
 fn raise_descriptor_limit() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
@@ -357,7 +356,7 @@ fn raise_descriptor_limit() -> usize {
     limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }
 
-/// A line on standard output. Nobody has to listen there: it is waited for a moment.
+/// Writes a line to standard output. It waits only for a moment, because there may be no reader.
 pub(crate) fn say(line: std::fmt::Arguments<'_>) {
     let text = format!("{line}\n");
     let (done, is_done) = mpsc::sync_channel(1);
@@ -371,7 +370,7 @@ pub(crate) fn say(line: std::fmt::Arguments<'_>) {
     }
 }
 
-/// Where a proxy that listens at this address is reached from its own machine.
+/// Returns the address by which clients of its own machine reach a proxy that listens at this address.
 #[allow(dead_code, reason = "each daemon uses its part")]
 pub(crate) fn reached_at(listening: &ProxyAddress) -> xmsg_core::Result<ProxyAddress> {
     let host = match listening.host().parse::<IpAddr>() {

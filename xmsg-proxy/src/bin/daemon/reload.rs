@@ -1,4 +1,4 @@
-//! SIGHUP: what can be changed is taken over from the file, what needs a restart is named.
+//! SIGHUP: changes of the settings file are applied, and those that need a restart are reported.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,10 +8,10 @@ use xmsg_proxy::settings::{self, Change, Reloadable, SettingsError};
 use super::{Daemon, Program, load, systemd};
 use xmsg_zmq::lock::lock;
 
-/// The settings in force, shared with the HTTP server, which tells what a reload would change.
-pub(super) struct InForce<P: Program>(Arc<Mutex<(P::Settings, Reloadable)>>);
+/// The settings in force, shared with the HTTP server, which reports what a reload would change.
+pub(super) struct SettingsInForce<P: Program>(Arc<Mutex<(P::Settings, Reloadable)>>);
 
-impl<P: Program> InForce<P> {
+impl<P: Program> SettingsInForce<P> {
     pub(super) fn new(settings: &P::Settings, reloadable: &Reloadable) -> Self {
         Self(Arc::new(Mutex::new((settings.clone(), reloadable.clone()))))
     }
@@ -23,7 +23,7 @@ impl<P: Program> InForce<P> {
 }
 
 impl<P: Program> Daemon<P> {
-    /// Tells what [`reload`](Self::reload) would change now: in the same way as it finds that out itself.
+    /// Returns what [`reload`](Self::reload) would change now. It is determined in the same way.
     pub(super) fn pending(&self) -> Pending {
         let (program, in_force) = (self.program.clone(), self.in_force.0.clone());
         let program = Mutex::new(program);
@@ -38,15 +38,15 @@ impl<P: Program> Daemon<P> {
         })
     }
 
-    /// Reads the settings again. If they are no good, everything stays as it is. Dropping the future gives it
-    /// up as long as files are being read.
+    /// Reads the settings again. If they are not valid, nothing changes. Dropping the future cancels the
+    /// reload as long as files are being read.
     pub(crate) async fn reload(&mut self) {
         systemd::reloading();
         if self.program.common().config.is_none() {
             tracing::info!("SIGHUP: there is no configuration file (--config) to read again");
         }
         let program = self.program.clone();
-        // Files may be slow, and messages are not to wait.
+        // Files may be slow, and messages must not wait for them.
         let loaded = tokio::task::spawn_blocking(move || load(&program)).await;
         let loaded = loaded.unwrap_or_else(|error| Err(SettingsError::new(error.to_string())));
         match loaded.and_then(|(new, reloadable)| {
@@ -59,7 +59,7 @@ impl<P: Program> Daemon<P> {
                     admin.set_config(self.config());
                 }
                 self.in_force.set(&self.settings, &self.reloadable);
-                // Last: whoever reads it in the log may ask at once.
+                // This comes last: a program that reads it in the log may send a request at once.
                 report(&changes);
             }
             Err(error) => {
@@ -69,8 +69,8 @@ impl<P: Program> Daemon<P> {
         systemd::reloaded();
     }
 
-    /// Changes what differs. A part that can be reloaded has its lines here, its field in [`Reloadable`], and
-    /// its keys in `Settings::RELOADABLE`.
+    /// Applies the differences. A part that can be reloaded has its lines here, its field in [`Reloadable`],
+    /// and its keys in `Settings::RELOADABLE`.
     fn take_over(&mut self, new: Reloadable) {
         let Reloadable {
             log_filter,
@@ -93,7 +93,7 @@ impl<P: Program> Daemon<P> {
         } else if mechanism != *in_force {
             tracing::warn!("our keys have changed: that needs a restart");
         }
-        // Under another mechanism they would say something else, or nothing.
+        // Under another mechanism, the rules would have another meaning, or none.
         if has_same_rules && rules != self.reloadable.rules {
             self.authority.replace(rules.clone());
             self.reloadable.rules = rules;
@@ -103,9 +103,9 @@ impl<P: Program> Daemon<P> {
             self.log.set(&log_filter);
             self.reloadable.log_filter = log_filter;
         }
-        // Whoever has the proxy compares them.
+        // The owner of the proxy compares them.
         self.reloadable.upstreams = upstreams;
-        // It counts from when the daemon is told to stop.
+        // It counts from when the daemon is asked to stop.
         self.reloadable.linger = linger;
         let Reloadable { admin_token: operator, admin_viewer_token: viewer, .. } = &self.reloadable;
         let now = (admin_token, admin_viewer_token, viewer_may_watch);
@@ -127,8 +127,8 @@ impl<P: Program> Daemon<P> {
     }
 }
 
-/// Files that say something else although their names have not changed: the setting that names them, and
-/// whether a reload takes them over. What is in them is nobody's business.
+/// Adds the files whose content has changed although their names have not: the setting that names them, and
+/// whether a reload applies them. The content is secret.
 fn contents(before: &Reloadable, now: &Reloadable, changes: &[Change]) -> Vec<(&'static str, bool)> {
     let has_same_rules = now.mechanism.has_rules_of(&before.mechanism);
     let parts = [
@@ -138,7 +138,7 @@ fn contents(before: &Reloadable, now: &Reloadable, changes: &[Change]) -> Vec<(&
         ("security.key_file", now.mechanism != before.mechanism, false),
         ("upstream", now.upstreams != before.upstreams, true),
     ];
-    // A setting that has changed itself is told as such.
+    // A setting that has changed itself is reported already.
     let is_told = |setting: &str| {
         let section = setting.split_once('.').filter(|(section, _)| *section == "security");
         changes.iter().any(|change| {

@@ -1,4 +1,4 @@
-//! What the daemons are asked by signals.
+//! The signals that ask a daemon to stop or to reload.
 
 use std::time::Duration;
 
@@ -6,27 +6,27 @@ use anyhow::Context;
 use futures::FutureExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Signals that come so soon after the first one belong to it: whoever sends one to a process and to its
-/// group sends two.
+/// Signals that follow the first one so soon count as the same: a sender that signals a process and its group
+/// sends two.
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
 
-/// SIGINT, SIGTERM and SIGHUP, noticed from here on.
+/// A listener for SIGINT, SIGTERM and SIGHUP.
 pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
 }
 
-/// What a signal asks for.
+/// The request that a signal stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum SignalRequest {
     Stop,
     Reload,
 }
 
 impl Signals {
-    /// To be called before anything that takes time: a signal during the start must not kill the process
-    /// half-way.
+    /// Listens for signals. It has to be called before anything that takes time: a signal during the start
+    /// must not kill the process half-way.
     pub(crate) fn listen() -> anyhow::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?,
@@ -36,16 +36,16 @@ impl Signals {
     }
 
     /// Waits for a signal.
-    pub(crate) async fn next(&mut self) -> Asked {
+    pub(crate) async fn next(&mut self) -> SignalRequest {
         tokio::select! {
             biased;
-            _ = self.interrupt.recv() => Asked::Stop,
-            _ = self.terminate.recv() => Asked::Stop,
-            _ = self.hangup.recv() => Asked::Reload,
+            _ = self.interrupt.recv() => SignalRequest::Stop,
+            _ = self.terminate.recv() => SignalRequest::Stop,
+            _ = self.hangup.recv() => SignalRequest::Reload,
         }
     }
 
-    /// Waits until it is to stop. What is to be read again meanwhile stays to be asked for.
+    /// Waits for a request to stop. Requests to reload are ignored meanwhile.
     pub(crate) async fn stop(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
@@ -59,6 +59,6 @@ impl Signals {
         tokio::time::sleep(SAME_SIGNAL).await;
         let _ = self.interrupt.recv().now_or_never();
         let _ = self.terminate.recv().now_or_never();
-        while self.next().await != Asked::Stop {}
+        while self.next().await != SignalRequest::Stop {}
     }
 }

@@ -1,5 +1,5 @@
-//! The service manager: it is told what happens, and may hand over sockets that listen already. Without one,
-//! nothing of this does anything.
+//! The service manager. It is notified of the state, and may pass sockets that listen already. Without a
+//! service manager, nothing here has an effect.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use sd_notify::NotifyState;
 use tokio::task::JoinHandle;
 use xmsg_proxy::settings::SettingsError;
 
-/// Sockets that were handed over, by name (`FileDescriptorName=`).
+/// Sockets that were passed, by name (`FileDescriptorName=`).
 #[derive(Debug, Default)]
 pub(crate) struct Sockets(Vec<(String, TcpListener)>);
 
 impl Sockets {
-    /// Takes them from the environment. `known` says how many there may be of each name.
+    /// Takes the sockets from the environment. `known` says how many there may be of each name.
     pub(crate) fn from_environment(known: &[(&str, usize)]) -> Result<Self, SettingsError> {
         let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut found = ListenFd::from_env();
@@ -48,12 +48,12 @@ impl Sockets {
         Ok(Self(sockets))
     }
 
-    /// Whether there are any of this name.
+    /// Returns whether there are any of this name.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.0.iter().any(|(found, _)| found == name)
     }
 
-    /// Takes those of this name: none, or as many as were announced.
+    /// Takes the sockets of this name: none, or as many as `known` says.
     pub(crate) fn take(&mut self, name: &str) -> Vec<TcpListener> {
         let (taken, rest) = std::mem::take(&mut self.0).into_iter().partition(|(found, _)| found == name);
         self.0 = rest;
@@ -62,13 +62,15 @@ impl Sockets {
     }
 }
 
-/// At work. What is returned goes on saying so, if the service manager wants to hear it.
+/// Notifies the service manager that the daemon is ready. The returned value keeps notifying it, if it has a
+/// watchdog.
 pub(crate) fn ready(status: &str) -> Watchdog {
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);
     Watchdog(sd_notify::watchdog_enabled().map(|limit| tokio::spawn(ping(limit / 2))))
 }
 
-/// Reading the settings again. The time says to which request this belongs.
+/// Notifies the service manager that the settings are being read again. The time says to which request this
+/// belongs.
 pub(crate) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
@@ -76,12 +78,12 @@ pub(crate) fn reloading() {
     }
 }
 
-/// The settings are read.
+/// Notifies the service manager that the settings are read.
 pub(crate) fn reloaded() {
     notify(&[NotifyState::Ready]);
 }
 
-/// Told to stop.
+/// Notifies the service manager that the daemon stops.
 pub(crate) fn stopping(status: &str) {
     notify(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
@@ -92,8 +94,8 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-/// Tells the service manager that the runtime that moves messages gets its turn, for as long as this is not
-/// dropped.
+/// Notifies the watchdog of the service manager, as long as the runtime that moves messages makes progress,
+/// until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Watchdog(Option<JoinHandle<()>>);
 

@@ -279,8 +279,10 @@ fn next_entry(rest: &Bytes, salt: &Salt, in_vain: &mut usize, budget: usize) -> 
         *in_vain += if is_good { 0 } else { len };
         is_good
     };
-    let told = length(rest).map(|len| ENTRY_HEADER + len);
-    told.filter(|at| is_good(*at, ENTRY_MAX)).or_else(|| (1..rest.len()).find(|at| is_good(*at, FOUND_MAX)))
+    let expected = length(rest).map(|len| ENTRY_HEADER + len);
+    expected
+        .filter(|at| is_good(*at, ENTRY_MAX))
+        .or_else(|| (1..rest.len()).find(|at| is_good(*at, FOUND_MAX)))
 }
 
 impl Contents {

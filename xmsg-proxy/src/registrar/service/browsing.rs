@@ -1,4 +1,4 @@
-//! Questions of whoever runs the registrar: some of the registrations, page by page. They are looked for in
+//! Questions of the operator of the registrar: some of the registrations, page by page. They are searched in
 //! slices, so that clients of the registrar do not wait for them.
 
 use std::time::Duration;
@@ -16,14 +16,14 @@ const LOOKED_MAX: usize = 200_000;
 /// fewer than in a slice of a query.
 const SLICE: usize = 128;
 
-/// Which registrations are wanted.
+/// The registrations that are wanted.
 #[derive(Clone, Debug, Default)]
 pub struct Query {
-    /// Publishers or subscribers; `None` stands for both.
+    /// Publishers or subscribers, or `None` for both.
     pub owner: Option<OwnerType>,
-    /// What the topic starts with.
+    /// The prefix of the topic.
     pub topic: String,
-    /// A part of the name, of the host with its port, or of the description, in whatever case.
+    /// A part of the name, of the host with its port, or of the description, in any case.
     pub filter: String,
     /// The number of matching registrations that are passed over.
     pub offset: usize,
@@ -31,30 +31,30 @@ pub struct Query {
     pub limit: usize,
 }
 
-/// A registration as it is listed.
+/// A registration in an answer.
 #[derive(Clone, Debug)]
 pub struct Listed {
     /// Whether it is that of a publisher or of a subscriber.
     pub owner: OwnerType,
-    /// What was registered.
+    /// The registration.
     pub registration: Registration,
-    /// How long ago it was registered or renewed. It is known if registrations expire.
+    /// The time since it was registered or renewed. It is known if registrations expire.
     pub renewed_for: Option<Duration>,
 }
 
-/// Some registrations of all.
+/// A page of registrations.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
-    /// Those that match, in the order of their topics, publishers first.
+    /// The registrations that match, in the order of their topics, publishers first.
     pub listed: Vec<Listed>,
-    /// Whether further ones match.
+    /// Whether more of them match.
     pub has_more: bool,
     /// Whether the search was given up because there are too many registrations to look at: further ones may
     /// match.
     pub is_cut: bool,
 }
 
-/// A question, and where its answer goes.
+/// A question, and the sender of its answer.
 #[derive(Debug)]
 pub(in crate::registrar) struct Question {
     pub(in crate::registrar) query: Query,
@@ -65,11 +65,11 @@ pub(in crate::registrar) struct Question {
 #[derive(Debug)]
 pub(super) struct Browsing {
     question: Question,
-    /// The search in progress; `None`: it has yet to begin.
+    /// The search in progress, or `None` before it begins.
     search: Option<(OwnerType, Search)>,
-    /// What is to be searched after that.
+    /// The kinds that are to be searched after that.
     left: Vec<OwnerType>,
-    /// Matching registrations that are still to be passed over.
+    /// The number of matching registrations that are still to be skipped.
     pass: usize,
     looked: usize,
     page: Page,
@@ -95,7 +95,7 @@ impl Browsing {
         }
         let query = &self.question.query;
         let is_wanted = self.pass == 0 && self.page.listed.len() < query.limit;
-        // What is only passed over, or only counts as one more, need not be decoded.
+        // A registration that is skipped, or only counted, need not be decoded.
         if query.filter.is_empty() && !is_wanted {
             return self.pass_over();
         }
@@ -110,7 +110,7 @@ impl Browsing {
         }
     }
 
-    /// Takes a registration into account that matches and is not in the answer.
+    /// Counts a registration that matches and is not in the answer.
     fn pass_over(&mut self) {
         match self.pass.checked_sub(1) {
             Some(pass) => self.pass = pass,
@@ -134,7 +134,7 @@ impl Service {
             self.browsing.push_back(question.into());
         }
         let Some(mut one) = self.browsing.pop_front() else { return };
-        // Nobody waits for it any more.
+        // Nobody waits for the answer any more.
         if one.question.answer.is_closed() {
             return;
         }
@@ -153,7 +153,7 @@ impl Service {
                 }
             }
         }
-        // Whoever has asked may have left meanwhile.
+        // The receiver may have gone meanwhile.
         let _ = one.question.answer.send(one.page);
     }
 }

@@ -16,14 +16,14 @@ type Stored = (ReturnPath, Action, Change);
 
 /// Changes in the order in which they are to be applied, each with its position in the journal.
 #[derive(Debug, Default)]
-pub(super) struct Slow {
+pub(super) struct PendingChanges {
     changes: VecDeque<(Stored, u64)>,
     /// How many of the changes affect each host. `peers` says how many of them each peer sent.
     hosts: HashMap<String, usize>,
     peers: HashMap<Bytes, usize>,
 }
 
-impl Slow {
+impl PendingChanges {
     pub(super) fn is_empty(&self) -> bool {
         self.changes.is_empty()
     }

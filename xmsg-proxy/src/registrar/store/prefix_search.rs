@@ -20,7 +20,7 @@ pub(super) struct PrefixSearch {
 
 /// The result of one lookup.
 #[derive(Debug)]
-pub(super) enum Looked {
+pub(super) enum Lookup {
     Found(Key),
     InVain,
     Done,
@@ -39,7 +39,7 @@ impl PrefixSearch {
 
 impl Table {
     /// Looks for the next topic of the same domain that is a prefix of the topic asked for.
-    pub(super) fn next_above(&self, above: &mut PrefixSearch) -> Looked {
+    pub(super) fn next_above(&self, above: &mut PrefixSearch) -> Lookup {
         let asked = &*above.asked;
         let domain_len = asked.find(':').unwrap_or(asked.len());
         let end = &asked[..above.end];
@@ -47,20 +47,20 @@ impl Table {
         // The greatest key up to `end` is either a prefix, or no prefix is longer than what this key has in
         // common with the topic. So every lookup finds a prefix or makes `end` shorter.
         let Some((key, _)) = self.topics.range::<str, _>((Bound::Unbounded, end)).next_back() else {
-            return Looked::Done;
+            return Lookup::Done;
         };
         let common = key.bytes().zip(asked.bytes()).take_while(|(a, b)| a == b).count();
         if common < domain_len {
-            return Looked::Done;
+            return Lookup::Done;
         }
         if common == key.len() {
             (above.end, above.included) = (common, false);
-            return Looked::Found(key.clone());
+            return Lookup::Found(key.clone());
         }
         // The key is not a prefix but sorts before the topic. A prefix ends at or before the first
         // difference.
         let boundary = (0..=common).rev().find(|at| asked.is_char_boundary(*at)).unwrap_or_default();
         (above.end, above.included) = (boundary, true);
-        Looked::InVain
+        Lookup::InVain
     }
 }

@@ -7,7 +7,7 @@ use xmsg_core::registration::OwnerType;
 
 use super::index::Index;
 use super::small_map::{self, SmallMap, Text, TightVec};
-use super::{Due, Filter, Key, Owner, Source, Topic, Variant, parts};
+use super::{ExpiryKey, Filter, Key, Owner, Source, Topic, Variant, parts};
 
 /// A table of publishers or of subscribers.
 #[derive(Debug, Default)]
@@ -66,7 +66,7 @@ impl Table {
             + small_map::share::<Key, Topic>()
             + small_map::share::<Text, usize>()
             + small_map::share::<Owner, Vec<Variant>>()
-            + small_map::share::<Due, (OwnerType, Key, Owner)>()
+            + small_map::share::<ExpiryKey, (OwnerType, Key, Owner)>()
             + 3 * (small_map::share::<Text, SmallMap<Key, usize>>() + small_map::share::<Key, usize>())
     }
 
@@ -97,7 +97,7 @@ impl Table {
         std::iter::from_fn(|| self.take(key, of, |_| true)).collect()
     }
 
-    pub(super) fn remove_due(&mut self, key: &Key, of: &Owner, due: Due) {
+    pub(super) fn remove_due(&mut self, key: &Key, of: &Owner, due: ExpiryKey) {
         self.take(key, of, |variant| variant.due == Some(due));
     }
 

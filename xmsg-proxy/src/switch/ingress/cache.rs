@@ -1,7 +1,7 @@
-//! What an ingress remembers of the table: who gets which topic.
+//! The part of the table that an ingress remembers: which subscribers get which topic.
 //!
-//! Whatever publishers send, all of this together keeps to a bound: while there is room each ingress
-//! remembers what it needs, and when there is none, no more than its share.
+//! Whatever publishers send, all caches together keep to a limit. While there is room, each ingress remembers
+//! what it needs. When there is none, it remembers no more than its share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,30 +18,31 @@ use crate::switch::peers::Subscriber;
 use crate::switch::publisher::Publisher;
 use crate::switch::table::{Routes, Table};
 
-/// What one ingress remembers at most, bytes.
+/// The largest number of bytes that one ingress remembers.
 const MAX: usize = 16 << 20;
-/// What each may remember in any case, bytes: it counts as a part of its connection.
+/// The number of bytes that each ingress may remember in any case. They count as a part of its connection.
 const MIN: usize = 8 << 10;
-/// Steps in which it counts in the memory budget, bytes.
+/// The steps in bytes in which a cache counts in the memory budget.
 const STEP: usize = 16 << 10;
-/// The part of the memory budget for what all ingresses remember.
+/// The divisor of the memory budget that yields the part for the caches of all ingresses.
 const PART_OF_BUDGET: usize = 16;
-/// What a topic takes beside its text, a set beside its members, a member, and a subscriber, bytes, about.
+/// The approximate numbers of bytes of a topic beside its text, of a set beside its members, of a member, and
+/// of a subscriber.
 const TOPIC: usize = 64;
 const SET: usize = 128;
 const MEMBER: usize = 12;
 const SLOT: usize = 256;
-/// Messages among which topics are looked up together.
+/// The number of messages among which topics are looked up together.
 const AHEAD: usize = 64;
-/// Runs for one subscriber that the memory is kept for from one batch to the next.
+/// The number of runs for one subscriber whose memory is kept from one batch to the next.
 const RUNS_KEPT: usize = 8;
 
-/// What the caches of all ingresses hold together.
+/// The sizes of the caches of all ingresses together.
 #[derive(Debug)]
 pub(in crate::switch) struct Caches {
     memory: MemoryBudget,
     limit: usize,
-    inlets: AtomicUsize,
+    ingresses: AtomicUsize,
     bytes: AtomicUsize,
 }
 
@@ -50,38 +51,38 @@ impl Caches {
         Self {
             memory: memory.clone(),
             limit: memory.limit() / PART_OF_BUDGET,
-            inlets: AtomicUsize::new(0),
+            ingresses: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
         }
     }
 
-    /// How much an ingress may remember now.
+    /// Returns the number of bytes that an ingress may remember now.
     fn allowed(&self) -> usize {
         if self.bytes.load(Ordering::Relaxed) <= self.limit {
             return MAX;
         }
-        (self.limit / self.inlets.load(Ordering::Relaxed).max(1)).clamp(MIN, MAX)
+        (self.limit / self.ingresses.load(Ordering::Relaxed).max(1)).clamp(MIN, MAX)
     }
 }
 
-/// What one ingress holds of that.
+/// The share of one ingress in all caches.
 #[derive(Debug)]
-struct Held {
+struct CacheShare {
     caches: Arc<Caches>,
     claim: Claim,
-    /// What counts among all caches.
+    /// The bytes that count among all caches.
     cached: usize,
 }
 
-impl Held {
+impl CacheShare {
     fn new(caches: &Arc<Caches>, publisher: &Publisher) -> Self {
-        caches.inlets.fetch_add(1, Ordering::Relaxed);
+        caches.ingresses.fetch_add(1, Ordering::Relaxed);
         let what = "topics that it sends, and messages on their way";
         let claim = caches.memory.claim(&publisher.peer, what, publisher.outsized.clone());
         Self { caches: caches.clone(), claim, cached: 0 }
     }
 
-    /// It remembers so much, and needs so much more for messages that are on their way.
+    /// Sets the bytes that the ingress remembers, and those that it needs for messages on their way.
     fn set(&mut self, cached: usize, on_their_way: usize) {
         let counted = |bytes: usize| if bytes <= MIN { 0 } else { bytes.next_multiple_of(STEP) };
         let cached = counted(cached);
@@ -97,55 +98,57 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for CacheShare {
     fn drop(&mut self) {
-        self.caches.inlets.fetch_sub(1, Ordering::Relaxed);
+        self.caches.ingresses.fetch_sub(1, Ordering::Relaxed);
         self.caches.bytes.fetch_sub(self.cached, Ordering::Relaxed);
     }
 }
 
-/// A subscriber as this ingress knows it, with what the present batch has for it.
+/// A subscriber as this ingress knows it, with the runs of the present batch for it.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) subscriber: Arc<Subscriber>,
     pub(super) runs: Vec<Run>,
 }
 
-/// Who gets a message, and what happens if it can't be queued.
+/// The subscribers of a message, and the rule that applies if it can't be queued.
 #[derive(Debug)]
 pub(super) struct TargetSet {
     pub(super) slots: Box<[usize]>,
-    /// Number of the rule.
+    /// The number of the rule.
     pub(super) rule: u32,
-    /// Messages with these topics ask the proxy for something.
+    /// Whether messages with these topics are control requests to the proxy.
     pub(super) is_control: bool,
 }
 
-/// What was looked up in the table, good for one epoch.
+/// The results of look-ups in the table. They hold for one epoch.
 #[derive(Debug)]
 pub(super) struct Cache {
     epoch: Option<u64>,
     pub(super) policies: Arc<Policies>,
-    /// No subscription is longer, and no prefix with a policy of its own: of a topic, no more than this
-    /// matters.
+    /// No subscription is longer, and no prefix with a policy of its own: only this many bytes of a topic
+    /// matter.
     longest_prefix: usize,
-    /// Topic → number of a target set.
+    /// The number of the target set of each topic.
     topics: HashMap<Box<[u8]>, usize>,
-    /// Equal sets under the same rule have one number, so that comparing them is comparing numbers.
+    /// Equal sets under the same rule have one number, so that comparing sets is comparing numbers.
     pub(super) sets: Vec<TargetSet>,
-    /// Numbers of sets by their subscribers and, last, the rule and whether they are for control requests.
+    /// The numbers of sets by their subscribers, followed by the rule and whether they are for control
+    /// requests.
     set_numbers: HashMap<Box<[u32]>, usize>,
     pub(super) slots: Vec<Slot>,
     slot_numbers: HashMap<u32, usize>,
     found: Vec<u32>,
-    /// What all of that takes, about.
+    /// The approximate number of bytes that all of this takes.
     bytes: usize,
-    held: Held,
-    /// What the publisher may send; `None`: everything.
+    held: CacheShare,
+    /// The rights of the publisher, or `None` if it may publish everything.
     rights: Option<Arc<Rights>>,
-    /// Subscribers that were found, and given something, since others last had the processor.
+    /// The number of subscribers that were found, and given messages, since other tasks last had the
+    /// processor.
     pub(super) work: usize,
-    /// Members of the sets that were made for the present messages, and runs for them.
+    /// The number of members of the sets that were made for the present messages, and of runs for them.
     pub(super) load: usize,
 }
 
@@ -165,14 +168,14 @@ impl Cache {
             slot_numbers: HashMap::new(),
             found: Vec::new(),
             bytes: 0,
-            held: Held::new(caches, publisher),
+            held: CacheShare::new(caches, publisher),
             rights: None,
             work: 0,
             load: 0,
         }
     }
 
-    /// Forgets everything if it may not be true any more.
+    /// Forgets everything that may no longer hold.
     pub(super) fn refresh(&mut self, table: &Table, publisher: &Publisher) {
         self.load = 0;
         let epoch = table.epoch();
@@ -184,8 +187,8 @@ impl Cache {
         self.policies = routes.policies().clone();
         self.longest_prefix =
             routes.longest_prefix().max(self.policies.longest_prefix()).max(CONTROL_TOPIC.len());
-        // Nothing, if it is not to be here any more.
-        let rights = publisher.grant.rights().unwrap_or_default();
+        // It has no rights if the rules no longer admit it.
+        let rights = publisher.authorization.rights().unwrap_or_default();
         self.rights = (!rights.publishes_all()).then_some(rights);
         if let Some(rights) = &self.rights {
             self.longest_prefix = self.longest_prefix.max(rights.longest_publish());
@@ -195,7 +198,7 @@ impl Cache {
 
     fn clear(&mut self) {
         if self.bytes > STEP {
-            // The memory of the tables, too.
+            // A new map releases the memory of the old one, too.
             self.topics = HashMap::new();
             self.sets = Vec::new();
             self.set_numbers = HashMap::new();
@@ -211,35 +214,35 @@ impl Cache {
         self.bytes = 0;
     }
 
-    /// Counts what the messages that are matched take until all of them are queued.
+    /// Counts the memory of the messages that are matched until all of them are queued.
     pub(super) fn count(&mut self) {
         self.held.set(self.bytes, self.load * size_of::<Run>());
     }
 
-    /// The messages are queued: keeps what may be kept. It is the only place where sets and slots, to which
-    /// numbers refer, go.
-    pub(super) fn settle(&mut self) {
+    /// Ends a batch whose messages are queued, and keeps what may be kept. Only this function removes sets
+    /// and slots, which numbers refer to.
+    pub(super) fn finish_batch(&mut self) {
         if self.bytes > MIN && self.bytes > self.held.caches.allowed() {
             self.clear();
         }
         self.held.set(self.bytes, 0);
     }
 
-    /// Keeps the allocation for the next batch, if it is not one for a batch out of the ordinary.
+    /// Keeps the allocation for the next batch, unless it is unusually large.
     pub(super) fn keep_runs(&mut self, slot: usize, runs: Vec<Run>) {
         if runs.capacity() <= RUNS_KEPT {
             self.slots[slot].runs = runs;
         }
     }
 
-    /// What matters of the topic of this message.
+    /// Returns the part of the topic of this message that matters.
     pub(super) fn topic<'a>(&self, wire: &'a [u8], span: &Span) -> &'a [u8] {
         let topic = span.first(wire);
         &topic[..topic.len().min(self.longest_prefix)]
     }
 
-    /// The number of the set of subscribers of the first message's topic. If it is not known, it is looked up
-    /// together with others that come next, which costs little more.
+    /// Returns the number of the set of subscribers of the first message's topic. If it is not known, it is
+    /// looked up together with those of the next messages, which costs little more.
     pub(super) fn set(&mut self, wire: &[u8], spans: &[Span], table: &Table) -> usize {
         let topic = self.topic(wire, &spans[0]);
         if let Some(set) = self.topics.get(topic) {
@@ -254,7 +257,7 @@ impl Cache {
             }
         }
         self.look_up(&unknown, &routes);
-        // It is there now.
+        // The look-up has added it.
         self.topics.get(topic).copied().unwrap_or(DENIED)
     }
 
@@ -287,7 +290,7 @@ impl Cache {
         }
     }
 
-    /// The number of this set.
+    /// Returns the number of the set with these subscribers.
     fn target_set(
         &mut self,
         members: impl Iterator<Item = u32>,
@@ -329,7 +332,7 @@ mod tests {
     fn all_inlets_together_keep_to_a_bound_and_each_to_its_share() {
         let memory = MemoryBudget::new(16 << 20);
         let caches = Arc::new(Caches::new(&memory));
-        let ingress = |id: u32| Held::new(&caches, &Publisher::of_test(id, "192.0.2.1:1"));
+        let ingress = |id: u32| CacheShare::new(&caches, &Publisher::of_test(id, "192.0.2.1:1"));
         let mut idle = ingress(1);
         idle.set(MIN, 0);
         assert_eq!((caches.allowed(), memory.used()), (MAX, 0), "little is a part of the connection");
@@ -347,6 +350,6 @@ mod tests {
         idle.set(0, 1 << 20);
         assert_eq!((caches.bytes.load(Ordering::Relaxed), memory.used()), (0, 1 << 20));
         drop(idle);
-        assert_eq!((caches.inlets.load(Ordering::Relaxed), memory.used()), (0, 0));
+        assert_eq!((caches.ingresses.load(Ordering::Relaxed), memory.used()), (0, 0));
     }
 }

@@ -1,11 +1,11 @@
-//! Who subscribed to what: one table of prefixes, changed by one task, read by every ingress.
+//! The subscriptions of all subscribers: one table of prefixes, changed by one task, read by every ingress.
 //!
-//! Connections send [`Change`]s over a bounded channel. The [task](task) applies many at once, then raises
-//! the *epoch*: ingresses notice and forget what they had looked up. After that it tells the publishers what
-//! is newly wanted, or no longer.
+//! Connections send [`Change`]s over a bounded channel. The [task](task) applies many at once, and then
+//! increments the *epoch*: ingresses notice that, and forget what they had looked up. After that, it notifies
+//! the publishers of prefixes that are newly wanted, or no longer.
 
-mod news;
-mod own;
+mod notifications;
+mod own_prefixes;
 mod scope;
 mod snapshot;
 mod sorted;
@@ -25,34 +25,35 @@ use xmsg_zmq::link::session::{Batch, Ended, Handler, now};
 use xmsg_zmtp::Limits;
 
 pub(super) use self::task::TableTask;
-use super::bucket::Bucket;
 use super::peers::Subscriber;
 use super::publisher::Publisher;
-use super::upstream::{Returns, Token};
+use super::token_bucket::TokenBucket;
+use super::upstream::{OwnTokens, Token};
 use crate::config::PublishersSend;
 use crate::policy::Policies;
 
-/// Changes that wait to be applied; whoever sends more waits.
+/// The number of changes that wait to be applied. A connection that sends more waits.
 const CHANGES: usize = 1024;
-/// Pairs of topic and subscriber, and look-ups, that go into looking up several topics together, about.
-const PAIRS: usize = 64 << 10;
-/// Bytes of changes that a subscriber may make before it waits until they are made.
+/// The approximate number of pairs of topic and subscriber, and of look-ups, when several topics are looked
+/// up together.
+const LOOK_UP_MAX: usize = 64 << 10;
+/// The bytes of changes that a subscriber may make before it waits until they are made.
 const UNPACED: usize = 8 << 10;
-/// Bytes of changes that it may make at once, and in each second, without waiting for publishers to read of
-/// them: whoever makes few is not held up by what others make.
+/// The bytes of changes that a subscriber may make at once, and in each second, without waiting for
+/// publishers to read them. One that makes few is not held up by the changes of others.
 const UNREAD: f64 = 65_536.0;
-/// What a change counts for beside its prefix, bytes.
+/// The bytes that a change counts for beside its prefix.
 const CHANGE: usize = 16;
-/// How much it may cost in a second to have a subscriber's prefixes change their side: about 64 bytes of text
-/// each. Whoever makes more work is read from more slowly.
-const TOLL_PER_SECOND: f64 = 500_000.0;
-/// Publishers that are told in a second what one subscriber changes, where they are many. Whoever has more
-/// told is read from more slowly.
-const NEWS_PER_SECOND: f64 = 20_000.0;
-/// Places of the table that are looked at under one lock when all of it is listed.
+/// The limit in a second of the work for making a subscriber's prefixes active or covered. A prefix of about
+/// 64 bytes counts as one. A subscriber that causes more work is read from more slowly.
+const TABLE_WORK_PER_SECOND: f64 = 500_000.0;
+/// The number of publishers that are notified in a second of the changes of one subscriber, where they are
+/// many. A subscriber that causes more notifications is read from more slowly.
+const NOTIFICATIONS_PER_SECOND: f64 = 20_000.0;
+/// The number of places of the table that are listed under one lock.
 const LISTED: usize = 1024;
 
-/// Something that happened to a connection.
+/// A change of the table, or of the connections that it knows.
 #[derive(Debug)]
 pub(super) enum Change {
     Subscribe(Arc<Subscriber>, Bytes),
@@ -60,36 +61,36 @@ pub(super) enum Change {
     SubscriberGone(u32),
     PublisherJoined(Arc<Publisher>),
     PublisherGone(u32),
-    /// A link to an upstream is to be told tokens from now on.
+    /// A link to an upstream is to receive tokens from now on.
     TokensWanted(Arc<Publisher>),
-    /// A subscriber wants a token, or does not want it any more.
+    /// A subscriber subscribes to a token, or cancels that.
     Token(bool, Arc<Subscriber>, Token),
-    /// Other rules are in force.
+    /// Other rules are in force now.
     Enforce,
     Policies(Arc<Policies>),
     Pace(Pacing),
-    /// Answered with all publishers once everything before it is applied.
+    /// A request for all publishers, which is answered once every change before it is applied.
     Synchronize(oneshot::Sender<Vec<Arc<Publisher>>>),
 }
 
-/// A subscriber that waits until nothing of it is left to do and, if it makes changes like a flood,
-/// publishers have read what they were told.
+/// A subscriber that waits until no work for it is left and, if it floods the table with changes, publishers
+/// have read them.
 #[derive(Debug)]
 pub(super) struct Pacing {
     subscriber: Arc<Subscriber>,
     is_flood: bool,
-    /// The round in which publishers are told what it has made so far.
+    /// The round of notifications that contains its changes so far.
     round: u64,
     answer: oneshot::Sender<()>,
 }
 
-/// What ingresses see.
+/// The part of the table that ingresses see.
 #[derive(Debug)]
 pub(super) struct Table {
     routes: RwLock<Routes>,
     epoch: AtomicU64,
     changes: mpsc::Sender<Change>,
-    returns: Returns,
+    own_tokens: OwnTokens,
     double_paths: AtomicUsize,
 }
 
@@ -101,14 +102,14 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    /// The subscribers of these topics, each with the number of the topic, once and in a fixed order.
+    /// Returns the subscribers of these topics, each once with the number of the topic, in a fixed order.
     pub(super) fn find_each(&self, topics: &[&[u8]]) -> Vec<(usize, u32)> {
         let mut found = Vec::new();
         self.prefixes.find_each(topics, |topic, subscribers| {
             found.extend(subscribers.iter().map(|subscriber| (topic, *subscriber)));
         });
-        // Unless they come from one prefix for each topic. A subscriber can be found twice while its
-        // subscriptions change.
+        // They are sorted if they come from one prefix for each topic. A subscriber can be found twice while
+        // its subscriptions change.
         if !found.is_sorted_by(|one, next| one < next) {
             found.sort_unstable();
             found.dedup();
@@ -116,10 +117,10 @@ impl Routes {
         found
     }
 
-    /// How many topics are to be looked up together: what they find is bounded by the number of subscribers.
+    /// Returns how many topics are to be looked up together: the number of subscribers limits what they find.
     pub(super) fn together(&self, most: usize) -> usize {
         let each = self.subscribers.len() + self.longest_prefix();
-        (PAIRS / each.max(1)).clamp(1, most)
+        (LOOK_UP_MAX / each.max(1)).clamp(1, most)
     }
 
     pub(super) fn longest_prefix(&self) -> usize {
@@ -151,25 +152,25 @@ impl Table {
             routes: RwLock::new(routes),
             epoch: AtomicU64::new(0),
             changes,
-            returns: Returns::default(),
+            own_tokens: OwnTokens::default(),
             double_paths: AtomicUsize::default(),
         });
         let task = TableTask::new(table.clone(), receiver, publishers_send, memory);
         (table, task)
     }
 
-    /// Changes whenever subscriptions or policies do. What was read from the table under one epoch holds
-    /// until it changes.
+    /// Returns the epoch, which changes with the subscriptions and the policies. What was read from the table
+    /// under one epoch holds until it changes.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Tokens of this proxy's own links.
-    pub(super) fn returns(&self) -> &Returns {
-        &self.returns
+    /// Returns the tokens of this proxy's own links.
+    pub(super) fn own_tokens(&self) -> &OwnTokens {
+        &self.own_tokens
     }
 
-    /// Proxies that reach this one over two ways.
+    /// Returns the number of proxies that reach this one over two paths.
     pub(super) fn double_paths(&self) -> usize {
         self.double_paths.load(Ordering::Relaxed)
     }
@@ -178,7 +179,7 @@ impl Table {
         self.routes.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes ingresses forget what they looked up. Called under the lock for writing.
+    /// Makes ingresses forget what they looked up. The caller has to hold the lock for writing.
     fn advance(&self) {
         self.epoch.fetch_add(1, Ordering::Release);
     }
@@ -191,7 +192,7 @@ impl Table {
         self.routes().prefixes.len()
     }
 
-    /// Calls `found` with every prefix and its number of subscribers. The lock is let go of between parts, so
+    /// Calls `found` with every prefix and its number of subscribers. The lock is released between parts, so
     /// that ingresses and changes get their turn.
     pub(super) fn prefixes(&self, mut found: impl FnMut(Vec<u8>, usize)) {
         let mut part = Vec::new();
@@ -209,7 +210,7 @@ impl Table {
     }
 
     pub(super) async fn change(&self, change: Change) {
-        // It fails only after the switch has stopped; then there is nothing left to change.
+        // It fails only after the switch has stopped. Then there is nothing left to change.
         let _ = self.changes.send(change).await;
     }
 
@@ -222,7 +223,7 @@ impl Table {
         let _ = receiver.await;
     }
 
-    /// Waits until everything that was sent before is applied; returns the publishers.
+    /// Waits until everything that was sent before is applied, and returns the publishers.
     pub(super) async fn synchronize(&self) -> Vec<Arc<Publisher>> {
         let (sender, receiver) = oneshot::channel();
         self.change(Change::Synchronize(sender)).await;
@@ -230,28 +231,28 @@ impl Table {
     }
 }
 
-/// What a subscriber says.
+/// The handler of what a subscriber sends.
 pub(super) struct Subscriptions<'a> {
     table: &'a Table,
     subscriber: &'a Arc<Subscriber>,
     limits: &'a Limits,
-    /// How often it subscribed since its subscriptions were last counted, and their number then.
+    /// The number of subscriptions since they were last counted, plus their number then.
     asked: usize,
-    /// The size in bytes of what it subscribed to since then.
+    /// The bytes of the prefixes of these subscriptions.
     asked_bytes: usize,
-    /// Bytes of changes since it last waited until they were made.
+    /// The bytes of changes since the subscriber last waited until they were made.
     unpaced: usize,
-    /// Bytes that it may still make without waiting for publishers.
-    unread: Bucket,
-    /// Publishers that may yet be told of its changes.
-    news: Bucket,
+    /// The bytes of changes that it may still make without waiting for publishers.
+    unread: TokenBucket,
+    /// The limit of publishers that are notified of its changes.
+    notifications: TokenBucket,
     tokens: BTreeSet<Token>,
 }
 
 impl<'a> Subscriptions<'a> {
     pub(super) fn new(table: &'a Table, subscriber: &'a Arc<Subscriber>, limits: &'a Limits) -> Self {
-        let unread = Bucket::new(UNREAD);
-        let news = Bucket::new(NEWS_PER_SECOND);
+        let unread = TokenBucket::new(UNREAD);
+        let notifications = TokenBucket::new(NOTIFICATIONS_PER_SECOND);
         Self {
             table,
             subscriber,
@@ -260,17 +261,17 @@ impl<'a> Subscriptions<'a> {
             asked_bytes: 0,
             unpaced: 0,
             unread,
-            news,
+            notifications,
             tokens: BTreeSet::new(),
         }
     }
 
-    /// Slows a subscriber down that makes changes faster than publishers read of them, than they can be told,
-    /// or than they can be made. Another one, which makes few, does not wait.
+    /// Slows down a subscriber that makes changes faster than publishers read them, than notifications can be
+    /// sent, or than the changes can be made. Another subscriber that makes few changes does not wait.
     async fn pace(&mut self, bytes: usize) {
-        let publishers = self.subscriber.told.swap(0, Ordering::Relaxed);
+        let publishers = self.subscriber.notified.swap(0, Ordering::Relaxed);
         if publishers > 0 {
-            tokio::time::sleep(self.news.take(publishers as f64, now())).await;
+            tokio::time::sleep(self.notifications.take(publishers as f64, now())).await;
         }
         self.unpaced += bytes;
         if self.unpaced < UNPACED {
@@ -279,20 +280,21 @@ impl<'a> Subscriptions<'a> {
         let bytes = std::mem::take(&mut self.unpaced);
         let is_flood = !self.unread.take_present(bytes as f64, now());
         self.table.pace(self.subscriber, is_flood).await;
-        let toll = self.subscriber.toll.swap(0, Ordering::Relaxed) as f64 / TOLL_PER_SECOND;
-        if toll > 0.0 {
-            tokio::time::sleep(Duration::from_secs_f64(toll)).await;
+        let table_work = self.subscriber.table_work.swap(0, Ordering::Relaxed) as f64 / TABLE_WORK_PER_SECOND;
+        if table_work > 0.0 {
+            tokio::time::sleep(Duration::from_secs_f64(table_work)).await;
         }
     }
 
-    /// What a subscriber says of a token, which may be our own.
+    /// Handles a subscription to a token, or its end. The token may be one of this proxy.
     async fn token(&mut self, subscribe: bool, token: Token) -> Result<(), Ended> {
         if subscribe {
-            if self.table.returns.is_own(&token) || !self.tokens.insert(token) {
+            if self.table.own_tokens.is_own(&token) || !self.tokens.insert(token) {
                 return Ok(());
             }
             if self.tokens.len() > tokens::TOKENS_MAX {
-                // Whoever passes on the tokens of others can't help it: the ones beyond are not looked at.
+                // A peer that passes on the tokens of others can't avoid this: the tokens beyond the limit
+                // are ignored.
                 self.tokens.remove(&token);
                 return Ok(());
             }
@@ -327,7 +329,7 @@ impl Handler for Subscriptions<'_> {
         self.asked += 1;
         self.asked_bytes += prefix.len();
         if self.is_too_much() {
-            // Some may have been for the same prefix: only the table knows.
+            // Some subscriptions may have been for the same prefix: only the table knows.
             self.table.synchronize().await;
             self.asked = subscriber.subscriptions.load(Ordering::Relaxed) + 1;
             self.asked_bytes = subscriber.subscription_bytes.load(Ordering::Relaxed) + prefix.len();

@@ -1,5 +1,5 @@
-//! What a publisher may be told of subscriptions: what concerns the topics that it may publish, and nothing
-//! else of what others want.
+//! The scope of a publisher: it is notified of the subscriptions that concern the topics that it may publish,
+//! and of no others.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,32 +13,32 @@ use crate::security::Rights;
 pub(super) struct Scope(Arc<[Bytes]>);
 
 impl Scope {
-    /// What these rights allow; `None`: everything.
+    /// Returns the scope of these rights, or `None` if they allow everything.
     pub(super) fn of(rights: Option<&Rights>) -> Option<Self> {
         if rights.is_some_and(Rights::publishes_all) {
             return None;
         }
         let mut prefixes = rights.map(|rights| rights.publish.clone()).unwrap_or_default();
         prefixes.sort_unstable();
-        // What starts with another one comes behind it.
+        // A prefix that starts with another one comes after it.
         prefixes.dedup_by(|next, before| next.starts_with(before));
         Some(Self(prefixes.into()))
     }
 
-    /// The prefixes.
+    /// Returns the prefixes.
     pub(super) fn prefixes(&self) -> &[Bytes] {
         &self.0
     }
 
-    /// Whether all topics that start with this prefix may be published, and some others as well: it is told
-    /// as it is.
+    /// Returns whether all topics that start with this prefix may be published, beside others. A subscription
+    /// to it is sent unchanged.
     pub(super) fn contains(&self, prefix: &[u8]) -> bool {
-        // If there is one that it starts with, none lies between them.
+        // If it starts with another prefix, none lies between them.
         let end = self.0.partition_point(|own| **own < *prefix);
         end.checked_sub(1).is_some_and(|last| prefix.starts_with(&self.0[last]))
     }
 
-    /// The places of those that start with this prefix, which is not told: they are told instead.
+    /// Returns the positions of the prefixes that start with this one. They are sent instead of it.
     pub(super) fn within(&self, prefix: &[u8]) -> Range<usize> {
         let start = self.0.partition_point(|own| **own < *prefix);
         let len = self.0[start..].iter().take_while(|own| own.starts_with(prefix)).count();

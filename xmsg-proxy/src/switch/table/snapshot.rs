@@ -1,7 +1,7 @@
-//! All that is wanted, encoded for publishers that join, as far as it [concerns](Scope) them.
+//! All wanted prefixes, encoded for publishers that join, as far as they [concern](Scope) them.
 //!
-//! It is encoded in parts, each for a range of places of the table, and a part is made anew only when
-//! something in its range has changed: publishers that join and do not read share the memory of the parts.
+//! They are encoded in parts, each for a range of places of the table. A part is encoded again only when a
+//! prefix in its range has changed: publishers that join and do not read share the memory of the parts.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,25 +16,25 @@ use super::scope::Scope;
 use super::task::SubscriptionChange;
 use crate::CONTROL_TOPIC;
 
-/// Places of the table that make a part.
+/// The number of places of the table in a part.
 const PART: usize = 1024;
 
-/// What is wanted, as publishers of one version of the protocol and of one scope are told.
+/// The wanted prefixes, as they are sent to publishers of one version of the protocol and of one scope.
 #[derive(Debug)]
 pub(super) struct Snapshot {
     version: Version,
-    /// `None`: they are told everything.
+    /// The scope, or `None` if the publishers may publish everything.
     scope: Option<Scope>,
-    /// For links to upstreams, the longest prefix that these take, bytes. They hear nothing of control
-    /// requests: those are for the proxy that they were sent to.
+    /// For links to upstreams, the length in bytes of the longest prefix that these accept. They are not sent
+    /// the control topic: control requests are for the proxy that they were sent to.
     link: Option<usize>,
-    /// Which prefixes of the scope they are told, because they start with something that is wanted.
+    /// The prefixes of the scope that are sent because they start with a wanted prefix.
     wanted: Vec<bool>,
     memory: MemoryBudget,
     parts: Vec<Option<Bytes>>,
-    /// Bytes of all parts that are held by anybody, those that are out of date included.
+    /// The bytes of all parts that anybody holds, including outdated ones.
     held: Arc<AtomicUsize>,
-    /// Bytes of the parts that are up to date.
+    /// The bytes of the parts that are up to date.
     present: usize,
 }
 
@@ -52,7 +52,7 @@ impl Snapshot {
         Self { version, scope, link, wanted, memory, parts: Vec::new(), held: Arc::default(), present: 0 }
     }
 
-    /// Whether it is that of this version and scope, and of such links.
+    /// Returns whether it is for this version and scope, and for such links.
     pub(super) fn is_of(&self, version: Version, scope: Option<&Scope>, link: Option<usize>) -> bool {
         (self.version, self.scope.as_ref(), self.link) == (version, scope, link)
     }
@@ -65,8 +65,8 @@ impl Snapshot {
         self.scope.as_ref()
     }
 
-    /// Subscriptions to the prefixes of the scope itself, as far as something is wanted that they start with;
-    /// with `all`, whether it is or not. They come before all parts.
+    /// Returns subscriptions to the prefixes of the scope itself that start with a wanted prefix or, with
+    /// `all`, to all of them. They are sent before all parts.
     pub(super) fn first(&self, all: bool) -> Bytes {
         let mut bytes = BytesMut::new();
         match &self.scope {
@@ -82,12 +82,17 @@ impl Snapshot {
         bytes.freeze()
     }
 
-    /// What its publishers are told when this has changed in the table; nothing, if it does not concern them.
-    pub(super) fn news(&mut self, changes: &[SubscriptionChange], table: &PrefixTable<u32>) -> Bytes {
+    /// Returns the notifications for its publishers of these changes of the table. They are empty if the
+    /// changes do not concern them.
+    pub(super) fn notifications(
+        &mut self,
+        changes: &[SubscriptionChange],
+        table: &PrefixTable<u32>,
+    ) -> Bytes {
         let mut bytes = BytesMut::new();
         let mut own = Vec::new();
         for SubscriptionChange { subscribe, prefix, .. } in changes {
-            // That to control requests stays, whoever else wants it or does not want it any more.
+            // The control topic stays, whoever else wants it or no longer wants it.
             if prefix != CONTROL_TOPIC && self.contains(prefix) {
                 self.version.write_subscription(&mut bytes, *subscribe, prefix);
             }
@@ -111,8 +116,8 @@ impl Snapshot {
         bytes.freeze()
     }
 
-    /// What publishers are told of a part that were told that of another scope before, because their rights
-    /// have changed.
+    /// Returns a part for publishers that were sent that of another scope before, because their rights have
+    /// changed.
     pub(super) fn part_instead(
         &self,
         table: &PrefixTable<u32>,
@@ -124,7 +129,7 @@ impl Snapshot {
         {
             let is_told = self.contains(prefix);
             let was_told = || before.is_none_or(|before| before.contains(prefix));
-            // One that is told for its own sake stays.
+            // A prefix that is sent for its own sake stays.
             if is_told || (was_told() && !self.is_own(prefix)) {
                 self.version.write_subscription(&mut bytes, is_told, &Bytes::copy_from_slice(prefix));
             }
@@ -132,8 +137,8 @@ impl Snapshot {
         bytes.freeze()
     }
 
-    /// What publishers are told after all parts if their rights have changed: the end of prefixes of the
-    /// former scope, unless these are told for another reason.
+    /// Returns what is sent after all parts to publishers whose rights have changed: it cancels the prefixes
+    /// of the former scope that are not sent for another reason.
     pub(super) fn last_instead(&self, table: &PrefixTable<u32>, before: Option<&Scope>, all: bool) -> Bytes {
         let mut bytes = BytesMut::new();
         let everything = [Bytes::new()];
@@ -151,23 +156,23 @@ impl Snapshot {
         bytes.freeze()
     }
 
-    /// Whether this prefix is told as it is.
+    /// Returns whether this prefix is sent unchanged.
     fn contains(&self, prefix: &[u8]) -> bool {
         self.link.is_none_or(|longest| prefix.len() <= longest && !prefix.starts_with(CONTROL_TOPIC))
             && self.scope.as_ref().is_none_or(|scope| scope.contains(prefix))
     }
 
-    /// Whether it is one of the scope.
+    /// Returns whether it is one of the scope.
     fn is_own(&self, prefix: &[u8]) -> bool {
         self.scope.as_ref().is_some_and(|scope| scope.prefixes().iter().any(|own| own == prefix))
     }
 
-    /// How many parts there are.
+    /// Returns the number of parts.
     pub(super) fn len(table: &PrefixTable<u32>) -> usize {
         table.places().div_ceil(PART)
     }
 
-    /// The number of the part that tells of the prefix.
+    /// Returns the number of the part that contains the prefix.
     pub(super) fn part_of(id: PrefixId) -> usize {
         id.place() / PART
     }
@@ -179,12 +184,12 @@ impl Snapshot {
         }
     }
 
-    /// Whether this part need not be made.
+    /// Returns whether this part is encoded and up to date.
     pub(super) fn is_encoded(&self, part: usize) -> bool {
         self.parts.get(part).is_some_and(Option::is_some)
     }
 
-    /// One part: the subscriptions to all prefixes in its range but that to control requests, which comes
+    /// Returns one part: the subscriptions to all prefixes in its range except the control topic, which comes
     /// last of all.
     pub(super) fn part(&mut self, table: &PrefixTable<u32>, part: usize) -> Bytes {
         if self.parts.len() <= part {
@@ -211,12 +216,12 @@ impl Snapshot {
         bytes.freeze()
     }
 
-    /// Bytes of parts that are out of date and that publishers hold all the same: they have not read them.
+    /// Returns the bytes of outdated parts that publishers hold because they have not read them.
     pub(super) fn outdated(&self) -> usize {
         self.held.load(Ordering::Relaxed).saturating_sub(self.present)
     }
 
-    /// Bytes of the parts that are up to date.
+    /// Returns the bytes of the parts that are up to date.
     pub(super) fn present(&self) -> usize {
         self.present
     }
@@ -226,14 +231,14 @@ fn places(part: usize) -> Range<usize> {
     part * PART..(part + 1) * PART
 }
 
-/// Whether something is wanted that this starts with.
+/// Returns whether a prefix is wanted that this one starts with.
 fn is_wanted(table: &PrefixTable<u32>, prefix: &[u8]) -> bool {
     let mut is_wanted = false;
     table.find(prefix, |_| is_wanted = true);
     is_wanted
 }
 
-/// A part that counts for as long as somebody holds it.
+/// The bytes of a part. They count for as long as anybody holds them.
 #[derive(Debug)]
 struct Held {
     bytes: Bytes,

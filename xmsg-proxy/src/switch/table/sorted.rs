@@ -1,19 +1,19 @@
-//! Prefixes of one subscriber in the order of their text, by their ids: the text lies in the table alone.
+//! The prefixes of one subscriber by their ids, in the order of their text. Only the table holds the text.
 
 use crate::prefixes::{PrefixId, PrefixTable};
 
-/// Ids of a chunk, at most.
+/// The largest number of ids in a chunk.
 const CHUNK: usize = 512;
 
-/// A sorted set of ids. Looking one up compares about twenty texts among a million; inserting and removing
-/// move one chunk.
+/// A sorted set of ids. A look-up compares about twenty texts among a million; inserting and removing move
+/// one chunk.
 #[derive(Debug, Default)]
 pub(super) struct Sorted {
-    /// None of them is empty.
+    /// No chunk is empty.
     chunks: Vec<Vec<PrefixId>>,
 }
 
-/// Where an id is, or would come.
+/// The position of an id, or the one where it would be inserted.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     chunk: usize,
@@ -21,12 +21,12 @@ struct Place {
 }
 
 impl Sorted {
-    /// Adds an id that is not in it.
+    /// Adds an id that the set does not contain.
     pub(super) fn insert(&mut self, table: &PrefixTable<u32>, id: PrefixId) {
         let prefix = table.prefix(id);
         let Place { chunk, at } = self.first_that(|other| table.prefix(other) > prefix);
         let Some(ids) = self.chunks.get_mut(chunk) else {
-            // Behind all others: prefixes that come in their order fill one chunk after another.
+            // It comes after all others: prefixes that come in order fill one chunk after another.
             match self.chunks.last_mut() {
                 Some(last) if last.len() < CHUNK => last.push(id),
                 _ => self.chunks.push(vec![id]),
@@ -46,7 +46,7 @@ impl Sorted {
         self.chunks.insert(chunk + 1, rest);
     }
 
-    /// Removes this prefix. Returns whether it was there.
+    /// Removes this prefix. Returns whether the set contained it.
     pub(super) fn remove(&mut self, table: &PrefixTable<u32>, prefix: &[u8]) -> bool {
         let Place { chunk, at } = self.first_that(|id| table.prefix(id) >= prefix);
         let Some(ids) = self.chunks.get_mut(chunk) else { return false };
@@ -60,7 +60,7 @@ impl Sorted {
         true
     }
 
-    /// The last one before this prefix.
+    /// Returns the last id before this prefix.
     pub(super) fn before(&self, table: &PrefixTable<u32>, prefix: &[u8]) -> Option<PrefixId> {
         let Place { chunk, at } = self.first_that(|id| table.prefix(id) >= prefix);
         match at.checked_sub(1) {
@@ -69,23 +69,23 @@ impl Sorted {
         }
     }
 
-    /// The first one at or behind this prefix.
+    /// Returns the first id at or after this prefix.
     pub(super) fn from(&self, table: &PrefixTable<u32>, prefix: &[u8]) -> Option<PrefixId> {
         self.get(self.first_that(|id| table.prefix(id) >= prefix))
     }
 
-    /// The first one behind this prefix.
+    /// Returns the first id after this prefix.
     pub(super) fn after(&self, table: &PrefixTable<u32>, prefix: &[u8]) -> Option<PrefixId> {
         self.get(self.first_that(|id| table.prefix(id) > prefix))
     }
 
-    /// The first one behind all that start with this prefix.
+    /// Returns the first id after all that start with this prefix.
     pub(super) fn after_all_of(&self, table: &PrefixTable<u32>, prefix: &[u8]) -> Option<PrefixId> {
         let is_behind = |id| table.prefix(id) > prefix && !table.prefix(id).starts_with(prefix);
         self.get(self.first_that(is_behind))
     }
 
-    /// Takes one out: the last.
+    /// Removes and returns the last id.
     pub(super) fn pop(&mut self) -> Option<PrefixId> {
         let last = self.chunks.last_mut()?;
         let id = last.pop();
@@ -99,8 +99,8 @@ impl Sorted {
         self.chunks.get(chunk)?.get(at).copied()
     }
 
-    /// The first place with an id for which this holds; it holds for all behind it, too. Or else the place
-    /// behind the last chunk.
+    /// Returns the first position whose id satisfies this condition, as do all after it, or the position
+    /// after the last chunk.
     fn first_that(&self, holds: impl Fn(PrefixId) -> bool) -> Place {
         let chunk = self.chunks.partition_point(|ids| ids.last().is_some_and(|last| !holds(*last)));
         let at = self.chunks.get(chunk).map_or(0, |ids| ids.partition_point(|id| !holds(*id)));

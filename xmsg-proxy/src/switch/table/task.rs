@@ -1,9 +1,12 @@
 //! The task that owns the table.
 //!
-//! What takes long is a job: it is done in slices, one for each job in turn, and changes go between. So
-//! nobody who joins, subscribes or asks for a confirmation waits for others that leave with a million
-//! subscriptions.
+//! Work that takes long is a job: it is done in slices, one for each kind of job in turn, and changes are
+//! applied in between. So nobody who connects, subscribes or asks for a confirmation waits for others that
+//! leave with a million subscriptions.
 
+// Longer than 500 lines: one loop with its state. Joining, notifying and enforcing are in modules beside it.
+
+mod enforcing;
 mod joining;
 mod notifying;
 
@@ -21,8 +24,8 @@ use xmsg_zmq::link::memory::{Claim, MemoryBudget};
 use xmsg_zmq::link::session::now;
 use xmsg_zmtp::Version;
 
-use super::news::News;
-use super::own::{Gone, Own, Seat, Subscribed};
+use super::notifications::Notifications;
+use super::own_prefixes::{OwnPrefixes, RemovedPrefix, Subscribed, TableAccess};
 use super::scope::Scope;
 use super::snapshot::Snapshot;
 use super::tokens::Tokens;
@@ -31,72 +34,72 @@ use crate::config::PublishersSend;
 use crate::switch::peers::Subscriber;
 use crate::switch::publisher::Publisher;
 
-/// Changes applied under one lock.
+/// The number of changes that are applied under one lock.
 const BATCH: usize = 256;
-/// How much of a job is done under one lock: so many short prefixes, or fewer long ones.
+/// The part of a job that is done under one lock: this many short prefixes, or fewer long ones.
 const SLICE: usize = 512;
-/// How much of what a change makes necessary is done at once. The rest is a job.
+/// The part of the work caused by a change that is done at once. The rest is a job.
 const AT_ONCE: usize = 64;
-/// The part of the memory budget that has to be free for what those who left held to wait for publishers that
-/// read.
+/// The divisor of the memory budget that yields the part that has to be free. Without it, the prefixes of
+/// subscribers that left are not kept until publishers have read.
 const MEMORY_KEPT: usize = 8;
-/// The time until it is looked again whether publishers have read that.
+/// The time between checks whether publishers have read what was sent.
 const PACE: Duration = Duration::from_millis(1);
-/// The additional time for each publisher that has not: many times what a look takes, however many they are.
+/// The additional time for each publisher that has not: many times what a check takes, however many they are.
 const PACE_OF_EACH: Duration = Duration::from_micros(2);
-/// What a prefix takes beside its text, bytes, about.
+/// The approximate number of bytes that a prefix takes beside its text.
 const PREFIX: usize = 130;
-/// What a head takes, bytes, if no other prefix has it.
+/// The number of bytes that a head takes if no other prefix has it.
 const HEAD: usize = 16;
-/// What a pair of a subscriber and a prefix takes, bytes, about.
+/// The approximate number of bytes that a pair of a subscriber and a prefix takes.
 const PAIR: usize = 24;
-/// Steps in which a subscriber's subscriptions count in the memory budget, bytes.
+/// The steps in bytes in which a subscriber's subscriptions count in the memory budget.
 const MEMORY_STEP: usize = 4 << 10;
 /// The steps in bytes if the subscriptions are many.
 const MEMORY_STEP_LARGE: usize = 64 << 10;
 
-/// Where there are no more publishers than this, they are told at once what has changed.
+/// Publishers are notified of changes at once if there are no more of them than this.
 const FEW: usize = 64;
-/// So much news waits to be told that what those who left had wanted is not added.
-const NEWS_ENOUGH: usize = notifying::NEWS_MAX / 4;
+/// The bytes of changes above which the prefixes of subscribers that left are not added to the notifications.
+const NOTIFICATIONS_ENOUGH: usize = notifying::NOTIFICATIONS_MAX / 4;
 
-/// The task's state.
+/// The state of the task.
 #[derive(Debug)]
 pub(in crate::switch) struct TableTask {
     pub(super) table: Arc<Table>,
     changes: mpsc::Receiver<Change>,
     publishers_send: PublishersSend,
-    /// Each subscriber's subscriptions.
-    own: HashMap<u32, Own>,
-    /// In a fixed order, so that a simulation can repeat what it did.
-    publishers: BTreeMap<u32, Notified>,
+    /// The subscriptions of each subscriber.
+    own: HashMap<u32, OwnPrefixes>,
+    /// The publishers in a fixed order, so that a simulation can be repeated.
+    publishers: BTreeMap<u32, PublisherEntry>,
     backlog: Backlog,
-    /// Publishers by what they are told, each kind of them with a number.
+    /// The groups of publishers that are sent the same, by their number.
     audiences: BTreeMap<u32, Audience>,
     next_audience: u32,
     jobs: Jobs,
-    news: News,
+    notifications: Notifications,
     pub(super) tokens: Tokens,
-    /// [So many](FEW) publishers are few.
+    /// The number of publishers up to which they are [few](FEW).
     few: usize,
     pub(super) memory: MemoryBudget,
-    /// Of the prefixes themselves, whoever subscribed to them.
+    /// The claim for the memory of the prefixes themselves, whoever subscribed to them.
     prefixes: Claim,
 }
 
-/// What is done in slices.
+/// The work that is done in slices.
 #[derive(Debug, Default)]
 struct Jobs {
-    /// Subscribers of which prefixes change their side.
+    /// Subscribers with prefixes that are to become active or covered.
     sorting: VecDeque<Arc<Subscriber>>,
-    /// What subscribers that have gone left behind.
-    leaving: VecDeque<(u32, Own)>,
-    /// Publishers that are being told all that is wanted.
+    /// The prefixes of subscribers that have left.
+    leaving: VecDeque<(u32, OwnPrefixes)>,
+    /// Publishers that are being sent all wanted prefixes.
     joining: VecDeque<Joining>,
-    /// Subscribers of which it is yet to be checked what they may subscribe to.
+    /// Subscribers whose subscriptions are yet to be checked against their rights.
     enforcing: VecDeque<Enforcing>,
-    /// Answers that wait until the last of them is checked, and publishers have been told what they may
-    /// publish now.
+    /// Answers that wait until the last of them is checked, and publishers were sent the prefixes that their
+    /// rights allow now.
     waiting: Vec<Synchronizing>,
     /// Subscribers that wait until they may make more changes.
     pacing: Vec<Pacing>,
@@ -107,47 +110,47 @@ impl Jobs {
         !self.has_urgent() && self.leaving.is_empty() && self.pacing.is_empty()
     }
 
-    /// Whether there is something to do that waits for no publisher to read.
+    /// Returns whether there is work that does not wait for publishers to read.
     fn has_urgent(&self) -> bool {
         !(self.sorting.is_empty() && self.joining.is_empty() && self.enforcing.is_empty())
     }
 }
 
-/// Publishers of which it has to be watched whether they read what they were told. Most of the time there is
-/// none among thousands.
+/// Publishers that have to be watched whether they read what they were sent. Most of the time there is none
+/// among thousands.
 #[derive(Debug, Default)]
 struct Backlog {
     publishers: BTreeMap<u32, Arc<Publisher>>,
-    /// Until then, they count as they were found.
+    /// Until this time, the result of the last check holds.
     look_from: Option<Instant>,
 }
 
 impl Backlog {
-    /// Takes note of what waits for a publisher that was told something.
+    /// Adds a publisher that was sent something, if much waits for it.
     fn note(&mut self, publisher: &Arc<Publisher>) {
         if publisher.may_be_behind() && publisher.is_behind() {
             self.publishers.insert(publisher.id, publisher.clone());
         }
     }
 
-    /// Whether a publisher that reads has yet to read much of what it was told.
+    /// Returns whether a publisher that reads has yet to read much of what it was sent.
     fn is_there(&mut self) -> bool {
         if self.publishers.is_empty() || self.look_from.is_some_and(|from| now() < from) {
             return !self.publishers.is_empty();
         }
-        // Each is looked at, so that the time of each runs.
+        // Each publisher is checked, so that the time of each runs.
         self.publishers.retain(|_, publisher| publisher.is_behind());
         self.look_from = Some(later(now(), self.pace()));
         !self.publishers.is_empty()
     }
 
-    /// How soon to look again.
+    /// Returns the time until the next check.
     fn pace(&self) -> Duration {
         PACE + PACE_OF_EACH * u32::try_from(self.publishers.len()).unwrap_or(u32::MAX)
     }
 }
 
-/// Publishers that are told the same in the same [form], and all that they are told when they join.
+/// Publishers that are sent the same bytes in the same [form], and the snapshot for those that join.
 #[derive(Debug)]
 struct Audience {
     snapshot: Snapshot,
@@ -156,28 +159,29 @@ struct Audience {
 
 /// A publisher, and the number of its audience.
 #[derive(Debug)]
-struct Notified {
+struct PublisherEntry {
     publisher: Arc<Publisher>,
     audience: u32,
 }
 
-/// A publisher that is being told, and the part that comes next.
+/// A publisher that is being sent the snapshot, and the part that comes next.
 #[derive(Debug)]
 struct Joining {
-    told: Notified,
+    entry: PublisherEntry,
     next: usize,
-    before: Before,
+    before: PreviousSnapshot,
 }
 
-/// What a publisher that is being told was told before.
+/// The state that a publisher that is being sent the snapshot knew before.
 #[derive(Debug)]
-enum Before {
+enum PreviousSnapshot {
     Nothing,
-    /// What concerned it under other rights.
+    /// The prefixes that concerned it under other rights.
     Scope(Option<Scope>),
 }
 
-/// Somebody who waits until all is as the changes before say, and this round of news is told.
+/// A task that waits until all changes before its request are applied, and this round of notifications is
+/// sent.
 #[derive(Debug)]
 struct Synchronizing {
     round: u64,
@@ -191,7 +195,7 @@ struct Enforcing {
     checked: Option<Vec<u8>>,
 }
 
-/// A prefix that somebody newly wants, or that nobody wants any more.
+/// A prefix that is newly wanted, or that nobody wants any more.
 #[derive(Debug)]
 pub(super) struct SubscriptionChange {
     pub(super) subscribe: bool,
@@ -199,10 +203,10 @@ pub(super) struct SubscriptionChange {
     id: PrefixId,
 }
 
-/// All that is to be told, in this order.
+/// All changes that are to be sent, in this order.
 pub(super) type SubscriptionChanges = Vec<SubscriptionChange>;
 
-fn cancelled(gone: impl IntoIterator<Item = Gone>) -> impl Iterator<Item = SubscriptionChange> {
+fn cancelled(gone: impl IntoIterator<Item = RemovedPrefix>) -> impl Iterator<Item = SubscriptionChange> {
     gone.into_iter().map(|(id, prefix)| SubscriptionChange { subscribe: false, prefix: prefix.into(), id })
 }
 
@@ -223,7 +227,7 @@ impl TableTask {
             audiences: BTreeMap::new(),
             next_audience: 0,
             jobs: Jobs::default(),
-            news: News::default(),
+            notifications: Notifications::default(),
             tokens: Tokens::new(&memory),
             few: FEW,
             prefixes: memory.claim_shared(),
@@ -254,12 +258,12 @@ impl TableTask {
         }
     }
 
-    /// Whether there is nothing to do but to wait for changes.
+    /// Returns whether there is nothing to do but to wait for changes.
     fn is_idle(&self) -> bool {
-        self.jobs.is_empty() && self.news.is_empty() && !self.news.is_being_told()
+        self.jobs.is_empty() && self.notifications.is_empty() && !self.notifications.is_being_told()
     }
 
-    /// Lets everybody go who waits for an answer.
+    /// Answers all tasks that wait.
     pub(in crate::switch) fn drain(&mut self) {
         self.changes.close();
         while self.changes.try_recv().is_ok() {}
@@ -268,7 +272,7 @@ impl TableTask {
     fn apply(&mut self, changes: &mut Vec<Change>) {
         let mut changes = changes.drain(..).peekable();
         while changes.peek().is_some() {
-            // A publisher that joins must be told what is in the table at that very place in the sequence.
+            // A publisher that joins must be sent the state of the table at that very place in the sequence.
             let mut net_changes = SubscriptionChanges::new();
             let mut next = None;
             {
@@ -313,55 +317,56 @@ impl TableTask {
                 Some(Change::Enforce) => self.enforce(),
                 Some(Change::PublisherJoined(publisher)) => {
                     self.tell_forwarder(&publisher);
-                    self.welcome(publisher);
+                    self.publisher_joined(publisher);
                 }
                 Some(Change::PublisherGone(id)) => {
                     self.tell_no_more_tokens(id);
-                    self.farewell(id);
+                    self.publisher_left(id);
                 }
                 Some(Change::Synchronize(answer)) => {
-                    self.jobs.waiting.push(Synchronizing { round: self.news.needed(), answer });
+                    self.jobs.waiting.push(Synchronizing { round: self.notifications.needed(), answer });
                     self.answer();
                 }
                 Some(Change::Pace(pacing)) => {
-                    self.jobs.pacing.push(Pacing { round: self.news.needed(), ..pacing });
+                    self.jobs.pacing.push(Pacing { round: self.notifications.needed(), ..pacing });
                 }
                 _ => {}
             }
         }
     }
 
-    /// Does a slice of each kind of job. Returns how long to wait for changes before the next one, if not at
-    /// all.
+    /// Does a slice of each kind of job. Returns how long to wait for changes before the next slice, or
+    /// `None` if it is due at once.
     fn work(&mut self) -> Option<Duration> {
-        self.sort_some();
-        self.enforce_some();
-        self.welcome_some();
-        self.notify_some();
-        let mut pause = self.news.due_in().unwrap_or(Duration::MAX);
-        if (!self.jobs.leaving.is_empty() || !self.jobs.pacing.is_empty()) && self.take_leave(&mut pause) {
+        self.sort_slice();
+        self.enforce_slice();
+        self.join_slice();
+        self.notify_slice();
+        let mut pause = self.notifications.due_in().unwrap_or(Duration::MAX);
+        if (!self.jobs.leaving.is_empty() || !self.jobs.pacing.is_empty()) && self.release_waiting(&mut pause)
+        {
             return None;
         }
-        (!self.jobs.has_urgent() && !self.news.is_being_told()).then_some(pause)
+        (!self.jobs.has_urgent() && !self.notifications.is_being_told()).then_some(pause)
     }
 
-    /// Lets those go who waited until they may make more changes, and does a slice of what those who left
-    /// want to be forgotten. `false`: there is no more to do before this `pause` is over.
-    fn take_leave(&mut self, pause: &mut Duration) -> bool {
+    /// Releases subscribers that waited until they may make more changes, and removes a slice of the prefixes
+    /// of subscribers that left. Returns `false` if there is no more to do before this `pause` is over.
+    fn release_waiting(&mut self, pause: &mut Duration) -> bool {
         let are_behind = self.backlog.is_there();
-        let (own, news) = (&self.own, &self.news);
-        let has_much_to_tell = news.bytes() > NEWS_ENOUGH;
+        let (own, notifications) = (&self.own, &self.notifications);
+        let has_much_to_tell = notifications.bytes() > NOTIFICATIONS_ENOUGH;
         let is_done = |pacing: &mut Pacing| {
-            let is_told = !has_much_to_tell || news.is_told(pacing.round);
+            let is_told = !has_much_to_tell || notifications.is_told(pacing.round);
             !(pacing.is_flood && (are_behind || !is_told))
                 && own.get(&pacing.subscriber.id).is_none_or(|own| !own.has_work())
         };
         for pacing in self.jobs.pacing.extract_if(.., is_done) {
-            // Whoever waited may have gone.
+            // The task that waited may have ended.
             let _ = pacing.answer.send(());
         }
-        // Without room, what those who left held is given back sooner, as long as no publisher that reads
-        // would be cut off for it.
+        // Without room, the prefixes of subscribers that left are removed sooner, as long as no publisher
+        // that reads would be disconnected for it.
         let has_room = self.memory.has_room(self.memory.limit() / MEMORY_KEPT);
         let may_wait = self.jobs.leaving.is_empty() || has_room;
         let mut behind = self.backlog.publishers.values();
@@ -369,14 +374,14 @@ impl TableTask {
             *pause = self.backlog.pace().min(*pause);
             return false;
         }
-        if self.jobs.leaving.is_empty() || (self.news.bytes() > NEWS_ENOUGH && has_room) {
+        if self.jobs.leaving.is_empty() || (self.notifications.bytes() > NOTIFICATIONS_ENOUGH && has_room) {
             return false;
         }
-        self.forget_some();
+        self.forget_slice();
         true
     }
 
-    fn sort_some(&mut self) {
+    fn sort_slice(&mut self) {
         let Some(subscriber) = self.jobs.sorting.pop_front() else { return };
         let (mut net_changes, mut left) = (SubscriptionChanges::new(), SLICE);
         {
@@ -389,13 +394,13 @@ impl TableTask {
         self.notify(net_changes);
     }
 
-    /// Takes away all that a subscriber wanted.
+    /// Removes a subscriber with all its subscriptions.
     fn forget(&mut self, id: u32) {
         {
             let mut routes = self.table.routes_mut();
-            // Whoever looks a topic up from now on does not find it, however long its prefixes stay.
+            // Look-ups do not find it from now on, however long its prefixes stay.
             if let Some(subscriber) = routes.subscribers.remove(&id) {
-                // What it holds is being given back: it is not to be picked as the one that holds most.
+                // Its memory is being released: it must not be picked as the peer that holds most.
                 subscriber.outsized.cancel();
             }
             self.table.advance();
@@ -405,93 +410,17 @@ impl TableTask {
         }
     }
 
-    fn forget_some(&mut self) {
+    fn forget_slice(&mut self) {
         let Some((id, mut own)) = self.jobs.leaving.pop_front() else { return };
         let mut gone = Vec::new();
         let mut routes = self.table.routes_mut();
-        let is_left = own.forget(&mut Seat { table: &mut routes.prefixes, number: id }, SLICE, &mut gone);
+        let is_left =
+            own.forget(&mut TableAccess { table: &mut routes.prefixes, number: id }, SLICE, &mut gone);
         drop(routes);
         if is_left {
             self.jobs.leaving.push_back((id, own));
         }
         self.notify(cancelled(gone).collect());
-    }
-
-    /// Has the rights of all subscribers checked anew, and inlets ask for those of their publishers.
-    /// Publishers that may publish something else than before are told what concerns them now.
-    fn enforce(&mut self) {
-        self.enforce_on_forwarders();
-        // What it is about is not what they may publish then.
-        self.notify_all();
-        // By number: one that is being told anew already stands in both, with the same audience.
-        let mut others = BTreeMap::new();
-        let joining = self.jobs.joining.iter().map(|joining| &joining.told);
-        for Notified { publisher, audience } in self.publishers.values().chain(joining) {
-            let scope = self.audiences.get(audience).and_then(|audience| audience.snapshot.scope());
-            if Scope::of(publisher.grant.rights().as_deref()).as_ref() != scope {
-                others.insert(publisher.id, (publisher.clone(), *audience, scope.cloned()));
-            }
-        }
-        self.jobs.joining.retain(|joining| !others.contains_key(&joining.told.publisher.id));
-        for (publisher, before, scope) in others.into_values() {
-            let audience = self.join(&publisher);
-            self.leave(before);
-            let told = self.publishers.get_mut(&publisher.id);
-            let before = if told.is_some() { Before::Scope(scope) } else { Before::Nothing };
-            if let Some(told) = told {
-                told.audience = audience;
-            }
-            self.jobs.joining.push_back(Joining { told: Notified { publisher, audience }, next: 0, before });
-        }
-        let subscribers: Vec<_> = {
-            let routes = self.table.routes_mut();
-            self.table.advance();
-            routes.subscribers.values().cloned().collect()
-        };
-        for subscriber in subscribers {
-            if !subscriber.grant.rights().unwrap_or_default().may_subscribe(b"") {
-                self.jobs.enforcing.push_back(Enforcing { subscriber, checked: None });
-            }
-        }
-    }
-
-    /// Takes away subscriptions that are not allowed any more.
-    fn enforce_some(&mut self) {
-        let Some(Enforcing { subscriber, mut checked }) = self.jobs.enforcing.pop_front() else { return };
-        let rights = subscriber.grant.rights();
-        let (is_let_in, rights) = (rights.is_some(), rights.unwrap_or_default());
-        let mut net_changes = SubscriptionChanges::new();
-        let mut is_left = true;
-        {
-            let table = self.table.clone();
-            let mut routes = table.routes_mut();
-            let (mut differs, mut left) = (false, SLICE);
-            for _ in 0..SLICE {
-                let own = self.own.get(&subscriber.id);
-                let Some(id) = own.and_then(|own| own.next(&routes.prefixes, checked.as_deref())) else {
-                    is_left = false;
-                    break;
-                };
-                let prefix = Bytes::copy_from_slice(routes.prefixes.prefix(id));
-                if !rights.may_subscribe(&prefix) {
-                    // Whoever is not let in at all any more is being cut off, and the log says so.
-                    if is_let_in {
-                        subscriber.grant.deny(&subscriber.peer, "subscribe", &prefix, 1);
-                    }
-                    differs |= self.cancel(&mut routes, &subscriber, &prefix, &mut net_changes);
-                    differs |= self.sort(&mut routes, &subscriber, &mut left, &mut net_changes);
-                }
-                checked = Some(prefix.into());
-            }
-            if differs {
-                table.advance();
-            }
-        }
-        if is_left {
-            self.jobs.enforcing.push_back(Enforcing { subscriber, checked });
-        }
-        self.notify(net_changes);
-        self.answer();
     }
 
     fn subscribe(
@@ -501,12 +430,12 @@ impl TableTask {
         prefix: Bytes,
         net_changes: &mut SubscriptionChanges,
     ) -> bool {
-        if !subscriber.grant.may_subscribe(&subscriber.peer, "subscribe", &prefix) {
+        if !subscriber.authorization.may_subscribe(&subscriber.peer, "subscribe", &prefix) {
             return false;
         }
         let own = self.own.entry(subscriber.id).or_default();
-        let mut seat = Seat { table: &mut routes.prefixes, number: subscriber.id };
-        let Subscribed { is_new, first, differs } = own.subscribe(&mut seat, &prefix);
+        let mut access = TableAccess { table: &mut routes.prefixes, number: subscriber.id };
+        let Subscribed { is_new, first, differs } = own.subscribe(&mut access, &prefix);
         if is_new {
             routes.subscribers.entry(subscriber.id).or_insert_with(|| subscriber.clone());
             subscriber.subscriptions.fetch_add(1, Ordering::Relaxed);
@@ -528,32 +457,32 @@ impl TableTask {
         net_changes: &mut SubscriptionChanges,
     ) -> bool {
         let Some(own) = self.own.get_mut(&subscriber.id) else { return false };
-        let mut seat = Seat { table: &mut routes.prefixes, number: subscriber.id };
+        let mut access = TableAccess { table: &mut routes.prefixes, number: subscriber.id };
         let mut gone = Vec::new();
-        if !own.cancel(&mut seat, prefix, &mut gone) {
+        if !own.cancel(&mut access, prefix, &mut gone) {
             return false;
         }
-        let is_news = !gone.is_empty();
+        let is_removed = !gone.is_empty();
         net_changes.extend(cancelled(gone));
         subscriber.subscriptions.fetch_sub(1, Ordering::Relaxed);
         subscriber.subscription_bytes.fetch_sub(prefix.len(), Ordering::Relaxed);
         count_memory(own, subscriber, &self.memory);
-        if is_news {
+        if is_removed {
             self.charge(subscriber);
         }
         true
     }
 
-    /// Has a subscriber pay for a round of news, once, where publishers are many.
+    /// Charges a subscriber for a round of notifications, once, if there are many publishers.
     fn charge(&self, subscriber: &Subscriber) {
-        let (publishers, round) = (self.publishers.len(), self.news.next_round());
-        if publishers > self.few && subscriber.told_in.swap(round, Ordering::Relaxed) != round {
-            subscriber.told.fetch_add(publishers, Ordering::Relaxed);
+        let (publishers, round) = (self.publishers.len(), self.notifications.next_round());
+        if publishers > self.few && subscriber.notified_in.swap(round, Ordering::Relaxed) != round {
+            subscriber.notified.fetch_add(publishers, Ordering::Relaxed);
         }
     }
 
-    /// Moves what has to change its side: a little at once, which is taken from `left`, and more in slices.
-    /// Returns whether topics find others than before.
+    /// Makes prefixes active or covered: a few at once, which are taken from `left`, and more in slices.
+    /// Returns whether topics find other subscribers than before.
     fn sort(
         &mut self,
         routes: &mut Routes,
@@ -561,7 +490,7 @@ impl TableTask {
         left: &mut usize,
         net_changes: &mut SubscriptionChanges,
     ) -> bool {
-        // What is in the queue already has its turn there.
+        // A subscriber that is queued has its turn there.
         let is_new = self.own.get(&subscriber.id).is_some_and(|own| own.has_work() && !own.is_queued);
         if !is_new {
             return false;
@@ -573,8 +502,8 @@ impl TableTask {
         differs
     }
 
-    /// Moves prefixes of this subscriber, as many as `left` allows; if there are more, it goes to the end of
-    /// the queue.
+    /// Makes prefixes of this subscriber active or covered, as many as `left` allows. If there are more, the
+    /// subscriber goes to the end of the queue.
     fn step(
         &mut self,
         routes: &mut Routes,
@@ -585,9 +514,9 @@ impl TableTask {
         let Some(own) = self.own.get_mut(&subscriber.id) else { return false };
         let mut gone = Vec::new();
         let most = *left;
-        let mut seat = Seat { table: &mut routes.prefixes, number: subscriber.id };
-        let differs = own.step(&mut seat, left, &mut gone);
-        subscriber.toll.fetch_add(most - *left, Ordering::Relaxed);
+        let mut access = TableAccess { table: &mut routes.prefixes, number: subscriber.id };
+        let differs = own.step(&mut access, left, &mut gone);
+        subscriber.table_work.fetch_add(most - *left, Ordering::Relaxed);
         own.is_queued = own.has_work();
         if own.is_queued {
             self.jobs.sorting.push_back(subscriber.clone());
@@ -597,9 +526,9 @@ impl TableTask {
     }
 }
 
-/// Has a subscriber's subscriptions count in the memory budget. If there is none left, whoever holds most is
-/// ended.
-fn count_memory(own: &mut Own, subscriber: &Subscriber, memory: &MemoryBudget) {
+/// Counts a subscriber's subscriptions in the memory budget. If there is no memory left, the connection that
+/// holds most is ended.
+fn count_memory(own: &mut OwnPrefixes, subscriber: &Subscriber, memory: &MemoryBudget) {
     let count = subscriber.subscriptions.load(Ordering::Relaxed);
     let bytes = subscriber.subscription_bytes.load(Ordering::Relaxed);
     let weight = prefix_memory(count, bytes, count * heads(bytes / count.max(1)));
@@ -611,13 +540,13 @@ fn count_memory(own: &mut Own, subscriber: &Subscriber, memory: &MemoryBudget) {
     }
 }
 
-/// What so many prefixes of so many bytes take with their heads, about. What is encoded of them for
+/// Returns the approximate memory of this many prefixes with their heads, in bytes. Their encoded form for
 /// publishers counts apart.
 fn prefix_memory(count: usize, bytes: usize, heads: usize) -> usize {
     count * PREFIX + bytes + heads * HEAD
 }
 
-/// Of versions in which subscriptions are said in the same way, the one that stands for all of them.
+/// Returns the version that stands for all versions that encode subscriptions in the same way.
 fn form(version: Version) -> Version {
     if version == Version::V3_1 { version } else { Version::V3_0 }
 }

@@ -6,12 +6,12 @@ use proptest::prelude::*;
 use xmsg_zmq::HighWaterMark;
 use xmsg_zmq::link::send_queue::{SendQueue, Writer};
 
-use super::notifying::{NEWS_MAX, NOTIFIED_AT_ONCE};
+use super::notifying::{NOTIFICATIONS_MAX, PUBLISHERS_AT_ONCE};
 use super::*;
 use crate::CONTROL_TOPIC;
 use crate::policy::{Policies, Policy, Rule};
 use crate::security::{Authority, Rights, Rules};
-use crate::switch::peers::Grant;
+use crate::switch::authorization::Authorization;
 
 fn table() -> TableTask {
     let rule = Rule { policy: Policy::BLOCK, mark: HighWaterMark::bytes(1 << 20) };
@@ -47,7 +47,7 @@ fn kept(publisher: &Publisher) -> BTreeSet<Bytes> {
 #[derive(Clone, Debug)]
 enum Step {
     Change(bool, u32, &'static str),
-    Gone(u32),
+    RemovedPrefix(u32),
     Join(usize),
     /// Time passes.
     Work,
@@ -61,7 +61,7 @@ fn step() -> impl Strategy<Value = Step> {
     let prefix = prop::sample::select(vec!["", "a", "b", "aa", "ab", "aba", "abb", "xmsg:control", "xmsg:c"]);
     prop_oneof![
         8 => (any::<bool>(), 1..4_u32, prefix).prop_map(|(subscribe, id, prefix)| Step::Change(subscribe, id, prefix)),
-        1 => (1..4_u32).prop_map(Step::Gone),
+        1 => (1..4_u32).prop_map(Step::RemovedPrefix),
         2 => (0..PUBLISH.len()).prop_map(Step::Join),
         1 => Just(Step::Work),
         2 => (0..4_usize, 0..PUBLISH.len()).prop_map(|(which, rights)| Step::Rights(which, rights)),
@@ -87,7 +87,7 @@ proptest! {
                 Step::Change(subscribe, id, prefix) => {
                     let new = || {
                         let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
-                        Arc::new(Subscriber::new(id, "a subscriber", send_queue, Grant::new(&Arc::default(), None)))
+                        Arc::new(Subscriber::new(id, "a subscriber", send_queue, Authorization::new(&Arc::default(), None)))
                     };
                     let subscriber = subscribers.entry(id).or_insert_with(new).clone();
                     let bytes = Bytes::from_static(prefix.as_bytes());
@@ -99,7 +99,7 @@ proptest! {
                         changes.push(Change::Cancel(subscriber, bytes));
                     }
                 }
-                Step::Gone(id) => {
+                Step::RemovedPrefix(id) => {
                     subscribers.remove(&id);
                     wanted.retain(|(other, _)| *other != id);
                     changes.push(Change::SubscriberGone(id));
@@ -129,7 +129,7 @@ proptest! {
         while !task.is_idle() {
             task.work();
         }
-        let numbers: BTreeSet<u32> = task.publishers.values().map(|told| told.audience).collect();
+        let numbers: BTreeSet<u32> = task.publishers.values().map(|notified_publishers| notified_publishers.audience).collect();
         prop_assert_eq!(&numbers, &task.audiences.keys().copied().collect());
         let prefixes: BTreeSet<&Bytes> = wanted.iter().map(|(_, prefix)| prefix).collect();
         for (publisher, _, publish) in &publishers {
@@ -147,7 +147,7 @@ proptest! {
             prop_assert_eq!(kept(publisher), expected, "{:?}", publish);
         }
         for (publisher, ..) in &publishers {
-            task.farewell(publisher.id);
+            task.publisher_left(publisher.id);
         }
         prop_assert!(task.audiences.is_empty());
     }
@@ -159,15 +159,15 @@ async fn only_publishers_for_which_much_waits_are_looked_at() {
     const PUBLISHERS: u32 = 3_000;
     let mut task = table();
     for id in 0..PUBLISHERS {
-        task.welcome(Arc::new(Publisher::of_test(id, "a publisher")));
+        task.publisher_joined(Arc::new(Publisher::of_test(id, "a publisher")));
     }
     let notify = |task: &mut TableTask, len: usize| {
         let mut routes = task.table.routes_mut();
-        let mut own = Own::default();
+        let mut own = OwnPrefixes::default();
         let prefix = Bytes::from(vec![7; len]);
-        let mut seat = Seat { table: &mut routes.prefixes, number: 1 };
-        let id = own.subscribe(&mut seat, &prefix).first.expect("it is the first");
-        own.cancel(&mut seat, &prefix, &mut Vec::new());
+        let mut access = TableAccess { table: &mut routes.prefixes, number: 1 };
+        let id = own.subscribe(&mut access, &prefix).first.expect("it is the first");
+        own.cancel(&mut access, &prefix, &mut Vec::new());
         drop(routes);
         task.notify(vec![SubscriptionChange { subscribe: true, prefix, id }]);
         task.notify_all();
@@ -177,15 +177,15 @@ async fn only_publishers_for_which_much_waits_are_looked_at() {
     // All but two have read what they were told.
     for _ in 0..40 {
         notify(&mut task, 4_000);
-        for told in task.publishers.values().skip(2) {
-            told.publisher.send_queue.clear();
+        for notified_publishers in task.publishers.values().skip(2) {
+            notified_publishers.publisher.send_queue.clear();
         }
     }
     assert_eq!(task.backlog.publishers.keys().collect::<Vec<_>>(), [&0, &1]);
     assert!(task.backlog.is_there());
     // They read it, too; that is seen at the next look.
-    for told in task.publishers.values() {
-        told.publisher.send_queue.clear();
+    for notified_publishers in task.publishers.values() {
+        notified_publishers.publisher.send_queue.clear();
     }
     assert!(task.backlog.is_there(), "there has just been a look");
     tokio::time::sleep(task.backlog.pace()).await;
@@ -198,7 +198,7 @@ async fn only_publishers_for_which_much_waits_are_looked_at() {
     assert_eq!(task.backlog.publishers.len(), PUBLISHERS as usize);
     assert!(task.backlog.is_there());
     assert!(task.backlog.pace() >= Duration::from_millis(5), "the more there are, the rarer are looks");
-    task.farewell(7);
+    task.publisher_left(7);
     assert_eq!(task.backlog.publishers.len(), PUBLISHERS as usize - 1);
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(!task.backlog.is_there() && task.backlog.publishers.is_empty());
@@ -213,23 +213,25 @@ fn change(task: &mut TableTask, subscriber: &Arc<Subscriber>, subscribe: bool, p
 
 fn some_subscriber(id: u32) -> Arc<Subscriber> {
     let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
-    Arc::new(Subscriber::new(id, "a subscriber", send_queue, Grant::new(&Arc::default(), None)))
+    Arc::new(Subscriber::new(id, "a subscriber", send_queue, Authorization::new(&Arc::default(), None)))
 }
 
 /// Many publishers, who have read what they were told when they came.
 fn many(task: &mut TableTask, count: u32) {
     for id in 0..count {
-        task.welcome(Arc::new(Publisher::of_test(id, "a publisher")));
+        task.publisher_joined(Arc::new(Publisher::of_test(id, "a publisher")));
     }
-    for told in task.publishers.values() {
-        told.publisher.send_queue.clear();
+    for notified_publishers in task.publishers.values() {
+        notified_publishers.publisher.send_queue.clear();
     }
 }
 
 /// Publishers that have been told something.
-fn told(task: &TableTask) -> usize {
+fn notified_publishers(task: &TableTask) -> usize {
     let publishers = task.publishers.values();
-    publishers.filter(|told| told.publisher.send_queue.queued().messages > 0).count()
+    publishers
+        .filter(|notified_publishers| notified_publishers.publisher.send_queue.queued().messages > 0)
+        .count()
 }
 
 #[tokio::test(start_paused = true)]
@@ -239,21 +241,21 @@ async fn many_publishers_are_told_a_few_at_a_time_and_confirmed_when_all_know() 
     many(&mut task, PUBLISHERS as u32);
     let subscriber = some_subscriber(1);
     change(&mut task, &subscriber, true, &["a", "b"]);
-    assert_eq!(told(&task), 0, "more may come");
+    assert_eq!(notified_publishers(&task), 0, "more may come");
     let (answer, mut confirmed) = oneshot::channel();
     task.apply(&mut vec![Change::Synchronize(answer)]);
     let pause = task.work().expect("there is nothing else to do");
     assert!(pause <= Duration::from_millis(5), "{pause:?}");
     tokio::time::sleep(pause).await;
     let mut slices = 0;
-    while told(&task) < PUBLISHERS {
+    while notified_publishers(&task) < PUBLISHERS {
         assert!(confirmed.try_recv().is_err(), "not before all of them know");
-        let before = told(&task);
+        let before = notified_publishers(&task);
         task.work();
-        assert!(told(&task) - before <= NOTIFIED_AT_ONCE, "others have their turn");
+        assert!(notified_publishers(&task) - before <= PUBLISHERS_AT_ONCE, "others have their turn");
         slices += 1;
     }
-    assert_eq!(slices, PUBLISHERS.div_ceil(NOTIFIED_AT_ONCE));
+    assert_eq!(slices, PUBLISHERS.div_ceil(PUBLISHERS_AT_ONCE));
     assert_eq!(confirmed.try_recv().expect("all of them know").len(), PUBLISHERS);
     assert!(task.is_idle());
     // The next round comes after a rest, so that whoever changes without end leaves others most of the time.
@@ -288,18 +290,18 @@ async fn of_what_is_taken_back_at_once_many_publishers_hear_nothing() {
     assert!(confirmed.try_recv().is_err());
     change(&mut task, &subscriber, false, &["b"]);
     assert_eq!(confirmed.try_recv().expect("all of them know").len(), 500);
-    assert_eq!(told(&task), 0);
+    assert_eq!(notified_publishers(&task), 0);
     // One that comes meanwhile is told what is wanted then: that may not be taken back without a word.
     change(&mut task, &subscriber, true, &["c"]);
     let newcomer = Arc::new(Publisher::of_test_with(1_000, &Arc::default(), Version::V3_0));
-    task.welcome(newcomer.clone());
+    task.publisher_joined(newcomer.clone());
     change(&mut task, &subscriber, false, &["c"]);
     tokio::time::sleep(Duration::from_secs(1)).await;
     while !task.is_idle() {
         task.work();
     }
     assert_eq!(kept(&newcomer), [Bytes::from_static(CONTROL_TOPIC)].into());
-    assert_eq!(told(&task), 500, "the others, too, hear of both");
+    assert_eq!(notified_publishers(&task), 500, "the others, too, hear of both");
 }
 
 #[tokio::test(start_paused = true)]
@@ -308,7 +310,7 @@ async fn a_subscriber_pays_for_each_round_of_news_where_publishers_are_many() {
     many(&mut task, 500);
     let subscriber = some_subscriber(1);
     let other = some_subscriber(2);
-    let charged = |subscriber: &Subscriber| subscriber.told.swap(0, Ordering::Relaxed);
+    let charged = |subscriber: &Subscriber| subscriber.notified.swap(0, Ordering::Relaxed);
     for prefixes in [["a", "b"], ["c", "d"]] {
         change(&mut task, &subscriber, true, &prefixes);
         // What is wanted already is no news.
@@ -323,7 +325,7 @@ async fn a_subscriber_pays_for_each_round_of_news_where_publishers_are_many() {
     many(&mut few, FEW as u32);
     let third = some_subscriber(3);
     change(&mut few, &third, true, &["a"]);
-    assert_eq!((charged(&third), told(&few)), (0, FEW), "a few are told at once");
+    assert_eq!((charged(&third), notified_publishers(&few)), (0, FEW), "a few are told at once");
 }
 
 /// However much changes, what waits to be told is bounded.
@@ -335,7 +337,7 @@ async fn much_news_is_told_before_its_time() {
     for number in 0..1_000_u32 {
         let prefix = Bytes::from([&number.to_be_bytes()[..], &[7; 4_000]].concat());
         task.apply(&mut vec![Change::Subscribe(subscriber.clone(), prefix)]);
-        assert!(task.news.bytes() <= NEWS_MAX);
+        assert!(task.notifications.bytes() <= NOTIFICATIONS_MAX);
     }
-    assert_eq!(told(&task), 100);
+    assert_eq!(notified_publishers(&task), 100);
 }

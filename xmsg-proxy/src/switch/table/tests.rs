@@ -7,7 +7,7 @@ use xmsg_zmq::link::send_queue::{SendQueue, Writer};
 
 use super::*;
 use crate::policy::{Policy, Rule};
-use crate::switch::peers::Grant;
+use crate::switch::authorization::Authorization;
 
 /// A table, its task, and nobody yet.
 struct Scene {
@@ -49,7 +49,7 @@ impl Scene {
 
 fn subscriber(id: u32) -> Arc<Subscriber> {
     let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
-    Arc::new(Subscriber::new(id, "a subscriber", send_queue, Grant::new(&Arc::default(), None)))
+    Arc::new(Subscriber::new(id, "a subscriber", send_queue, Authorization::new(&Arc::default(), None)))
 }
 
 /// Reads so many bytes in a second, until it is aborted.
@@ -169,17 +169,17 @@ async fn what_publishers_are_told_counts_once_however_many_they_are() {
         handler.subscription(true, format!("{number:07}").into()).await.unwrap();
     }
     let before = scene.memory.used();
-    let mut deaf = Vec::new();
+    let mut not_reading = Vec::new();
     for id in 0..PUBLISHERS {
-        deaf.push(scene.publisher(id).await);
+        not_reading.push(scene.publisher(id).await);
     }
     let bytes = toggle(&scene, &subscriber(2), 1_000).await;
     scene.table.synchronize().await;
-    let waits: u64 = deaf.iter().map(|(publisher, _)| publisher.send_queue.queued().bytes).sum();
+    let waits: u64 = not_reading.iter().map(|(publisher, _)| publisher.send_queue.queued().bytes).sum();
     assert!(waits > u64::from(PUBLISHERS) * bytes as u64 * 9 / 10, "{waits} bytes wait for all of them");
     let held = scene.memory.used() - before;
     assert!((bytes..2 * bytes).contains(&held), "{held} bytes are held of {bytes}");
-    drop(deaf);
+    drop(not_reading);
 }
 
 /// When memory runs short, what somebody held who has left is given back soon, but no publisher that reads is
@@ -257,7 +257,7 @@ async fn whoever_makes_much_work_is_slowed_down() {
     for number in 0..4_000 {
         handler.subscription(number % 2 == 0, Bytes::from_static(b"0")).await.unwrap();
         scene.table.synchronize().await;
-        moved += subscriber.toll.load(Ordering::Relaxed);
+        moved += subscriber.table_work.load(Ordering::Relaxed);
     }
     assert!(moved > 0);
     assert!(since.elapsed() > Duration::from_secs(2), "{:?}", since.elapsed());

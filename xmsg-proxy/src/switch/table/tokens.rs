@@ -1,7 +1,7 @@
-//! Tokens of links to upstreams, by which loops are found: who subscribed to them, and who is told.
+//! The tokens of links to upstreams, by which loops are found: who subscribed to them, and who receives them.
 //!
-//! They are no prefixes: nothing is published to them, nobody's rights matter, and they are neither listed
-//! nor counted as subscriptions. So they do not stand in the table, and are told to those alone that pass
+//! They are no prefixes: nothing is published to them, no rights apply to them, and they are neither listed
+//! nor counted as subscriptions. So they are not in the prefix table, and are sent only to peers that pass
 //! them on: links to upstreams, and publishers that are forwarders.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,24 +18,25 @@ use crate::switch::peers::Subscriber;
 use crate::switch::publisher::Publisher;
 use crate::switch::upstream::Token;
 
-/// Tokens of one subscriber: the links of all proxies that are connected through it.
+/// The largest number of tokens of one subscriber: one for each link of all proxies that are connected
+/// through it.
 pub(super) const TOKENS_MAX: usize = 1024;
-/// What a token of a subscriber takes, bytes, about.
+/// The approximate number of bytes that a token of a subscriber takes.
 const TOKEN: usize = 160;
-/// Where no more are told of tokens than this, nobody is slowed down for it.
+/// Nobody is slowed down for a token that is sent to no more publishers than this.
 const FEW: usize = 64;
-/// Tokens of one proxy that are compared with a new one of it.
+/// The number of tokens of one proxy that are compared with a new one of it.
 const COMPARED: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct Tokens {
-    /// By subscriber, with its address.
+    /// The subscribers that have each token, by their number.
     held: BTreeMap<Token, BTreeMap<u32, Arc<Subscriber>>>,
     own: BTreeMap<u32, BTreeSet<Token>>,
-    /// Those who are told.
-    told: BTreeMap<u32, Arc<Publisher>>,
-    /// Proxies whose tokens came over two ways.
-    doubled: BTreeSet<u128>,
+    /// The publishers that receive tokens.
+    receivers: BTreeMap<u32, Arc<Publisher>>,
+    /// The proxies whose tokens came over two paths.
+    double: BTreeSet<u128>,
     lines: Throttle,
     claim: Claim,
 }
@@ -45,24 +46,24 @@ impl Tokens {
         Self {
             held: BTreeMap::new(),
             own: BTreeMap::new(),
-            told: BTreeMap::new(),
-            doubled: BTreeSet::new(),
+            receivers: BTreeMap::new(),
+            double: BTreeSet::new(),
             lines: Throttle::default(),
             claim: memory.claim_shared(),
         }
     }
 
-    /// The tokens of one proxy, from the first.
+    /// Returns the tokens of one proxy, from the first.
     fn of_proxy(&self, proxy: u128) -> impl Iterator<Item = (&Token, &BTreeMap<u32, Arc<Subscriber>>)> {
         let token = |link, connection| Token { proxy, link, connection };
         self.held.range(token(0, 0)..=token(u32::MAX, u32::MAX)).take(COMPARED)
     }
 
-    /// Two subscribers over which tokens of different links of this proxy came.
+    /// Returns two subscribers over which tokens of different links of this proxy came.
     fn double_path(&self, proxy: u128) -> Option<(Arc<Subscriber>, Arc<Subscriber>)> {
         let mut links: BTreeMap<u32, BTreeMap<u32, &Arc<Subscriber>>> = BTreeMap::new();
         for (token, subscribers) in self.of_proxy(proxy) {
-            // If there is a pair, there is one among two of each.
+            // If there is a pair, there is one among two subscribers of each token.
             let some = subscribers.iter().take(2);
             links.entry(token.link).or_default().extend(some.map(|(id, one)| (*id, one)));
         }
@@ -77,7 +78,7 @@ impl Tokens {
 }
 
 impl TableTask {
-    /// A subscriber wants a token, or does not want it any more.
+    /// Adds or removes a token of a subscriber.
     pub(super) fn change_token(&mut self, subscribe: bool, subscriber: &Arc<Subscriber>, token: Token) {
         let tokens = &mut self.tokens;
         if subscribe {
@@ -99,15 +100,15 @@ impl TableTask {
         }
     }
 
-    /// Has a subscriber wait for its next change, where many are told of this one.
+    /// Makes a subscriber wait for its next change, if this one is sent to many publishers.
     fn charge_for_token(&self, subscriber: &Subscriber) {
-        let told = self.tokens.told.len();
-        if told > FEW {
-            subscriber.told.fetch_add(told, Ordering::Relaxed);
+        let receivers = self.tokens.receivers.len();
+        if receivers > FEW {
+            subscriber.notified.fetch_add(receivers, Ordering::Relaxed);
         }
     }
 
-    /// A subscriber has gone.
+    /// Removes the tokens of a subscriber that has left.
     pub(super) fn forget_tokens(&mut self, subscriber: u32) {
         for token in self.tokens.own.remove(&subscriber).unwrap_or_default() {
             self.release_token(subscriber, token);
@@ -123,13 +124,13 @@ impl TableTask {
             tokens.held.remove(&token);
             self.tell_token(false, token);
         }
-        if self.tokens.doubled.contains(&token.proxy) {
+        if self.tokens.double.contains(&token.proxy) {
             self.look_for_double_path(token.proxy);
         }
     }
 
     fn tell_token(&self, subscribe: bool, token: Token) {
-        for publisher in self.tokens.told.values() {
+        for publisher in self.tokens.receivers.values() {
             let mut bytes = BytesMut::new();
             publisher.version.write_subscription(&mut bytes, subscribe, &token.topic());
             publisher.send(&bytes.freeze());
@@ -137,43 +138,44 @@ impl TableTask {
         }
     }
 
-    /// Tells a publisher all tokens, and from now on what changes.
+    /// Sends a publisher all tokens, and from now on their changes.
     pub(super) fn tell_tokens(&mut self, publisher: &Arc<Publisher>) {
-        if self.tokens.told.insert(publisher.id, publisher.clone()).is_some() {
+        if self.tokens.receivers.insert(publisher.id, publisher.clone()).is_some() {
             return;
         }
         let mut bytes = BytesMut::new();
         for token in self.tokens.held.keys() {
             publisher.version.write_subscription(&mut bytes, true, &token.topic());
         }
-        publisher.welcome(&self.memory.counted(bytes.freeze()));
+        publisher.send_snapshot(&self.memory.counted(bytes.freeze()));
         publisher.count_backlog(&self.memory);
     }
 
-    /// Tells a publisher that has joined all tokens if it passes them on, and may pass on everything: what
-    /// others subscribe to elsewhere is nobody else's business.
+    /// Sends all tokens to a publisher that has joined, if it passes them on and may publish everything: the
+    /// subscriptions of others elsewhere concern nobody else.
     pub(super) fn tell_forwarder(&mut self, publisher: &Arc<Publisher>) {
         if may_forward(publisher) {
             self.tell_tokens(publisher);
         }
     }
 
-    /// Other rules are in force: tells no more to those who may not hear of tokens any longer.
+    /// Stops sending tokens to publishers that may no longer receive them under the rules that are in force
+    /// now.
     pub(super) fn enforce_on_forwarders(&mut self) {
-        self.tokens.told.retain(|_, publisher| publisher.arrival.is_some() || may_forward(publisher));
+        self.tokens.receivers.retain(|_, publisher| publisher.arrival.is_some() || may_forward(publisher));
     }
 
-    /// A publisher has gone.
+    /// Removes a publisher that has left.
     pub(super) fn tell_no_more_tokens(&mut self, publisher: u32) {
-        self.tokens.told.remove(&publisher);
+        self.tokens.receivers.remove(&publisher);
     }
 
     fn look_for_double_path(&mut self, proxy: u128) {
         let found = self.tokens.double_path(proxy);
         let is_there = found.is_some();
         let was_there =
-            if is_there { !self.tokens.doubled.insert(proxy) } else { self.tokens.doubled.remove(&proxy) };
-        self.table.double_paths.store(self.tokens.doubled.len(), Ordering::Relaxed);
+            if is_there { !self.tokens.double.insert(proxy) } else { self.tokens.double.remove(&proxy) };
+        self.table.double_paths.store(self.tokens.double.len(), Ordering::Relaxed);
         if let Some((one, other)) = found.filter(|_| !was_there)
             && let Some(unlogged) = self.tokens.lines.pass("proxies that reach this one over two ways")
         {
@@ -189,7 +191,7 @@ impl TableTask {
 }
 
 fn may_forward(publisher: &Publisher) -> bool {
-    publisher.is_forwarder && publisher.grant.rights().as_deref().is_some_and(Rights::publishes_all)
+    publisher.is_forwarder && publisher.authorization.rights().as_deref().is_some_and(Rights::publishes_all)
 }
 
 #[cfg(test)]
@@ -200,7 +202,7 @@ mod tests {
     use super::*;
     use crate::config::PublishersSend;
     use crate::policy::{Policies, Policy, Rule};
-    use crate::switch::peers::Grant;
+    use crate::switch::authorization::Authorization;
     use crate::switch::table::Table;
 
     fn task(memory: &MemoryBudget) -> TableTask {
@@ -210,30 +212,30 @@ mod tests {
 
     fn subscriber(id: u32) -> Arc<Subscriber> {
         let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
-        Arc::new(Subscriber::new(id, "a subscriber", send_queue, Grant::new(&Arc::default(), None)))
+        Arc::new(Subscriber::new(id, "a subscriber", send_queue, Authorization::new(&Arc::default(), None)))
     }
 
     #[test]
     fn a_token_is_told_once_and_taken_back_when_nobody_has_it_any_more() {
         let memory = MemoryBudget::default();
         let mut task = task(&memory);
-        let told = Arc::new(Publisher::of_test(100, "an upstream"));
+        let receivers = Arc::new(Publisher::of_test(100, "an upstream"));
         let token = Token { proxy: 1, link: 1, connection: 0 };
         let (one, other) = (subscriber(1), subscriber(2));
         task.change_token(true, &one, token);
-        task.tell_tokens(&told);
-        assert_eq!(told.send_queue.queued().messages, 1);
-        task.tell_tokens(&told);
+        task.tell_tokens(&receivers);
+        assert_eq!(receivers.send_queue.queued().messages, 1);
+        task.tell_tokens(&receivers);
         task.change_token(true, &one, token);
         task.change_token(true, &other, token);
         task.change_token(false, &one, token);
         task.change_token(false, &one, token);
-        assert_eq!(told.send_queue.queued().messages, 1, "somebody still has it");
+        assert_eq!(receivers.send_queue.queued().messages, 1, "somebody still has it");
         task.forget_tokens(2);
-        assert_eq!(told.send_queue.queued().messages, 2);
+        assert_eq!(receivers.send_queue.queued().messages, 2);
         task.tell_no_more_tokens(100);
         task.change_token(true, &one, token);
-        assert_eq!(told.send_queue.queued().messages, 2);
+        assert_eq!(receivers.send_queue.queued().messages, 2);
         task.forget_tokens(1);
         assert_eq!((task.tokens.held.len(), task.tokens.own.len(), task.tokens.claim.bytes()), (0, 0, 0));
         assert_eq!(task.table.subscriptions(), 0);

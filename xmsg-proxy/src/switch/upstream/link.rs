@@ -1,4 +1,4 @@
-//! The link to one upstream: connected for as long as it is wanted, and checked for loops each time.
+//! The link to one upstream. It is kept connected as long as it is wanted, and checked for loops each time.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -17,57 +17,57 @@ use xmsg_zmq::link::transport::Stream;
 use xmsg_zmq::lock::lock;
 use xmsg_zmtp::{Engine, Peer};
 
+use super::super::authorization::Authorization;
 use super::super::ingress::Ingress;
-use super::super::peers::Grant;
 use super::super::publisher::Publisher;
-use super::super::requests::Asking;
+use super::super::requests::RequestRates;
 use super::super::table::Change;
 use super::super::{BY_OPERATOR, Side, Switch};
-use super::token::Awaited;
+use super::token::AwaitedToken;
 use crate::CONTROL_TOPIC;
 use crate::security::Rights;
 use crate::upstream::{Upstream, UpstreamState, UpstreamStats};
 
-/// How long a connection may take to be made, its handshake included.
+/// The longest time in which a connection has to be made, including its handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The first pause after a connection that failed or ended, at most.
+/// The longest first pause after a connection that failed or ended.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The longest pause after connections that failed or ended. A whole site of proxies may wait for one
 /// upstream, so pauses grow, and differ.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// The first pause after a connection that closed a loop, at most. Somebody has to change settings before the
-/// loop is gone.
+/// The longest first pause after a connection that closed a loop. The loop stays until somebody changes
+/// settings.
 const LOOP_PAUSE_MIN: Duration = Duration::from_secs(1);
 /// The longest pause after connections that closed a loop.
 const LOOP_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// A link that was at work for so long was part of no loop. If it closes one after that, the pauses begin
-/// with the first one.
+/// A link that was up for this long was part of no loop. If it closes one after that, the pauses begin with
+/// the first one.
 const LOOP_FORGOTTEN: Duration = Duration::from_secs(60);
-/// How long a link waits for its own token before it passes on those of others. It is cut by up to half at
-/// random: of the links that close a loop together, one then goes on before the others, and these find the
-/// loop.
+/// The time for which a link waits for its own token before it passes on those of others. It is cut by up to
+/// half at random: of the links that close a loop together, one then goes on before the others, and these
+/// find the loop.
 const FIRST_WAIT: Duration = Duration::from_millis(600);
-/// How long a link waits between the tokens of others and all other subscriptions. Several links may have
-/// passed on tokens at once, and each of them then finds the loop in this time. A token that takes longer
-/// ends a link that is at work.
+/// The time for which a link waits between the tokens of others and all other subscriptions. Several links
+/// may have passed on tokens at once, and each of them then finds the loop in this time. A token that takes
+/// longer ends a link that is up.
 const SECOND_WAIT: Duration = Duration::from_millis(300);
-/// Bytes of an error that are kept for those who look.
+/// The number of bytes of an error that are kept for statistics.
 const ERROR_MAX: usize = 512;
 
-/// What is known of a publisher to which this proxy has connected, and not the other way round.
+/// The properties of a publisher to which this proxy has connected, instead of the other way round.
 #[derive(Debug)]
 pub(in crate::switch) struct Arrival {
-    /// The longest prefix that the other side takes, bytes.
+    /// The length in bytes of the longest prefix that the other side takes.
     pub(in crate::switch) subscription_len: usize,
-    /// Messages that were for the other proxy, or for its own clients.
+    /// The number of messages that were for the other proxy, or for its own clients.
     pub(in crate::switch) control: AtomicU64,
 }
 
-/// Whether a message belongs to the proxy that it comes from: a control request, or the confirmation of a
-/// subscription to whoever asked there. A subscriber here would take the latter for its own. `topic` may be
-/// cut, but not within the name of control requests.
+/// Returns whether a message belongs to the proxy that it comes from: a control request, or the confirmation
+/// of a subscription to a client that asked there. A subscriber here would take the latter for its own.
+/// `topic` may be cut, but not within the name of control requests.
 pub(in crate::switch) fn is_of_one_hop(topic: &[u8], message: &[u8]) -> bool {
-    /// The last frame of a confirmation: short, and none follows.
+    /// The last frame of a confirmation. It is short, and no frame follows.
     const CONFIRMED: &[u8] = &[0, 3, b's', b'u', b'b'];
     if topic.starts_with(CONTROL_TOPIC) {
         return true;
@@ -99,17 +99,17 @@ pub(super) struct Link {
 struct Status {
     state: UpstreamState,
     since: Instant,
-    /// How often it was at work.
+    /// The number of times that the link was up.
     times: u64,
     loops: u64,
     error: Option<String>,
     /// The reason of the last line in the log.
     logged: Option<String>,
-    /// When it was at work last.
+    /// The time when it was last up.
     lost: Option<Instant>,
-    /// The present connection.
+    /// The publisher of the present connection.
     publisher: Option<Arc<Publisher>>,
-    /// What came over those before.
+    /// The traffic of earlier connections.
     before: Counted,
 }
 
@@ -126,7 +126,7 @@ impl Counted {
         Self {
             received: self.received + publisher.received.amount(),
             control: self.control + control,
-            denied: self.denied + publisher.grant.denied(),
+            denied: self.denied + publisher.authorization.denied(),
         }
     }
 }
@@ -164,7 +164,7 @@ impl Link {
         &self.upstream
     }
 
-    /// Ends it.
+    /// Ends the link.
     pub(super) fn remove(&self) {
         self.removed.cancel();
     }
@@ -191,14 +191,14 @@ impl Link {
 
     fn enter(&self, state: UpstreamState) {
         let mut status = lock(&self.status);
-        // A loop is there until the link is at work, or something else is wrong.
+        // A loop lasts until the link is up, or something else is wrong.
         let is_attempt = matches!(state, UpstreamState::Connecting | UpstreamState::Checking);
         if status.state != state && !(is_attempt && status.state == UpstreamState::Loop) {
             (status.state, status.since) = (state, now());
         }
     }
 
-    /// Keeps it connected until it is not wanted any more, or the switch stops.
+    /// Keeps the link connected until it is no longer wanted, or the switch stops.
     pub(super) async fn keep(self: Arc<Self>, switch: Switch) {
         let refuse = switch.inner.refuse.clone();
         let is_over = || refuse.is_cancelled() || self.removed.is_cancelled();
@@ -281,26 +281,26 @@ impl Link {
         Err(Error::new(ErrorKind::Timeout, what))
     }
 
-    /// Does what there is to do over a connection, to its end. Returns also whether it was at work.
+    /// Serves a connection to its end. Returns also whether the link was up.
     async fn serve(&self, switch: &Switch, session: Session, peer: Peer) -> (End, bool) {
         let inner = &switch.inner;
         let config = &inner.config;
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
-        let Awaited { token, returned, .. } = &inner.table.returns().await_token(self.id, connection);
+        let AwaitedToken { token, returned, .. } = &inner.table.own_tokens().await_token(self.id, connection);
         let cut = CancellationToken::new();
         let rights = Rights { publish: self.upstream.wanted().to_vec(), ..Rights::default() };
-        let grant = Grant::fixed(&config.authority, rights);
+        let authorization = Authorization::fixed(&config.authority, rights);
         let place = Place::of_our_own(cut.clone());
         let subscription_len = peer.limits.subscription_len.unwrap_or(usize::MAX);
-        let publisher = Publisher::new(self.id, &self.name, peer.version, grant, place, cut)
+        let publisher = Publisher::new(self.id, &self.name, peer.version, authorization, place, cut)
             .counting(&config.memory)
             .logging(&inner.connected_peers.lines)
             .arriving(Arrival { subscription_len, control: AtomicU64::new(0) });
         let publisher = Arc::new(publisher);
         let mut first = BytesMut::new();
         publisher.version.write_subscription(&mut first, true, &token.topic());
-        publisher.welcome(&first.freeze());
-        let asking = Asking::new(inner.asking.clone());
+        publisher.send_snapshot(&first.freeze());
+        let asking = RequestRates::new(inner.asking.clone());
         let (table, connected_peers, caches) = (&inner.table, &inner.connected_peers, &inner.caches);
         let mut ingress =
             Ingress::new(&publisher, table, connected_peers, asking, caches, &inner.watch, config);
@@ -317,14 +317,14 @@ impl Link {
             () = self.removed.cancelled() => End::Other(Ended::ByUs("no upstream any more")),
             () = publisher.cut.cancelled() => End::Other(Ended::ByUs("cut off: it does not read what is subscribed to")),
             () = publisher.outsized.cancelled() => End::Other(Ended::OutOfMemory),
-            () = publisher.grant.unwanted.cancelled() => End::Other(Ended::ByUs(BY_OPERATOR)),
+            () = publisher.authorization.ended_by_operator.cancelled() => End::Other(Ended::ByUs(BY_OPERATOR)),
             never = self.join(switch, &publisher) => match never {},
             ended = session.run(&publisher.send_queue, &mut ingress, Duration::MAX) => End::Other(ended),
         };
         drop(ingress);
         publisher.send_queue.close();
         connected_peers.remove_publisher(&publisher);
-        publisher.grant.log_rest(&publisher.peer);
+        publisher.authorization.log_rest(&publisher.peer);
         {
             let mut status = lock(&self.status);
             status.before = status.before.with(&publisher);
@@ -335,7 +335,7 @@ impl Link {
         (ended, was_at_work)
     }
 
-    /// Has it told what is wanted, once it is known that this closes no loop.
+    /// Joins the publishers, once it is known that this closes no loop.
     async fn join(&self, switch: &Switch, publisher: &Arc<Publisher>) -> Infallible {
         let table = &switch.inner.table;
         tokio::time::sleep(Backoff::between(FIRST_WAIT, FIRST_WAIT).next_pause()).await;
@@ -356,14 +356,14 @@ impl Link {
         std::future::pending().await
     }
 
-    /// No connection came about.
+    /// Notes that no connection was made.
     fn failed(&self, switch: &Switch, error: &Error, pause: Duration) {
         self.enter(UpstreamState::Disconnected);
         let reason = shortened(&error.with_causes().to_string());
-        if self.is_news(&reason)
+        if self.is_new_reason(&reason)
             && let Some(unlogged) = switch.inner.links.lines.pass("upstreams that can't be connected to")
         {
-            // What is wrong with the peer's side is said in the error itself.
+            // An error of the peer's side says itself what is wrong.
             let hint = (error.kind() == ErrorKind::NotAllowed)
                 .then_some("see server_key, key_file, user and password_file of its [[upstream]]");
             tracing::warn!(address = %self.name, %reason, hint, ?pause, unlogged, "cannot connect to an upstream; it is tried again");
@@ -372,14 +372,14 @@ impl Link {
         }
     }
 
-    /// A connection has ended.
+    /// Notes that a connection has ended.
     fn ended(&self, switch: &Switch, ended: &Ended, was_at_work: bool, pause: Duration) {
         self.enter(UpstreamState::Disconnected);
         let reason = shortened(&ended.to_string());
         if was_at_work {
             lock(&self.status).lost = Some(now());
         }
-        if self.is_news(&reason)
+        if self.is_new_reason(&reason)
             && let Some(unlogged) = switch.inner.links.lines.pass("upstreams whose connection ended")
         {
             tracing::warn!(
@@ -392,7 +392,7 @@ impl Link {
         }
     }
 
-    /// It would close a loop.
+    /// Notes that the connection would close a loop.
     fn looped(&self, switch: &Switch, pause: Duration) {
         self.enter(UpstreamState::Loop);
         {
@@ -411,15 +411,15 @@ impl Link {
         }
     }
 
-    /// Notes why there is no connection. `false`: the log has said so already.
-    fn is_news(&self, reason: &str) -> bool {
+    /// Notes the reason why there is no connection. Returns `false` if the log has said so already.
+    fn is_new_reason(&self, reason: &str) -> bool {
         let mut status = lock(&self.status);
         status.error = Some(reason.to_owned());
         status.logged.replace(reason.to_owned()).is_none_or(|logged| logged != reason)
     }
 }
 
-/// As it is shown: what the other side has said is in it, too.
+/// Returns an error as it is shown. It may contain text from the other side.
 fn shortened(text: &str) -> String {
     escaped(text).chars().take(ERROR_MAX / 4).collect()
 }

@@ -1,8 +1,8 @@
-//! Links to other proxies, whose subscribers' port this one connects to.
+//! Links to other proxies. This proxy connects to their subscribers' port.
 //!
-//! To the switch, a link is a publisher: it is told what subscribers want, and what it brings is matched,
-//! queued and counted as what publishers send. That the connection was made here, and not there, is seen in
-//! this module only.
+//! To the switch, a link is a publisher: it is sent the wanted subscriptions, and the messages that it brings
+//! are matched, queued and counted as those of publishers. Only this module knows that the connection was
+//! made from this side.
 
 mod link;
 mod token;
@@ -15,7 +15,7 @@ use xmsg_zmq::lock::lock;
 
 use self::link::Link;
 pub(super) use self::link::{Arrival, is_of_one_hop};
-pub(super) use self::token::{Returns, Token};
+pub(super) use self::token::{OwnTokens, Token};
 use super::Switch;
 use crate::upstream::{Upstream, UpstreamStats};
 
@@ -23,14 +23,14 @@ use crate::upstream::{Upstream, UpstreamStats};
 #[derive(Debug, Default)]
 pub(super) struct Links {
     list: Mutex<Vec<Arc<Link>>>,
-    /// Limits the lines in the log about connections, of all links together.
+    /// Limits the log lines about connections of all links together.
     lines: Throttle,
-    /// Limits the lines in the log about loops, of all links together.
+    /// Limits the log lines about loops of all links together.
     loops: Throttle,
 }
 
 impl Switch {
-    /// Begins with the upstreams of its options, which were checked.
+    /// Begins with the upstreams of the options, which were checked.
     pub(crate) fn link(&self) {
         let wanted = &self.inner.config.upstreams;
         if let Err(error) = self.set_upstreams(wanted) {
@@ -38,8 +38,10 @@ impl Switch {
         }
     }
 
-    /// Replaces the upstreams: links to those that are not wanted any more end, and new ones begin. The
-    /// others go on as they are.
+    /// Replaces the upstreams: links to those that are no longer wanted end, and new ones begin. The others
+    /// go on unchanged.
+    ///
+    /// # Errors
     ///
     /// [`ErrorKind::InvalidOption`](xmsg_core::ErrorKind::InvalidOption), and nothing changes, if there are
     /// more than [`UPSTREAMS_MAX`](crate::UPSTREAMS_MAX), or two with the same endpoint.
@@ -63,15 +65,15 @@ impl Switch {
         Ok(())
     }
 
-    /// The links to all upstreams, in the order in which they were given.
+    /// Returns the links to all upstreams, in the order in which they were given.
     #[must_use]
     pub fn upstreams(&self) -> Vec<UpstreamStats> {
         let links: Vec<_> = lock(&self.inner.links.list).clone();
         links.iter().map(|link| link.stats()).collect()
     }
 
-    /// How many proxies reach this one over two ways at once: whoever subscribes there gets what is published
-    /// here twice.
+    /// Returns how many proxies reach this one over two paths at once. Their subscribers get twice what is
+    /// published here.
     #[must_use]
     pub fn double_paths(&self) -> usize {
         self.inner.table.double_paths()

@@ -1,8 +1,8 @@
-//! By what a proxy finds out that what it subscribes to elsewhere comes from itself.
+//! The tokens by which a proxy detects that what it subscribes to elsewhere comes from itself.
 //!
 //! Each link to an upstream subscribes to a *token* first: a topic of its own, to which nobody ever
 //! publishes. Proxies pass subscriptions on towards publishers, so in a loop the token comes back to the
-//! proxy that made it, as a subscription of one of its own subscribers. That takes nothing but what every
+//! proxy that made it, as a subscription of one of its own subscribers. This needs nothing but what every
 //! ZeroMQ forwarder does.
 
 use std::collections::BTreeMap;
@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use xmsg_zmq::lock::lock;
 
-/// What every token starts with.
+/// The bytes that every token starts with.
 const PREFIX: &[u8] = b"xmsg:loop:";
-/// Digits of a proxy, of a link and of a connection, with a colon between them.
+/// The numbers of digits of a proxy, of a link and of a connection, with a colon between them.
 const DIGITS: [usize; 3] = [32, 8, 8];
-/// Bytes of a token.
+/// The length in bytes of a token.
 const LEN: usize = PREFIX.len() + 32 + 1 + 8 + 1 + 8;
 
 /// The token of one connection of one link of one proxy: `xmsg:loop:PROXY:LINK:CONNECTION`, in 32, 8 and 8
@@ -27,12 +27,13 @@ const LEN: usize = PREFIX.len() + 32 + 1 + 8 + 1 + 8;
 pub(in crate::switch) struct Token {
     pub(in crate::switch) proxy: u128,
     pub(in crate::switch) link: u32,
-    /// What an earlier connection of the link subscribed to may come back late, and means nothing then.
+    /// The number of the connection. A token of an earlier connection of the link may come back late, and
+    /// means nothing then.
     pub(in crate::switch) connection: u32,
 }
 
 impl Token {
-    /// Reads a prefix that somebody subscribes to; `None`: it is no token.
+    /// Reads a prefix that a subscriber subscribes to. Returns `None` if it is no token.
     pub(in crate::switch) fn read(prefix: &[u8]) -> Option<Self> {
         if prefix.len() != LEN {
             return None;
@@ -52,7 +53,7 @@ impl Token {
         })
     }
 
-    /// The topic.
+    /// Returns the topic.
     pub(in crate::switch) fn topic(self) -> Bytes {
         self.to_string().into()
     }
@@ -65,29 +66,30 @@ impl fmt::Display for Token {
     }
 }
 
-/// Tokens of this proxy that must not come back.
+/// The tokens of this proxy that must not come back.
 #[derive(Debug)]
-pub(in crate::switch) struct Returns {
+pub(in crate::switch) struct OwnTokens {
     proxy: u128,
     awaited: Mutex<BTreeMap<Token, CancellationToken>>,
 }
 
-impl Default for Returns {
+impl Default for OwnTokens {
     fn default() -> Self {
         Self { proxy: Uuid::new_v4().as_u128(), awaited: Mutex::default() }
     }
 }
 
-impl Returns {
-    /// A token for a connection, for as long as the guard lives.
-    pub(super) fn await_token(&self, link: u32, connection: u32) -> Awaited<'_> {
+impl OwnTokens {
+    /// Returns the token for a connection. It is awaited as long as the guard lives.
+    pub(super) fn await_token(&self, link: u32, connection: u32) -> AwaitedToken<'_> {
         let token = Token { proxy: self.proxy, link, connection };
         let returned = CancellationToken::new();
         lock(&self.awaited).insert(token, returned.clone());
-        Awaited { returns: self, token, returned }
+        AwaitedToken { own_tokens: self, token, returned }
     }
 
-    /// Whether this token is of this proxy. If it is that of a present connection, that ends.
+    /// Returns whether this token is of this proxy. If it is the token of a present connection, that is told
+    /// to end.
     pub(in crate::switch) fn is_own(&self, token: &Token) -> bool {
         if token.proxy != self.proxy {
             return false;
@@ -101,16 +103,16 @@ impl Returns {
 
 /// A token that must not come back as long as this lives.
 #[derive(Debug)]
-pub(super) struct Awaited<'a> {
-    returns: &'a Returns,
+pub(super) struct AwaitedToken<'a> {
+    own_tokens: &'a OwnTokens,
     pub(super) token: Token,
-    /// It came back.
+    /// Cancelled when the token came back.
     pub(super) returned: CancellationToken,
 }
 
-impl Drop for Awaited<'_> {
+impl Drop for AwaitedToken<'_> {
     fn drop(&mut self) {
-        lock(&self.returns.awaited).remove(&self.token);
+        lock(&self.own_tokens.awaited).remove(&self.token);
     }
 }
 
@@ -141,12 +143,12 @@ mod tests {
 
     #[test]
     fn only_the_token_of_a_present_connection_ends_it() {
-        let (returns, others) = (Returns::default(), Returns::default());
-        let (before, token) = (returns.await_token(1, 1).token, returns.await_token(1, 2));
-        assert!(!returns.is_own(&others.await_token(1, 2).token));
-        assert!(returns.is_own(&before) && !token.returned.is_cancelled());
-        assert!(returns.is_own(&token.token) && token.returned.is_cancelled());
+        let (own_tokens, others) = (OwnTokens::default(), OwnTokens::default());
+        let (before, token) = (own_tokens.await_token(1, 1).token, own_tokens.await_token(1, 2));
+        assert!(!own_tokens.is_own(&others.await_token(1, 2).token));
+        assert!(own_tokens.is_own(&before) && !token.returned.is_cancelled());
+        assert!(own_tokens.is_own(&token.token) && token.returned.is_cancelled());
         drop(token);
-        assert!(lock(&returns.awaited).is_empty());
+        assert!(lock(&own_tokens.awaited).is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! `xmsg connect top`: outgoing connections and channels as they are now.
+//! `xmsg connect top`: the present state of outgoing connections and channels.
 
 mod rates;
 mod view;
@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::ask::Asked;
+use super::ask::AdminTarget;
 use crate::args::parse_duration;
 use crate::exit::{AtAdmin, Exit};
-use crate::live::{self, Asking, check_interval};
+use crate::live::{self, LiveSource, check_interval};
 use crate::screen::Screen;
 use rates::{LinkRates, RateSampler};
 use view::{View, arranged, text};
@@ -62,11 +62,11 @@ pub(super) enum Order {
     Name,
 }
 
-pub(super) async fn run(asked: Asked, arguments: Top) -> anyhow::Result<Exit> {
+pub(super) async fn run(target: AdminTarget, arguments: Top) -> anyhow::Result<Exit> {
     check_interval(arguments.interval)?;
-    let is_json = asked.json;
-    let mut links = Links { asked, looks: RateSampler::default() };
-    links.take().await?;
+    let is_json = target.json;
+    let mut links = Links { target, looks: RateSampler::default() };
+    links.sample().await?;
     if !arguments.once && !is_json && Screen::is_possible() {
         let view = View::new(links.address(), arguments.by, arguments.filter);
         return live::watch(links, arguments.interval, view).await;
@@ -86,17 +86,17 @@ pub(super) async fn run(asked: Asked, arguments: Top) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The links of a server, and who asks for them.
+/// The links of a server, and the samples of their counts.
 struct Links {
-    asked: Asked,
+    target: AdminTarget,
     looks: RateSampler,
 }
 
-impl Asking for Links {
-    type Found = Vec<LinkRates>;
+impl LiveSource for Links {
+    type Sample = Vec<LinkRates>;
 
-    async fn take(&mut self) -> anyhow::Result<Vec<LinkRates>> {
-        self.looks.take(&self.asked).await
+    async fn sample(&mut self) -> anyhow::Result<Vec<LinkRates>> {
+        self.looks.take(&self.target).await
     }
 
     fn may_come_back(error: &anyhow::Error) -> bool {
@@ -106,6 +106,6 @@ impl Asking for Links {
     }
 
     fn address(&self) -> String {
-        self.asked.admin.address().to_string()
+        self.target.admin.address().to_string()
     }
 }

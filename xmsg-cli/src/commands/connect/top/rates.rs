@@ -1,4 +1,4 @@
-//! What is known of links, and what has flowed between two looks.
+//! The state of links, and their rates between two samples.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -6,40 +6,41 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::commands::connect::ask::{Asked, Sort, entries, name_of};
+use crate::commands::connect::ask::{AdminTarget, Sort, entries, name_of};
 
-/// A link, as it is.
+/// A link, with its rates since the last sample.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct LinkRates {
     /// `outgoing` or `channel`.
     pub(super) sort: String,
     pub(super) name: String,
     pub(super) state: String,
-    /// How long it has been so, in seconds.
+    /// The time in its present state, in seconds.
     pub(super) state_s: f64,
     pub(super) peer: Option<String>,
-    /// Messages that came in, and that are where they belong, in a second.
+    /// The number of messages per second that came in.
     pub(super) accepted_per_s: f64,
+    /// The number of messages per second that were delivered.
     pub(super) delivered_per_s: f64,
-    /// What waits in the spool; a channel has none.
+    /// The messages that wait in the spool. A channel has none.
     pub(super) spool: Option<Waiting>,
-    /// Dead letters, or what a channel has rejected.
+    /// The number of dead letters, or of messages that a channel has rejected.
     pub(super) dead: u64,
-    /// What went wrong last, and when.
+    /// The last incident, and its time.
     pub(super) incident: Option<(String, String)>,
 }
 
-/// What waits in a spool.
+/// The messages that wait in a spool.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Waiting {
     pub(super) entries: u64,
     pub(super) bytes: u64,
-    /// The age of the oldest, in seconds.
+    /// The age of the oldest message, in seconds.
     pub(super) oldest_s: Option<f64>,
 }
 
 impl LinkRates {
-    /// Fields are added, never renamed: docs/command-line.md lists them.
+    /// Returns the row as JSON. Fields are added, never renamed: docs/command-line.md lists them.
     pub(super) fn document(&self) -> Value {
         json!({
             "sort": self.sort,
@@ -58,7 +59,7 @@ impl LinkRates {
         })
     }
 
-    /// How much it is in trouble: more of it comes first.
+    /// Returns a rank of the trouble that the link is in. Links with more trouble come first.
     pub(super) fn trouble(&self) -> u8 {
         match &*self.state {
             "faulted" => 4,
@@ -73,19 +74,19 @@ impl LinkRates {
 /// The sort and the name of a link.
 type Key = (String, String);
 
-/// The links that are asked for again and again.
+/// Takes samples of the links of a server.
 #[derive(Debug, Default)]
 pub(super) struct RateSampler {
-    /// When it was asked last, and what each link had accepted and delivered by then.
+    /// The time of the last sample, and what each link had accepted and delivered by then.
     last: Option<(Instant, HashMap<Key, [u64; 2]>)>,
 }
 
 impl RateSampler {
-    /// Asks, and says what has flowed since it was asked last.
-    pub(super) async fn take(&mut self, asked: &Asked) -> anyhow::Result<Vec<LinkRates>> {
-        let report = asked.report().await?;
+    /// Takes a sample and computes the rates since the last one.
+    pub(super) async fn take(&mut self, target: &AdminTarget) -> anyhow::Result<Vec<LinkRates>> {
+        let report = target.report().await?;
         let sorts = [Sort::Outgoing, Sort::Channel].into_iter();
-        let wanted = sorts.filter(|sort| asked.sort.is_none_or(|only| only == *sort));
+        let wanted = sorts.filter(|sort| target.sort.is_none_or(|only| only == *sort));
         Ok(self.links(&report, wanted, Instant::now(), Timestamp::now()))
     }
 
@@ -116,7 +117,7 @@ impl RateSampler {
     }
 }
 
-/// Of one that was not there before, or was started again, nothing is known.
+/// Returns the rate of a count. It is 0 for a link that is new, or was started again.
 fn rate(now: u64, before: Option<u64>, passed: Option<Duration>) -> f64 {
     let (Some(before), Some(passed)) = (before, passed) else { return 0.0 };
     now.saturating_sub(before) as f64 / passed.as_secs_f64().max(1e-3)

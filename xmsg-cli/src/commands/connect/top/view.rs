@@ -1,4 +1,4 @@
-//! What `xmsg connect top` shows.
+//! The view of `xmsg connect top`.
 
 use std::fmt::Write;
 
@@ -32,7 +32,7 @@ const WIDTHS: [Constraint; 9] = [
 const INCIDENT_COLUMNS: [&str; 3] = ["AT", "NAME", "WHAT"];
 const INCIDENT_WIDTHS: [Constraint; 3] = [Constraint::Length(8), Constraint::Length(12), Constraint::Min(20)];
 
-/// The links that are wanted, in this order.
+/// Returns the links that pass the filter, in this order.
 pub(super) fn arranged<'a>(links: &'a [LinkRates], by: Order, filter: &str) -> Vec<&'a LinkRates> {
     let filter = filter.to_lowercase();
     let wanted = |link: &&LinkRates| {
@@ -56,10 +56,10 @@ pub(super) fn arranged<'a>(links: &'a [LinkRates], by: Order, filter: &str) -> V
     links
 }
 
-/// As tables for a script, or for a terminal that can't be drawn on.
+/// Returns the tables as text, for scripts and for terminals that can't be drawn on.
 pub(super) fn text(address: &str, links: &[&LinkRates]) -> String {
     let mut text = String::new();
-    // To write to memory cannot fail.
+    // Writing to memory cannot fail.
     let _ = writeln!(text, "{address}\n{}\n", summary(links.iter().copied()));
     let incidents = links.iter().filter_map(|link| incident_cells(link, false)).collect();
     let rows = table::lines(COLUMNS, links.iter().map(|link| cells(link)).collect(), true);
@@ -110,7 +110,7 @@ fn cells(link: &LinkRates) -> [String; 9] {
     ]
 }
 
-/// What went wrong last; on a screen, the time of the day is enough.
+/// Returns the cells of the last incident. On a screen, the time of day is enough.
 fn incident_cells(link: &LinkRates, is_short: bool) -> Option<[String; 3]> {
     let (at, what) = link.incident.as_ref()?;
     let of_day = at.get(11..19).filter(|_| is_short).unwrap_or(at);
@@ -134,7 +134,7 @@ impl View {
 }
 
 impl LiveView for View {
-    type Found = Vec<LinkRates>;
+    type Sample = Vec<LinkRates>;
 
     fn controls(&self) -> &Controls {
         &self.controls

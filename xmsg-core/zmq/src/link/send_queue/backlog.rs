@@ -11,6 +11,8 @@
 //! A push holds the lock of the queue, so no push searches all queued messages. The numbers of the chunks
 //! that can be dropped are known beforehand, and each message is dropped once.
 
+// Longer than 500 lines: one index over the queue, whose operations keep the same invariants.
+
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
 

@@ -174,7 +174,7 @@ impl SendQueue {
 
     /// Returns how many messages were written at least once, or discarded, since the beginning. A message
     /// that was put back counts as written.
-    pub(crate) fn gone_once(&self) -> u64 {
+    pub(crate) fn written_or_discarded(&self) -> u64 {
         let state = self.state();
         state.passed().max(state.retained.as_ref().map_or(0, |retained| retained.written_once))
     }

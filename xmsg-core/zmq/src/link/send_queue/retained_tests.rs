@@ -132,7 +132,7 @@ fn requests_do_not_come_again_and_stay_counted_as_written() {
     send_queue.push_past_mark(&request).unwrap();
     push(&send_queue, 2..3, 10);
     assert_eq!(write(&send_queue, usize::MAX), numbered(0..3, false));
-    assert_eq!((send_queue.accepted(), send_queue.gone(), send_queue.gone_once()), (4, 1, 4));
+    assert_eq!((send_queue.accepted(), send_queue.gone(), send_queue.written_or_discarded()), (4, 1, 4));
     send_queue.push_past_mark(&request).unwrap();
     let mut stream = Brittle { limit: usize::MAX, piece: 1000, taken: vec![] };
     assert!(Writer::new(&send_queue).run(&mut stream).now_or_never().is_none());

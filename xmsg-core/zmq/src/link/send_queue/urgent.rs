@@ -7,8 +7,8 @@ use bytes::BytesMut;
 
 use super::{MemoryCounter, SendQueue};
 
-/// The bytes that wait. What the writer has taken and not yet written counts in the ledger of the queues,
-/// too.
+/// The bytes that wait. What the writer has taken and not yet written counts in the memory counter of the
+/// queues, too.
 #[derive(Debug, Default)]
 pub(super) struct Urgent {
     bytes: BytesMut,
@@ -42,7 +42,7 @@ impl Account {
 }
 
 impl Urgent {
-    /// Sets the ledger. It has to be called before anything is queued.
+    /// Sets the memory counter. It has to be called before anything is queued.
     pub(super) fn count_in(&mut self, memory_counter: Arc<MemoryCounter>) {
         self.account.memory_counter = Some(memory_counter);
     }
@@ -142,7 +142,7 @@ impl SendQueue {
 
     /// Returns a live counter of the memory of urgent bytes that are not yet written, in bytes.
     #[must_use]
-    pub fn owed(&self) -> Arc<AtomicUsize> {
+    pub fn urgent_bytes(&self) -> Arc<AtomicUsize> {
         self.state().urgent.held()
     }
 

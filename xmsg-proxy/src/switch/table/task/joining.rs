@@ -1,4 +1,4 @@
-//! Publishers come, are told all that is wanted, and go.
+//! How publishers join the table, are sent all wanted prefixes, and leave.
 
 use std::sync::Arc;
 
@@ -6,46 +6,48 @@ use bytes::{Bytes, BytesMut};
 
 use super::super::scope::Scope;
 use super::super::snapshot::Snapshot;
-use super::{Audience, Before, Joining, Notified, Publisher, PublishersSend, TableTask, form};
+use super::{
+    Audience, Joining, PreviousSnapshot, Publisher, PublisherEntry, PublishersSend, TableTask, form,
+};
 use crate::CONTROL_TOPIC;
 
-/// Parts of a snapshot that are made for a publisher in one slice.
+/// The number of parts of a snapshot that are encoded for a publisher in one slice.
 const PARTS: usize = 2;
-/// Parts that are made already, and only sent.
+/// The number of parts that are encoded already, and sent in one slice.
 const PARTS_SENT: usize = 64;
-/// Bytes of parts that are out of date which publishers may hold in any case; above it, as much as is up to
-/// date.
+/// The bytes of outdated parts that publishers may hold in any case. More of them are allowed as long as
+/// there are no more than up-to-date ones.
 const OUTDATED_MIN: usize = 16 << 20;
 
 impl TableTask {
-    /// Tells a new publisher everything that is wanted, the control topic last: a control request from it
-    /// proves that it knows all the rest.
-    pub(super) fn welcome(&mut self, publisher: Arc<Publisher>) {
+    /// Sends a new publisher all wanted prefixes, the control topic last: a control request from it proves
+    /// that it knows all others.
+    pub(super) fn publisher_joined(&mut self, publisher: Arc<Publisher>) {
         let audience = self.join(&publisher);
         self.jobs.joining.push_back(Joining {
-            told: Notified { publisher, audience },
+            entry: PublisherEntry { publisher, audience },
             next: 0,
-            before: Before::Nothing,
+            before: PreviousSnapshot::Nothing,
         });
-        // Little is told at once.
-        self.welcome_some();
+        // Few prefixes are sent at once.
+        self.join_slice();
     }
 
-    pub(super) fn welcome_some(&mut self) {
+    pub(super) fn join_slice(&mut self) {
         let Some(mut joining) = self.jobs.joining.pop_front() else { return };
-        self.news.seal();
-        let Joining { told: Notified { publisher, audience }, next, before } = &mut joining;
+        self.notifications.seal();
+        let Joining { entry: PublisherEntry { publisher, audience }, next, before } = &mut joining;
         let Some(Audience { snapshot, .. }) = self.audiences.get_mut(audience) else { return };
         let is_link = publisher.arrival.is_some();
         let is_all = self.publishers_send == PublishersSend::All && !is_link;
         if *next == 0 {
-            publisher.welcome(&snapshot.first(is_all));
+            publisher.send_snapshot(&snapshot.first(is_all));
         }
         let routes = self.table.routes();
         let parts = if is_all { 0 } else { Snapshot::len(&routes.prefixes) };
         let (mut made, mut sent) = (0, 0);
         while *next < parts && made < PARTS && sent < PARTS_SENT {
-            let part = if let Before::Scope(before) = before {
+            let part = if let PreviousSnapshot::Scope(before) = before {
                 made += 1;
                 self.memory.counted(snapshot.part_instead(&routes.prefixes, *next, before.as_ref()))
             } else {
@@ -53,12 +55,12 @@ impl TableTask {
                 snapshot.part(&routes.prefixes, *next)
             };
             sent += 1;
-            publisher.welcome(&part);
+            publisher.send_snapshot(&part);
             *next += 1;
         }
         let is_told = *next >= parts;
-        if is_told && let Before::Scope(before) = before {
-            publisher.welcome(&snapshot.last_instead(&routes.prefixes, before.as_ref(), is_all));
+        if is_told && let PreviousSnapshot::Scope(before) = before {
+            publisher.send_snapshot(&snapshot.last_instead(&routes.prefixes, before.as_ref(), is_all));
         }
         let longest = routes.longest_prefix();
         drop(routes);
@@ -73,10 +75,10 @@ impl TableTask {
                     true,
                     &Bytes::from_static(CONTROL_TOPIC),
                 );
-                publisher.welcome(&control.freeze());
+                publisher.send_snapshot(&control.freeze());
             }
             self.backlog.note(publisher);
-            self.publishers.insert(publisher.id, joining.told);
+            self.publishers.insert(publisher.id, joining.entry);
         } else {
             self.jobs.joining.push_back(joining);
         }
@@ -84,14 +86,14 @@ impl TableTask {
         self.bound_outdated();
     }
 
-    /// Cuts publishers off that hold much which is out of date by not reading it. Those that have just come
-    /// have had no time to read.
+    /// Disconnects publishers that hold many outdated parts by not reading them. Those that have just
+    /// connected have had no time to read.
     pub(super) fn bound_outdated(&mut self) {
         let is_too_much = |snapshot: &Snapshot| snapshot.outdated() > OUTDATED_MIN.max(snapshot.present());
         for (number, _) in self.audiences.iter().filter(|(_, audience)| is_too_much(&audience.snapshot)) {
-            let theirs = self.publishers.values().filter(|told| told.audience == *number);
+            let theirs = self.publishers.values().filter(|entry| entry.audience == *number);
             let slowest =
-                theirs.map(|told| &told.publisher).filter(|publisher| !publisher.cut.is_cancelled());
+                theirs.map(|entry| &entry.publisher).filter(|publisher| !publisher.cut.is_cancelled());
             if let Some(publisher) = slowest.max_by_key(|publisher| publisher.held_up()) {
                 publisher.cut_off();
                 return;
@@ -99,22 +101,23 @@ impl TableTask {
         }
     }
 
-    /// A publisher has gone.
-    pub(super) fn farewell(&mut self, id: u32) {
+    /// Removes a publisher that has left.
+    pub(super) fn publisher_left(&mut self, id: u32) {
         self.backlog.publishers.remove(&id);
-        let joining = self.jobs.joining.iter().position(|joining| joining.told.publisher.id == id);
-        let joining = joining.and_then(|place| self.jobs.joining.remove(place)).map(|joining| joining.told);
-        // One that is told anew stands in both.
-        if let Some(told) = self.publishers.remove(&id).or(joining) {
-            self.leave(told.audience);
+        let joining = self.jobs.joining.iter().position(|joining| joining.entry.publisher.id == id);
+        let joining = joining.and_then(|place| self.jobs.joining.remove(place)).map(|joining| joining.entry);
+        // A publisher that is being sent the snapshot again is in both.
+        if let Some(entry) = self.publishers.remove(&id).or(joining) {
+            self.leave(entry.audience);
         }
-        // Somebody may have waited until it was told.
+        // A task may have waited until it was sent the snapshot.
         self.answer();
     }
 
-    /// The audience of a publisher, which is one of it from now on.
+    /// Adds a publisher to its audience, and returns the number of that.
     pub(super) fn join(&mut self, publisher: &Publisher) -> u32 {
-        let (version, scope) = (form(publisher.version), Scope::of(publisher.grant.rights().as_deref()));
+        let (version, scope) =
+            (form(publisher.version), Scope::of(publisher.authorization.rights().as_deref()));
         let link = publisher.arrival.as_ref().map(|arrival| arrival.subscription_len);
         let known =
             self.audiences.iter_mut().find(|(_, one)| one.snapshot.is_of(version, scope.as_ref(), link));
@@ -138,7 +141,7 @@ impl TableTask {
     }
 }
 
-/// Says in the log that an upstream does not take all subscriptions there are.
+/// Logs that an upstream does not accept all subscriptions that there are.
 fn warn_of_long_prefixes(publisher: &Publisher, longest: usize) {
     let takes = publisher.arrival.as_ref().map_or(usize::MAX, |arrival| arrival.subscription_len);
     if longest > takes {

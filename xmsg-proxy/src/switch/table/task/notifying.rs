@@ -1,4 +1,4 @@
-//! Publishers are told what has changed, and those who wait for that are answered.
+//! How publishers are notified of changes, and how the tasks that wait for that are answered.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -9,37 +9,39 @@ use xmsg_zmq::link::memory::MemoryBudget;
 
 use super::super::snapshot::Snapshot;
 use super::{
-    Before, Joining, Notified, Publisher, SubscriptionChange, SubscriptionChanges, Synchronizing, TableTask,
-    heads, prefix_memory,
+    Joining, PreviousSnapshot, Publisher, PublisherEntry, SubscriptionChange, SubscriptionChanges,
+    Synchronizing, TableTask, heads, prefix_memory,
 };
 use crate::config::PublishersSend;
 
-/// Publishers that are told something before others have their turn.
-pub(super) const NOTIFIED_AT_ONCE: usize = 128;
-/// News that waits to be told, bytes, at most: then it is told at once.
-pub(super) const NEWS_MAX: usize = 1 << 20;
+/// The number of publishers that are notified before other work gets its turn.
+pub(super) const PUBLISHERS_AT_ONCE: usize = 128;
+/// The largest number of bytes of changes that wait for a round. Above it, they are sent at once.
+pub(super) const NOTIFICATIONS_MAX: usize = 1 << 20;
 
 impl TableTask {
-    /// Answers those who wait until all is as the changes before say, once it is.
+    /// Answers the tasks that wait for earlier changes, once these are applied and sent.
     pub(super) fn answer(&mut self) {
-        let is_told_anew = |joining: &Joining| matches!(joining.before, Before::Scope(_));
+        let is_told_anew = |joining: &Joining| matches!(joining.before, PreviousSnapshot::Scope(_));
         if self.jobs.waiting.is_empty()
             || !self.jobs.enforcing.is_empty()
             || self.jobs.joining.iter().any(is_told_anew)
         {
             return;
         }
-        let mut told = None;
-        let news = &self.news;
+        let mut informed = None;
+        let notifications = &self.notifications;
         let publishers = &self.publishers;
-        for Synchronizing { answer, .. } in self.jobs.waiting.extract_if(.., |one| news.is_told(one.round)) {
-            let told = told.get_or_insert_with(|| all_of(publishers));
-            // Whoever asked may have gone.
-            let _ = answer.send(told.clone());
+        for Synchronizing { answer, .. } in
+            self.jobs.waiting.extract_if(.., |one| notifications.is_told(one.round))
+        {
+            let informed = informed.get_or_insert_with(|| all_of(publishers));
+            // The task that asked may have ended.
+            let _ = answer.send(informed.clone());
         }
     }
 
-    /// Has publishers told what has changed: at once if they are few, else in the next round.
+    /// Notifies publishers of changes: at once if they are few, else in the next round.
     pub(super) fn notify(&mut self, changes: SubscriptionChanges) {
         if changes.is_empty() {
             return;
@@ -56,91 +58,98 @@ impl TableTask {
             return;
         }
         if self.publishers.len() <= self.few {
-            self.news.add(changes);
+            self.notifications.add(changes);
             self.notify_all();
             return;
         }
-        self.news.gather(changes, self.publishers.len());
-        if self.news.bytes() > NEWS_MAX {
+        self.notifications.gather(changes, self.publishers.len());
+        if self.notifications.bytes() > NOTIFICATIONS_MAX {
             self.notify_all();
         }
-        // Perhaps all of it was taken back.
+        // The new changes may have taken back all others.
         self.answer();
     }
 
-    /// Tells a few publishers what has changed, if its time has come.
-    pub(super) fn notify_some(&mut self) {
-        if !self.news.is_being_told() && self.news.due_in().is_some_and(|time| time.is_zero()) {
+    /// Notifies a few publishers of changes, if it is time for that.
+    pub(super) fn notify_slice(&mut self) {
+        if !self.notifications.is_being_told()
+            && self.notifications.due_in().is_some_and(|time| time.is_zero())
+        {
             self.begin_round();
         }
-        self.go_on(NOTIFIED_AT_ONCE);
+        self.go_on(PUBLISHERS_AT_ONCE);
     }
 
-    /// Tells all publishers all that has changed, at once.
+    /// Notifies all publishers of all changes at once.
     pub(super) fn notify_all(&mut self) {
         self.go_on(usize::MAX);
-        if !self.news.is_empty() {
+        if !self.notifications.is_empty() {
             self.begin_round();
             self.go_on(usize::MAX);
         }
     }
 
-    /// Whether there are links to upstreams: those are asked for what somebody wants, and for nothing else.
+    /// Returns whether there are links to upstreams. They subscribe to wanted prefixes only.
     fn has_links(&self) -> bool {
         self.audiences.values().any(|audience| audience.snapshot.is_of_link())
     }
 
-    /// Begins to tell what has changed. No other round is being told.
+    /// Begins a round. No other round may be in progress.
     fn begin_round(&mut self) {
-        let changes = self.news.take();
-        // Encoded once for each audience; the bytes are shared. To those that are joining, a part that is to
-        // come may say some of it again.
+        let changes = self.notifications.take();
+        // The changes are encoded once for each audience, and share the bytes. For a publisher that is
+        // joining, a part that is to come may repeat some of them.
         let routes = self.table.routes();
-        // Whoever is told to send everything has nothing to learn.
+        // Publishers that send everything need not be notified.
         let is_all = self.publishers_send == PublishersSend::All;
         let audiences = self.audiences.iter_mut().filter(|(_, one)| !is_all || one.snapshot.is_of_link());
-        let news: BTreeMap<u32, Bytes> = audiences
-            .map(|(number, audience)| (*number, audience.snapshot.news(&changes, &routes.prefixes)))
+        let notifications: BTreeMap<u32, Bytes> = audiences
+            .map(|(number, audience)| (*number, audience.snapshot.notifications(&changes, &routes.prefixes)))
             .filter(|(_, bytes)| !bytes.is_empty())
             .map(|(number, bytes)| (number, self.memory.counted(bytes)))
             .collect();
         drop(routes);
-        // These are waited for once they have been told all that there is.
-        let joining = self.jobs.joining.iter().filter(|joining| matches!(joining.before, Before::Nothing));
-        joining.for_each(|joining| send(&news, &joining.told, &self.memory));
-        self.news.begin(news);
+        // These are waited for once they have been sent all parts.
+        let joining =
+            self.jobs.joining.iter().filter(|joining| matches!(joining.before, PreviousSnapshot::Nothing));
+        joining.for_each(|joining| send(&notifications, &joining.entry, &self.memory));
+        self.notifications.begin(notifications);
     }
 
-    /// Tells so many publishers of the present round. One that has just come may hear it twice: what has
-    /// changed since is told in the next one.
+    /// Notifies at most `most` publishers in the present round. One that has just joined may be notified of a
+    /// change twice. Later changes are in the next round.
     fn go_on(&mut self, most: usize) {
-        let Some(round) = self.news.round() else { return };
+        let Some(round) = self.notifications.round() else { return };
         let mut left = most;
         let from = round.last.map_or(Bound::Unbounded, Bound::Excluded);
         let next =
             if round.bytes.is_empty() { None } else { Some(self.publishers.range((from, Bound::Unbounded))) };
-        for (id, told) in next.into_iter().flatten() {
+        for (id, entry) in next.into_iter().flatten() {
             if left == 0 {
                 return;
             }
             left -= 1;
-            send(&round.bytes, told, &self.memory);
-            self.backlog.note(&told.publisher);
+            send(&round.bytes, entry, &self.memory);
+            self.backlog.note(&entry.publisher);
             round.last = Some(*id);
         }
-        self.news.end(self.publishers.len());
+        self.notifications.end(self.publishers.len());
         self.answer();
     }
 }
 
-/// The publishers that have been told everything.
-fn all_of(publishers: &BTreeMap<u32, Notified>) -> Vec<Arc<Publisher>> {
-    publishers.values().map(|told| told.publisher.clone()).collect()
+/// Returns the publishers that have been sent all wanted prefixes.
+fn all_of(publishers: &BTreeMap<u32, PublisherEntry>) -> Vec<Arc<Publisher>> {
+    publishers.values().map(|entry| entry.publisher.clone()).collect()
 }
 
-/// Tells a publisher what its audience is told.
-fn send(news: &BTreeMap<u32, Bytes>, Notified { publisher, audience }: &Notified, memory: &MemoryBudget) {
-    let Some(bytes) = news.get(audience) else { return };
+/// Sends a publisher the notifications of its audience.
+fn send(
+    notifications: &BTreeMap<u32, Bytes>,
+    PublisherEntry { publisher, audience }: &PublisherEntry,
+    memory: &MemoryBudget,
+) {
+    let Some(bytes) = notifications.get(audience) else { return };
     publisher.send(bytes);
     publisher.count_backlog(memory);
 }

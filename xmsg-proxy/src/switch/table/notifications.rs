@@ -1,8 +1,8 @@
-//! What publishers have yet to be told of subscriptions.
+//! The changes of subscriptions that publishers have yet to be notified of.
 //!
-//! Each of them takes a write for whatever it is told. So, where there are many, news is gathered for a while
-//! and told in *rounds*: one after another, with a rest between them that is many times what a round takes,
-//! and of what was taken back meanwhile nobody hears.
+//! Each notification costs a write for each publisher. So, where there are many publishers, changes are
+//! gathered for a while and sent in *rounds*, with a rest between them that is many times as long as a round
+//! takes. A change that was taken back meanwhile is not sent at all.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,48 +13,48 @@ use xmsg_zmq::link::session::now;
 
 use super::task::{SubscriptionChange, SubscriptionChanges};
 
-/// For how long news is gathered at most, if there was none before.
+/// The longest time for which changes are gathered, if there were none before.
 const GATHER: Duration = Duration::from_millis(5);
-/// The rest after a round, for each publisher: some times what it takes to tell it.
+/// The rest after a round, for each publisher: several times what a notification takes.
 const REST_OF_EACH: Duration = Duration::from_micros(25);
-/// What a change counts for beside its prefix, bytes.
+/// The bytes that a change counts for beside its prefix.
 const CHANGE: usize = 64;
 
 #[derive(Debug, Default)]
-pub(super) struct News {
-    /// In their order: of these, none takes back another one.
+pub(super) struct Notifications {
+    /// The changes in their order. None of these takes back another one.
     settled: SubscriptionChanges,
-    /// By prefix: those that may yet be taken back. They come after the others.
+    /// The changes that may yet be taken back, by prefix. They come after the others.
     open: BTreeMap<Bytes, SubscriptionChange>,
-    /// Of all of these.
+    /// The bytes of all changes.
     bytes: usize,
-    /// When they are to be told.
+    /// The time when they are to be sent.
     due: Option<Instant>,
-    /// Until then, nothing is told.
+    /// The end of the rest before the next round.
     rest: Option<Instant>,
-    /// The round that is being told.
+    /// The round that is being sent.
     round: Option<Round>,
-    /// Rounds that were begun.
+    /// The number of rounds that were begun.
     rounds: u64,
 }
 
-/// What each audience is told.
+/// A round of notifications, with the bytes for each audience.
 #[derive(Debug)]
 pub(super) struct Round {
     pub(super) bytes: BTreeMap<u32, Bytes>,
-    /// The publisher that was told last.
+    /// The publisher that was notified last.
     pub(super) last: Option<u32>,
 }
 
-impl News {
-    /// More, to be told at once.
+impl Notifications {
+    /// Adds changes that are to be sent at once.
     pub(super) fn add(&mut self, changes: SubscriptionChanges) {
         self.seal();
         self.bytes += changes.iter().map(weight).sum::<usize>();
         self.settled.extend(changes);
     }
 
-    /// More, to be told to so many publishers when its time has come.
+    /// Adds changes that are to be sent to this many publishers when their time has come.
     pub(super) fn gather(&mut self, changes: SubscriptionChanges, publishers: usize) {
         for change in changes {
             let weight = weight(&change);
@@ -71,33 +71,33 @@ impl News {
         }
     }
 
-    /// Somebody is being told how the table is now: nothing that is in it, or not in it any more, may be
-    /// taken back without a word.
+    /// Closes the open changes. A publisher is being sent the present state of the table: a change of what
+    /// is, or no longer is, in the table may not be taken back silently.
     pub(super) fn seal(&mut self) {
         self.settled.extend(std::mem::take(&mut self.open).into_values());
     }
 
-    /// Whether there is none, beside what is being told.
+    /// Returns whether there is no change beside those of the present round.
     pub(super) fn is_empty(&self) -> bool {
         self.settled.is_empty() && self.open.is_empty()
     }
 
-    /// What is to be told weighs so much, bytes.
+    /// Returns the bytes of the changes that are to be sent.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The number of the round in which a change that is made now is told.
+    /// Returns the number of the round in which a change that is made now is sent.
     pub(super) fn next_round(&self) -> u64 {
         self.rounds + 1
     }
 
-    /// The number of the round in which all changes so far are told.
+    /// Returns the number of the round after which all changes so far were sent.
     pub(super) fn needed(&self) -> u64 {
         self.rounds + u64::from(!self.is_empty())
     }
 
-    /// Whether that round is over, or no longer needed.
+    /// Returns whether that round is over, or no longer needed.
     pub(super) fn is_told(&self, round: u64) -> bool {
         let over = self.rounds - u64::from(self.round.is_some());
         over >= round || (over == self.rounds && self.is_empty())
@@ -111,13 +111,13 @@ impl News {
         self.round.as_mut()
     }
 
-    /// How long to wait for the next round; `None`: there is nothing to tell.
+    /// Returns the time until the next round, or `None` if there are no changes.
     pub(super) fn due_in(&self) -> Option<Duration> {
         let due = self.due.filter(|_| !self.is_empty())?;
         Some(self.rest.map_or(due, |rest| rest.max(due)).saturating_duration_since(now()))
     }
 
-    /// All that is to be told in a new round. The one before is over.
+    /// Takes all changes out for a new round. The one before must be over.
     pub(super) fn take(&mut self) -> SubscriptionChanges {
         self.seal();
         self.due = None;
@@ -130,7 +130,7 @@ impl News {
         self.round = Some(Round { bytes, last: None });
     }
 
-    /// So many publishers were told.
+    /// Ends the round, in which this many publishers were notified.
     pub(super) fn end(&mut self, publishers: usize) {
         self.round = None;
         self.rest = Some(later(now(), rest(publishers)));

@@ -1,4 +1,4 @@
-//! Who a peer is, and what it may do.
+//! The identity of a peer, and the rights that it has.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -6,31 +6,32 @@ use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
 use xmsg_zmtp::Principal;
 
-use super::peers::{Spaced, TOPIC_SHOWN};
+use super::paced_log::PacedLog;
+use super::peers::TOPIC_SHOWN;
 use crate::security::{Authority, Rights};
 use xmsg_zmq::lock::lock;
 
-/// What lines about them are called when there are too many.
+/// The name of log lines about denied operations when there are too many of them.
 const DENIALS: &str = "peers that were not allowed something";
 
-/// Who a peer is, and what it may do under the rules in force.
+/// The identity of a peer, and its rights under the rules in force.
 #[derive(Debug)]
-pub(super) struct Grant {
+pub(super) struct Authorization {
     authority: Arc<Authority>,
     principal: Option<Arc<Principal>>,
     known: Mutex<(u64, Option<Arc<Rights>>)>,
-    /// What it may do whatever the rules say.
+    /// The rights that it has whatever the rules say.
     fixed: Option<Arc<Rights>>,
     denied: AtomicU64,
-    log: Spaced<u64>,
-    /// Ends its connection because the rules do not admit it any more.
+    log: PacedLog<u64>,
+    /// Ends its connection because the rules no longer admit it.
     pub(super) revoked: CancellationToken,
-    /// Ends its connection because an operator wants that.
-    pub(super) unwanted: CancellationToken,
+    /// Ends its connection because an operator asked for it.
+    pub(super) ended_by_operator: CancellationToken,
 }
 
-impl Grant {
-    /// Of a peer that came with these credentials, or with none.
+impl Authorization {
+    /// Creates the authorization of a peer that came with these credentials, or with none.
     pub(super) fn new(authority: &Arc<Authority>, principal: Option<Principal>) -> Self {
         let generation = authority.generation();
         let rights = authority.rights(principal.as_ref());
@@ -40,18 +41,19 @@ impl Grant {
             known: Mutex::new((generation, rights)),
             fixed: None,
             denied: AtomicU64::new(0),
-            log: Spaced::default(),
+            log: PacedLog::default(),
             revoked: CancellationToken::new(),
-            unwanted: CancellationToken::new(),
+            ended_by_operator: CancellationToken::new(),
         }
     }
 
-    /// Of a peer that we have connected to: it may do this. The rules are for those who connect to us.
+    /// Creates the authorization of a peer that this proxy has connected to, with these rights. The rules
+    /// apply to peers that connect to this proxy.
     pub(super) fn fixed(authority: &Arc<Authority>, rights: Rights) -> Self {
         Self { fixed: Some(Arc::new(rights)), ..Self::new(authority, None) }
     }
 
-    /// What it may do now; `None`: it is not to be here any more.
+    /// Returns its rights now, or `None` if the rules no longer admit it.
     pub(super) fn rights(&self) -> Option<Arc<Rights>> {
         if self.fixed.is_some() {
             return self.fixed.clone();
@@ -64,18 +66,18 @@ impl Grant {
         known.1.clone()
     }
 
-    /// Has its connection ended if it is not let in any more. Returns whether it has.
-    pub(super) fn leave_if_strange(&self, peer: &str) -> bool {
-        let is_strange = !self.revoked.is_cancelled() && self.rights().is_none();
-        if is_strange {
-            // Says so in the log.
-            let _ = self.authority.lets_stay(peer, self.principal.as_deref());
+    /// Ends the connection if the rules no longer admit the peer. Returns whether it did.
+    pub(super) fn revoke_if_not_admitted(&self, peer: &str) -> bool {
+        let is_to_be_revoked = !self.revoked.is_cancelled() && self.rights().is_none();
+        if is_to_be_revoked {
+            // This writes the log line.
+            let _ = self.authority.still_admits(peer, self.principal.as_deref());
             self.revoked.cancel();
         }
-        is_strange
+        is_to_be_revoked
     }
 
-    /// Whether it may subscribe to this prefix, which it wants in order to `what`. That it may not is
+    /// Returns whether it may subscribe to this prefix, which it needs in order to `what`. A denial is
     /// counted.
     pub(super) fn may_subscribe(&self, peer: &str, what: &str, prefix: &[u8]) -> bool {
         let may = self.rights().is_some_and(|rights| rights.may_subscribe(prefix));
@@ -85,7 +87,7 @@ impl Grant {
         may
     }
 
-    /// Counts what it wanted and may not, and says so in the log now and then.
+    /// Counts an operation that was denied, and logs denials now and then.
     pub(super) fn deny(&self, peer: &str, what: &str, topic: &[u8], count: u64) {
         let in_all = self.denied.fetch_add(count, Ordering::Relaxed) + count;
         if let Some(before) = self.log.pass(in_all)
@@ -93,7 +95,7 @@ impl Grant {
         {
             tracing::warn!(
                 peer,
-                principal = self.principal(),
+                principal = self.principal_text(),
                 topic = %topic[..topic.len().min(TOPIC_SHOWN)].escape_ascii(),
                 denied = in_all - before,
                 denied_in_all = in_all,
@@ -103,7 +105,7 @@ impl Grant {
         }
     }
 
-    /// Says in the log, at the end of its connection, what it has not said yet.
+    /// Logs, at the end of the connection, the denials that were not logged yet.
     pub(super) fn log_rest(&self, peer: &str) {
         let in_all = self.denied();
         let before = self.log.take(in_all);
@@ -112,7 +114,7 @@ impl Grant {
         {
             tracing::warn!(
                 peer,
-                principal = self.principal(),
+                principal = self.principal_text(),
                 denied = in_all - before,
                 denied_in_all = in_all,
                 unlogged,
@@ -125,13 +127,13 @@ impl Grant {
         self.denied.load(Ordering::Relaxed)
     }
 
-    /// Who it has proved to be.
-    pub(super) fn who(&self) -> Option<&Arc<Principal>> {
+    /// Returns the identity that the peer has proved.
+    pub(super) fn principal(&self) -> Option<&Arc<Principal>> {
         self.principal.as_ref()
     }
 
-    /// Returns its name as text, for people.
-    pub(super) fn principal(&self) -> Option<String> {
+    /// Returns the identity as text, for people.
+    pub(super) fn principal_text(&self) -> Option<String> {
         self.principal.as_deref().map(ToString::to_string)
     }
 }
