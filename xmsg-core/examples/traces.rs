@@ -70,8 +70,9 @@ impl SpanExporter for Printer {
 async fn main() -> Result<(), Box<dyn Error>> {
     let provider = SdkTracerProvider::builder().with_simple_exporter(Printer).build();
     // Spans of messages have the level DEBUG: nothing else of that level is told.
-    let told = Targets::new().with_target("xmsg_core::otel", Level::DEBUG).with_target("traces", Level::INFO);
-    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("traces")).with_filter(told);
+    let targets =
+        Targets::new().with_target("xmsg_core::otel", Level::DEBUG).with_target("traces", Level::INFO);
+    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("traces")).with_filter(targets);
     tracing_subscriber::registry().with(layer).init();
     set_propagator(TraceContext(TraceContextPropagator::new()));
 

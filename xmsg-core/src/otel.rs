@@ -156,14 +156,14 @@ pub(crate) fn sending<'a>(message: &'a Message, proxy: &ProxyAddress) -> Option<
         return Some((span, Cow::Borrowed(message)));
     }
     let headers = PROPAGATOR.get().map(|propagator| propagator.inject(&span)).unwrap_or_default();
-    let mut told = Cow::Borrowed(message);
+    let mut traced = Cow::Borrowed(message);
     for (name, value) in headers {
         // Metadata that can't be read, or has no room, is sent as it is: a trace is worth no message.
-        if let Ok(with) = told.clone().into_owned().with_header(&name, &value) {
-            told = Cow::Owned(with);
+        if let Ok(with) = traced.clone().into_owned().with_header(&name, &value) {
+            traced = Cow::Owned(with);
         }
     }
-    Some((span, told))
+    Some((span, traced))
 }
 
 /// The span of a request, in which it is published and its reply is awaited.
