@@ -460,6 +460,7 @@ impl Hub {
             overflowed: DropCounter::default(),
             received: Received::default(),
             state: Mutex::default(),
+            wanted_claim: Mutex::default(),
             is_connected: AtomicBool::new(false),
             stop: self.stop.child_token(),
         });

@@ -223,7 +223,7 @@ impl<S> SocketOptions<S> {
     }
 
     /// Sets the memory budget of a bound socket. It covers the connections, what they have received in part,
-    /// and their send queues. Clones of the options share it. Default: no limit.
+    /// their send queues, and their subscriptions. Clones of the options share it. Default: no limit.
     #[must_use]
     pub fn memory(self, memory: MemoryBudget) -> Self {
         self.with(|settings| settings.memory = memory)

@@ -12,7 +12,7 @@ use crate::hub::Owner;
 use crate::link::send_queue::{Frame, Redeliver};
 use crate::methods::{endpoint_methods, fan_out_methods, subscriber_methods};
 use crate::options::{FansOut, Sends};
-use crate::publishing::Publishing;
+use crate::publishing::{Bounds, Publishing};
 use crate::role::Role;
 use crate::{Amount, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
@@ -262,5 +262,5 @@ impl Publisher {
 }
 
 fn role(options: &SocketOptions<Publisher>) -> Arc<dyn Role> {
-    Arc::new(Publishing { limits: options.settings().limits.clone() })
+    Arc::new(Publishing { bounds: Bounds::of(options.settings()) })
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use xmsg_zmtp::{Limits, Peer, PeerLimits, SocketType, Version};
+use xmsg_zmtp::{Peer, PeerLimits, SocketType, Version};
 
 use crate::fan_out::{FanOut, Recipients};
 use crate::hub::Owner;
@@ -17,7 +17,7 @@ use crate::link::session::Ended;
 use crate::lock::lock;
 use crate::methods::{endpoint_methods, fan_out_methods, subscriber_methods};
 use crate::options::{FansOut, Receives, Sends};
-use crate::publishing::note_wanted;
+use crate::publishing::{Bounds, note_wanted};
 use crate::role::{PeerSlot, Role};
 use crate::subscriptions::SubscriptionLimitExceeded;
 use crate::{Error, ErrorKind, Multipart, Result, SocketOptions};
@@ -133,7 +133,7 @@ pub struct XPub {
 /// The role of XPUB, which keeps the subscriptions of its peers and notifies the user of the socket.
 #[derive(Debug)]
 struct XPubRole {
-    limits: Limits,
+    bounds: Bounds,
     settings: XPubSettings,
     /// The links of peers by their routing identities.
     routes: Routes,
@@ -149,7 +149,7 @@ impl XPubRole {
     /// Notes a subscription of a peer or its end. Returns whether it is the first to this prefix, or was the
     /// last.
     fn note(&self, link: &Link, subscribe: bool, prefix: &Bytes) -> Result<bool, Ended> {
-        if !note_wanted(&self.limits, link, subscribe, prefix)? {
+        if !note_wanted(&self.bounds, link, subscribe, prefix)? {
             return Ok(false);
         }
         Ok(self.count(subscribe, prefix))
@@ -229,7 +229,7 @@ impl XPub {
     pub fn new(options: SocketOptions<Self>) -> Self {
         let settings = options.into_settings();
         let role = Arc::new(XPubRole {
-            limits: settings.limits.clone(),
+            bounds: Bounds::of(&settings),
             settings: settings.xpub.clone(),
             routes: Routes::default(),
             wanted: Mutex::default(),
@@ -303,7 +303,7 @@ impl XPub {
     /// # Errors
     ///
     /// [`Refused`](ErrorKind::Refused) if the peer is gone, [`TooLarge`](ErrorKind::TooLarge) if it has too
-    /// many subscriptions.
+    /// many subscriptions, or if [no memory](SocketOptions::memory) is left and it holds most of it.
     pub fn take_subscription(&self, peer: &PeerId, prefix: impl Into<Bytes>) -> Result<()> {
         self.change(peer, true, &prefix.into())
     }

@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use common::{PATIENCE, anywhere, until, within};
 use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmq::{
     Dealer, Device, Endpoint, ErrorKind, HasIdentity, Multipart, Publisher, Pull, Push, Reason, Router,
     SocketEvent, SocketOptions, Subscriber, Violations, XPub, XSub,
@@ -291,4 +292,21 @@ async fn a_panic_over_one_peer_ends_its_connection_and_is_counted() {
     assert_eq!(message.frames(), ["a message"]);
     assert_eq!(violations.counts().of(Reason::Fault), 1);
     assert_eq!(router.connections().len(), 1, "nothing of the first connection is left");
+}
+
+/// A peer may subscribe to 256 MiB, so that a few of them would fill any machine.
+#[tokio::test]
+async fn what_peers_subscribe_to_counts_in_the_memory_budget() {
+    let memory = MemoryBudget::new(8 << 20);
+    let publisher = Publisher::new(options().memory(memory.clone()));
+    let endpoint = publisher.bind(&anywhere()).await.unwrap();
+    let mut modest = subscriber(&endpoint, ["greetings".to_owned()]);
+    reaches(&publisher, &mut modest, "greetings").await;
+    let peer = publisher.connections()[0].peer.clone();
+    let greedy = subscriber(&endpoint, (0..8_000).map(|number| format!("{number:02000}")));
+    until("the end of the peer that subscribes to most", || memory.ended() > 0).await;
+    arrives(&publisher, &mut modest, "greetings").await;
+    assert!(publisher.connections().iter().any(|connection| connection.peer == peer));
+    drop(greedy);
+    until("the memory that it held", || memory.claimed() < 1 << 20).await;
 }

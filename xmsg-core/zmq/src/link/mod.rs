@@ -39,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::link::drop_counter::DropCounter;
+use crate::link::memory::Claim;
 use crate::link::send_queue::SendQueue;
 use crate::lock::lock;
 use crate::options::Overflow;
@@ -60,6 +61,9 @@ pub(crate) struct Link {
     /// Counts what was received over this link.
     pub(crate) received: Received,
     pub(crate) state: Mutex<LinkState>,
+    /// The claim for what the peer has subscribed to, once that is much. It is not in `state`, which senders
+    /// lock for each message: a claim may have to search for the largest one.
+    pub(crate) wanted_claim: Mutex<Option<Claim>>,
     /// Whether `state.version` is set. It is kept here as well for code that checks it for each message.
     pub(crate) is_connected: AtomicBool,
     /// Ends the connection and, if it was accepted, the link too.
