@@ -84,8 +84,9 @@ impl SubscriptionLimits {
 /// The subscriptions that a peer was not sent, because they exceed its limits.
 #[derive(Debug, Default)]
 pub(crate) struct HeldBack {
-    /// The prefixes that are sent when others are cancelled.
-    prefixes: BTreeSet<Bytes>,
+    /// The prefixes that are sent when others are cancelled, with their lengths. The shortest one is sent
+    /// first: if it does not fit, no other one does.
+    prefixes: BTreeSet<(usize, Bytes)>,
     /// The total length of `prefixes` in bytes.
     bytes: usize,
     /// The number and the total length of the prefixes that are too long for the peer, and are never sent.
@@ -112,7 +113,7 @@ impl HeldBack {
             self.is_incomplete = true;
         } else {
             self.bytes += prefix.len();
-            self.prefixes.insert(prefix.clone());
+            self.prefixes.insert((prefix.len(), prefix.clone()));
         }
     }
 
@@ -122,24 +123,25 @@ impl HeldBack {
             self.too_long = (self.too_long.0 - 1, self.too_long.1 - prefix.len());
             return true;
         }
-        let is_held = self.prefixes.remove(prefix);
+        let is_held = self.prefixes.remove(&(prefix.len(), prefix.clone()));
         if is_held {
             self.bytes -= prefix.len();
         }
         is_held
     }
 
-    /// Takes out the prefixes that the peer accepts now, in their order. All prefixes that are subscribed to
-    /// are `count`, with `bytes` bytes.
+    /// Takes out the prefixes that the peer accepts now, the shortest first. All prefixes that are subscribed
+    /// to are `count`, with `bytes` bytes.
     fn release(&mut self, limits: SubscriptionLimits, count: usize, bytes: usize) -> Vec<Bytes> {
         let mut released = Vec::new();
         let (mut count, mut bytes) = self.sent(count, bytes);
-        while let Some(prefix) = self.prefixes.first()
-            && limits.check(prefix.len(), count + 1, bytes + prefix.len()).is_ok()
+        while let Some((len, _)) = self.prefixes.first()
+            && limits.check(*len, count + 1, bytes + len).is_ok()
+            && let Some((len, prefix)) = self.prefixes.pop_first()
         {
-            (count, bytes) = (count + 1, bytes + prefix.len());
-            self.bytes -= prefix.len();
-            released.extend(self.prefixes.pop_first());
+            (count, bytes) = (count + 1, bytes + len);
+            self.bytes -= len;
+            released.push(prefix);
         }
         released
     }
@@ -436,17 +438,26 @@ mod tests {
         }
         assert_eq!(held.release(LIMITS, 6, 16), Vec::<Bytes>::new());
         // "a" is cancelled.
-        assert_eq!(held.release(LIMITS, 5, 15), ["ccc"]);
-        // "d" is cancelled before it was sent, then "b".
-        assert!(held.forget(&prefix("d"), LIMITS));
+        assert_eq!(held.release(LIMITS, 5, 15), ["d"]);
+        // "ccc" is cancelled before it was sent, then "b".
+        assert!(held.forget(&prefix("ccc"), LIMITS));
         assert!(!held.forget(&prefix("b"), LIMITS));
-        // "eeee" would be one byte too many beside "ccc".
-        assert_eq!(held.release(LIMITS, 3, 13), Vec::<Bytes>::new());
-        assert_eq!(held.release(LIMITS, 2, 10), ["eeee"]);
+        assert_eq!(held.release(LIMITS, 3, 11), ["eeee"]);
         // A prefix that is too long is never sent.
         assert!(!held.is_empty());
         assert!(held.forget(&prefix("ffffff"), LIMITS));
         assert!(held.is_empty());
+    }
+
+    #[test]
+    fn a_long_prefix_that_does_not_fit_holds_up_no_shorter_one() {
+        // "bbbb" was sent, which leaves room for two bytes.
+        let mut held = HeldBack::default();
+        for text in ["aaaa", "zz"] {
+            held.hold(&prefix(text), LIMITS, 10);
+        }
+        assert_eq!(held.release(LIMITS, 3, 10), ["zz"]);
+        assert!(!held.forget(&prefix("zz"), LIMITS) && held.forget(&prefix("aaaa"), LIMITS));
     }
 
     #[test]
