@@ -1,7 +1,7 @@
 //! What a federation remembers so that nothing arrives twice: identifiers of messages that were taken in, and
 //! messages that could not be marked.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -20,6 +20,11 @@ pub(crate) const AHEAD: u64 = WINDOW as u64 / 2;
 /// Identifiers that are remembered of all origins: some 50 MB at most. Beyond that, the origin that was
 /// silent for the longest time is forgotten.
 const IDENTIFIERS: usize = 1 << 20;
+/// Origins of which identifiers are remembered. A federation has far fewer members; whoever may publish to
+/// its exchange can make up others.
+const ORIGINS: usize = 4096;
+/// The longest name in bytes of an origin whose identifiers are remembered. No member has a longer one.
+const ORIGIN_LEN: usize = 255;
 /// Messages without a mark that are expected back from the proxy. Beyond that, the oldest are forgotten.
 const UNMARKED: usize = 65_536;
 /// How long one of them is expected: the proxy holds messages for a subscriber that is behind.
@@ -109,6 +114,8 @@ impl Unsettled {
 #[derive(Debug, Default)]
 struct Seen {
     origins: HashMap<Arc<str>, Window>,
+    /// All origins by the turn in which they were used last.
+    by_turn: BTreeMap<u64, Arc<str>>,
     identifiers: usize,
     turn: u64,
 }
@@ -126,24 +133,27 @@ impl Seen {
     }
 
     fn insert(&mut self, origin: &Arc<str>, id: Id) {
-        self.turn += 1;
-        let window = self.origins.entry(origin.clone()).or_default();
-        window.used = self.turn;
-        if !window.ids.insert(id) {
+        if origin.len() > ORIGIN_LEN {
             return;
         }
-        window.order.push_back(id);
-        self.identifiers += 1;
-        if window.order.len() > WINDOW
-            && let Some(oldest) = window.order.pop_front()
-        {
-            window.ids.remove(&oldest);
-            self.identifiers -= 1;
+        self.turn += 1;
+        let window = self.origins.entry(origin.clone()).or_default();
+        let name = self.by_turn.remove(&window.used).unwrap_or_else(|| origin.clone());
+        window.used = self.turn;
+        self.by_turn.insert(self.turn, name);
+        if window.ids.insert(id) {
+            window.order.push_back(id);
+            self.identifiers += 1;
+            if window.order.len() > WINDOW
+                && let Some(oldest) = window.order.pop_front()
+            {
+                window.ids.remove(&oldest);
+                self.identifiers -= 1;
+            }
         }
-        while self.identifiers > IDENTIFIERS
-            && let Some(silent) = self.origins.iter().min_by_key(|(_, window)| window.used)
+        while (self.identifiers > IDENTIFIERS || self.origins.len() > ORIGINS)
+            && let Some((_, silent)) = self.by_turn.pop_first()
         {
-            let silent = silent.0.clone();
             let forgotten = self.origins.remove(&silent);
             self.identifiers -= forgotten.map_or(0, |window| window.order.len());
         }
@@ -282,6 +292,24 @@ mod tests {
         assert!(!seen.contains("0", 5) && seen.contains("19", 5), "the one that was silent is forgotten");
         let held: usize = seen.origins.values().map(|window| window.order.len()).sum();
         assert_eq!(held, seen.identifiers);
+    }
+
+    /// Each takes more than its identifiers do.
+    #[test]
+    fn made_up_origins_are_bounded_and_take_no_time_of_others() {
+        let mut seen = Seen::default();
+        for origin in 0..20 * ORIGINS {
+            seen.insert(&origin.to_string().into(), 1);
+            // One that goes on is remembered.
+            seen.insert(&"a".into(), origin as u128);
+        }
+        assert_eq!((seen.origins.len(), seen.by_turn.len()), (ORIGINS, ORIGINS));
+        assert!(seen.contains("a", 20 * ORIGINS as u128 - 1) && seen.contains("a", 20 * ORIGINS as u128 - 5));
+        assert!(!seen.contains("5", 1) && seen.contains(&(20 * ORIGINS - 1).to_string(), 1));
+        let held: usize = seen.origins.values().map(|window| window.order.len()).sum();
+        assert_eq!(held, seen.identifiers);
+        seen.insert(&"x".repeat(ORIGIN_LEN + 1).into(), 1);
+        assert_eq!(seen.origins.len(), ORIGINS);
     }
 
     #[test]
