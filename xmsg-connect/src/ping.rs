@@ -16,6 +16,7 @@ use crate::definition::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::outgoing::check_exchange;
 use crate::registry::Definition;
+use crate::room::Room;
 use crate::status::{LinkReport, LinkState};
 use crate::zmq::options;
 
@@ -109,8 +110,9 @@ fn named<'a>(all: &'a Definitions, connection: Option<&String>) -> Result<&'a Co
 
 async fn broker_of(broker: &ConnectionDefinition) -> Result<Link> {
     let mut failure = None;
+    let room = Room::new(MemoryBudget::default(), 0);
     for turn in 0..broker.uris.len() {
-        match Link::open(broker, "xmsg-connect ping", turn).await {
+        match Link::open(broker, "xmsg-connect ping", turn, &room).await {
             Ok(link) => return Ok(link),
             Err(error) => failure = Some(error),
         }

@@ -58,6 +58,12 @@ pub fn is_crowded_by(threads: usize) -> bool {
     limited_space().is_some_and(|space| space.saturating_sub(space_of(threads)) < space / PART_LEFT)
 }
 
+/// Returns what a thread takes of the address space, in bytes, if that is limited, and else 0.
+#[must_use]
+pub fn thread_space() -> usize {
+    limited_space().map_or(0, |_| THREAD_SPACE)
+}
+
 fn blocking_within(space: usize, wanted: usize) -> usize {
     (space / PART_BLOCKING / THREAD_SPACE).max(2).min(wanted)
 }

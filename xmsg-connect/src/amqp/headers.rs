@@ -33,6 +33,8 @@ use crate::outbound::{Outbound, Stored};
 
 const TOPIC: &str = "X-Xmsg-Topic";
 const META: &str = "X-Xmsg-Meta";
+/// The memory in bytes behind a body that may be left unused.
+const SPARE: usize = 64 << 10;
 /// Tables and lists within each other that are shown.
 const NESTED: usize = 16;
 /// The header with the identifier of a message.
@@ -300,7 +302,11 @@ pub(crate) fn topic_of(properties: &BasicProperties) -> Option<Bytes> {
 /// data is what its content type says: JSON for `application/json` and whatever ends in `+json`, a text for
 /// `text/*` that is valid UTF-8, else bytes; its properties and headers become headers of the message. Its
 /// topic is that of the target, or its own, or the routing key.
-pub(crate) fn inbound(channel: &str, delivery: Delivery, target: &Target) -> Result<Message, String> {
+pub(crate) fn inbound(channel: &str, mut delivery: Delivery, target: &Target) -> Result<Message, String> {
+    // The client doubles the buffer of a long message while it comes.
+    if delivery.data.capacity() - delivery.data.len() > SPARE {
+        delivery.data.shrink_to_fit();
+    }
     let empty = BTreeMap::new();
     let headers = delivery.properties.headers().as_ref().map_or(&empty, FieldTable::inner);
     let own_topic = headers.get(TOPIC).and_then(bytes_of);

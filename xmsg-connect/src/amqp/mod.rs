@@ -5,23 +5,25 @@ mod nesting;
 mod plain;
 mod socket;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::types::ShortString;
 use lapin::uri::{AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Channel, Connection, ConnectionProperties};
 use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::link::memory::Claim;
 use xmsg_zmq::security::read_secret;
 
-use self::socket::{End, UNLIMITED};
+use self::socket::{End, TRICKLE, UNLIMITED};
 use crate::definition::ConnectionDefinition;
 use crate::error::{Error, ErrorKind, Result};
+use crate::room::{Held, Room};
 
 /// How long a broker may take to say goodbye.
 const GOODBYE: Duration = Duration::from_millis(200);
-/// What is read at a time of a connection that is held back: enough for the client to know that the broker
-/// is there.
-const TRICKLE: usize = 1024;
+/// The frames that fit into each of the two buffers of the client.
+const BUFFERED: usize = 32;
 
 /// A connection to a broker with one channel. Dropping it ends both.
 #[derive(Debug)]
@@ -32,17 +34,29 @@ pub(crate) struct Link {
     pub(crate) uri: String,
     /// The longest frame that both sides take, in bytes.
     pub(crate) frame_max: usize,
-    /// How often something is read while the link is held back: often enough for the client to know that the
+    /// How often something is read while messages have to wait: often enough for the client to know that the
     /// broker is there.
-    pub(crate) trickle: Duration,
+    trickle: Duration,
     /// What the client holds ends with this, whatever the broker does.
     end: End,
+    /// The buffers of the client.
+    _buffers: Claim,
+}
+
+/// The memory in bytes for the buffers of a link to this broker.
+pub(crate) fn buffers(broker: &ConnectionDefinition) -> usize {
+    2 * BUFFERED * broker.frame_max as usize
 }
 
 impl Link {
     /// Connects to one node of the broker, logs in, and opens a channel; all within the time that the
     /// definition allows. `turn` says which node: they are tried one after another.
-    pub(crate) async fn open(broker: &ConnectionDefinition, name: &str, turn: usize) -> Result<Self> {
+    pub(crate) async fn open(
+        broker: &ConnectionDefinition,
+        name: &str,
+        turn: usize,
+        room: &Room,
+    ) -> Result<Self> {
         let uri = &broker.uris[turn % broker.uris.len()];
         let parsed = full_uri(broker, uri)?;
         let properties = ConnectionProperties::default()
@@ -71,7 +85,8 @@ impl Link {
             frame_max => frame_max as usize,
         };
         let trickle = broker.heartbeat.get() / 2;
-        Ok(Self { connection, channel, uri: uri.clone(), frame_max, trickle, end })
+        let claim = room.claim(buffers(broker));
+        Ok(Self { connection, channel, uri: uri.clone(), frame_max, trickle, end, _buffers: claim })
     }
 
     /// What is asked of the broker, for at most so long: it may answer heartbeats and nothing else.
@@ -84,18 +99,14 @@ impl Link {
         Deadline::after(limit).limit(asked).await.map_err(late)?
     }
 
-    /// Reads nothing more from the broker but a few bytes, with each call some more, so that what it sends
-    /// stays with it. Nothing can be asked of it meanwhile; what it is told still goes out.
-    pub(crate) fn hold_back(&self) {
-        self.end.allow(TRICKLE);
+    /// From now on, only messages are read for which `held` has room; others stay with the broker. Nothing
+    /// can be asked of it while they wait; what it is told still goes out.
+    pub(crate) fn keep_to(&self, held: &Arc<Held>) {
+        self.end.keep_to(held.clone(), self.trickle);
     }
 
-    /// Reads again.
-    pub(crate) fn read_on(&self) {
-        self.end.allow(UNLIMITED);
-    }
-
-    /// Waits for `work`, and is held back meanwhile once that has taken longer than `grace`.
+    /// Waits for `work`. Once that has taken longer than `grace`, nothing more is read from the broker
+    /// meanwhile but a few bytes, so that what it sends stays with it.
     pub(crate) async fn reading_little<T>(&self, grace: Duration, work: impl Future<Output = T>) -> T {
         tokio::pin!(work);
         let mut pause = grace;
@@ -105,12 +116,12 @@ impl Link {
                 biased;
                 done = &mut work => {
                     if is_held_back {
-                        self.read_on();
+                        self.end.allow(UNLIMITED);
                     }
                     return done;
                 }
                 () = tokio::time::sleep(pause) => {
-                    self.hold_back();
+                    self.end.allow(TRICKLE);
                     (is_held_back, pause) = (true, self.trickle);
                 }
             }

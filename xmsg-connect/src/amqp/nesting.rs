@@ -1,4 +1,5 @@
-//! Keeps tables that are nested deeply from the AMQP client, whose parser calls itself for each level: some
+//! Reads along with what a broker sends: it says how long the messages are that begin to come, and keeps
+//! tables that are nested deeply from the AMQP client, whose parser calls itself for each level: some
 //! ten thousand of them, which fit into one frame, would overflow its stack and end the process.
 //!
 //! A table or list below [`DEPTH_MAX`] is given to the client as an array of bytes. Both have a type, a
@@ -22,6 +23,10 @@ const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
 /// Class and method of `connection.start`, the only one with a table that a broker sends.
 const START: u32 = method(10, 10);
+/// Class and method of `basic.deliver`, which a content header follows.
+const DELIVER: u32 = method(60, 60);
+/// The longest message in bytes that a broker may announce: RabbitMQ never has a longer one.
+const MESSAGE_MAX: u64 = 512 << 20;
 /// Those with tables that only clients send: a peer that sends them is no broker.
 const OF_CLIENTS: [u32; 8] = [
     method(10, 11),
@@ -52,6 +57,8 @@ enum Next {
     Method,
     /// The versions before the table of `connection.start`.
     Versions,
+    /// The length of the body that a content header announces.
+    BodyLength,
     /// What a content header begins with, to the flags that say which properties it has.
     Flags,
     /// The length of a short text; so many more follow before the table.
@@ -91,6 +98,12 @@ pub(super) struct Nesting {
     open: Vec<Open>,
     /// Tables and lists that were changed into bytes.
     flattened: u64,
+    /// The channel of the frame.
+    channel: u16,
+    /// The channel on which the content header of a delivery comes next.
+    delivering: Option<u16>,
+    /// The lengths of messages that have begun to come, in bytes.
+    begun: Vec<usize>,
 }
 
 impl Nesting {
@@ -105,7 +118,15 @@ impl Nesting {
             left: 0,
             open: Vec::new(),
             flattened: 0,
+            channel: 0,
+            delivering: None,
+            begun: Vec::new(),
         }
+    }
+
+    /// Takes out the lengths of the deliveries that have begun to come, in bytes.
+    pub(super) fn begun(&mut self) -> impl Iterator<Item = usize> + '_ {
+        self.begun.drain(..)
     }
 
     /// How many tables and lists were changed into bytes.
@@ -155,6 +176,7 @@ impl Nesting {
             Next::Frame | Next::Texts(_) | Next::Type | Next::End => 1,
             Next::Version => 7,
             Next::Length(_) => 6,
+            Next::BodyLength => 8,
             Next::Method | Next::Table | Next::FieldLength(_) => 4,
             Next::Versions | Next::Flags => 2,
             Next::Field => match self.open.last() {
@@ -170,7 +192,7 @@ impl Nesting {
 
     /// Acts on a number that has been read.
     fn take(&mut self, number: u64) -> io::Result<()> {
-        // Every number below has at most four bytes, but for that with the channel, which is cut off there.
+        // Most numbers below have at most four bytes.
         let short = number as u32;
         match self.next {
             Next::Frame => match short as u8 {
@@ -185,19 +207,23 @@ impl Nesting {
                         format!("a frame of {short} bytes, and allowed are {} (frame_max)", self.frame_max);
                     return Err(wrong(&what));
                 }
-                self.left = short;
+                (self.left, self.channel) = (short, (number >> 32) as u16);
                 match kind {
                     METHOD => self.expect(4, Next::Method)?,
                     HEADER => {
-                        self.spend(12)?;
-                        self.skip = 12;
-                        self.expect(2, Next::Flags)?;
+                        self.spend(4)?;
+                        self.skip = 4;
+                        self.expect(8, Next::BodyLength)?;
                     }
                     _ => self.rest(),
                 }
             }
             Next::Method => match short {
                 START => self.expect(2, Next::Versions)?,
+                DELIVER => {
+                    self.delivering = Some(self.channel);
+                    self.rest();
+                }
                 method if OF_CLIENTS.contains(&method) => {
                     return Err(wrong(&format!(
                         "the method {}.{}, which only clients send",
@@ -208,6 +234,15 @@ impl Nesting {
                 _ => self.rest(),
             },
             Next::Versions => self.expect(4, Next::Table)?,
+            Next::BodyLength => {
+                if number > MESSAGE_MAX {
+                    return Err(wrong(&format!("a message of {number} bytes, which no broker has")));
+                }
+                if self.delivering.take_if(|channel| *channel == self.channel).is_some() {
+                    self.begun.push(number as usize);
+                }
+                self.expect(2, Next::Flags)?;
+            }
             Next::Flags => {
                 // From the highest bit on: the type of the content, its encoding, the headers.
                 let texts = (short >> 15 & 1) + (short >> 14 & 1);
@@ -387,6 +422,49 @@ mod tests {
             };
             depth += 1;
         }
+    }
+
+    #[test]
+    fn the_lengths_of_deliveries_are_told_when_they_begin() {
+        let deliver = |channel| {
+            let method = basic::AMQPMethod::Deliver(basic::Deliver {
+                consumer_tag: "a".into(),
+                delivery_tag: 1,
+                redelivered: false,
+                exchange: "".into(),
+                routing_key: "q".into(),
+            });
+            bytes_of(&AMQPFrame::Method(channel, AMQPClass::Basic(method)))
+        };
+        let announced = |channel, body_size| {
+            let properties = BasicProperties::default().with_content_type("text/plain".into());
+            bytes_of(&AMQPFrame::Header(channel, AMQPContentHeader { class_id: 60, body_size, properties }))
+        };
+        let heartbeat = bytes_of(&AMQPFrame::Heartbeat);
+        let body = bytes_of(&AMQPFrame::Body(1, vec![0; 100]));
+        // What another channel has does not come in between, nor is what was returned a delivery.
+        let stream = [
+            deliver(1),
+            heartbeat,
+            announced(2, 7),
+            announced(1, 100),
+            body,
+            announced(1, 8),
+            deliver(2),
+            announced(2, 60 << 20),
+        ];
+        for piece in [1, 7, 1 << 20] {
+            let (mut nesting, mut found) = (Nesting::new(FRAME_MAX), Vec::new());
+            for piece in stream.concat().chunks_mut(piece) {
+                nesting.read(piece).unwrap();
+                found.extend(nesting.begun());
+            }
+            assert_eq!(found, [100, 60 << 20]);
+        }
+        let mut nesting = Nesting::new(FRAME_MAX);
+        nesting.read(&mut deliver(1)).unwrap();
+        let refused = nesting.read(&mut announced(1, 1 << 40)).unwrap_err();
+        assert!(refused.to_string().contains("which no broker has"), "{refused}");
     }
 
     #[test]

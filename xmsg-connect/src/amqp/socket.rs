@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -29,12 +29,24 @@ use rustls::CertificateError;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
+use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::lock::lock;
 
 use super::nesting::Nesting;
 use crate::background::in_background;
 use crate::error::{Error, ErrorKind, Result};
+use crate::room::Held;
+
+/// What is read at a time, at most, in bytes: little enough that messages which come in the same piece need
+/// no room of their own.
+const READ: usize = 256 << 10;
+/// What is read at a time, in bytes, while there is no room: enough for the client to know that the broker is
+/// there.
+pub(super) const TRICKLE: usize = 1024;
+/// How often it is tried whether others have made room.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Breaks the connection that it belongs to when it is dropped.
 #[derive(Debug)]
@@ -54,6 +66,14 @@ impl End {
         self.0.allowed.store(bytes, Ordering::Release);
         self.0.reader.wake();
     }
+
+    /// From now on, messages are read for which `held` has room. While there is none, a few bytes are read in
+    /// each interval of this length.
+    pub(super) fn keep_to(&self, held: Arc<Held>, interval: Duration) {
+        // A link has one consumer.
+        let _ = self.0.held.set((held, interval));
+        self.0.reader.wake();
+    }
 }
 
 /// Any number of bytes may be read.
@@ -64,6 +84,8 @@ struct Shared {
     is_over: AtomicBool,
     /// How many bytes may be read from now on.
     allowed: AtomicUsize,
+    /// What bounds the messages that are read, and how often a few bytes are read while there is no room.
+    held: OnceLock<(Arc<Held>, Duration)>,
     reader: AtomicWaker,
     writer: AtomicWaker,
 }
@@ -93,10 +115,18 @@ pub(super) async fn connect(uri: &AMQPUri, ca_file: Option<&Path>, frame_max: u3
     let shared = Arc::new(Shared {
         is_over: AtomicBool::new(false),
         allowed: AtomicUsize::new(UNLIMITED),
+        held: OnceLock::new(),
         reader: AtomicWaker::new(),
         writer: AtomicWaker::new(),
     });
-    let socket = Socket { inner, nesting: Nesting::new(frame_max), told: 0, shared: shared.clone() };
+    let socket = Socket {
+        inner,
+        nesting: Nesting::new(frame_max),
+        told: 0,
+        shared: shared.clone(),
+        pause: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        trickles_at: None,
+    };
     Ok((socket, End(shared)))
 }
 
@@ -179,6 +209,9 @@ pub(super) struct Socket {
     /// How many tables that were too deep have been logged.
     told: u64,
     shared: Arc<Shared>,
+    pause: Pin<Box<Sleep>>,
+    /// When a few bytes are read next although there is no room.
+    trickles_at: Option<tokio::time::Instant>,
 }
 
 impl fmt::Debug for Socket {
@@ -194,6 +227,26 @@ impl Socket {
         }
         Ok(())
     }
+
+    /// How many bytes may be read now, at most, by what is held. The reader is woken when that changes.
+    fn has_room(&mut self, cx: &mut Context<'_>) -> usize {
+        let Some((held, interval)) = self.shared.held.get() else { return UNLIMITED };
+        if held.may_read(cx.waker()) {
+            self.trickles_at = None;
+            return READ;
+        }
+        let next = || Deadline::after(*interval).instant();
+        let trickles_at = *self.trickles_at.get_or_insert_with(next);
+        if trickles_at <= tokio::time::Instant::now() {
+            self.trickles_at = Some(next());
+            return TRICKLE;
+        }
+        self.pause.as_mut().reset(Deadline::after(LOOK).instant().min(trickles_at));
+        if self.pause.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+        0
+    }
 }
 
 impl AsyncRead for Socket {
@@ -202,7 +255,8 @@ impl AsyncRead for Socket {
         // Before it is looked at: whoever ends it later wakes this.
         this.shared.reader.register(cx.waker());
         this.check()?;
-        let most = buffer.len().min(this.shared.allowed.load(Ordering::Acquire));
+        let allowed = this.shared.allowed.load(Ordering::Acquire);
+        let most = buffer.len().min(allowed).min(this.has_room(cx));
         if most == 0 && !buffer.is_empty() {
             return Poll::Pending;
         }
@@ -212,6 +266,12 @@ impl AsyncRead for Socket {
             (allowed != UNLIMITED).then(|| allowed.saturating_sub(count))
         });
         this.nesting.read(&mut buffer[..count])?;
+        let held = this.shared.held.get();
+        for bytes in this.nesting.begun() {
+            if let Some((held, _)) = held {
+                held.announce(bytes);
+            }
+        }
         if this.nesting.flattened() > this.told {
             if this.told == 0 {
                 tracing::warn!(
@@ -308,5 +368,70 @@ impl Reactor for Kit {
     fn tcp_connect_addr(&self, _: SocketAddr) -> impl Future<Output = io::Result<Socket>> + Send + 'static {
         // The client is given a connection that is there already.
         std::future::ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use amq_protocol::frame::{AMQPContentHeader, AMQPFrame, WriteContext, gen_frame};
+    use amq_protocol::protocol::{AMQPClass, BasicProperties, basic};
+    use futures::{AsyncReadExt, FutureExt};
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+    use xmsg_zmq::link::memory::MemoryBudget;
+
+    use super::*;
+    use crate::room::Room;
+
+    const FRAME_MAX: u32 = 131_072;
+
+    fn bytes_of(frame: &AMQPFrame) -> Vec<u8> {
+        gen_frame(frame)(WriteContext::from(Vec::new())).unwrap().into_inner().0
+    }
+
+    /// The frames of a message of this length that come before its body.
+    fn beginning(body_size: u64) -> Vec<u8> {
+        let deliver = basic::AMQPMethod::Deliver(basic::Deliver {
+            consumer_tag: "a".into(),
+            delivery_tag: 1,
+            redelivered: false,
+            exchange: "".into(),
+            routing_key: "q".into(),
+        });
+        let properties = BasicProperties::default();
+        let header = AMQPContentHeader { class_id: 60, body_size, properties };
+        let frames = [AMQPFrame::Method(1, AMQPClass::Basic(deliver)), AMQPFrame::Header(1, header)];
+        frames.iter().flat_map(bytes_of).collect()
+    }
+
+    /// Whatever comes: a part of a message may stay in the client for long, and there may be many clients.
+    #[tokio::test]
+    async fn a_long_message_is_not_read_until_there_is_room_for_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("amqp://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let ((mut socket, end), (mut broker, _)) =
+            tokio::try_join!(async { Ok(connect(&uri, None, FRAME_MAX).await.unwrap()) }, listener.accept())
+                .unwrap();
+        let room = Room::new(MemoryBudget::new(64 << 20), 0);
+        let [other, held] = [room.consumer("other", usize::MAX), room.consumer("a", usize::MAX)];
+        other.received(0, 30 << 20);
+        end.keep_to(held, Duration::from_secs(3600));
+        let (message, body) = (beginning(16 << 20), bytes_of(&AMQPFrame::Body(1, vec![b'x'; 100_000])));
+        broker.write_all(&message).await.unwrap();
+        let mut buffer = vec![0; 1 << 20];
+        let mut read = 0;
+        while read < message.len() {
+            read += socket.read(&mut buffer).await.unwrap();
+        }
+        broker.write_all(&body).await.unwrap();
+        for _ in 0..5 {
+            assert!(socket.read(&mut buffer).now_or_never().is_none());
+            tokio::time::sleep(LOOK).await;
+        }
+        other.let_go(30 << 20);
+        while read < message.len() + body.len() {
+            read += socket.read(&mut buffer).await.unwrap();
+        }
+        assert_eq!(room.budget().claimed(), 32 << 20);
     }
 }

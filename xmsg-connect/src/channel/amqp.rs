@@ -22,7 +22,7 @@ use crate::definition::{AckMode, AmqpChannel, OnError, QueueDeclare};
 use crate::error::{Error, ErrorKind, Result};
 use crate::federation::{Id, Verdict};
 use crate::outbound::Outbound;
-use crate::room::Room;
+use crate::room::{Held, Room};
 use crate::status::{LinkState, Status, add};
 use crate::supervise::Failure;
 
@@ -47,17 +47,19 @@ pub(super) async fn session(
     status.set(LinkState::Connecting);
     let open = async {
         let target = targets.open(&plan.definition.target)?;
-        let opened = Link::open(broker, &plan.definition.name, attempt).await?;
+        let opened = Link::open(broker, &plan.definition.name, attempt, room).await?;
         let limit = broker.connect_timeout.get();
         if let Some(federation) = &plan.federation {
             // First the queue, which is to get what is published from now on; what is in it may have to wait.
             opened.within(limit, federation.prepare(&opened.channel)).await?;
             federation.hold().await;
         }
+        let held = room.consumer(&status.label(), usize::MAX);
+        opened.keep_to(&held);
         let consumer = opened.within(limit, consume(&opened.channel, way)).await?;
-        Ok::<_, Error>((target, opened, consumer))
+        Ok::<_, Error>((target, opened, consumer, held))
     };
-    let (target, opened, consumer) = tokio::select! {
+    let (target, opened, consumer, held) = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
         opened = open => opened?,
@@ -68,7 +70,7 @@ pub(super) async fn session(
     tracing::info!("{}: consumes {:?} at {}", status.label(), way.queue, opened.uri);
     let mut session =
         Session { status, plan, way, target, channel: opened.channel.clone(), has_worked: false };
-    let ended = session.run(consumer, &opened, room, &stop).await;
+    let ended = session.run(consumer, &opened, &held, &stop).await;
     let had_worked = session.has_worked;
     drop(session);
     opened.close().await;
@@ -148,10 +150,9 @@ impl Session<'_> {
         &mut self,
         mut consumer: Consumer,
         opened: &Link,
-        room: &Room,
+        held: &Held,
         stop: &CancellationToken,
     ) -> Result<()> {
-        let mut claim = room.claim();
         let mut events = Box::pin(opened.connection.events_listener());
         let broken = |error: lapin::Error| {
             let what = format!("the connection to the broker {} has ended", opened.uri);
@@ -188,12 +189,14 @@ impl Session<'_> {
                         bytes += next.data.len();
                         deliveries.push(next);
                     }
-                    claim.force(bytes);
+                    for delivery in &deliveries {
+                        held.received(delivery.data.len(), delivery.data.len());
+                    }
                     // The client reads whatever the broker sends, although nobody takes it: what the prefetch
-                    // allows may be many long messages.
+                    // allows may be many messages.
                     let grace = if bytes < BYTES { GRACE } else { Duration::ZERO };
                     opened.reading_little(grace, self.take(deliveries, stop)).await.map_err(broken)?;
-                    claim.force(0);
+                    held.let_go(bytes);
                 }
             }
         }

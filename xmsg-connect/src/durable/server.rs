@@ -19,6 +19,7 @@ use xmsg_zmq::lock::lock;
 
 use super::DurablePlan;
 use super::session::{ASKED, Ask, Session, charge_of};
+use crate::amqp::buffers;
 use crate::room::Room;
 
 /// Sessions of one durable subscription at a time.
@@ -232,11 +233,14 @@ impl Shared {
                 "the durable subscription {name:?} is not active (is_active)"
             ));
         }
-        if self.room.is_used_up() {
+        // The client has a thread and buffers for each connection.
+        let thread = self.room.thread();
+        let has_room = self.room.has_room(self.plan.broker.as_ref().map_or(0, buffers));
+        let (Some(thread), true) = (thread, has_room) else {
             return Reply::Unavailable(format!(
                 "the durable subscription {name:?} has no memory for another subscriber now (--memory-limit)"
             ));
-        }
+        };
         let id = Bytes::copy_from_slice(Uuid::new_v4().as_bytes());
         let (asks, asked) = mpsc::channel(ASKS);
         {
@@ -262,6 +266,7 @@ impl Shared {
                 () = shared.stop.cancelled() => {}
             }
             lock(&shared.sessions).remove(&own_id);
+            drop(thread);
         });
         match is_ready.await {
             Ok(Ok(())) => Reply::Opened { session: id, topics: definition.topics.clone() },

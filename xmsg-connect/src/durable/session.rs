@@ -1,6 +1,7 @@
 //! The session of one subscriber: what the broker has given it, and what it has acknowledged of that.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -11,9 +12,9 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use xmsg_core::Message;
 use xmsg_core::durable::protocol::{Item, Reply, Request};
 use xmsg_zmq::deadline::Deadline;
-use xmsg_zmq::link::memory::Claim;
 use xmsg_zmq::link::throttle::Throttle;
 
 use super::server::Counters;
@@ -21,7 +22,7 @@ use super::{DurablePlan, declare};
 use crate::amqp::{Link, headers, refused, short};
 use crate::definition::{ConnectionDefinition, Target};
 use crate::error::{Error, ErrorKind, Result};
-use crate::room::Room;
+use crate::room::{Held, Room};
 
 /// Messages in one answer.
 const ANSWER: usize = 100;
@@ -39,6 +40,8 @@ const OPENED_WITHIN: Duration = Duration::from_secs(8);
 /// How long the broker may take for what a request needs of it, unless `connect_timeout` is shorter. The
 /// subscriber waits a little longer for the answer.
 pub(super) const ASKED: Duration = Duration::from_secs(8);
+/// How often a session looks whether it is in the way of others.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long a request may wait for messages.
 const WAIT: Duration = Duration::from_secs(30);
 
@@ -65,9 +68,10 @@ pub(super) struct Session<'a> {
     link: &'a Link,
     /// Not acknowledged, in the order of their numbers, which are the tags of the broker.
     held: VecDeque<Item>,
-    /// What is held, in the budget of the process.
-    claim: Claim,
-    room: &'a Room,
+    /// What is held, and what is received, in the budget of the process.
+    memory: Arc<Held>,
+    /// When something was acknowledged last, or the first of what is held has come.
+    progressed: Instant,
     /// Bytes of messages in one answer; one that is longer goes alone. Less if the proxy takes less.
     answer_bytes: usize,
     waiting: Option<Waiting>,
@@ -84,22 +88,24 @@ impl Session<'_> {
         mut asked: mpsc::Receiver<Ask>,
         ready: oneshot::Sender<Result<()>>,
     ) {
-        let link = match open(plan, &counters.node).await {
+        let link = match open(plan, &counters.node, room).await {
             Ok(link) => link,
             Err(error) => {
                 let _ = ready.send(Err(error));
                 return;
             }
         };
+        let most = usize::try_from(plan.definition.max_session_bytes.get()).unwrap_or(usize::MAX);
+        let memory = room.consumer(&plan.definition.outgoing_name(), most);
+        link.keep_to(&memory);
         if ready.send(Ok(())).is_ok() {
-            let held = VecDeque::new();
             let mut session = Session {
                 plan,
                 counters,
                 link: &link,
-                held,
-                claim: room.claim(),
-                room,
+                held: VecDeque::new(),
+                memory,
+                progressed: Instant::now(),
                 answer_bytes: ANSWER_BYTES,
                 waiting: None,
             };
@@ -125,7 +131,7 @@ impl Session<'_> {
         let mut consumer = None;
         let lease = self.plan.definition.lease.get();
         let mut heard = Instant::now();
-        let mut trickle = tokio::time::interval(self.link.trickle);
+        let mut look = tokio::time::interval(LOOK);
         loop {
             if self.answer_if_due() {
                 // From now on the subscriber has the time of its lease to come back.
@@ -152,7 +158,12 @@ impl Session<'_> {
                         self.hold(next).await?;
                     }
                 }
-                _ = trickle.tick(), if self.is_full() => self.link.hold_back(),
+                _ = look.tick() => {
+                    if self.progressed.elapsed() >= lease && self.memory.is_in_the_way() {
+                        let what = "others wait for memory (--memory-limit), and this subscriber holds much and has acknowledged nothing for the time of its lease: its messages go back to the queue";
+                        return Err(Error::new(ErrorKind::Full, what));
+                    }
+                }
                 () = at(until) => {
                     if let Some(waiting) = self.waiting.take() {
                         heard = Instant::now();
@@ -227,9 +238,8 @@ impl Session<'_> {
         }
         let Ok(at) = self.held.binary_search_by_key(&number, |item| item.number) else { return Ok(()) };
         self.reject(number).await?;
-        let was_full = self.is_full();
         if let Some(item) = self.held.remove(at) {
-            self.let_go(charge(&item), was_full);
+            self.memory.let_go(charge(&item));
         }
         tracing::warn!(
             "durable {:?}: a message of {bytes} bytes goes to the dead letters: with it, an answer is longer than the proxy takes",
@@ -246,23 +256,14 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// So many bytes are held no more.
-    fn let_go(&mut self, bytes: usize, was_full: bool) {
-        self.claim.force(self.claim.bytes() - bytes);
-        if was_full && !self.is_full() {
-            self.link.read_on();
-        }
-    }
-
     /// Messages up to this number are done with.
     async fn acknowledge(&mut self, number: u64) -> Result<()> {
         let count = self.held.partition_point(|item| item.number <= number);
         let Some(last) = count.checked_sub(1).and_then(|last| self.held.get(last)) else { return Ok(()) };
         let acked = self.link.channel.basic_ack(last.number, BasicAckOptions { multiple: true }).await;
         acked.map_err(|error| refused(error, "nothing can be acknowledged"))?;
-        let was_full = self.is_full();
-        let bytes = self.held.drain(..count).map(|item| charge(&item)).sum::<usize>();
-        self.let_go(bytes, was_full);
+        self.memory.let_go(self.held.drain(..count).map(|item| charge(&item)).sum());
+        self.progressed = Instant::now();
         self.counters.acknowledged.fetch_add(count as u64, Ordering::Relaxed);
         Ok(())
     }
@@ -272,20 +273,17 @@ impl Session<'_> {
         let delivery = delivery.map_err(|error| refused(error, "no more messages come"))?;
         let number = delivery.delivery_tag;
         let returned = headers::returned(&delivery).unwrap_or(0);
-        match headers::inbound(&self.plan.definition.name, delivery, &Target::Original) {
+        let bytes = delivery.data.len();
+        let read = headers::inbound(&self.plan.definition.name, delivery, &Target::Original);
+        self.memory.received(bytes, read.as_ref().map_or(0, charge_of_message));
+        match read {
             Ok(message) => {
                 let item = Item { number, returned, message };
-                let was_full = self.is_full();
-                self.claim.force(self.claim.bytes() + charge(&item));
                 self.counters.longest.fetch_max(charge(&item), Ordering::Relaxed);
+                if self.held.is_empty() {
+                    self.progressed = Instant::now();
+                }
                 self.held.push_back(item);
-                if !was_full && self.is_full() {
-                    self.link.hold_back();
-                }
-                if self.room.is_used_up() {
-                    let what = "no memory is left in this process (--memory-limit): what this subscriber has not acknowledged goes back to the queue";
-                    return Err(Error::new(ErrorKind::Full, what));
-                }
             }
             Err(what) => {
                 let name = &self.plan.definition.name;
@@ -302,11 +300,6 @@ impl Session<'_> {
     fn limit(&self) -> Duration {
         let definition = self.plan.broker.as_ref();
         definition.map_or(ASKED, |broker| broker.connect_timeout.get().min(ASKED))
-    }
-
-    /// Whether there is no room for another message. There is when nothing is held, however long it is.
-    fn is_full(&self) -> bool {
-        self.claim.bytes() as u64 >= self.plan.definition.max_session_bytes.get()
     }
 
     /// How many messages the broker may send without an acknowledgement, for a subscriber that wants at most
@@ -349,7 +342,7 @@ impl Session<'_> {
 /// Connects to one of the nodes, and makes the queue if it is not there. The one that worked `last` is tried
 /// first. Each has an equal share of the time that is left, so that one that says nothing keeps none of the
 /// others from being tried.
-async fn open(plan: &DurablePlan, last: &AtomicUsize) -> Result<Link> {
+async fn open(plan: &DurablePlan, last: &AtomicUsize, room: &Room) -> Result<Link> {
     let Some(broker) = &plan.broker else {
         return Err(Error::new(ErrorKind::InvalidDefinition, "its connection is not defined"));
     };
@@ -359,7 +352,7 @@ async fn open(plan: &DurablePlan, last: &AtomicUsize) -> Result<Link> {
     for tried in 0..nodes {
         let turn = (first + tried) % nodes;
         let share = deadline.left() / u32::try_from(nodes - tried).unwrap_or(u32::MAX);
-        match Deadline::after(share).limit(open_at(plan, broker, turn)).await {
+        match Deadline::after(share).limit(open_at(plan, broker, turn, room)).await {
             Ok(Ok(opened)) => {
                 last.store(turn, Ordering::Relaxed);
                 return Ok(opened);
@@ -374,8 +367,13 @@ async fn open(plan: &DurablePlan, last: &AtomicUsize) -> Result<Link> {
     Err(failure.unwrap_or_else(|| Error::new(ErrorKind::InvalidDefinition, "it has no address (uris)")))
 }
 
-async fn open_at(plan: &DurablePlan, broker: &ConnectionDefinition, turn: usize) -> Result<Link> {
-    let link = Link::open(broker, &plan.definition.outgoing_name(), turn).await?;
+async fn open_at(
+    plan: &DurablePlan,
+    broker: &ConnectionDefinition,
+    turn: usize,
+    room: &Room,
+) -> Result<Link> {
+    let link = Link::open(broker, &plan.definition.outgoing_name(), turn, room).await?;
     link.within(broker.connect_timeout.get(), declare(&link.channel, &plan.definition)).await?;
     Ok(link)
 }
@@ -390,7 +388,11 @@ pub(super) fn charge_of(reply: &Reply) -> usize {
 
 /// What a message counts for in the bounds.
 fn charge(item: &Item) -> usize {
-    item.message.size() + OVERHEAD
+    charge_of_message(&item.message)
+}
+
+fn charge_of_message(message: &Message) -> usize {
+    message.size() + OVERHEAD
 }
 
 /// Begins to consume; so many messages may be without an acknowledgement.

@@ -43,7 +43,7 @@ pub(super) async fn session(
     let (Way::Amqp(way), Some(broker)) = (&plan.way, &plan.broker) else { return Ok(()) };
     let open = async {
         link.wait_for_work().await?;
-        let opened = Link::open(broker, &plan.definition.name, attempt).await?;
+        let opened = Link::open(broker, &plan.definition.name, attempt, &link.room).await?;
         opened.within(broker.connect_timeout.get(), prepare(&opened.channel, way)).await?;
         Ok::<_, Error>(opened)
     };

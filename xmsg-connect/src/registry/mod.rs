@@ -73,6 +73,10 @@ pub struct RegistryOptions {
     /// The memory for messages that were received and are not delivered yet, which the registry may share
     /// with other parts of the process. Default: no limit.
     pub memory: MemoryBudget,
+    /// The address space of a thread in bytes, if that is limited, and else 0. Each session of a durable
+    /// subscription has a thread; all of them together get half as much address space as there is `memory`,
+    /// and further ones are refused. Default: 0.
+    pub thread_space: usize,
 }
 
 impl RegistryOptions {
@@ -86,6 +90,7 @@ impl RegistryOptions {
             initial: Definitions::default(),
             secrets_dir: None,
             memory: MemoryBudget::default(),
+            thread_space: 0,
         }
     }
 }
@@ -118,7 +123,8 @@ impl Registry {
     /// [`ErrorKind::InvalidDefinition`] if the state file can't be understood, [`ErrorKind::InUse`] if
     /// another registry uses the folder, [`ErrorKind::Storage`] if it can't be used.
     pub async fn open(options: RegistryOptions) -> Result<Self> {
-        let RegistryOptions { state_dir, proxy, connect, initial, secrets_dir, memory } = options;
+        let RegistryOptions { state_dir, proxy, connect, initial, secrets_dir, memory, thread_space } =
+            options;
         let reading = move || {
             let locked = lock_state(&state_dir)?;
             let state_dir = absolute(&state_dir)?;
@@ -159,7 +165,7 @@ impl Registry {
             actor,
             state_file: state_dir.join(STATE_FILE),
             memory: Arc::default(),
-            room: Room::new(memory),
+            room: Room::new(memory, thread_space),
         };
         let folders = definitions.outgoing.iter().map(|outgoing| outgoing.spool_folder().to_owned());
         let of_federation = definitions.federation.iter().map(|_| SPOOL_FOLDER.to_owned());

@@ -11,6 +11,7 @@ use xmsg_connect::{LinkState, OutgoingReport, Registry, RegistryOptions, Sort};
 use xmsg_core::{Actor, Message};
 use xmsg_proxy::Proxy;
 use xmsg_tests::{patient, proxy, within};
+use xmsg_zmq::link::memory::MemoryBudget;
 
 /// A proxy, and a registry with its state in a folder that goes with it.
 pub(crate) struct Site {
@@ -34,6 +35,19 @@ impl Site {
     pub(crate) async fn at(proxy: Proxy, initial: Definitions) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let registry = open(&proxy, folder.path(), initial).await;
+        Self::of(proxy, registry, folder)
+    }
+
+    /// With a registry that has this much memory.
+    pub(crate) async fn within(memory: MemoryBudget, initial: Definitions) -> Self {
+        let proxy = proxy().start().await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let options = RegistryOptions { memory, ..options(&proxy, folder.path(), initial) };
+        let registry = within("a registry", Registry::open(options)).await.unwrap();
+        Self::of(proxy, registry, folder)
+    }
+
+    fn of(proxy: Proxy, registry: Registry, folder: TempDir) -> Self {
         let actor = Actor::builder("test").proxy(proxy.address().clone()).options(patient()).build().unwrap();
         Self { proxy, registry, actor, folder }
     }
@@ -89,12 +103,15 @@ impl Site {
 }
 
 pub(crate) async fn open(proxy: &Proxy, folder: &Path, initial: Definitions) -> Registry {
-    let options = RegistryOptions {
+    within("a registry", Registry::open(options(proxy, folder, initial))).await.unwrap()
+}
+
+fn options(proxy: &Proxy, folder: &Path, initial: Definitions) -> RegistryOptions {
+    RegistryOptions {
         connect: patient(),
         initial,
         ..RegistryOptions::new(folder.join("state"), proxy.address().clone())
-    };
-    within("a registry", Registry::open(options)).await.unwrap()
+    }
 }
 
 /// A connection to the broker at this port of the loopback that is tried again soon.

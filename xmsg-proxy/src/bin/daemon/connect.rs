@@ -40,13 +40,14 @@ pub(crate) struct Connecting {
 impl Connecting {
     /// Starts all definitions, without waiting for a peer.
     pub(crate) async fn start(plan: ConnectPlan) -> anyhow::Result<Self> {
-        let ConnectPlan { state_dir, definitions, secrets_dir, proxy, security, memory } = plan;
+        let ConnectPlan { state_dir, definitions, secrets_dir, proxy, security, memory: budget } = plan;
         let options = RegistryOptions {
             connect: ConnectOptions::new().security(security),
             initial: settings::read_definitions(definitions.as_deref())?,
             // Changes at run time come over HTTP.
             secrets_dir: Some(secrets_dir.unwrap_or_else(|| state_dir.clone())),
-            memory,
+            memory: budget,
+            thread_space: memory::thread_space(),
             ..RegistryOptions::new(&state_dir, proxy)
         };
         let runtime = Builder::new_multi_thread()

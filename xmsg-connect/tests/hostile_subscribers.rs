@@ -1,0 +1,149 @@
+//! Subscribers of a durable subscription that take what they can: they end no process, and keep others from
+//! nothing for long.
+
+#![allow(clippy::unwrap_used, reason = "a test panics: that is how it fails")]
+
+mod common;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use xmsg_connect::definition::{Definitions, DurableDefinition, Span};
+use xmsg_core::durable::protocol::{Item, Reply, Request, TOPIC};
+use xmsg_core::{Actor, Message};
+use xmsg_tests::rabbitmq::Broker;
+use xmsg_tests::{until, within};
+use xmsg_zmq::link::memory::MemoryBudget;
+
+use common::{Site, broker, message};
+
+const MIB: usize = 1 << 20;
+
+fn definitions(port: u16, durable: DurableDefinition) -> Definitions {
+    let mut node = broker(port);
+    // The client has two buffers of 32 frames for each connection.
+    node.frame_max = 8192;
+    Definitions { connections: vec![node], durables: vec![durable], ..Definitions::default() }
+}
+
+fn durable(name: &str) -> DurableDefinition {
+    DurableDefinition::new(name, "broker", ["orders"])
+}
+
+/// Asks the server of a durable subscription, as a program in another language does.
+async fn ask(actor: &Actor, name: &str, request: Request) -> Reply {
+    let message = Message::of(&*format!("{TOPIC}{name}"), request.encode()).unwrap();
+    let answer = within("an answer", async {
+        loop {
+            // What is asked before the server has subscribed is lost.
+            match actor.request(&message, Duration::from_secs(20)).await {
+                Ok(answer) => return answer,
+                Err(error) => assert_eq!(error.kind(), xmsg_core::ErrorKind::Timeout, "{error}"),
+            }
+        }
+    });
+    Reply::decode(answer.await.data().clone()).unwrap()
+}
+
+async fn session(actor: &Actor, name: &str) -> Bytes {
+    match ask(actor, name, Request::Open).await {
+        Reply::Opened { session, .. } => session,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A session that asks for one message at a time, without an acknowledgement of this one. Returns `None` for
+/// a session that has ended.
+async fn next(site: &Site, name: &str, session: &Bytes, after: u64) -> Option<Vec<Item>> {
+    let request = Request::Next { session: session.clone(), after, ack: 0, max: 1, wait_ms: 200 };
+    match ask(&site.actor, name, request).await {
+        Reply::Messages(items) => Some(items),
+        Reply::UnknownSession => None,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Publishes long messages that wait in the queue of a durable subscription.
+async fn publish_long(site: &Site, rabbit: &Broker, name: &str, count: u64) {
+    let (outgoing, queue) = (format!("durable:{name}"), format!("xmsg.durable.{name}"));
+    within("the subscription at the proxy", async {
+        while site.registry.outgoing(&outgoing).unwrap().link.counts.accepted == 0 {
+            site.actor.publish(&message("orders", "probe")).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        site.actor.publish(&message("orders", "end")).await.unwrap();
+        while !rabbit.drain(&queue).await.iter().any(|probe| probe.data.ends_with(b"end")) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let text = "x".repeat(8 * MIB);
+    for _ in 0..count {
+        site.actor.publish(&message("orders:new", &text)).await.unwrap();
+    }
+    rabbit.queue_reaches(&queue, count).await;
+}
+
+/// Each session may hold 64 MiB, and there may be 64 of them. All together keep to the budget of the process:
+/// messages for which there is no room stay with the broker, and nobody's session ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn long_messages_stay_with_the_broker_while_there_is_no_room() {
+    let rabbit = Broker::shared().await;
+    let memory = MemoryBudget::new(64 * MIB);
+    let site = Site::within(memory.clone(), definitions(rabbit.port(), durable("room"))).await;
+    // The broker sends each of them two.
+    publish_long(&site, rabbit, "room", 12).await;
+    let sessions = join_all((0..6).map(|_| session(&site.actor, "room"))).await;
+    let mut waiting: Vec<_> = sessions.iter().collect();
+    let mut came = 0;
+    // A message takes twice its length while it comes, and all consumers may hold half of the budget.
+    while came < 6 {
+        let answers = join_all(waiting.iter().map(|session| next(&site, "room", session, 0))).await;
+        let mut holding = Vec::new();
+        let mut others = Vec::new();
+        for (session, items) in waiting.into_iter().zip(answers) {
+            match items.unwrap().first() {
+                Some(item) => holding.push((session, item.number)),
+                None => others.push(session),
+            }
+        }
+        assert!(holding.len() <= 3, "{} sessions have got a message of 8 MiB", holding.len());
+        assert!(memory.claimed() <= 64 * MIB, "{} bytes are claimed", memory.claimed());
+        for (session, number) in holding {
+            came += 1;
+            let request = Request::End { session: session.clone(), ack: number };
+            assert!(matches!(ask(&site.actor, "room", request).await, Reply::Messages(_)));
+        }
+        waiting = others;
+    }
+    assert_eq!(site.registry.durable("room").unwrap().sessions_lost, 0);
+    rabbit.queue_reaches("xmsg.durable.room", 6).await;
+    site.registry.close().await.unwrap();
+}
+
+/// A subscriber that asks on keeps its session, and one that acknowledges nothing keeps what it holds. While
+/// others find no memory, it does so for the time of its lease only.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_acknowledges_nothing_is_in_the_way_of_others_for_a_lease_only() {
+    let rabbit = Broker::shared().await;
+    let definition = DurableDefinition { lease: Span::seconds(2), ..durable("way") };
+    let site = Site::within(MemoryBudget::new(64 * MIB), definitions(rabbit.port(), definition)).await;
+    publish_long(&site, rabbit, "way", 8).await;
+    let sessions = join_all((0..4).map(|_| session(&site.actor, "way"))).await;
+    // Three of them hold what there is room for, and ask for more.
+    let mut has_come = [false; 4];
+    let all = async {
+        while !has_come.iter().all(|came| *came) {
+            // The first message of a session has the number 1.
+            let asking = sessions.iter().zip(has_come);
+            let asking = asking.map(|(session, came)| next(&site, "way", session, u64::from(came)));
+            for (came, items) in has_come.iter_mut().zip(join_all(asking).await) {
+                *came |= items.is_none_or(|items| !items.is_empty());
+            }
+        }
+    };
+    within("what the fourth one waits for, or its turn", all).await;
+    until("the end of a session", || site.registry.durable("way").unwrap().sessions_lost > 0).await;
+    site.registry.close().await.unwrap();
+}
