@@ -8,12 +8,14 @@ mod common;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::future::join_all;
 use xmsg_connect::definition::{Definitions, DurableDefinition, Span};
 use xmsg_core::durable::protocol::{Item, Reply, Request, TOPIC};
-use xmsg_core::{Actor, Message};
+use xmsg_core::{Actor, Connection, Message, Topic};
+use xmsg_tests::amqp_peer::{Peer, Script};
 use xmsg_tests::rabbitmq::Broker;
-use xmsg_tests::{until, within};
+use xmsg_tests::{patient, until, within};
 use xmsg_zmq::link::memory::MemoryBudget;
 
 use common::{Site, broker, message};
@@ -51,6 +53,16 @@ async fn session(actor: &Actor, name: &str) -> Bytes {
         Reply::Opened { session, .. } => session,
         other => panic!("{other:?}"),
     }
+}
+
+/// Waits until the server of a durable subscription answers at the proxy.
+async fn answers(site: &Site, name: &str) {
+    let request = Request::Ack { session: Bytes::from_static(b"none"), ack: 0 }.encode();
+    let message = Message::of(&*format!("{TOPIC}{name}"), request).unwrap();
+    within("the server", async {
+        while site.actor.request(&message, Duration::from_millis(100)).await.is_err() {}
+    })
+    .await;
 }
 
 /// A session that asks for one message at a time, without an acknowledgement of this one. Returns `None` for
@@ -145,5 +157,67 @@ async fn whoever_acknowledges_nothing_is_in_the_way_of_others_for_a_lease_only()
     };
     within("what the fourth one waits for, or its turn", all).await;
     until("the end of a session", || site.registry.durable("way").unwrap().sessions_lost > 0).await;
+    site.registry.close().await.unwrap();
+}
+
+/// Places are few, and a subscriber that vanishes and comes back leaves its former sessions behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_subscriber_with_all_places_keeps_nobody_out() {
+    let peer = Peer::start(Script::confirming()).await;
+    let definition = DurableDefinition { lease: Span::seconds(600), ..durable("places") };
+    let site = Site::with(definitions(peer.port(), definition)).await;
+    answers(&site, "places").await;
+    let mut sessions = Vec::new();
+    for _ in 0..64 {
+        let session = session(&site.actor, "places").await;
+        // It has been used.
+        ask(&site.actor, "places", Request::Ack { session: session.clone(), ack: 0 }).await;
+        sessions.push(session);
+    }
+    let reply = ask(&site.actor, "places", Request::Open).await;
+    let Reply::Unavailable(what) = reply else { panic!("{reply:?}") };
+    assert!(what.contains("no room for more"), "{what}");
+    let other =
+        Actor::builder("other").proxy(site.proxy.address().clone()).options(patient()).build().unwrap();
+    let theirs = session(&other, "places").await;
+    let report = site.registry.durable("places").unwrap();
+    assert_eq!((report.subscribers, report.gave_way), (64, 1));
+    // The session that was silent for longest is gone; that of the other client stays.
+    let used = async |actor: &Actor, session: &Bytes| {
+        let request = Request::Ack { session: session.clone(), ack: 0 };
+        matches!(ask(actor, "places", request).await, Reply::Messages(_))
+    };
+    assert!(!used(&site.actor, &sessions[0]).await && used(&site.actor, &sessions[1]).await);
+    assert!(used(&other, &theirs).await);
+    let reply = ask(&site.actor, "places", Request::Open).await;
+    assert!(matches!(reply, Reply::Unavailable(_)), "{reply:?}");
+    site.registry.close().await.unwrap();
+}
+
+/// The one who asks says where the answer goes. With the rights of the server, it could go to a topic that
+/// others listen to.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_go_nowhere_but_to_topics_for_answers() {
+    let peer = Peer::start(Script::confirming()).await;
+    let site = Site::with(definitions(peer.port(), durable("answers"))).await;
+    answers(&site, "answers").await;
+    let mut heard = site.actor.subscribe(["orders", "ret:noserial", "return:17"]).await.unwrap();
+    // An actor publishes no topic for an answer.
+    let plain = Connection::with_options(site.proxy.address().clone(), patient()).unwrap();
+    let ask_for = async |topic: &'static str| {
+        let mut request = Message::of(&*format!("{TOPIC}answers"), Request::Open.encode()).unwrap();
+        request.set_reply_to(&Topic::wrap(topic)).unwrap();
+        plain.publish(&request).await.unwrap();
+    };
+    for topic in ["orders:new", "ret:noserial", "xmsg:control", "xmsg-durable:answers"] {
+        ask_for(topic).await;
+    }
+    until("all that is ignored", || site.registry.durable("answers").unwrap().ignored == 4).await;
+    // As Python has them.
+    ask_for("return:17").await;
+    let answer = within("an answer", heard.next()).await.unwrap().unwrap();
+    assert_eq!(*answer.topic(), "return:17");
+    assert!(heard.next().now_or_never().is_none());
+    assert_eq!(site.registry.durable("answers").unwrap().subscribers, 1);
     site.registry.close().await.unwrap();
 }

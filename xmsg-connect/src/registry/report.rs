@@ -84,6 +84,10 @@ pub struct DurableReport {
     /// Messages that went to the dead letters: they can't be messages of xMsg, or no answer has room for
     /// them.
     pub rejected: u64,
+    /// Sessions that have ended to make room for those of other subscribers, when all places were taken.
+    pub gave_way: u64,
+    /// Requests that were not answered, because their answers should go to a topic that is not for answers.
+    pub ignored: u64,
 }
 
 /// Everything that is declared, and how it is.
@@ -133,7 +137,8 @@ pub(super) fn report_federation(federation: &Federation, entries: &Entries) -> O
 pub(super) fn report_durable(server: &DurableServer, entries: &Entries) -> Option<DurableReport> {
     let definition = server.plan.definition.clone();
     let outgoing = report_outgoing(entries.outgoing.get(&definition.outgoing_name())?);
-    let Counted { subscribers, given_out, acknowledged, sessions_lost, rejected } = server.counted();
+    let Counted { subscribers, given_out, acknowledged, sessions_lost, rejected, gave_way, ignored } =
+        server.counted();
     let OutgoingReport { link, spool, .. } = outgoing;
     Some(DurableReport {
         definition,
@@ -144,5 +149,7 @@ pub(super) fn report_durable(server: &DurableServer, entries: &Entries) -> Optio
         acknowledged,
         sessions_lost,
         rejected,
+        gave_way,
+        ignored,
     })
 }

@@ -69,6 +69,14 @@ impl ConnectSnapshot {
         let help = "Sessions of a durable subscription that ended because the broker was lost or silent.";
         let lost = durables.iter().map(|one| ([name(&one.definition.name)], one.sessions_lost));
         out.counters("xmsg_durable_sessions_lost", help, None, lost)?;
+        let help =
+            "Sessions of a durable subscription that ended to make room for those of other subscribers.";
+        let gave_way = durables.iter().map(|one| ([name(&one.definition.name)], one.gave_way));
+        out.counters("xmsg_durable_sessions_gave_way", help, None, gave_way)?;
+        let help =
+            "Requests for a durable subscription whose answers should go to a topic that is not for answers.";
+        let ignored = durables.iter().map(|one| ([name(&one.definition.name)], one.ignored));
+        out.counters("xmsg_durable_requests_ignored", help, None, ignored)?;
 
         let is_connected = |state| u64::from(matches!(state, LinkState::Connected | LinkState::Blocked));
         let help = "1 while an outgoing connection is connected to its peer, otherwise 0.";
