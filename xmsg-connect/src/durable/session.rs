@@ -219,6 +219,11 @@ impl Session<'_> {
             }
             Request::End { ack, .. } => {
                 self.acknowledge(ack).await?;
+                // Brokers confirm no acknowledgement. The answer to what follows it on the same channel
+                // proves that it has arrived.
+                let closed = self.link.channel.close(200, short("OK")).await;
+                closed
+                    .map_err(|error| refused(error, "the broker has not confirmed the end of the session"))?;
                 let _ = answer.send(Reply::Messages(Vec::new()));
                 Ok(true)
             }
