@@ -35,7 +35,7 @@ const PART_THREADS: usize = 2;
 /// A message of up to so many bytes counts when it begins to come, and is read in any case. It has to fit
 /// into what a consumer may hold in any case.
 const LITTLE: usize = 64 << 10;
-/// After so long without room, a line is logged.
+/// After so long without room, a line is logged, and then no more than one in the same time.
 const LONG: Duration = Duration::from_secs(10);
 
 /// Clones share the room.
@@ -88,7 +88,7 @@ impl Room {
             held: AtomicUsize::new(0),
             consumers: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
-            log: Throttle::default(),
+            log: Throttle::new(1, LONG),
         }))
     }
 
