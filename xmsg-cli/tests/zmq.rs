@@ -13,6 +13,7 @@ use common::{Ended, Running, within, xmsg};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
+use xmsg_tests::raw::Raw;
 
 const ANYWHERE: &str = "tcp://127.0.0.1:0";
 
@@ -980,17 +981,12 @@ async fn every_example_does_what_it_says() {
     }
 }
 
-/// Unfinished messages of any number of peers never use more memory than the process may have: the peer that
-/// uses the most is disconnected.
-#[cfg(target_os = "linux")]
-#[tokio::test(flavor = "multi_thread")]
-async fn unfinished_messages_do_not_end_a_device() {
-    const MIB: usize = 1 << 20;
-    // The address space is limited to 800 MiB, and peers may use half of it.
-    let limited = r#"ulimit -v 819200; exec "$0" "$@""#;
+/// Starts a streamer with this limit of the shell's `ulimit`, and returns it with its frontend and backend.
+async fn limited_streamer(limit: &str) -> (Child, [String; 2]) {
+    let limited = format!(r#"ulimit {limit}; exec "$0" "$@""#);
     let ends = ["--frontend", ANYWHERE, "--backend", ANYWHERE];
     let mut command = Command::new("sh");
-    command.args(["-c", limited, env!("CARGO_BIN_EXE_xmsg"), "device", "streamer"]).args(ends);
+    command.args(["-c", &limited, env!("CARGO_BIN_EXE_xmsg"), "device", "streamer"]).args(ends);
     command.env("XMSG_CONFIG", "/dev/null").stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut device = command.spawn().unwrap();
     let mut lines = BufReader::new(device.stderr.take().unwrap()).lines();
@@ -1002,6 +998,35 @@ async fn unfinished_messages_do_not_end_a_device() {
     };
     let front = bound("frontend (PULL) bound to ").await;
     let back = bound("backend (PUSH) bound to ").await;
+    (device, [front, back])
+}
+
+/// Idle connections of one address never use up the descriptors of both ends of a device: others still get in.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_of_one_address_keep_nobody_out_of_a_device() {
+    let (mut device, ends) = limited_streamer("-n 96").await;
+    let [front, back] = ends.map(|end| end.rsplit(':').next().unwrap().parse::<u16>().unwrap());
+    let mut idle = Vec::new();
+    for _ in 0..120 {
+        idle.extend(Raw::handshake_from(2, front, "PUSH").await);
+    }
+    assert!((32..=96).contains(&idle.len()), "{} were let in", idle.len());
+    let mut others = Vec::new();
+    for host in 3..8 {
+        others.push(Raw::handshake_from(host, front, "PUSH").await.expect("another address gets in"));
+        others.push(Raw::handshake_from(host, back, "PULL").await.expect("the other end has room, too"));
+    }
+    assert!(device.try_wait().unwrap().is_none(), "the device goes on");
+}
+
+/// Unfinished messages of any number of peers never use more memory than the process may have: the peer that
+/// uses the most is disconnected.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn unfinished_messages_do_not_end_a_device() {
+    const MIB: usize = 1 << 20;
+    // The address space is limited to 800 MiB, and peers may use half of it.
+    let (mut device, [front, back]) = limited_streamer("-v 819200").await;
 
     let mut greeting = [&[0xff][..], &[0; 8], &[0x7f, 3, 0], b"NULL"].concat();
     greeting.resize(64, 0);

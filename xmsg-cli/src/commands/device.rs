@@ -6,14 +6,13 @@ use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use xmsg_zmq::deadline::Deadline;
-use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmq::{
     Dealer, Device, DeviceSocket, DeviceStatistics, DeviceTraffic, Endpoint, Overflow, Publisher, Pull, Push,
     Router, SocketEvents, SocketOptions, XPub, XSub,
 };
 use xmsg_zmtp::SocketType;
 
-use super::zmq::endpoints::{End, PeerOptions, Target, bound, memory_of_process, read};
+use super::zmq::endpoints::{End, PeerOptions, Room, Target, bound, read};
 use super::zmq::watch::{OwnSocket, Place, Watch};
 use crate::args::parse_duration;
 use crate::exit::Exit;
@@ -188,11 +187,11 @@ device_ends! {
 
 pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
     let [front, back] = arguments.kind.sockets();
-    let memory = memory_of_process();
-    let front = Side::new("frontend", front, &arguments.frontend, &arguments.peers, &memory)?;
-    let back = Side::new("backend", back, &arguments.backend, &arguments.peers, &memory)?;
+    let room = Room::of_process();
+    let front = Side::new("frontend", front, &arguments.frontend, &arguments.peers, &room)?;
+    let back = Side::new("backend", back, &arguments.backend, &arguments.peers, &room)?;
     let capture = match &arguments.capture {
-        Some(word) => Some(Side::new("capture", SocketType::Pub, word, &arguments.peers, &memory)?),
+        Some(word) => Some(Side::new("capture", SocketType::Pub, word, &arguments.peers, &room)?),
         None => None,
     };
     let job = Job { arguments: &arguments, front: &front, back: &back, capture: capture.as_ref(), verbose };
@@ -219,10 +218,10 @@ impl Side {
         kind: SocketType,
         word: &str,
         peers: &PeerOptions,
-        memory: &MemoryBudget,
+        room: &Room,
     ) -> anyhow::Result<Self> {
         let targets = read(word, End::Bind)?;
-        let options = peers.options(&targets, memory.clone())?;
+        let options = peers.options(&targets, room.clone())?;
         Ok(Self { name, kind, targets, options })
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow, bail};
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use xmsg_core::Security;
 use xmsg_core::security::{
     AllowKeys, Authenticator, Credentials, Password, PublicKey, Verdict, read_key_file,
@@ -130,7 +131,7 @@ impl SocketArguments {
         if identity.len() > 255 || self.identity.as_deref() == Some("") {
             bail!(Usage("--identity: a name has 1 to 255 bytes".to_owned()));
         }
-        Ok(self.peers.options(targets, memory_of_process())?.for_socket().identity(identity))
+        Ok(self.peers.options(targets, Room::of_process())?.for_socket().identity(identity))
     }
 }
 
@@ -140,17 +141,56 @@ pub(super) struct Identified;
 
 impl HasIdentity for Identified {}
 
-/// Makes the memory budget for the peers of all sockets of this process.
-pub(crate) fn memory_of_process() -> MemoryBudget {
-    MemoryBudget::new(xmsg_proxy::memory::default_limit())
+/// What the peers of all sockets of this process share: memory and connections. A connection to one socket
+/// takes a descriptor that the others need, too.
+#[derive(Clone, Debug)]
+pub(crate) struct Room {
+    memory: MemoryBudget,
+    admission: Admission,
+}
+
+/// The descriptors that are kept for everything but connections: standard streams, the runtime, listeners, and
+/// connections that are ended and not yet closed.
+const OWN_DESCRIPTORS: usize = 32;
+
+impl Room {
+    /// Raises the limit of open descriptors as far as this user may, and takes the limit of connections from
+    /// it.
+    pub(crate) fn of_process() -> Self {
+        let memory = MemoryBudget::new(xmsg_proxy::memory::default_limit());
+        let admission = Admission::with_memory(limits_with(raised_descriptor_limit()), memory.clone());
+        Self { memory, admission }
+    }
+}
+
+/// Returns the limits of connections of a process that may have this number of descriptors.
+fn limits_with(descriptors: usize) -> AdmissionLimits {
+    let usual = AdmissionLimits::default();
+    let places = descriptors.saturating_sub(OWN_DESCRIPTORS).max(descriptors / 2);
+    AdmissionLimits { connections: usual.connections.min(places), ..usual }
+}
+
+/// Raises the limit of open descriptors as far as this user may, and returns it. What is usual, 1024, is soon
+/// used up.
+fn raised_descriptor_limit() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    let limit = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => raised.current,
+        Err(error) => {
+            tracing::info!(%error, "the limit of open file descriptors was not raised");
+            limit.current
+        }
+    };
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }
 
 impl PeerOptions {
     /// Returns the options of a socket with these endpoints. For security, it is a client where it connects,
     /// and a server where it binds. Peers may send any number of messages, each up to the size limit;
-    /// `memory` limits the memory that the peers of all sockets with this budget use together.
-    pub(crate) fn options(&self, targets: &[Target], memory: MemoryBudget) -> anyhow::Result<SocketOptions> {
-        let admission = Admission::with_memory(AdmissionLimits::default(), memory.clone());
+    /// `room` limits the memory and the connections that the peers of all sockets with it use together.
+    pub(crate) fn options(&self, targets: &[Target], room: Room) -> anyhow::Result<SocketOptions> {
+        let Room { memory, admission } = room;
         let limits = self.limits();
         Ok(self.security_options(targets)?.limits(limits).memory(memory).admission(admission))
     }
@@ -390,6 +430,12 @@ mod tests {
                 (connect, "ipc://c".into())
             ]
         );
+    }
+
+    #[test]
+    fn there_are_never_more_connections_than_descriptors() {
+        let connections = [usize::MAX, 1024, 40, 1].map(|descriptors| limits_with(descriptors).connections);
+        assert_eq!(connections, [AdmissionLimits::default().connections, 992, 20, 0]);
     }
 
     #[test]

@@ -76,6 +76,8 @@ struct Counts {
     left: BTreeMap<u64, Arc<Place>>,
     departures: u64,
     arrivals: u64,
+    /// The connections that were chosen to be ended for others, and whose tasks have not ended yet.
+    giving_way: usize,
     /// The address with the most connections, as of its own last arrival. An address with more than half of
     /// all places is always this one.
     largest: Option<IpAddr>,
@@ -97,8 +99,9 @@ impl Address {
     }
 
     /// Ends one connection of this address: the oldest handshake that has lasted for at least [`IDLE`], or
-    /// else the most recent idle connection, the most recent handshake, or the most recent connection.
-    fn evict(&mut self) -> bool {
+    /// else the most recent idle connection, or, if busy ones may be ended, too, the most recent handshake or
+    /// the most recent connection.
+    fn evict(&mut self, spares_busy: bool) -> bool {
         let now = now();
         let is_long = |since: &Instant| now.saturating_duration_since(*since) >= IDLE;
         let mut youngest = self.established.iter().rev().take(LOOKED_AT);
@@ -108,6 +111,8 @@ impl Address {
             Some(first.remove().1)
         } else if let Some(idle) = idle {
             self.established.remove(&idle).map(|one| one.gives_way)
+        } else if spares_busy {
+            None
         } else if let Some((_, (_, gives_way))) = self.handshaking.pop_last() {
             Some(gives_way)
         } else {
@@ -211,7 +216,25 @@ impl Counts {
         let largest = self.largest.filter(|largest| Some(*largest) != newcomer)?;
         let own = self.addresses.get_mut(&largest)?;
         let has_most = own.connections() > places / 2;
-        (has_most && own.evict()).then_some(largest)
+        let evicted = (has_most && own.evict(false)).then_some(largest);
+        self.giving_way += usize::from(evicted.is_some());
+        evicted
+    }
+
+    /// Ends a connection for one that can't be accepted, because the process has no descriptor left. Where
+    /// that one comes from is not known before it is accepted. So it may be from the address with more than
+    /// half of all connections itself, and of these only one that is idle is ended. Returns `None` if nobody
+    /// makes room, and otherwise the address of the connection that was ended now, if it has one.
+    fn make_room_for_descriptor(&mut self) -> Option<Option<IpAddr>> {
+        // The descriptor of a connection that gives way is free as soon as its task has run: no other has to.
+        if self.giving_way > 0 || self.give_away_a_place() {
+            return Some(None);
+        }
+        let largest = self.largest?;
+        let own = self.addresses.get_mut(&largest)?;
+        let evicted = own.connections() > self.connections / 2 && own.evict(true);
+        self.giving_way += usize::from(evicted);
+        evicted.then_some(Some(largest))
     }
 
     /// Counts a new connection from this address, which is in its handshake. Returns its number.
@@ -260,7 +283,7 @@ impl Inner {
                 %address,
                 newcomer,
                 unlogged,
-                "the limit of connections is reached, and this address has more than half of all: its youngest idle connection is ended for a new one. \
+                "the limit of connections or of descriptors is reached, and this address has more than half of all: its youngest idle connection is ended for a new one. \
                  Raise the limit of connections, of descriptors or of memory (--memory-limit), or find out why it has so many"
             );
         }
@@ -360,10 +383,16 @@ impl Admission {
         None
     }
 
-    /// Ends the connection of the peer that left first. Returns `false` if there is none.
+    /// Ends a connection for a new one that the process has no descriptor for: the connection of the peer that
+    /// left first or, if there is none, an idle one of the address that has more than half of all
+    /// connections. Returns `false` if there is no such connection.
     #[must_use]
     pub fn make_room(&self) -> bool {
-        self.0.counts().give_away_a_place()
+        let made = self.0.counts().make_room_for_descriptor();
+        if let Some(Some(crowded)) = made {
+            self.0.note_crowding(crowded, "one for which no descriptor is left");
+        }
+        made.is_some()
     }
 
     /// Returns the number of connections that were ended for new ones because their address had more than
@@ -501,6 +530,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let mut counts = self.inner.counts();
         counts.connections -= 1;
+        counts.giving_way -= usize::from(self.gives_way.is_cancelled());
         if let Some((number, _)) = self.place.as_ref().and_then(|place| place.left.get()) {
             counts.left.remove(number);
         }

@@ -99,6 +99,28 @@ async fn an_address_with_more_than_half_of_all_makes_room_for_others() {
     assert_eq!((counts.connections, counts.handshakes, counts.addresses.len()), (0, 0, 0));
 }
 
+/// The limit of connections is far away, but the process may have no descriptor for one more.
+#[tokio::test(start_paused = true)]
+async fn an_address_with_most_connections_makes_room_when_descriptors_run_out() {
+    let admission = Admission::default();
+    let few = established(&admission, "10.0.0.2");
+    let mut many: Vec<_> = (0..3).map(|_| established(&admission, "10.0.0.1")).collect();
+    assert!(!admission.make_room(), "something was just sent over each of them");
+    tokio::time::advance(IDLE).await;
+    many[2].activity.note(now());
+    let given_up = |many: &[Permit]| many.iter().filter(|one| one.gives_way.is_cancelled()).count();
+    assert!(admission.make_room() && many[1].gives_way.is_cancelled(), "it is the most recent idle one");
+    assert!(admission.make_room(), "its descriptor will be free soon");
+    assert_eq!((given_up(&many), admission.evicted()), (1, 1), "one is enough");
+    drop(many.remove(1));
+    assert!(admission.make_room() && many[0].gives_way.is_cancelled());
+    drop(many.remove(0));
+    assert!(!admission.make_room() && !few.gives_way.is_cancelled(), "no address has more than half");
+    drop((few, many));
+    let counts = admission.0.counts();
+    assert_eq!((counts.connections, counts.giving_way, counts.addresses.len()), (0, 0, 0));
+}
+
 #[test]
 fn it_makes_room_in_the_memory_for_connections_too_and_in_no_other() {
     let limits = AdmissionLimits::default();

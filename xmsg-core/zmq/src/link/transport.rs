@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 
 use crate::link::addresses;
 use crate::link::dead_peer::Route;
+use crate::link::throttle::Throttle;
 use crate::lock::lock;
 use crate::{Endpoint, TcpOptions};
 use crate::{Error, ErrorKind, Result};
@@ -248,6 +249,7 @@ pub struct Listener {
     endpoint: Endpoint,
     accepting: Shared,
     options: TcpOptions,
+    log: Throttle,
 }
 
 /// `None` once the listener is closed.
@@ -322,7 +324,7 @@ impl Listener {
     }
 
     fn new(endpoint: Endpoint, accepting: Accepting, options: TcpOptions) -> Self {
-        Self { endpoint, accepting: Arc::new(Mutex::new(Some(accepting))), options }
+        Self { endpoint, accepting: Arc::new(Mutex::new(Some(accepting))), options, log: Throttle::default() }
     }
 
     /// Takes over a TCP socket that listens already, such as one that a service manager has bound.
@@ -390,7 +392,12 @@ impl Listener {
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 continue;
             }
-            tracing::warn!(endpoint = %self.endpoint, %error, ?pause, "cannot accept a connection; trying again");
+            if let Some(unlogged) = self.log.pass("connections that could not be accepted") {
+                tracing::warn!(
+                    endpoint = %self.endpoint, %error, ?pause, unlogged,
+                    "cannot accept a connection; trying again. If descriptors are used up, raise their limit (ulimit -n)"
+                );
+            }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(1));
         }
