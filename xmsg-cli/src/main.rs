@@ -36,6 +36,7 @@ mod output;
 mod pace;
 mod patterns;
 mod raw_subscription;
+mod received_json;
 mod receiving;
 mod recording;
 mod render;

@@ -18,6 +18,8 @@ use xmsg_zmq::{DropReason, SocketEvent, SocketEvents};
 
 /// The number of bytes that are collected before they are written.
 const BUFFER_LEN: usize = 256 << 10;
+/// The number of bytes of received JSON that are looked at together.
+const PIECE_LEN: usize = 16 << 10;
 
 /// Standard output. Text appears only when the buffer is full or [`flush`](Self::flush) is called.
 #[derive(Debug)]
@@ -73,6 +75,20 @@ impl Output {
     }
 }
 
+    /// Appends JSON that was received as one line. Text from peers in it is escaped for terminals.
+    pub(crate) fn json_text(&mut self, json: &str) -> anyhow::Result<()> {
+        let (mut rest, mut compact) = (json, Compact::default());
+        while !rest.is_empty() {
+            // A long document is not copied as a whole.
+            let end = (0..=PIECE_LEN.min(rest.len())).rev().find(|end| rest.is_char_boundary(*end));
+            let (piece, next) = rest.split_at(end.unwrap_or(rest.len()));
+            let kept: String = piece.chars().filter(|c| compact.keeps(*c)).collect();
+            self.write(json_escaped(&kept).as_bytes())?;
+            rest = next;
+        }
+        self.write(b"\n")
+    }
+
 /// Runs a write that may take long. The tasks of this thread move to another one in the meantime.
 fn blocking(write: impl FnOnce() -> io::Result<()>) -> anyhow::Result<()> {
     tokio::task::block_in_place(write).context("cannot write to standard output")
@@ -90,6 +106,26 @@ pub(crate) async fn reader_gone() {
         if let Ok(stdout) = io::stdout().as_fd().try_clone_to_owned()
             && let Ok(stdout) = Sender::from_owned_fd_unchecked(stdout)
             && stdout.ready(Interest::ERROR).await.is_ok()
+/// Leaves out the white space between the tokens of JSON, which may contain line ends.
+#[derive(Debug, Default)]
+struct Compact {
+    is_in_string: bool,
+    is_escaped: bool,
+}
+
+impl Compact {
+    /// Returns whether this character, which follows the one before, has a meaning.
+    fn keeps(&mut self, character: char) -> bool {
+        let is_escaped = std::mem::take(&mut self.is_escaped);
+        match character {
+            '"' if !is_escaped => self.is_in_string = !self.is_in_string,
+            '\\' if !is_escaped => self.is_escaped = true,
+            _ => {}
+        }
+        self.is_in_string || !character.is_ascii_whitespace()
+    }
+}
+
         {
             return;
         }
@@ -284,3 +320,13 @@ mod tests {
         assert_eq!(counted(2000, "message"), "2,000 messages");
     }
 }
+    #[test]
+    fn json_on_one_line_means_the_same() {
+        let text = "{ \"a \\\" b\\\\\" :\n [ 1 ,\t\" \\\\\\\" \" ] }\r\n";
+        let mut compact = Compact::default();
+        let line: String = text.chars().filter(|c| compact.keeps(*c)).collect();
+        assert_eq!(line, r#"{"a \" b\\":[1," \\\" "]}"#);
+        let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert_eq!(read(&line), read(text));
+    }
+

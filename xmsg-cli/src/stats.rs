@@ -10,7 +10,6 @@ use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
 use xmsg_core::{Error, ErrorKind, ProxyAddress};
 use xmsg_zmq::Multipart;
 
@@ -60,14 +59,16 @@ pub(crate) struct Stats {
     /// How long the topics have been sampled, in seconds.
     pub(crate) topics_watched_s: f64,
     pub(crate) other_topics: Sum,
+    /// Why the proxy does not answer. Then there is nothing else.
+    pub(crate) error: Option<String>,
 }
 
 /// The largest number of rows of a table that are read. `xmsg-proxy` sends far fewer.
-const ROWS_MAX: usize = 10_000;
+pub(crate) const ROWS_MAX: usize = 10_000;
 
 /// Reads the first rows of a table. A peer that claims to be a proxy may send any number of rows, and each
 /// takes a hundred times the memory of its text.
-fn first_rows<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+pub(crate) fn first_rows<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
@@ -224,10 +225,10 @@ impl Source {
         }
     }
 
-    /// Asks once. Returns the statistics, and the document that was received.
-    pub(crate) async fn ask(&mut self) -> anyhow::Result<(Stats, Value)> {
-        let document = match self {
-            Self::Control(control) => control.ask().await?,
+    /// Asks once. Returns the statistics, and the document that was received, which is valid JSON.
+    pub(crate) async fn ask(&mut self) -> anyhow::Result<(Stats, String)> {
+        let document: Vec<u8> = match self {
+            Self::Control(control) => control.ask().await?.into(),
             Self::Admin(admin) => {
                 let answer = admin.ask(Method::GET, "/api/v1/stats").await?;
                 if answer.status != StatusCode::OK {
@@ -237,16 +238,19 @@ impl Source {
                     );
                     return Err(AtAdmin(Error::new(ErrorKind::Remote, text)).into());
                 }
-                answer.body.into()
+                answer.body
             }
         };
         let read = || {
-            let value: Value = serde_json::from_slice(&document)?;
-            if let Some(error) = value["error"].as_str() {
+            // The text takes no more memory than was received, and the statistics have a limited number of
+            // rows. All of it as values would take a hundred times as much.
+            let document = String::from_utf8(document)?;
+            let stats: Stats = serde_json::from_str(&document)?;
+            if let Some(error) = &stats.error {
                 let text = format!("the proxy at {}: {error}", self.address());
                 return Err(anyhow::Error::from(Error::new(ErrorKind::NotAllowed, text)));
             }
-            Ok((Stats::deserialize(&value)?, value))
+            Ok((stats, document))
         };
         read().with_context(|| format!("the answer of {} can't be read", self.address())).map_err(|error| {
             // The kind of the error determines the exit code.

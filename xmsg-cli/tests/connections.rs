@@ -28,6 +28,46 @@ fn file(text: &str) -> tempfile::NamedTempFile {
     file
 }
 
+/// Whoever answers in place of a proxy can't make a command use more memory than it has: each of these answers
+/// would take gigabytes as values.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_of_many_small_values_ends_no_command() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let many = |begin: &str, element: &str| format!("{{{begin}:[{}0]}}", element.repeat(3 << 20));
+    let answers = [many("\"x\"", "{\"\":0},"), many("\"connections\"", "{},")];
+    // The address space is limited to 800 MiB.
+    let limited = r#"ulimit -v 819200; exec "$0" "$@""#;
+    for (answer, command, says) in [
+        (0, &["info"][..], None),
+        (0, &["info", "--json"], None),
+        (0, &["connections"], Some("does not answer as a proxy does")),
+        (1, &["connections"], Some("does not answer as a proxy does")),
+        (0, &["connect", "list"], Some("does not answer as it should")),
+    ] {
+        let mut asking = tokio::process::Command::new("sh");
+        asking.args(["-c", limited, env!("CARGO_BIN_EXE_xmsg")]).args(command).args(["--admin", &address]);
+        asking.env("XMSG_CONFIG", "/dev/null").kill_on_drop(true);
+        let answering = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                stream.read_buf(&mut request).await.unwrap();
+            }
+            let (body, head) = (&answers[answer], "HTTP/1.1 200 OK\r\nContent-Length");
+            stream.write_all(format!("{head}: {}\r\n\r\n{body}", body.len()).as_bytes()).await.unwrap();
+        };
+        let (ended, ()) = within("the command", async { tokio::join!(asking.output(), answering) }).await;
+        let ended = ended.unwrap();
+        let told = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(if says.is_some() { 1 } else { 0 }), "{command:?}: {told}");
+        assert!(told.contains(says.unwrap_or_default()), "{command:?}: {told}");
+        if command.contains(&"--json") {
+            assert_eq!(ended.stdout.strip_suffix(b"\n"), Some(answers[answer].as_bytes()));
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_is_found_in_the_list_and_ended() {
     let (proxy, address) = proxy().await;

@@ -32,7 +32,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         let (stats, document) = source.ask().await?;
         if arguments.json {
             let mut output = Output::stdout()?;
-            output.json(&document)?;
+            output.json_text(&document)?;
             output.flush()?;
             return Ok(Exit::Done);
         }

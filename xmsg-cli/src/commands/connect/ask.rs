@@ -14,6 +14,7 @@ use xmsg_core::{Error, ErrorKind};
 use crate::admin::Admin;
 use crate::exit::{AtAdmin, AtPeer, Exit, Usage};
 use crate::output::{Output, warn};
+use crate::received_json;
 
 /// The time that an answer may take beyond the time that the request asked the server to wait.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
@@ -122,7 +123,7 @@ impl AdminTarget {
         if answer.status.is_success() {
             return Ok(Ok(answer.body.into()));
         }
-        let said: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        let said = received_json::value(&answer.body).unwrap_or_default();
         let at = self.admin.address().to_string();
         let (Some(kind), Some(message)) = (said["kind"].as_str(), said["message"].as_str()) else {
             if answer.status == StatusCode::NOT_FOUND || answer.status == StatusCode::METHOD_NOT_ALLOWED {
@@ -153,7 +154,7 @@ impl AdminTarget {
                 format!("{} does not answer as it should: is something else there?", self.admin.address());
             AtAdmin(Error::new(ErrorKind::Remote, what).with_source(error))
         };
-        Ok(serde_json::from_slice(body).map_err(unreadable)?)
+        Ok(received_json::value(body).map_err(unreadable)?)
     }
 
     /// Returns the report about all entries.

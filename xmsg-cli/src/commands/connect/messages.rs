@@ -16,6 +16,7 @@ use crate::args::TopicOptions;
 use crate::exit::Exit;
 use crate::message_builder::MessageBuilder;
 use crate::output::{Output, counted, note};
+use crate::received_json;
 use crate::source::Split;
 use crate::table;
 
@@ -164,7 +165,8 @@ fn show(target: &AdminTarget, letters: &[Value]) -> anyhow::Result<Exit> {
 /// Describes what a broker did with the message before, from its header `x-death`, if it came from a queue of
 /// dead letters.
 fn deaths(letter: &Value) -> String {
-    let history = letter["headers"]["x-death"].as_str().and_then(|text| serde_json::from_str(text).ok());
+    let history =
+        letter["headers"]["x-death"].as_str().and_then(|text| received_json::value(text.as_bytes()).ok());
     let Some(Value::Array(history)) = history else { return "-".to_owned() };
     let one = |death: &Value| {
         let text = |field: &str| death[field].as_str().unwrap_or("?").to_owned();
