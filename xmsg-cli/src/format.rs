@@ -104,7 +104,7 @@ impl Format {
                 // Writing to memory cannot fail.
                 Piece::Length => drop(write!(out, "{}", message.data().len())),
                 Piece::Hex => out.extend_from_slice(hex::encode(message.data()).as_bytes()),
-                Piece::Json => render::json(out, message, time),
+                Piece::Json => drop(render::json(out, message, time)),
                 Piece::Time => drop(write!(out, "{time:.6}")),
             }
         }

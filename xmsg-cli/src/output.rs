@@ -47,11 +47,24 @@ impl Output {
 
     /// Appends bytes. Large pieces are written without a copy.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.put(bytes).context(FAILED)
+    }
+
+    /// Appends what is written to the writer that `work` gets. The buffer is written whenever it is full, so
+    /// that any amount takes no more memory.
+    pub(crate) fn write_with(
+        &mut self,
+        work: impl FnOnce(&mut Sink<'_>) -> io::Result<()>,
+    ) -> anyhow::Result<()> {
+        work(&mut Sink(self)).context(FAILED)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
         if bytes.len() < BUFFER_LEN {
             self.buffer.extend_from_slice(bytes);
-            return self.written();
+            return if self.buffer.len() >= BUFFER_LEN { self.send() } else { Ok(()) };
         }
-        self.flush()?;
+        self.send()?;
         blocking(|| self.stdout.write_all(bytes))
     }
 
@@ -61,19 +74,6 @@ impl Output {
         self.buffer.push(b'\n');
         self.written()
     }
-
-    /// Writes the content of the buffer.
-    pub(crate) fn flush(&mut self) -> anyhow::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let result = blocking(|| self.stdout.write_all(&self.buffer));
-        self.buffer.clear();
-        // The memory of one large message is released again.
-        self.buffer.shrink_to(2 * BUFFER_LEN);
-        result
-    }
-}
 
     /// Appends JSON that was received as one line. Text from peers in it is escaped for terminals.
     pub(crate) fn json_text(&mut self, json: &str) -> anyhow::Result<()> {
@@ -89,23 +89,23 @@ impl Output {
         self.write(b"\n")
     }
 
-/// Runs a write that may take long. The tasks of this thread move to another one in the meantime.
-fn blocking(write: impl FnOnce() -> io::Result<()>) -> anyhow::Result<()> {
-    tokio::task::block_in_place(write).context("cannot write to standard output")
+    /// Writes the content of the buffer.
+    pub(crate) fn flush(&mut self) -> anyhow::Result<()> {
+        self.send().context(FAILED)
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let result = blocking(|| self.stdout.write_all(&self.buffer));
+        self.buffer.clear();
+        // The memory of one large message is released again.
+        self.buffer.shrink_to(2 * BUFFER_LEN);
+        result
+    }
 }
 
-/// Waits until the reader of our output has closed it. Where this cannot be detected (a file, or another
-/// system than Linux), it waits forever; the next write then fails.
-pub(crate) async fn reader_gone() {
-    #[cfg(target_os = "linux")]
-    {
-        use tokio::io::Interest;
-        use tokio::net::unix::pipe::Sender;
-        // The descriptor is only watched. Making it non-blocking, which writing would need, would affect all
-        // processes that share it.
-        if let Ok(stdout) = io::stdout().as_fd().try_clone_to_owned()
-            && let Ok(stdout) = Sender::from_owned_fd_unchecked(stdout)
-            && stdout.ready(Interest::ERROR).await.is_ok()
 /// Leaves out the white space between the tokens of JSON, which may contain line ends.
 #[derive(Debug, Default)]
 struct Compact {
@@ -126,6 +126,41 @@ impl Compact {
     }
 }
 
+/// Runs a write that may take long. The tasks of this thread move to another one in the meantime.
+fn blocking(write: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    tokio::task::block_in_place(write)
+}
+
+/// What has failed when nothing can be written.
+const FAILED: &str = "cannot write to standard output";
+
+/// A writer to an [`Output`].
+#[derive(Debug)]
+pub(crate) struct Sink<'a>(&'a mut Output);
+
+impl Write for Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.put(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Waits until the reader of our output has closed it. Where this cannot be detected (a file, or another
+/// system than Linux), it waits forever; the next write then fails.
+pub(crate) async fn reader_gone() {
+    #[cfg(target_os = "linux")]
+    {
+        use tokio::io::Interest;
+        use tokio::net::unix::pipe::Sender;
+        // The descriptor is only watched. Making it non-blocking, which writing would need, would affect all
+        // processes that share it.
+        if let Ok(stdout) = io::stdout().as_fd().try_clone_to_owned()
+            && let Ok(stdout) = Sender::from_owned_fd_unchecked(stdout)
+            && stdout.ready(Interest::ERROR).await.is_ok()
         {
             return;
         }
@@ -309,6 +344,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn json_on_one_line_means_the_same() {
+        let text = "{ \"a \\\" b\\\\\" :\n [ 1 ,\t\" \\\\\\\" \" ] }\r\n";
+        let mut compact = Compact::default();
+        let line: String = text.chars().filter(|c| compact.keeps(*c)).collect();
+        assert_eq!(line, r#"{"a \" b\\":[1," \\\" "]}"#);
+        let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert_eq!(read(&line), read(text));
+    }
+
+    #[test]
     fn numbers_are_grouped() {
         for (number, text) in
             [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567"), (100_000, "100,000")]
@@ -320,13 +365,3 @@ mod tests {
         assert_eq!(counted(2000, "message"), "2,000 messages");
     }
 }
-    #[test]
-    fn json_on_one_line_means_the_same() {
-        let text = "{ \"a \\\" b\\\\\" :\n [ 1 ,\t\" \\\\\\\" \" ] }\r\n";
-        let mut compact = Compact::default();
-        let line: String = text.chars().filter(|c| compact.keeps(*c)).collect();
-        assert_eq!(line, r#"{"a \" b\\":[1," \\\" "]}"#);
-        let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
-        assert_eq!(read(&line), read(text));
-    }
-

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write;
+use std::io::{self, BufWriter};
 
 use jiff::Timestamp;
 use xmsg_core::text::{escaped, is_unsafe, json_escaped};
@@ -12,6 +13,8 @@ use crate::value;
 
 /// The number of bytes of binary data that are shown.
 const PREVIEW_LEN: usize = 16;
+/// The number of bytes of JSON that are escaped together.
+const PIECE_LEN: usize = 4096;
 
 /// Appends `topic data` and a newline; see [`data_text`].
 pub(crate) fn line(out: &mut Vec<u8>, message: &Message) {
@@ -63,12 +66,35 @@ pub(crate) fn bytes_text(data: &[u8]) -> String {
     }
 }
 
-/// Appends the message as one line of JSON, without a newline.
-pub(crate) fn json(out: &mut Vec<u8>, message: &Message, time: Timestamp) {
-    let mut line = Vec::new();
-    shown::message(&mut line, message, format!("{time:.6}").into());
-    // JSON is UTF-8.
-    out.extend_from_slice(json_escaped(&String::from_utf8_lossy(&line)).as_bytes());
+/// Writes the message as one line of JSON, without a newline.
+pub(crate) fn json(out: &mut impl io::Write, message: &Message, time: Timestamp) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(PIECE_LEN, Escaping(out));
+    shown::write_message(&mut out, message, format!("{time:.6}").into())?;
+    io::Write::flush(&mut out)
+}
+
+/// Escapes what could do harm to a terminal in JSON that is written to it, piece by piece. The line of a long
+/// message may be six times as long.
+struct Escaping<'a, W>(&'a mut W);
+
+impl<W: io::Write> io::Write for Escaping<'_, W> {
+    fn write(&mut self, json: &[u8]) -> io::Result<usize> {
+        let piece = &json[..json.len().min(PIECE_LEN)];
+        let text = match str::from_utf8(piece) {
+            Ok(text) => text,
+            // A character that is cut in two comes with the next piece.
+            Err(cut) => str::from_utf8(&piece[..cut.valid_up_to()]).unwrap_or_default(),
+        };
+        if text.is_empty() && !json.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "JSON has to be UTF-8"));
+        }
+        self.0.write_all(json_escaped(text).as_bytes())?;
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Returns a topic as text for people. Characters that could harm a terminal, or that end a line, are
@@ -157,7 +183,7 @@ mod tests {
 
     fn in_json(message: &Message) -> Value {
         let mut out = Vec::new();
-        json(&mut out, message, Timestamp::UNIX_EPOCH);
+        json(&mut out, message, Timestamp::UNIX_EPOCH).unwrap();
         serde_json::from_slice(&out).unwrap()
     }
 
@@ -176,6 +202,19 @@ mod tests {
             ("\n", "a:b\n"),
         ] {
             assert_eq!(shown(&bytes(data.as_bytes())), expected);
+        }
+    }
+
+    /// Characters of every length lie across the ends of the pieces.
+    #[test]
+    fn long_messages_are_escaped_piece_by_piece() {
+        for text in ["\u{202e}", "\u{9b}x", "\u{10ffff}\u{7f}", "é\u{1}"] {
+            let text = text.repeat(PIECE_LEN);
+            let mut out = Vec::new();
+            json(&mut out, &bytes(text.as_bytes()), Timestamp::UNIX_EPOCH).unwrap();
+            let line = String::from_utf8(out).unwrap();
+            assert!(!line.chars().any(is_unsafe));
+            assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["data"], *text);
         }
     }
 
@@ -213,7 +252,7 @@ mod tests {
         let mut message = Message::of(Topic::wrap(bad), bad).unwrap();
         message.edit_meta(|meta| meta.author = Some(bad.into())).unwrap();
         let mut out = Vec::new();
-        json(&mut out, &message, Timestamp::UNIX_EPOCH);
+        json(&mut out, &message, Timestamp::UNIX_EPOCH).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(!text.chars().any(is_unsafe), "{text}");
         let read = in_json(&message);

@@ -85,8 +85,8 @@ impl Style {
             Self::Data => render::data_line(out, message),
             Self::Format(format) => format.write(out, message, Timestamp::now()),
             Self::Json => {
-                render::json(out, message, Timestamp::now());
-                out.push(b'\n');
+                output.write_with(|out| render::json(out, message, Timestamp::now()))?;
+                output.buffer().push(b'\n');
             }
             Self::Raw { after } => {
                 output.write(message.data())?;

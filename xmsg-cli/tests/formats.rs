@@ -4,8 +4,10 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Running, proxy, publish, xmsg};
+use common::{Running, proxy, publish, within, xmsg};
 use serde_json::{Value, json};
+use xmsg_core::data::mime;
+use xmsg_core::{Connection, Message, Topic};
 
 /// Returns what a subscriber of `t` writes of messages that are published with these arguments.
 async fn written(sub: &[&str], messages: &[&[&str]]) -> String {
@@ -16,6 +18,33 @@ async fn written(sub: &[&str], messages: &[&[&str]]) -> String {
         publish(&address, arguments, b"").await;
     }
     subscriber.end().await.text()
+}
+
+/// The data of this message would take a gigabyte as values, and many times that as a tree of JSON.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_of_millions_of_values_ends_no_subscriber() {
+    let (_proxy, address) = proxy().await;
+    // The address space is limited to 800 MiB.
+    let limited = r#"ulimit -v 819200; exec "$0" "$@""#;
+    let mut subscribing = tokio::process::Command::new("sh");
+    subscribing.args(["-c", limited, env!("CARGO_BIN_EXE_xmsg"), "sub", "a", "--json", "-n", "1"]);
+    subscribing.args(["--proxy", &address]).env("XMSG_CONFIG", "/dev/null").kill_on_drop(true);
+    let publishing = async {
+        let publisher = Connection::new(address.as_str()).unwrap();
+        publisher.wait_for_subscriber(&Topic::wrap("a")).await.unwrap();
+        let data = b"\x7a\0".repeat(20 << 20);
+        publisher.publish(&Message::with_mime(Topic::wrap("a"), mime::ARRAY_STRING, data)).await.unwrap();
+        publisher
+    };
+    let (ended, _publisher) =
+        within("the subscriber", async { tokio::join!(subscribing.output(), publishing) }).await;
+    let ended = ended.unwrap();
+    assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
+    let (begin, end) = (&ended.stdout[..100], &ended.stdout[ended.stdout.len() - 100..]);
+    let shown = [begin, end].map(String::from_utf8_lossy);
+    assert!(shown[0].contains(r#""length":41943040"#), "{shown:?}");
+    assert!(shown[1].contains(r#""value_error":"the values are too many"#), "{shown:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

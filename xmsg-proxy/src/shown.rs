@@ -1,17 +1,46 @@
 //! Messages as JSON, for people and programs: what `xmsg sub --json` writes, and what the web page's tap
 //! shows.
 
+use std::io;
+
 use base64::Engine;
+use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Number, Value};
 use xmsg_core::data::mime;
 use xmsg_core::meta::{Action, ByteOrder, Control, Status};
 use xmsg_core::{Data, Message, Meta};
 
+/// The memory that the values of one message may take when they are decoded, in bytes. Arrays of numbers of a
+/// fixed length take twice their bytes while they grow, so all that fit into a message are below it. An empty
+/// text takes two bytes on the wire, and forty times as many in memory.
+const DECODED_MAX: usize = 160 << 20;
+
+/// The mime types whose data has a value.
+const TYPED: [&str; 16] = [
+    mime::SINT32,
+    mime::SINT64,
+    mime::SFIXED32,
+    mime::SFIXED64,
+    mime::FLOAT,
+    mime::DOUBLE,
+    mime::STRING,
+    mime::ARRAY_SINT32,
+    mime::ARRAY_SINT64,
+    mime::ARRAY_SFIXED32,
+    mime::ARRAY_SFIXED64,
+    mime::ARRAY_FLOAT,
+    mime::ARRAY_DOUBLE,
+    mime::ARRAY_STRING,
+    mime::ARRAY_BYTES,
+    mime::NATIVE,
+];
+
 /// Appends a message as one line of JSON, without a newline: `topic` (and `topic_base64`, if it is no UTF-8),
 /// `mime`, `time` as it is given, `length` of the data in bytes, `data` and its `encoding` (`utf-8` or
-/// `base64`), `value`, if the mime type is one that xMsg gives a meaning, and `meta`, the other metadata, or
-/// `meta_error`.
+/// `base64`), `value`, if the mime type is one that xMsg gives a meaning (or `value_error`, if the values are
+/// too many to be decoded), and `meta`, the other metadata, or `meta_error`.
 ///
 /// ```
 /// use xmsg_core::{Message, Topic};
@@ -23,43 +52,75 @@ use xmsg_core::{Data, Message, Meta};
 /// # Ok::<(), xmsg_core::Error>(())
 /// ```
 pub fn message(out: &mut Vec<u8>, message: &Message, time: Value) {
-    let mut first = true;
-    let mut member = |key: &str, value: Value| {
-        out.extend_from_slice(if first { b"{\"" } else { b",\"" });
-        first = false;
-        out.extend_from_slice(key.as_bytes());
-        out.extend_from_slice(b"\":");
-        // To write to memory cannot fail.
-        let _ = serde_json::to_writer(&mut *out, &value);
-    };
-    member("topic", String::from_utf8_lossy(message.topic().as_bytes()).into());
+    // To write to memory cannot fail.
+    let _ = write_message(out, message, time);
+}
+
+/// Writes a message as [`message`] does. What is written may have many times the length of the message: it is
+/// never there as a whole.
+///
+/// # Errors
+/// Those of the writer.
+///
+/// ```
+/// use xmsg_core::Message;
+/// let mut line = Vec::new();
+/// xmsg_proxy::shown::write_message(&mut line, &Message::of("level:tank", 17)?, "now".into())?;
+/// assert!(line.starts_with(br#"{"topic":"level:tank","#));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn write_message(out: &mut impl io::Write, message: &Message, time: Value) -> io::Result<()> {
+    let mut members = Members { out, is_first: true };
+    members.write("topic", &String::from_utf8_lossy(message.topic().as_bytes()))?;
     if message.topic().to_str().is_err() {
-        member("topic_base64", BASE64.encode(message.topic().as_bytes()).into());
+        members.write("topic_base64", &InBase64(message.topic().as_bytes()))?;
     }
     let meta = message.meta();
-    member("mime", meta.as_ref().map_or(Value::Null, |meta| meta.data_type.as_str().into()));
-    member("time", time);
-    member("length", message.data().len().into());
-    let (data, encoding) = bytes(message.data());
-    member("data", data);
-    member("encoding", encoding.into());
-    if let Some(data) = typed(message) {
-        member("value", value(&data));
+    members.write("mime", &meta.as_ref().ok().map(|meta| meta.data_type.as_str()))?;
+    members.write("time", &time)?;
+    members.write("length", &message.data().len())?;
+    if let Ok(text) = str::from_utf8(message.data()) {
+        members.write("data", text)?;
+        members.write("encoding", "utf-8")?;
+    } else {
+        members.write("data", &InBase64(message.data()))?;
+        members.write("encoding", "base64")?;
+    }
+    match typed(message) {
+        Some(data) => members.write("value", &InJson(&data))?,
+        None if has_too_many_values(message) => {
+            members.write("value_error", "the values are too many to be decoded: they are only in data")?;
+        }
+        None => {}
     }
     match meta {
         Ok(meta) => match metadata(&meta) {
             fields if fields.is_empty() => {}
-            fields => member("meta", fields.into()),
+            fields => members.write("meta", &fields)?,
         },
         // A plain ZeroMQ publisher sends none.
         Err(_) if message.size() == message.topic().as_bytes().len() + message.data().len() => {}
-        Err(error) => member("meta_error", error.to_string().into()),
+        Err(error) => members.write("meta_error", &error.to_string())?,
     }
-    out.push(b'}');
+    members.out.write_all(b"}")
+}
+
+/// The members of an object, which are written one after another.
+struct Members<'a, W> {
+    out: &'a mut W,
+    is_first: bool,
+}
+
+impl<W: io::Write> Members<'_, W> {
+    fn write(&mut self, key: &str, value: &(impl Serialize + ?Sized)) -> io::Result<()> {
+        let before = if std::mem::take(&mut self.is_first) { "{" } else { "," };
+        write!(self.out, "{before}\"{key}\":")?;
+        Ok(serde_json::to_writer(&mut *self.out, value)?)
+    }
 }
 
 /// The value, when the mime type says that there is one and the data is one; `None` for bytes, which are
-/// shown as they are.
+/// shown as they are, and for values that would take more than 160 MiB of memory.
 ///
 /// ```
 /// use xmsg_core::{Data, Message};
@@ -69,10 +130,65 @@ pub fn message(out: &mut Vec<u8>, message: &Message, time: Value) {
 #[must_use]
 pub fn typed(message: &Message) -> Option<Data> {
     let mime_type = message.mime_type().ok()?;
-    if mime_type == mime::BYTES {
+    if mime_type == mime::BYTES || decoded_size(message.data()) > DECODED_MAX {
         return None;
     }
     Data::decode(mime_type, message.data()).ok()
+}
+
+/// Whether the data is of one of xMsg's kinds, and too large to be decoded.
+fn has_too_many_values(message: &Message) -> bool {
+    message.mime_type().is_ok_and(|mime_type| TYPED.contains(&mime_type))
+        && decoded_size(message.data()) > DECODED_MAX
+}
+
+/// The memory that a protobuf message takes at most while it is decoded: its arrays grow, and a field of the
+/// message is decoded whatever the mime type says. Field numbers are those of `xMsgData`. It counts to the
+/// first thing that can't be decoded.
+fn decoded_size(frame: &[u8]) -> usize {
+    let mut fields = Varints(frame);
+    let mut size = 0_usize;
+    while let Some(key) = fields.next() {
+        let len = match key & 7 {
+            0 => fields.next().map(|_| 0),
+            1 => fields.skip(8),
+            2 => fields.next().and_then(|len| fields.skip(usize::try_from(len).ok()?)),
+            5 => fields.skip(4),
+            _ => None,
+        };
+        let Some(len) = len else { break };
+        let memory = match key >> 3 {
+            // Each number of 32 or 64 bits may have one byte.
+            9 | 10 => 16 + 16 * len,
+            15 | 16 => 2 * size_of::<bytes::Bytes>() + 16 + len,
+            _ => 16 + 2 * len,
+        };
+        size = size.saturating_add(memory);
+    }
+    size
+}
+
+/// Reads numbers as protobuf writes them, and passes over bytes between them.
+struct Varints<'a>(&'a [u8]);
+
+impl Varints<'_> {
+    fn next(&mut self) -> Option<u64> {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let (byte, rest) = self.0.split_first()?;
+            self.0 = rest;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    fn skip(&mut self, len: usize) -> Option<usize> {
+        self.0 = self.0.get(len..)?;
+        Some(len)
+    }
 }
 
 /// The fields that are present, but for the mime type, under the keys that `xmsg pub --meta` takes.
@@ -163,22 +279,38 @@ pub fn bytes(data: &[u8]) -> (Value, &'static str) {
 /// ```
 #[must_use]
 pub fn value(data: &Data) -> Value {
-    fn all<T: Copy>(array: &[T], json: impl Fn(T) -> Value) -> Value {
-        array.iter().map(|value| json(*value)).collect()
+    // Every value of `Data` has a form in JSON.
+    serde_json::to_value(InJson(data)).unwrap_or_default()
+}
+
+/// Data as JSON. An array is written element by element, for it may have millions of them.
+struct InJson<'a>(&'a Data);
+
+impl Serialize for InJson<'_> {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Data::String(text) => text.serialize(out),
+            Data::Sint32(number) | Data::Sfixed32(number) => number.serialize(out),
+            Data::Sint64(number) | Data::Sfixed64(number) => number.serialize(out),
+            Data::Float(number) => float(*number).serialize(out),
+            Data::Double(number) => double(*number).serialize(out),
+            Data::Bytes(bytes) => InBase64(bytes).serialize(out),
+            Data::Sint32Array(array) | Data::Sfixed32Array(array) => array.serialize(out),
+            Data::Sint64Array(array) | Data::Sfixed64Array(array) => array.serialize(out),
+            Data::FloatArray(array) => out.collect_seq(array.iter().map(|number| float(*number))),
+            Data::DoubleArray(array) => out.collect_seq(array.iter().map(|number| double(*number))),
+            Data::StringArray(array) => array.serialize(out),
+            Data::BytesArray(array) => out.collect_seq(array.iter().map(|bytes| InBase64(bytes))),
+        }
     }
-    match data {
-        Data::String(text) => text.as_str().into(),
-        Data::Sint32(number) | Data::Sfixed32(number) => (*number).into(),
-        Data::Sint64(number) | Data::Sfixed64(number) => (*number).into(),
-        Data::Float(number) => float(*number),
-        Data::Double(number) => double(*number),
-        Data::Bytes(bytes) => BASE64.encode(bytes).into(),
-        Data::Sint32Array(array) | Data::Sfixed32Array(array) => all(array, Value::from),
-        Data::Sint64Array(array) | Data::Sfixed64Array(array) => all(array, Value::from),
-        Data::FloatArray(array) => all(array, float),
-        Data::DoubleArray(array) => all(array, double),
-        Data::StringArray(array) => array.as_slice().into(),
-        Data::BytesArray(array) => array.iter().map(|bytes| Value::from(BASE64.encode(bytes))).collect(),
+}
+
+/// Bytes as a text of base64.
+struct InBase64<'a>(&'a [u8]);
+
+impl Serialize for InBase64<'_> {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        out.collect_str(&Base64Display::new(self.0, &BASE64))
     }
 }
 
@@ -190,4 +322,49 @@ fn float(number: f32) -> Value {
 
 fn double(number: f64) -> Value {
     Number::from_f64(number).map_or_else(|| number.to_string().into(), Value::Number)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use xmsg_core::Topic;
+
+    use super::*;
+
+    fn line(message: &Message) -> Value {
+        let mut line = Vec::new();
+        super::message(&mut line, message, "now".into());
+        serde_json::from_slice(&line).unwrap()
+    }
+
+    /// An empty text takes two bytes of a message, and a hundred of memory until it is written.
+    #[test]
+    fn values_that_would_take_too_much_memory_are_not_decoded() {
+        let texts = Bytes::from(b"\x7a\0".repeat(3 << 20));
+        for mime_type in [mime::ARRAY_STRING, mime::NATIVE, mime::DOUBLE] {
+            let shown = line(&Message::with_mime(Topic::wrap("a"), mime_type, texts.clone()));
+            assert_eq!((&shown["length"], &shown["encoding"]), (&texts.len().into(), &"utf-8".into()));
+            assert!(shown.get("value").is_none(), "{mime_type}");
+            assert!(shown["value_error"].as_str().unwrap().contains("too many"), "{mime_type}");
+        }
+        let bytes = line(&Message::with_mime(Topic::wrap("a"), mime::BYTES, texts));
+        assert_eq!((bytes.get("value"), bytes.get("value_error")), (None, None));
+    }
+
+    #[test]
+    fn all_numbers_that_fit_into_a_message_are_shown() {
+        let numbers = Message::of(Topic::wrap("a"), vec![0.5; 100_000]).unwrap();
+        let largest = (64 << 20) / numbers.data().len() * decoded_size(numbers.data());
+        assert!(largest < DECODED_MAX && typed(&numbers).is_some());
+        let few = Message::of(Topic::wrap("a"), vec!["x".to_owned(), String::new()]).unwrap();
+        assert_eq!(line(&few)["value"], serde_json::json!(["x", ""]));
+    }
+
+    #[test]
+    fn what_is_no_protobuf_is_counted_up_to_there() {
+        assert_eq!(decoded_size(b""), 0);
+        assert_eq!(decoded_size(b"\xff"), 0);
+        assert_eq!(decoded_size(b"\x7a\xff\xff\xff\xff\x7f"), 0, "a length beyond the frame");
+        assert_eq!(decoded_size(b"\x08\x02"), 16);
+    }
 }
