@@ -90,6 +90,49 @@ fn write<'a>(path: &Path, messages: &[impl AsRef<[&'a str]>]) {
     std::fs::write(path, bytes).unwrap();
 }
 
+/// Each block of this file has one small message that is published, and a large one that is left out. The
+/// small ones that wait do not keep the memory of the large ones.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn small_messages_beside_large_ones_take_little_memory() {
+    const BLOCKS: usize = 40;
+    let message = |frames: &[&[u8]]| {
+        let mut body = vec![1];
+        body.extend(1_700_000_000_000_000_000_u64.to_le_bytes());
+        body.extend((frames.len() as u16).to_le_bytes());
+        frames.iter().for_each(|frame| body.extend((frame.len() as u32).to_le_bytes()));
+        body.extend(frames.concat());
+        [&(body.len() as u32).to_le_bytes()[..], &body].concat()
+    };
+    let raw = [message(&[b"a", b"", b"x"]), message(&[b"b", b"", &vec![0; 32 << 20]])].concat();
+    let body =
+        [&[2][..], &(raw.len() as u32).to_le_bytes(), &zstd::bulk::compress(&raw, 1).unwrap()].concat();
+    let len = (body.len() as u32).to_le_bytes();
+    let mut checksum = crc32fast::Hasher::new_with_initial(7);
+    checksum.update(&len);
+    checksum.update(&body);
+    let block = [&len[..], &checksum.finalize().to_le_bytes(), &body].concat();
+    let mut file = b"\x89XMR\r\n\x1a\n\x01\0\x01\0\0\0\0\0".to_vec();
+    file.extend(1_700_000_000_000_000_000_u64.to_le_bytes());
+    file.extend(7_u32.to_le_bytes());
+    file.extend(crc32fast::hash(&file).to_le_bytes());
+    file.extend(block.repeat(BLOCKS));
+    let (_folder, path) = folder();
+    std::fs::write(path("small.xmr"), file).unwrap();
+
+    let (_proxy, address) = proxy().await;
+    // The address space is limited to 800 MiB, and the blocks together have more.
+    let limited = r#"ulimit -v 819200; exec "$0" "$@""#;
+    let mut replaying = tokio::process::Command::new("sh");
+    replaying.args(["-c", limited, env!("CARGO_BIN_EXE_xmsg"), "replay", &path("small.xmr"), "--topic", "a"]);
+    replaying.args(["--speed", "max", "--json", "--proxy", &address]).env("XMSG_CONFIG", "/dev/null");
+    let ended = within("the replay", replaying.kill_on_drop(true).output()).await.unwrap();
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(0), "{told}");
+    let totals: Value = serde_json::from_slice(&ended.stdout).unwrap();
+    assert_eq!((&totals["messages"], &totals["damaged"]), (&BLOCKS.into(), &false.into()), "{told}");
+}
+
 /// Starts a recorder and waits until it has subscribed.
 async fn record(address: &str, arguments: &[&str]) -> Running {
     let mut running = Running::start(&[&["-v", "record", "--proxy", address], arguments].concat());

@@ -44,7 +44,7 @@ use crate::subscriber_watch::SubscriberWatch;
 const TURN: u64 = 256;
 /// The number of lists of records that are read ahead. At this number, the reader waits.
 const LISTS: usize = 8;
-/// The largest number of records of one list, and of their bytes.
+/// The largest number of records of one list, and of the bytes that they keep.
 const LIST_RECORDS: usize = 256;
 const LIST_BYTES: u64 = 256 << 10;
 /// The delay behind the schedule above which a note is written.
@@ -422,7 +422,7 @@ impl Selection {
                 continue;
             }
             found += 1;
-            bytes += record.size();
+            bytes += record.memory();
             list.push(record);
             if list.len() >= LIST_RECORDS || bytes >= LIST_BYTES {
                 if out.blocking_send(List::Records(std::mem::take(&mut list))).is_err() {

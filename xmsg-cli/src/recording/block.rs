@@ -208,22 +208,45 @@ impl Record {
     pub(crate) fn size(&self) -> u64 {
         self.frames.iter().map(|frame| frame.len() as u64).sum()
     }
+
+    /// Returns the memory that this record keeps, in bytes: its frames, which may be parts of a block of twice
+    /// their length, and what each frame takes besides.
+    pub(crate) fn memory(&self) -> u64 {
+        2 * self.size() + (self.frames.len() * size_of::<Bytes>()) as u64
+    }
 }
 
 /// The messages of a block. They are decoded one by one, because a compressed block of a few kilobytes may
 /// have millions of empty frames.
+///
+/// A message that is smaller than half of its block has a copy of its bytes. Otherwise, a message of a few
+/// bytes would keep a block of 64 MiB, of which nobody needs the rest.
 #[derive(Debug, Default)]
-pub(crate) struct Records(Bytes);
+pub(crate) struct Records {
+    left: Bytes,
+    block_len: usize,
+}
 
 impl Records {
     /// Makes the messages of a decompressed block, in which each message follows its length. `None` if one of
     /// them is not valid.
     pub(crate) fn of(raw: Bytes) -> Option<Self> {
-        let mut records = Self(raw.clone());
-        while !records.0.is_empty() {
-            records.next()?;
+        let block_len = raw.len();
+        let mut records = Self { left: raw.clone(), block_len };
+        while !records.left.is_empty() {
+            Record::decode(&records.next_body()?)?;
         }
-        Some(Self(raw))
+        Some(Self { left: raw, block_len })
+    }
+
+    fn next_body(&mut self) -> Option<Bytes> {
+        let len = Fields(&self.left).u32()? as usize;
+        if len > self.left.len() - 4 {
+            return None;
+        }
+        let body = self.left.slice(4..4 + len);
+        self.left = self.left.split_off(4 + len);
+        Some(body)
     }
 }
 
@@ -231,13 +254,9 @@ impl Iterator for Records {
     type Item = Record;
 
     fn next(&mut self) -> Option<Record> {
-        let len = Fields(&self.0).u32()? as usize;
-        if len > self.0.len() - 4 {
-            return None;
-        }
-        let record = Record::decode(&self.0.slice(4..4 + len))?;
-        self.0 = self.0.split_off(4 + len);
-        Some(record)
+        let body = self.next_body()?;
+        let is_small = body.len() < self.block_len / 2;
+        Record::decode(&if is_small { Bytes::copy_from_slice(&body) } else { body })
     }
 }
 

@@ -38,9 +38,18 @@ mod with_zstd {
             zstd::bulk::Decompressor::new().map(Self)
         }
 
-        /// Decompresses data that must have exactly this length. Longer data is not unpacked.
-        pub(crate) fn decompress(&mut self, compressed: &[u8], raw_len: usize) -> Option<Vec<u8>> {
-            self.0.decompress(compressed, raw_len).ok().filter(|raw| raw.len() == raw_len)
+        /// Decompresses data that must have exactly this length. Longer data is not unpacked. Returns `None`
+        /// if the data can't be decompressed, and an error if there is no memory for it.
+        pub(crate) fn decompress(
+            &mut self,
+            compressed: &[u8],
+            raw_len: usize,
+        ) -> io::Result<Option<Vec<u8>>> {
+            let mut raw = Vec::new();
+            raw.try_reserve_exact(raw_len)
+                .map_err(|error| io::Error::new(io::ErrorKind::OutOfMemory, error))?;
+            let is_good = self.0.decompress_to_buffer(compressed, &mut raw).is_ok() && raw.len() == raw_len;
+            Ok(is_good.then_some(raw))
         }
     }
 
@@ -80,7 +89,7 @@ mod without_zstd {
             Err(absent())
         }
 
-        pub(crate) fn decompress(&mut self, _: &[u8], _: usize) -> Option<Vec<u8>> {
+        pub(crate) fn decompress(&mut self, _: &[u8], _: usize) -> io::Result<Option<Vec<u8>>> {
             match self.0 {}
         }
     }

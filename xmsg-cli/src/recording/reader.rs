@@ -129,6 +129,8 @@ impl<R: Read + Seek> Reader<R> {
             if self.end.is_some() {
                 return Ok(None);
             }
+            // The block before is not needed any more when the next one is decompressed.
+            self.records = Records::default();
             let (found, next) = self.block(self.at)?;
             match found {
                 Found::Record(record) => {
@@ -196,8 +198,22 @@ impl<R: Read + Seek> Reader<R> {
             MESSAGE => Record::decode(&Bytes::copy_from_slice(body)).map(Found::Record),
             COMPRESSED => {
                 let raw_len = block::Fields(&body[1..]).u32().map_or(0, |len| len as usize);
-                let compressed = body.get(COMPRESSED_FIXED..).unwrap_or_default().to_vec();
-                self.decompress(&compressed, raw_len).map(Found::Records)
+                // The bytes are still in the window, so nothing is copied.
+                let start = (body_at - self.window_at) as usize;
+                let compressed = self.window.get(start + COMPRESSED_FIXED..start + len).unwrap_or_default();
+                let raw = match &mut self.decompressor {
+                    Some(decompressor) if (1..=RAW_MAX).contains(&raw_len) => {
+                        decompressor.decompress(compressed, raw_len).map_err(|error| {
+                            let what = format!(
+                                "there is no memory for the block at byte {at}, which has {raw_len} bytes: raise the limit of \
+                                 memory (ulimit -v)"
+                            );
+                            io::Error::new(error.kind(), what)
+                        })?
+                    }
+                    _ => None,
+                };
+                raw.and_then(|raw| Records::of(raw.into())).map(Found::Records)
             }
             INDEX => Index::decode(body).map(|index| Found::Index(Box::new(index))),
             _ => None,
@@ -206,14 +222,6 @@ impl<R: Read + Seek> Reader<R> {
             Some(found) => Ok((found, end)),
             None => bad(Some(end)),
         }
-    }
-
-    fn decompress(&mut self, compressed: &[u8], raw_len: usize) -> Option<Records> {
-        if !(1..=RAW_MAX).contains(&raw_len) {
-            return None;
-        }
-        let raw = self.decompressor.as_mut()?.decompress(compressed, raw_len)?;
-        Records::of(raw.into())
     }
 
     /// Returns whether a block begins at this offset, with a correct checksum.

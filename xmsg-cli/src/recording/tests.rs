@@ -335,6 +335,51 @@ fn a_small_block_of_very_many_frames_is_read_one_message_at_a_time() {
     assert_eq!((found, reader.end()), (count, Some(End::WithoutIndex)));
 }
 
+/// Makes a file with one compressed block of these messages.
+#[cfg(feature = "zstd")]
+fn compressed(messages: &[&[&[u8]]]) -> Vec<u8> {
+    let mut raw = Vec::new();
+    for frames in messages {
+        raw.extend_from_slice(&(block::message_len(frames) as u32).to_le_bytes());
+        assert!(block::encode_message(&mut raw, 1, frames));
+    }
+    let mut file = header(true).encode().to_vec();
+    let start = file.len();
+    file.extend_from_slice(&[0; 8]);
+    file.push(block::COMPRESSED);
+    file.extend_from_slice(&(raw.len() as u32).to_le_bytes());
+    file.extend_from_slice(&zstd::bulk::compress(&raw, 3).unwrap());
+    block::seal(&mut file, start, SALT);
+    file
+}
+
+/// A message of a few bytes would otherwise keep a block of up to 64 MiB for as long as it waits.
+#[cfg(feature = "zstd")]
+#[test]
+fn a_small_message_does_not_keep_the_large_one_beside_it() {
+    let large = vec![0; 1 << 20];
+    let file = compressed(&[&[b"small", b"x"], &[&large[..]]]);
+    let mut reader = Reader::new(Cursor::new(&file[..])).unwrap();
+    let small = reader.next().unwrap().unwrap();
+    let next = reader.next().unwrap().unwrap();
+    assert_eq!((small.topic(), next.frames[0].len()), (&b"small"[..], large.len()));
+    drop((small.frames, reader));
+    // Bytes that nobody else has are taken without a copy, with all of the memory that they keep.
+    let small = Reader::new(Cursor::new(&file[..])).unwrap().next().unwrap().unwrap();
+    let topic = small.frames.into_iter().next().unwrap();
+    let whole = topic.try_into_mut().expect("nobody else has these bytes");
+    assert!(whole.capacity() < 100, "{}", whole.capacity());
+}
+
+#[cfg(feature = "zstd")]
+#[test]
+fn a_lack_of_memory_is_no_damage() {
+    let mut decompressor = super::compression::Decompressor::new().unwrap();
+    let error = decompressor.decompress(b"", isize::MAX as usize).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::OutOfMemory);
+    assert!(decompressor.decompress(b"no frame", 10).unwrap().is_none());
+}
+
 proptest! {
     #[test]
     fn any_messages_are_read_as_they_were_written(
