@@ -17,8 +17,11 @@ const READ_LEN: usize = 256 << 10;
 /// range unless it is damaged, too.
 const SEARCH_MAX: u64 = (BLOCK_HEADER_LEN + BLOCK_MAX) as u64;
 /// The largest number of bytes of one file whose checksum is computed in such searches. It limits the cost of
-/// a file that was made of false block headers.
+/// a file that was made of false block headers, together with [`CANDIDATE_COST`].
 const SEARCH_BUDGET: u64 = 1 << 30;
+/// What each place where a block may begin costs of this budget. So no more than 64 million of them are looked
+/// at, which takes seconds.
+const CANDIDATE_COST: u64 = 16;
 /// The largest number of damaged ranges that are remembered.
 const GAPS_MAX: usize = 100;
 
@@ -126,11 +129,11 @@ impl<R: Read + Seek> Reader<R> {
             if let Some(record) = self.records.next() {
                 return Ok(Some(record));
             }
+            // The block before is not needed any more when the next one is decompressed.
+            self.records = Records::default();
             if self.end.is_some() {
                 return Ok(None);
             }
-            // The block before is not needed any more when the next one is decompressed.
-            self.records = Records::default();
             let (found, next) = self.block(self.at)?;
             match found {
                 Found::Record(record) => {
@@ -226,19 +229,28 @@ impl<R: Read + Seek> Reader<R> {
 
     /// Returns whether a block begins at this offset, with a correct checksum.
     fn is_good(&mut self, at: u64) -> io::Result<bool> {
+        if !self.charge(CANDIDATE_COST) {
+            return Ok(false);
+        }
         let left = self.len.saturating_sub(at);
         let bytes = self.bytes(at, BLOCK_HEADER_LEN + BEGIN_LEN)?;
         let Some((header, body)) = bytes.split_first_chunk() else { return Ok(false) };
         let header = *header;
         let Some((len, expected)) = block::block_header(header) else { return Ok(false) };
         let cost = (BLOCK_HEADER_LEN + len) as u64;
-        if cost > left || !block::may_begin(body, len) || cost > self.search_budget {
+        if cost > left || !block::may_begin(body, len) || !self.charge(cost) {
             return Ok(false);
         }
-        self.search_budget -= cost;
         let salt = self.header.salt;
         let body = self.bytes(at + BLOCK_HEADER_LEN as u64, len)?;
         Ok(body.len() == len && block::checksum(salt, &[&header[..4], body]) == expected)
+    }
+
+    /// Takes this from the budget of searches. Returns `false` if there is not enough left.
+    fn charge(&mut self, cost: u64) -> bool {
+        let left = self.search_budget.checked_sub(cost);
+        self.search_budget = left.unwrap_or(self.search_budget);
+        left.is_some()
     }
 
     /// Continues after a bad block: at the end that its header gives, or else at the next good block that is
@@ -263,7 +275,9 @@ impl<R: Read + Seek> Reader<R> {
             return Ok(());
         }
         let mut from = bad + 1;
-        while let Some(at) = self.candidate(from, bad + SEARCH_MAX)? {
+        while self.search_budget >= CANDIDATE_COST
+            && let Some(at) = self.candidate(from, bad + SEARCH_MAX)?
+        {
             if self.is_good(at)? {
                 self.pass_over(at);
                 return Ok(());
@@ -287,7 +301,12 @@ impl<R: Read + Seek> Reader<R> {
     fn candidate(&mut self, from: u64, to: u64) -> io::Result<Option<u64>> {
         let mut at = from;
         while at < to {
-            let len = (to - at).min(READ_LEN as u64) as usize + BLOCK_HEADER_LEN;
+            // What was read already is searched first. Otherwise each place that is found would have the
+            // same bytes read once more.
+            let read = self.window_at.saturating_add(self.window.len() as u64).saturating_sub(at);
+            let len =
+                if at >= self.window_at && read > BLOCK_HEADER_LEN as u64 { read } else { READ_LEN as u64 };
+            let len = (to - at).saturating_add(BLOCK_HEADER_LEN as u64).min(len) as usize;
             let bytes = self.bytes(at, len)?;
             // These are the highest byte of the length, and the kind.
             let may_begin = |bytes: &[u8]| {
@@ -325,7 +344,7 @@ impl<R: Read + Seek> Reader<R> {
             self.window.shrink_to(2 * READ_LEN);
             self.window_at = at;
             self.input.seek(SeekFrom::Start(at))?;
-            self.input.by_ref().take(len.max(READ_LEN) as u64).read_to_end(&mut self.window)?;
+            self.input.by_ref().take(len.max(2 * READ_LEN) as u64).read_to_end(&mut self.window)?;
         }
         let start = (at - self.window_at) as usize;
         let end = (start + len).min(self.window.len());

@@ -1,6 +1,6 @@
 //! Tests of the format: what is written is read again, even if the end is missing or bytes are damaged.
 
-use std::io::Cursor;
+use std::io::{Cursor, Read, Seek, SeekFrom};
 
 use proptest::prelude::*;
 
@@ -378,6 +378,36 @@ fn a_lack_of_memory_is_no_damage() {
     let error = decompressor.decompress(b"", isize::MAX as usize).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::OutOfMemory);
     assert!(decompressor.decompress(b"no frame", 10).unwrap().is_none());
+}
+
+/// Counts the bytes that are read from a file.
+struct Counted<'a>(Cursor<&'a [u8]>, u64);
+
+impl Read for Counted<'_> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let len = self.0.read(out)?;
+        self.1 += len as u64;
+        Ok(len)
+    }
+}
+
+impl Seek for Counted<'_> {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        self.0.seek(to)
+    }
+}
+
+/// At every byte of such a file, a block may begin.
+#[test]
+fn a_file_of_nothing_but_places_where_a_block_may_begin_is_read_a_few_times_only() {
+    let mut bytes = header(false).encode().to_vec();
+    bytes.resize(1 << 20, 1);
+    let mut counted = Counted(Cursor::new(&bytes[..]), 0);
+    let mut reader = Reader::new(&mut counted).unwrap();
+    assert!(reader.next().unwrap().is_none());
+    assert_eq!(reader.end(), Some(End::Cut { at: HEADER_LEN as u64 }));
+    drop(reader);
+    assert!(counted.1 < 4 * bytes.len() as u64, "{} bytes were read", counted.1);
 }
 
 proptest! {
