@@ -161,6 +161,55 @@ async fn prefixes_that_lie_in_one_another() {
     scene.finish("prefixes that lie in one another", 80).await;
 }
 
+/// Everybody can make up tokens of links, by which proxies find loops. What is kept of them, and passed on, is
+/// bounded for all peers together, and a real token finds its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_that_are_made_up_are_bounded_and_keep_no_real_one_out() {
+    const PEERS: usize = 40;
+    const EACH: usize = 1024;
+    const FORWARDERS: usize = 40;
+    let scene = Scene::daemon(&[]).await;
+    let token = |proxy: usize| format!("xmsg:loop:{proxy:032x}:00000001:00000000");
+    let (subscribe_port, publish_port) = (scene.address.subscribe_port(), scene.address.publish_port());
+    let attack = async {
+        let mut peers = Vec::new();
+        for peer in 0..PEERS {
+            let mut raw = Raw::handshake(subscribe_port, "SUB").await;
+            raw.send(&many('\x01', EACH, |number| token(peer * EACH + number))).await;
+            raw.is_read().await;
+            peers.push(raw);
+        }
+        let mut forwarders = Vec::new();
+        for _ in 0..FORWARDERS {
+            forwarders.push(Raw::handshake(publish_port, "XPUB").await);
+        }
+        (peers, forwarders)
+    };
+    let (peers, forwarders) = scene.under(attack).await;
+    let real = token(PEERS * EACH);
+    let mut proxy = Raw::handshake_from(9, subscribe_port, "SUB").await.expect("it is let in");
+    proxy.send_message(&[format!("\x01{real}")]).await;
+    proxy.is_read().await;
+    let mut forwarder = Raw::handshake(publish_port, "XPUB").await;
+    let (mut told, mut is_ready, mut is_told) = (0, false, false);
+    while !(is_ready && is_told) {
+        let (_, body) = forwarder.next_frame().await.expect("subscriptions");
+        told += usize::from(body.starts_with(b"\x09SUBSCRIBExmsg:loop:"));
+        is_told |= body.ends_with(real.as_bytes());
+        is_ready |= body == "\x09SUBSCRIBExmsg:control";
+    }
+    assert!(told <= EACH + 1, "{told} tokens");
+    scene
+        .under(async {
+            drop(peers);
+            // A new subscription waits for all changes before it.
+            drop(within("a subscription", scene.connection().subscribe([topic("fresh")])).await.unwrap());
+        })
+        .await;
+    drop((proxy, forwarder, forwarders));
+    scene.finish("40 x 1024 tokens that are made up, 40 forwarders", 40).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_subscription_made_a_million_times_is_one() {
     let scene = Scene::daemon(&[]).await;

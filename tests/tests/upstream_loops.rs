@@ -238,8 +238,34 @@ async fn a_token_is_no_subscription_and_there_may_be_so_many() {
     for link in 1..=1024 {
         raw.send_message(&[format!("\x01{}", token(link))]).await;
     }
-    // One more than are looked at: it may come from others behind this peer, which stays connected.
+    // One more than there are places for: it may come from others behind this peer, which stays connected.
     publisher.publish(["b", "more"]).await.unwrap();
     let (_, name) = raw.next_frame().await.unwrap();
     assert_eq!(name, "b");
+}
+
+/// Somebody makes up more tokens than there are places, at each of the proxies: those that close a loop are
+/// passed on all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loop_is_found_although_somebody_makes_tokens_up() {
+    let all: [Proxy; 3] = proxies().await;
+    let mut hostile = Vec::new();
+    for proxy in &all {
+        for peer in 0..2 {
+            let mut raw = Raw::handshake(proxy.address().subscribe_port(), "SUB").await;
+            for number in 0..1024 {
+                let token = format!("xmsg:loop:{number:032x}:{peer:08x}:00000000");
+                raw.send_message(&[format!("\x01{token}")]).await;
+            }
+            raw.is_read().await;
+            hostile.push(raw);
+        }
+    }
+    for number in 0..3 {
+        all[number].set_upstreams(&[upstream(&all[(number + 1) % 3])]).unwrap();
+        if number < 2 {
+            until("it is at work", || states(&[&all[number]]) == [UpstreamState::Connected]).await;
+        }
+    }
+    settled(&[&all[0], &all[1], &all[2]]).await;
 }

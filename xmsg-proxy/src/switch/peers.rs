@@ -420,6 +420,8 @@ pub(super) struct LogThrottles {
     pub(super) not_reading: Throttle,
     /// Publishers that were disconnected because they do not read their subscriptions.
     pub(super) cut_off_publishers: Throttle,
+    /// Upstreams that do not accept subscriptions as long as some here.
+    pub(super) long_prefixes: Throttle,
     /// Publishers that had left, and whose places were needed.
     pub(super) crowded_out: Throttle,
 }

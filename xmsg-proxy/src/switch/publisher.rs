@@ -165,6 +165,24 @@ impl Publisher {
         self.cut.cancel();
     }
 
+    /// Logs that it, an upstream, does not accept all subscriptions that there are.
+    pub(super) fn warn_of_long_prefixes(&self, longest: usize) {
+        let takes = self.arrival.as_ref().map_or(usize::MAX, |arrival| arrival.subscription_len);
+        if longest > takes
+            && let Some(unlogged) =
+                self.lines.long_prefixes.pass("upstreams that do not take all subscriptions")
+        {
+            tracing::warn!(
+                address = %self.peer,
+                longest,
+                takes,
+                unlogged,
+                "an upstream does not take subscriptions as long as some here: these do not get what is published there. Raise \
+                 limits.subscription_bytes there"
+            );
+        }
+    }
+
     /// Counts what waits for it in the memory budget. Only the entries count, as others hold the bytes, too.
     /// When the connection that holds most is searched, the bytes count in full; but a publisher that has
     /// just connected has had no time to read them.

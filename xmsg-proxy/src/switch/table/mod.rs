@@ -12,7 +12,7 @@ mod sorted;
 mod task;
 mod tokens;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
@@ -246,24 +246,13 @@ pub(super) struct Subscriptions<'a> {
     unread: TokenBucket,
     /// The limit of publishers that are notified of its changes.
     notifications: TokenBucket,
-    tokens: BTreeSet<Token>,
 }
 
 impl<'a> Subscriptions<'a> {
     pub(super) fn new(table: &'a Table, subscriber: &'a Arc<Subscriber>, limits: &'a Limits) -> Self {
         let unread = TokenBucket::new(UNREAD);
         let notifications = TokenBucket::new(NOTIFICATIONS_PER_SECOND);
-        Self {
-            table,
-            subscriber,
-            limits,
-            asked: 0,
-            asked_bytes: 0,
-            unpaced: 0,
-            unread,
-            notifications,
-            tokens: BTreeSet::new(),
-        }
+        Self { table, subscriber, limits, asked: 0, asked_bytes: 0, unpaced: 0, unread, notifications }
     }
 
     /// Slows down a subscriber that makes changes faster than publishers read them, than notifications can be
@@ -287,22 +276,10 @@ impl<'a> Subscriptions<'a> {
     }
 
     /// Handles a subscription to a token, or its end. The token may be one of this proxy.
-    async fn token(&mut self, subscribe: bool, token: Token) -> Result<(), Ended> {
-        if subscribe {
-            if self.table.own_tokens.is_own(&token) || !self.tokens.insert(token) {
-                return Ok(());
-            }
-            if self.tokens.len() > tokens::TOKENS_MAX {
-                // A peer that passes on the tokens of others can't avoid this: the tokens beyond the limit
-                // are ignored.
-                self.tokens.remove(&token);
-                return Ok(());
-            }
-        } else if !self.tokens.remove(&token) {
-            return Ok(());
+    async fn token(&self, subscribe: bool, token: Token) {
+        if !(subscribe && self.table.own_tokens.is_own(&token)) {
+            self.table.change(Change::Token(subscribe, self.subscriber.clone(), token)).await;
         }
-        self.table.change(Change::Token(subscribe, self.subscriber.clone(), token)).await;
-        Ok(())
     }
 
     fn is_too_much(&self) -> bool {
@@ -320,7 +297,8 @@ impl Handler for Subscriptions<'_> {
         let subscriber = self.subscriber.clone();
         self.pace(prefix.len() + CHANGE).await;
         if let Some(token) = Token::read(&prefix) {
-            return self.token(subscribe, token).await;
+            self.token(subscribe, token).await;
+            return Ok(());
         }
         if !subscribe {
             self.table.change(Change::Cancel(subscriber, prefix)).await;

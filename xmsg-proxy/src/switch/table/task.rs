@@ -73,7 +73,7 @@ pub(in crate::switch) struct TableTask {
     own: HashMap<u32, OwnPrefixes>,
     /// The publishers in a fixed order, so that a simulation can be repeated.
     publishers: BTreeMap<u32, PublisherEntry>,
-    backlog: Backlog,
+    pub(super) backlog: Backlog,
     /// The groups of publishers that are sent the same, by their number.
     audiences: BTreeMap<u32, Audience>,
     next_audience: u32,
@@ -119,7 +119,7 @@ impl Jobs {
 /// Publishers that have to be watched whether they read what they were sent. Most of the time there is none
 /// among thousands.
 #[derive(Debug, Default)]
-struct Backlog {
+pub(super) struct Backlog {
     publishers: BTreeMap<u32, Arc<Publisher>>,
     /// Until this time, the result of the last check holds.
     look_from: Option<Instant>,
@@ -127,7 +127,7 @@ struct Backlog {
 
 impl Backlog {
     /// Adds a publisher that was sent something, if much waits for it.
-    fn note(&mut self, publisher: &Arc<Publisher>) {
+    pub(super) fn note(&mut self, publisher: &Arc<Publisher>) {
         if publisher.may_be_behind() && publisher.is_behind() {
             self.publishers.insert(publisher.id, publisher.clone());
         }
@@ -228,7 +228,7 @@ impl TableTask {
             next_audience: 0,
             jobs: Jobs::default(),
             notifications: Notifications::default(),
-            tokens: Tokens::new(&memory),
+            tokens: Tokens::new(),
             few: FEW,
             prefixes: memory.claim_shared(),
             memory,
@@ -260,7 +260,10 @@ impl TableTask {
 
     /// Returns whether there is nothing to do but to wait for changes.
     fn is_idle(&self) -> bool {
-        self.jobs.is_empty() && self.notifications.is_empty() && !self.notifications.is_being_told()
+        self.jobs.is_empty()
+            && self.notifications.is_empty()
+            && !self.notifications.is_being_told()
+            && !self.tokens.has_work()
     }
 
     /// Answers all tasks that wait.
@@ -342,12 +345,14 @@ impl TableTask {
         self.enforce_slice();
         self.join_slice();
         self.notify_slice();
-        let mut pause = self.notifications.due_in().unwrap_or(Duration::MAX);
+        self.send_slice_of_tokens();
+        let mut pause = self.notifications.due_in().unwrap_or(Duration::MAX).min(self.tokens.due_in());
         if (!self.jobs.leaving.is_empty() || !self.jobs.pacing.is_empty()) && self.release_waiting(&mut pause)
         {
             return None;
         }
-        (!self.jobs.has_urgent() && !self.notifications.is_being_told()).then_some(pause)
+        let are_being_told = self.notifications.is_being_told() || self.tokens.are_being_sent();
+        (!self.jobs.has_urgent() && !are_being_told).then_some(pause)
     }
 
     /// Releases subscribers that waited until they may make more changes, and removes a slice of the prefixes
@@ -547,7 +552,7 @@ fn prefix_memory(count: usize, bytes: usize, heads: usize) -> usize {
 }
 
 /// Returns the version that stands for all versions that encode subscriptions in the same way.
-fn form(version: Version) -> Version {
+pub(super) fn form(version: Version) -> Version {
     if version == Version::V3_1 { version } else { Version::V3_0 }
 }
 

@@ -1,265 +1,301 @@
-//! The tokens of links to upstreams, by which loops are found: who subscribed to them, and who receives them.
+//! Tokens of links to upstreams, by which loops are found: who subscribed to them, and who is told.
 //!
-//! They are no prefixes: nothing is published to them, no rights apply to them, and they are neither listed
-//! nor counted as subscriptions. So they are not in the prefix table, and are sent only to peers that pass
+//! They are no prefixes: nothing is published to them, nobody's rights matter, and they are neither listed
+//! nor counted as subscriptions. So they do not stand in the table, and are told to those alone that pass
 //! them on: links to upstreams, and publishers that are forwarders.
+//!
+//! Everybody can make tokens up. So there are [not many](TOKENS_MAX) in all, and whoever brings many gives
+//! way to those who bring few: nobody's token is kept out by tokens of others that are made up.
+
+mod receivers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::BytesMut;
 use xmsg_zmq::link::memory::{Claim, MemoryBudget};
+use xmsg_zmq::link::source::Source;
 use xmsg_zmq::link::throttle::Throttle;
 
+use self::receivers::Receivers;
 use super::task::TableTask;
-use crate::security::Rights;
 use crate::switch::peers::Subscriber;
-use crate::switch::publisher::Publisher;
 use crate::switch::upstream::Token;
 
-/// The largest number of tokens of one subscriber: one for each link of all proxies that are connected
-/// through it.
-pub(super) const TOKENS_MAX: usize = 1024;
-/// The approximate number of bytes that a token of a subscriber takes.
-const TOKEN: usize = 160;
-/// Nobody is slowed down for a token that is sent to no more publishers than this.
-const FEW: usize = 64;
-/// The number of tokens of one proxy that are compared with a new one of it.
+/// Tokens of all subscribers together: the links of all proxies that are connected through this one. As many
+/// as a link passes on, the next proxy takes from it.
+const TOKENS_MAX: usize = 1024;
+/// What a token of a subscriber takes in all maps and sets, bytes, about.
+const TOKEN: usize = 400;
+/// Tokens of one proxy that are compared with a new one of it.
 const COMPARED: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct Tokens {
-    /// The subscribers that have each token, by their number.
-    held: BTreeMap<Token, BTreeMap<u32, Arc<Subscriber>>>,
-    own: BTreeMap<u32, BTreeSet<Token>>,
-    /// The publishers that receive tokens.
-    receivers: BTreeMap<u32, Arc<Publisher>>,
-    /// The proxies whose tokens came over two paths.
-    double: BTreeSet<u128>,
+    /// By subscriber.
+    held: BTreeMap<Token, BTreeSet<u32>>,
+    own: BTreeMap<u32, Own>,
+    shares: BTreeMap<Source, Share>,
+    /// Pairs of a token and a subscriber.
+    pairs: usize,
+    receivers: Receivers,
+    /// Proxies whose tokens came over two ways.
+    doubled: BTreeSet<u128>,
+    /// Proxies of which it is yet to be looked whether they are among these.
+    suspects: BTreeSet<u128>,
     lines: Throttle,
+    lines_left_out: Throttle,
+    /// Tokens that found no place, or lost it.
+    left_out: u64,
+}
+
+/// The tokens of one subscriber.
+#[derive(Debug)]
+struct Own {
+    subscriber: Arc<Subscriber>,
+    source: Source,
+    /// In the order in which they came.
+    tokens: Vec<Token>,
     claim: Claim,
 }
 
+/// What the subscribers of one source have together.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    tokens: usize,
+    subscribers: usize,
+}
+
+impl Own {
+    fn new(subscriber: &Arc<Subscriber>, source: Source, memory: &MemoryBudget) -> Self {
+        let claim = memory.claim(&subscriber.peer, "tokens of links", subscriber.outsized.clone());
+        Self { subscriber: subscriber.clone(), source, tokens: Vec::new(), claim }
+    }
+
+    fn count_memory(&mut self) {
+        self.claim.force(self.tokens.len() * TOKEN);
+    }
+}
+
 impl Tokens {
-    pub(super) fn new(memory: &MemoryBudget) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             held: BTreeMap::new(),
             own: BTreeMap::new(),
-            receivers: BTreeMap::new(),
-            double: BTreeSet::new(),
+            shares: BTreeMap::new(),
+            pairs: 0,
+            receivers: Receivers::default(),
+            doubled: BTreeSet::new(),
+            suspects: BTreeSet::new(),
             lines: Throttle::default(),
-            claim: memory.claim_shared(),
+            lines_left_out: Throttle::default(),
+            left_out: 0,
         }
     }
 
-    /// Returns the tokens of one proxy, from the first.
-    fn of_proxy(&self, proxy: u128) -> impl Iterator<Item = (&Token, &BTreeMap<u32, Arc<Subscriber>>)> {
+    fn add(&mut self, subscriber: &Arc<Subscriber>, token: Token, memory: &MemoryBudget) {
+        if self.held.get(&token).is_some_and(|subscribers| subscribers.contains(&subscriber.id)) {
+            return;
+        }
+        let source = Source::of(&subscriber.peer);
+        if self.pairs >= TOKENS_MAX && !self.make_room(subscriber, &source) {
+            return;
+        }
+        self.held.entry(token).or_default().insert(subscriber.id);
+        let new = || Own::new(subscriber, source.clone(), memory);
+        let own = self.own.entry(subscriber.id).or_insert_with(new);
+        let share = self.shares.entry(source).or_default();
+        share.tokens += 1;
+        share.subscribers += usize::from(own.tokens.is_empty());
+        own.tokens.push(token);
+        own.count_memory();
+        self.pairs += 1;
+        self.note(token);
+    }
+
+    fn remove(&mut self, subscriber: u32, token: Token) {
+        let Some(own) = self.own.get_mut(&subscriber) else { return };
+        let Some(place) = own.tokens.iter().rposition(|one| *one == token) else { return };
+        own.tokens.remove(place);
+        own.count_memory();
+        let (source, is_last) = (own.source.clone(), own.tokens.is_empty());
+        if is_last {
+            self.own.remove(&subscriber);
+        }
+        self.release(subscriber, &source, [token], is_last);
+    }
+
+    /// A subscriber has gone.
+    fn remove_all(&mut self, subscriber: u32) {
+        if let Some(Own { source, tokens, .. }) = self.own.remove(&subscriber) {
+            self.release(subscriber, &source, tokens, true);
+        }
+    }
+
+    /// Takes tokens that a subscriber has no more out of what all have.
+    fn release(
+        &mut self,
+        subscriber: u32,
+        source: &Source,
+        tokens: impl IntoIterator<Item = Token>,
+        is_last: bool,
+    ) {
+        let mut count = 0;
+        for token in tokens {
+            count += 1;
+            if let Some(subscribers) = self.held.get_mut(&token) {
+                subscribers.remove(&subscriber);
+                if subscribers.is_empty() {
+                    self.held.remove(&token);
+                }
+            }
+            self.note(token);
+        }
+        self.pairs -= count;
+        if let Some(share) = self.shares.get_mut(source) {
+            share.tokens -= count;
+            share.subscribers -= usize::from(is_last);
+            if share.tokens == 0 {
+                self.shares.remove(source);
+            }
+        }
+    }
+
+    /// Who wants a token has changed.
+    fn note(&mut self, token: Token) {
+        self.receivers.note(token, self.held.contains_key(&token));
+        if self.of_proxy(token.proxy).next().is_some() || self.doubled.contains(&token.proxy) {
+            self.suspects.insert(token.proxy);
+        } else {
+            self.suspects.remove(&token.proxy);
+        }
+    }
+
+    /// Where all places are taken: the source with most tokens gives way to one that has fewer and, within a
+    /// source, the subscriber with most, each with its newest token. Whoever has most itself gives its own
+    /// newest one up. So the oldest stay; but also one that comes late, behind many that are made up, is told
+    /// on its way to the proxy that knows it. `false`: there is no place.
+    fn make_room(&mut self, subscriber: &Subscriber, source: &Source) -> bool {
+        let share = self.shares.get(source).copied().unwrap_or_default();
+        let own = self.own.get(&subscriber.id).map_or(0, |own| own.tokens.len());
+        let sources = self.shares.len() + usize::from(share.tokens == 0);
+        let subscribers = share.subscribers + usize::from(own == 0);
+        // For one that has its part already, nobody else is looked at.
+        let has_part = share.tokens * sources >= self.pairs && own * subscribers >= share.tokens;
+        let victim = if has_part { None } else { self.victim(source, share.tokens, own) };
+        let victim = victim.unwrap_or(subscriber.id);
+        let newest =
+            self.own.get(&victim).and_then(|own| Some((own.subscriber.clone(), *own.tokens.last()?)));
+        let peer = newest.as_ref().map_or(&subscriber.peer, |(subscriber, _)| &subscriber.peer);
+        self.left_out += 1;
+        if let Some(unlogged) = self.lines_left_out.pass("tokens of links that found no place") {
+            tracing::warn!(
+                peer = %peer,
+                left_out_in_all = self.left_out,
+                most = TOKENS_MAX,
+                unlogged,
+                "subscribers pass on tokens of more links than there are places: loops through the others may not be found. A real proxy has \
+                 one token for each of its upstreams; the peer may make them up"
+            );
+        }
+        let Some((_, newest)) = newest else { return false };
+        self.remove(victim, newest);
+        true
+    }
+
+    /// The subscriber that gives way to one that has `own` tokens, with `share` tokens of its source.
+    fn victim(&self, source: &Source, share: usize, own: usize) -> Option<u32> {
+        let of_source = |own: &Own| self.shares.get(&own.source).map_or(0, |share| share.tokens);
+        let (id, largest) = self.own.iter().max_by_key(|(_, own)| (of_source(own), own.tokens.len()))?;
+        if largest.source != *source && of_source(largest) > share + 1 {
+            return Some(*id);
+        }
+        // No other source has more. Within this one, a subscriber may have more.
+        let there = self.own.iter().filter(|(_, one)| one.source == *source);
+        let (id, largest) = there.max_by_key(|(_, one)| one.tokens.len())?;
+        (largest.tokens.len() > own + 1).then_some(*id)
+    }
+
+    /// The same tokens, the first ones of all subscribers before the second ones, and so on: if whoever is
+    /// told takes only some, those are not all of one subscriber.
+    fn in_turn(&self, tokens: &BTreeSet<Token>) -> Vec<Token> {
+        let of_each = |(id, own): (&u32, &Own)| {
+            let id = *id;
+            own.tokens.clone().into_iter().enumerate().map(move |(rank, token)| (rank, id, token))
+        };
+        let mut ranked: Vec<_> = self.own.iter().flat_map(of_each).collect();
+        ranked.sort_unstable();
+        let mut left = tokens.clone();
+        let mut all: Vec<_> =
+            ranked.into_iter().map(|(.., token)| token).filter(|token| left.remove(token)).collect();
+        all.extend(left);
+        all
+    }
+
+    /// The tokens of one proxy, from the first.
+    fn of_proxy(&self, proxy: u128) -> impl Iterator<Item = (&Token, &BTreeSet<u32>)> {
         let token = |link, connection| Token { proxy, link, connection };
         self.held.range(token(0, 0)..=token(u32::MAX, u32::MAX)).take(COMPARED)
     }
 
-    /// Returns two subscribers over which tokens of different links of this proxy came.
-    fn double_path(&self, proxy: u128) -> Option<(Arc<Subscriber>, Arc<Subscriber>)> {
-        let mut links: BTreeMap<u32, BTreeMap<u32, &Arc<Subscriber>>> = BTreeMap::new();
+    /// Two subscribers over which tokens of different links of this proxy came.
+    fn double_path(&self, proxy: u128) -> Option<[Arc<Subscriber>; 2]> {
+        let mut links: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
         for (token, subscribers) in self.of_proxy(proxy) {
-            // If there is a pair, there is one among two subscribers of each token.
-            let some = subscribers.iter().take(2);
-            links.entry(token.link).or_default().extend(some.map(|(id, one)| (*id, one)));
+            // If there is a pair, there is one among two of each.
+            links.entry(token.link).or_default().extend(subscribers.iter().take(2));
         }
         let (_, first) = links.pop_first()?;
-        // If there is a pair without the first link, there is one with it, too.
-        let others = links.values().flat_map(BTreeMap::iter);
-        let pairs =
-            others.flat_map(|(id, other)| first.iter().map(move |(own, one)| (own != id, one, other)));
-        let pair = pairs.into_iter().find(|(differ, ..)| *differ);
-        pair.map(|(_, one, other)| (Arc::clone(one), Arc::clone(other)))
+        // If there is a pair without the first link, there is one with it, too; and if there is one, there is
+        // one among two of each.
+        let others: BTreeSet<u32> = links.into_values().flatten().collect();
+        let mut pairs =
+            first.iter().take(2).flat_map(|one| others.iter().take(2).map(move |other| [*one, *other]));
+        let pair = pairs.find(|[one, other]| one != other)?;
+        let [one, other] = pair.map(|id| self.own.get(&id).map(|own| own.subscriber.clone()));
+        Some([one?, other?])
     }
 }
 
 impl TableTask {
-    /// Adds or removes a token of a subscriber.
+    /// A subscriber wants a token, or does not want it any more.
     pub(super) fn change_token(&mut self, subscribe: bool, subscriber: &Arc<Subscriber>, token: Token) {
-        let tokens = &mut self.tokens;
         if subscribe {
-            if !tokens.own.entry(subscriber.id).or_default().insert(token) {
-                return;
-            }
-            let subscribers = tokens.held.entry(token).or_default();
-            subscribers.insert(subscriber.id, subscriber.clone());
-            let is_first = subscribers.len() == 1;
-            tokens.claim.force(tokens.claim.bytes() + TOKEN);
-            if is_first {
-                self.charge_for_token(subscriber);
-                self.tell_token(true, token);
-            }
-            self.look_for_double_path(token.proxy);
-        } else if self.tokens.own.get_mut(&subscriber.id).is_some_and(|own| own.remove(&token)) {
-            self.charge_for_token(subscriber);
-            self.release_token(subscriber.id, token);
+            self.tokens.add(subscriber, token, &self.memory);
+        } else {
+            self.tokens.remove(subscriber.id, token);
         }
     }
 
-    /// Makes a subscriber wait for its next change, if this one is sent to many publishers.
-    fn charge_for_token(&self, subscriber: &Subscriber) {
-        let receivers = self.tokens.receivers.len();
-        if receivers > FEW {
-            subscriber.notified.fetch_add(receivers, Ordering::Relaxed);
-        }
-    }
-
-    /// Removes the tokens of a subscriber that has left.
+    /// A subscriber has gone.
     pub(super) fn forget_tokens(&mut self, subscriber: u32) {
-        for token in self.tokens.own.remove(&subscriber).unwrap_or_default() {
-            self.release_token(subscriber, token);
-        }
+        self.tokens.remove_all(subscriber);
     }
 
-    fn release_token(&mut self, subscriber: u32, token: Token) {
-        let tokens = &mut self.tokens;
-        let Some(subscribers) = tokens.held.get_mut(&token) else { return };
-        subscribers.remove(&subscriber);
-        tokens.claim.force(tokens.claim.bytes().saturating_sub(TOKEN));
-        if subscribers.is_empty() {
-            tokens.held.remove(&token);
-            self.tell_token(false, token);
+    /// Looks at the proxies whose tokens have changed since the last time: once at each, however many of its
+    /// tokens those were.
+    fn look_for_double_paths(&mut self) {
+        for proxy in std::mem::take(&mut self.tokens.suspects) {
+            let tokens = &mut self.tokens;
+            let found = tokens.double_path(proxy);
+            let is_there = found.is_some();
+            let was_there =
+                if is_there { !tokens.doubled.insert(proxy) } else { tokens.doubled.remove(&proxy) };
+            if let Some([one, other]) = found.filter(|_| !was_there)
+                && let Some(unlogged) = tokens.lines.pass("proxies that reach this one over two ways")
+            {
+                tracing::warn!(
+                    one = %one.peer,
+                    other = %other.peer,
+                    unlogged,
+                    "a proxy has this one as its upstream over two ways: its subscribers get each message twice. Take one of its upstreams out of the \
+                     settings"
+                );
+            }
         }
-        if self.tokens.double.contains(&token.proxy) {
-            self.look_for_double_path(token.proxy);
-        }
+        self.table.double_paths.store(self.tokens.doubled.len(), Ordering::Relaxed);
     }
-
-    fn tell_token(&self, subscribe: bool, token: Token) {
-        for publisher in self.tokens.receivers.values() {
-            let mut bytes = BytesMut::new();
-            publisher.version.write_subscription(&mut bytes, subscribe, &token.topic());
-            publisher.send(&bytes.freeze());
-            publisher.count_backlog(&self.memory);
-        }
-    }
-
-    /// Sends a publisher all tokens, and from now on their changes.
-    pub(super) fn tell_tokens(&mut self, publisher: &Arc<Publisher>) {
-        if self.tokens.receivers.insert(publisher.id, publisher.clone()).is_some() {
-            return;
-        }
-        let mut bytes = BytesMut::new();
-        for token in self.tokens.held.keys() {
-            publisher.version.write_subscription(&mut bytes, true, &token.topic());
-        }
-        publisher.send_snapshot(&self.memory.counted(bytes.freeze()));
-        publisher.count_backlog(&self.memory);
-    }
-
-    /// Sends all tokens to a publisher that has joined, if it passes them on and may publish everything: the
-    /// subscriptions of others elsewhere concern nobody else.
-    pub(super) fn tell_forwarder(&mut self, publisher: &Arc<Publisher>) {
-        if may_forward(publisher) {
-            self.tell_tokens(publisher);
-        }
-    }
-
-    /// Stops sending tokens to publishers that may no longer receive them under the rules that are in force
-    /// now.
-    pub(super) fn enforce_on_forwarders(&mut self) {
-        self.tokens.receivers.retain(|_, publisher| publisher.arrival.is_some() || may_forward(publisher));
-    }
-
-    /// Removes a publisher that has left.
-    pub(super) fn tell_no_more_tokens(&mut self, publisher: u32) {
-        self.tokens.receivers.remove(&publisher);
-    }
-
-    fn look_for_double_path(&mut self, proxy: u128) {
-        let found = self.tokens.double_path(proxy);
-        let is_there = found.is_some();
-        let was_there =
-            if is_there { !self.tokens.double.insert(proxy) } else { self.tokens.double.remove(&proxy) };
-        self.table.double_paths.store(self.tokens.double.len(), Ordering::Relaxed);
-        if let Some((one, other)) = found.filter(|_| !was_there)
-            && let Some(unlogged) = self.tokens.lines.pass("proxies that reach this one over two ways")
-        {
-            tracing::warn!(
-                one = %one.peer,
-                other = %other.peer,
-                unlogged,
-                "a proxy has this one as its upstream over two ways: its subscribers get each message twice. Take one of its upstreams out of the \
-                 settings"
-            );
-        }
-    }
-}
-
-fn may_forward(publisher: &Publisher) -> bool {
-    publisher.is_forwarder && publisher.authorization.rights().as_deref().is_some_and(Rights::publishes_all)
 }
 
 #[cfg(test)]
-mod tests {
-    use xmsg_zmq::HighWaterMark;
-    use xmsg_zmq::link::send_queue::SendQueue;
-
-    use super::*;
-    use crate::config::PublishersSend;
-    use crate::policy::{Policies, Policy, Rule};
-    use crate::switch::authorization::Authorization;
-    use crate::switch::table::Table;
-
-    fn task(memory: &MemoryBudget) -> TableTask {
-        let rule = Rule { policy: Policy::BLOCK, mark: HighWaterMark::bytes(1 << 20) };
-        Table::new(PublishersSend::Subscribed, Policies::new(rule, &[]), memory.clone()).1
-    }
-
-    fn subscriber(id: u32) -> Arc<Subscriber> {
-        let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
-        Arc::new(Subscriber::new(id, "a subscriber", send_queue, Authorization::new(&Arc::default(), None)))
-    }
-
-    #[test]
-    fn a_token_is_told_once_and_taken_back_when_nobody_has_it_any_more() {
-        let memory = MemoryBudget::default();
-        let mut task = task(&memory);
-        let receivers = Arc::new(Publisher::of_test(100, "an upstream"));
-        let token = Token { proxy: 1, link: 1, connection: 0 };
-        let (one, other) = (subscriber(1), subscriber(2));
-        task.change_token(true, &one, token);
-        task.tell_tokens(&receivers);
-        assert_eq!(receivers.send_queue.queued().messages, 1);
-        task.tell_tokens(&receivers);
-        task.change_token(true, &one, token);
-        task.change_token(true, &other, token);
-        task.change_token(false, &one, token);
-        task.change_token(false, &one, token);
-        assert_eq!(receivers.send_queue.queued().messages, 1, "somebody still has it");
-        task.forget_tokens(2);
-        assert_eq!(receivers.send_queue.queued().messages, 2);
-        task.tell_no_more_tokens(100);
-        task.change_token(true, &one, token);
-        assert_eq!(receivers.send_queue.queued().messages, 2);
-        task.forget_tokens(1);
-        assert_eq!((task.tokens.held.len(), task.tokens.own.len(), task.tokens.claim.bytes()), (0, 0, 0));
-        assert_eq!(task.table.subscriptions(), 0);
-    }
-
-    #[test]
-    fn two_ways_from_one_proxy_are_found_and_a_connection_made_anew_is_none() {
-        let mut task = task(&MemoryBudget::default());
-        let token = |link, connection| Token { proxy: 9, link, connection };
-        let (one, other) = (subscriber(1), subscriber(2));
-        task.change_token(true, &one, token(1, 0));
-        task.change_token(true, &other, token(1, 1));
-        task.change_token(true, &one, token(2, 0));
-        task.change_token(true, &subscriber(3), Token { proxy: 8, link: 2, connection: 0 });
-        assert_eq!(
-            task.table.double_paths(),
-            1,
-            "the second link of one and the new connection of the first"
-        );
-        task.change_token(false, &one, token(2, 0));
-        assert_eq!(task.table.double_paths(), 0);
-        task.change_token(true, &other, token(2, 0));
-        assert_eq!(task.table.double_paths(), 1);
-        task.forget_tokens(1);
-        assert_eq!(task.table.double_paths(), 0);
-    }
-}
+mod tests;

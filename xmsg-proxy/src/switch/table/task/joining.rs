@@ -67,7 +67,7 @@ impl TableTask {
         publisher.count_backlog(&self.memory);
         if is_told {
             if is_link {
-                warn_of_long_prefixes(publisher, longest);
+                publisher.warn_of_long_prefixes(longest);
             } else {
                 let mut control = BytesMut::new();
                 form(publisher.version).write_subscription(
@@ -138,19 +138,5 @@ impl TableTask {
                 self.audiences.remove(&number);
             }
         }
-    }
-}
-
-/// Logs that an upstream does not accept all subscriptions that there are.
-fn warn_of_long_prefixes(publisher: &Publisher, longest: usize) {
-    let takes = publisher.arrival.as_ref().map_or(usize::MAX, |arrival| arrival.subscription_len);
-    if longest > takes {
-        tracing::warn!(
-            address = %publisher.peer,
-            longest,
-            takes,
-            "an upstream does not take subscriptions as long as some here: these do not get what is published there. Raise \
-             limits.subscription_bytes there"
-        );
     }
 }
