@@ -25,7 +25,8 @@ step() {
 tool() {
     local crate=$1 version=$2
     shift 2
-    [[ $("target/tools/bin/$crate" --version 2>/dev/null) != *"$version" ]] || return 0
+    # What cargo has noted: not every tool says its version.
+    [[ ! -x target/tools/bin/$crate ]] || ! grep -qF "\"$crate $version " target/tools/.crates.toml || return 0
     printf '%s: installing %s %s into target/tools\n' "$0" "$crate" "$version"
-    CARGO_TARGET_DIR=target/tools/build cargo install --quiet --locked --root target/tools --version "$version" "$@" "$crate"
+    CARGO_TARGET_DIR=target/tools/build cargo install --quiet --locked --force --root target/tools --version "$version" "$@" "$crate"
 }
