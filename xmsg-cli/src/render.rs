@@ -69,7 +69,7 @@ pub(crate) fn bytes_text(data: &[u8]) -> String {
 /// Writes the message as one line of JSON, without a newline.
 pub(crate) fn json(out: &mut impl io::Write, message: &Message, time: Timestamp) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(PIECE_LEN, Escaping(out));
-    shown::write_message(&mut out, message, format!("{time:.6}").into())?;
+    shown::write_message(&mut out, message, &format!("{time:.6}").into())?;
     io::Write::flush(&mut out)
 }
 

@@ -46,12 +46,12 @@ const TYPED: [&str; 16] = [
 /// use xmsg_core::{Message, Topic};
 /// let message = Message::of("level:tank", 17)?;
 /// let mut line = Vec::new();
-/// xmsg_proxy::shown::message(&mut line, &message, "now".into());
+/// xmsg_proxy::shown::message(&mut line, &message, &"now".into());
 /// let read: serde_json::Value = serde_json::from_slice(&line).expect("it is JSON");
 /// assert_eq!((&read["topic"], &read["value"]), (&"level:tank".into(), &17.into()));
 /// # Ok::<(), xmsg_core::Error>(())
 /// ```
-pub fn message(out: &mut Vec<u8>, message: &Message, time: Value) {
+pub fn message(out: &mut Vec<u8>, message: &Message, time: &Value) {
     // To write to memory cannot fail.
     let _ = write_message(out, message, time);
 }
@@ -65,11 +65,11 @@ pub fn message(out: &mut Vec<u8>, message: &Message, time: Value) {
 /// ```
 /// use xmsg_core::Message;
 /// let mut line = Vec::new();
-/// xmsg_proxy::shown::write_message(&mut line, &Message::of("level:tank", 17)?, "now".into())?;
+/// xmsg_proxy::shown::write_message(&mut line, &Message::of("level:tank", 17)?, &"now".into())?;
 /// assert!(line.starts_with(br#"{"topic":"level:tank","#));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn write_message(out: &mut impl io::Write, message: &Message, time: Value) -> io::Result<()> {
+pub fn write_message(out: &mut impl io::Write, message: &Message, time: &Value) -> io::Result<()> {
     let mut members = Members { out, is_first: true };
     members.write("topic", &String::from_utf8_lossy(message.topic().as_bytes()))?;
     if message.topic().to_str().is_err() {
@@ -77,7 +77,7 @@ pub fn write_message(out: &mut impl io::Write, message: &Message, time: Value) -
     }
     let meta = message.meta();
     members.write("mime", &meta.as_ref().ok().map(|meta| meta.data_type.as_str()))?;
-    members.write("time", &time)?;
+    members.write("time", time)?;
     members.write("length", &message.data().len())?;
     if let Ok(text) = str::from_utf8(message.data()) {
         members.write("data", text)?;
@@ -333,7 +333,7 @@ mod tests {
 
     fn line(message: &Message) -> Value {
         let mut line = Vec::new();
-        super::message(&mut line, message, "now".into());
+        super::message(&mut line, message, &"now".into());
         serde_json::from_slice(&line).unwrap()
     }
 

@@ -342,7 +342,7 @@ fn is_credential(file: &Path, mode: u32, owner: u32, credentials: Option<&Path>)
     let is_there = credentials.and_then(folder).is_some_and(|credentials| {
         file.parent().and_then(folder).is_some_and(|parent| parent == credentials)
     });
-    is_there && owner == 0 && mode & 0o037 == 0
+    is_there && owner == 0 && matches!(mode & 0o777, 0o400 | 0o440 | 0o600 | 0o640)
 }
 
 /// Creates the random values for one CURVE handshake.

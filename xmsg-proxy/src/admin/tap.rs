@@ -250,7 +250,7 @@ fn json(message: Message) -> Bytes {
         message
     };
     let mut line = Vec::new();
-    shown::message(&mut line, &message, time.into());
+    shown::message(&mut line, &message, &time.into());
     if is_cut {
         // The length is that of the whole, and what is decoded from a part would be wrong.
         let mut read: serde_json::Map<String, Value> = serde_json::from_slice(&line).unwrap_or_default();

@@ -198,6 +198,17 @@ impl Default for AuthenticationQueue {
     }
 }
 
+/// Who makes room for a connection for which no descriptor is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RoomForDescriptor {
+    /// Nobody does.
+    Nobody,
+    /// A connection that has left, or that is being ended already, does.
+    GivenAway,
+    /// An idle connection of this address, which has more than half of all, was ended.
+    Evicted(IpAddr),
+}
+
 impl Counts {
     /// Ends the connection of the peer that left first. Its place is free as soon as its task has run; until
     /// then, there may be one connection more than the limit. Returns `false` if there is none.
@@ -223,18 +234,20 @@ impl Counts {
 
     /// Ends a connection for one that can't be accepted, because the process has no descriptor left. Where
     /// that one comes from is not known before it is accepted. So it may be from the address with more than
-    /// half of all connections itself, and of these only one that is idle is ended. Returns `None` if nobody
-    /// makes room, and otherwise the address of the connection that was ended now, if it has one.
-    fn make_room_for_descriptor(&mut self) -> Option<Option<IpAddr>> {
+    /// half of all connections itself, and of these only one that is idle is ended.
+    fn make_room_for_descriptor(&mut self) -> RoomForDescriptor {
         // The descriptor of a connection that gives way is free as soon as its task has run: no other has to.
         if self.giving_way > 0 || self.give_away_a_place() {
-            return Some(None);
+            return RoomForDescriptor::GivenAway;
         }
-        let largest = self.largest?;
-        let own = self.addresses.get_mut(&largest)?;
-        let evicted = own.connections() > self.connections / 2 && own.evict(true);
-        self.giving_way += usize::from(evicted);
-        evicted.then_some(Some(largest))
+        let connections = self.connections;
+        let largest = self.largest.filter(|address| {
+            let own = self.addresses.get_mut(address);
+            own.is_some_and(|own| own.connections() > connections / 2 && own.evict(true))
+        });
+        let Some(largest) = largest else { return RoomForDescriptor::Nobody };
+        self.giving_way += 1;
+        RoomForDescriptor::Evicted(largest)
     }
 
     /// Counts a new connection from this address, which is in its handshake. Returns its number.
@@ -388,11 +401,11 @@ impl Admission {
     /// connections. Returns `false` if there is no such connection.
     #[must_use]
     pub fn make_room(&self) -> bool {
-        let made = self.0.counts().make_room_for_descriptor();
-        if let Some(Some(crowded)) = made {
+        let room = self.0.counts().make_room_for_descriptor();
+        if let RoomForDescriptor::Evicted(crowded) = room {
             self.0.note_crowding(crowded, "one for which no descriptor is left");
         }
-        made.is_some()
+        room != RoomForDescriptor::Nobody
     }
 
     /// Returns the number of connections that were ended for new ones because their address had more than
