@@ -60,7 +60,7 @@ async fn an_answer_of_many_small_values_ends_no_command() {
         let (ended, ()) = within("the command", async { tokio::join!(asking.output(), answering) }).await;
         let ended = ended.unwrap();
         let told = String::from_utf8_lossy(&ended.stderr);
-        assert_eq!(ended.status.code(), Some(if says.is_some() { 1 } else { 0 }), "{command:?}: {told}");
+        assert_eq!(ended.status.code(), Some(i32::from(says.is_some())), "{command:?}: {told}");
         assert!(told.contains(says.unwrap_or_default()), "{command:?}: {told}");
         if command.contains(&"--json") {
             assert_eq!(ended.stdout.strip_suffix(b"\n"), Some(answers[answer].as_bytes()));

@@ -100,7 +100,9 @@ async fn small_messages_beside_large_ones_take_little_memory() {
         let mut body = vec![1];
         body.extend(1_700_000_000_000_000_000_u64.to_le_bytes());
         body.extend((frames.len() as u16).to_le_bytes());
-        frames.iter().for_each(|frame| body.extend((frame.len() as u32).to_le_bytes()));
+        for frame in frames {
+            body.extend((frame.len() as u32).to_le_bytes());
+        }
         body.extend(frames.concat());
         [&(body.len() as u32).to_le_bytes()[..], &body].concat()
     };
@@ -728,7 +730,7 @@ async fn a_disk_that_takes_nothing_any_more_does_not_hold_up_the_end() {
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let mut pipe = std::fs::OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
     let running = record(&address, &[fifo.as_str(), "t", "--force", "--linger", "300ms"]).await;
-    publish(&address, &["t"], &[7; 1 << 20]).await;
+    publish(&address, &["t"], &vec![7; 1 << 20]).await;
     // These bytes are more than the header of the file: the message is being written. The rest of it is more
     // than the pipe takes.
     let begun = tokio::task::spawn_blocking(move || pipe.read_exact(&mut [0; 4096]).map(|()| pipe));

@@ -205,8 +205,8 @@ async fn a_link_begins_one_session() {
     assert_eq!(make("").await.status, 403);
     assert_eq!(make(&bearer(VIEWER)).await.status, 403);
     assert_eq!(make(&cookie).await.status, 403, "a session needs its secret");
-    let made = make(&bearer(OPERATOR)).await;
-    let path = read(&made)["path"].as_str().unwrap().to_owned();
+    let answer = make(&bearer(OPERATOR)).await;
+    let path = read(&answer)["path"].as_str().unwrap().to_owned();
     let link = format!("http://{}{path}", site.address);
     assert!(site.admin.is_unused(&link), "{link}");
     // It ends with the token with which it was made.

@@ -70,9 +70,9 @@ async fn keep(browser: &Browser, folder: Option<&Path>, name: &str) {
     let png = std::fs::read(folder.join(format!("{name}.png"))).unwrap();
     assert!(png.starts_with(b"\x89PNG") && png.len() > 8 << 10, "{name}: no picture, or an empty one");
     assert!(png.len() < PICTURE_MAX, "{name}: {} bytes", png.len());
-    let pictured = std::fs::read_to_string(folder.join(format!("{name}.txt"))).unwrap();
+    let expected = std::fs::read_to_string(folder.join(format!("{name}.txt"))).unwrap();
     assert_eq!(
-        pictured, shown,
+        expected, shown,
         "docs/pictures/{name}.png shows the page as it was (left): draw it anew with tests/pictures"
     );
 }

@@ -145,8 +145,8 @@ fn greet(load: &Load, address: &ProxyAddress, served: Option<&mut Page>) -> anyh
     // The user of this terminal runs the proxy, and may also make changes.
     let is_seen = io::stdout().is_terminal();
     let page_line = match served {
-        Some(page) if is_seen => format!("\nweb page, by a link that works once: {}", page.link()),
-        Some(page) => format!("\nweb page: {}", page.address()),
+        Some(served) if is_seen => format!("\nweb page, by a link that works once: {}", served.link()),
+        Some(served) => format!("\nweb page: {}", served.address()),
         None => String::new(),
     };
     print(format_args!(

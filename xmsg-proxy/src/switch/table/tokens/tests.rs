@@ -173,7 +173,9 @@ fn many_forwarders_are_told_in_slices_and_share_what_is_told() {
     (0..TOKENS_MAX).for_each(|number| task.change_token(true, &one, made_up(1, number)));
     tell_all(&mut task);
     let forwarders: Vec<_> = (1000..2000).map(|id| Arc::new(Publisher::of_test(id, "forwarder"))).collect();
-    forwarders.iter().for_each(|forwarder| task.tell_tokens(forwarder));
+    for forwarder in &forwarders {
+        task.tell_tokens(forwarder);
+    }
     let len = forwarders[0].send_queue.queued().bytes as usize;
     assert!(len > TOKENS_MAX * 50);
     assert!(memory.claimed() < TOKENS_MAX * TOKEN + 2 * len, "all have the same bytes");
