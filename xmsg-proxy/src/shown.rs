@@ -157,10 +157,12 @@ fn decoded_size(frame: &[u8]) -> usize {
             _ => None,
         };
         let Some(len) = len else { break };
-        let memory = match key >> 3 {
+        let memory = match (key & 7, key >> 3) {
+            // One number of 64 or 32 bits.
+            (1 | 5, _) => 2 * len,
             // Each number of 32 or 64 bits may have one byte.
-            9 | 10 => 16 + 16 * len,
-            15 | 16 => 2 * size_of::<bytes::Bytes>() + 16 + len,
+            (_, 9 | 10) => 16 + 16 * len,
+            (_, 15 | 16) => 2 * size_of::<bytes::Bytes>() + 16 + len,
             _ => 16 + 2 * len,
         };
         size = size.saturating_add(memory);
