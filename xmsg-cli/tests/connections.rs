@@ -153,7 +153,9 @@ async fn what_others_answer_does_no_harm() {
         r#"{"kind":"publisher","id":1,"peer":"\u001b[2J\tx","connected_s":1,"messages":2,"principal":null}"#;
     let list = format!(r#"{{"connections":[{row}]}}"#);
     let mut given = Vec::new();
-    for body in [&*list, "\x1b[2J", "{}", r#"{"connections":[{}]}"#] {
+    // Upstreams, publishers and subscribers are asked for one after another.
+    let none = r#"{"connections":[]}"#;
+    for body in [none, &*list, none, "\x1b[2J", "{}", r#"{"connections":[{}]}"#] {
         given.push(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
     }
     given.push("HTTP/1.1 500 Oh\r\nContent-Length: 5\r\n\r\na\x1b[2J".to_owned());

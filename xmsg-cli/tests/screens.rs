@@ -65,8 +65,8 @@ async fn the_demo_is_a_picture_that_others_take_part_in() {
 
         // The link in the picture leads to the web page.
         let link = text.lines().find_map(|line| line.split_once("In a browser: http://")).unwrap().1.trim();
-        let (page, token) = link.split_once("/#token=").unwrap();
-        assert!(token.len() == 32 && token.bytes().all(|byte| byte.is_ascii_hexdigit()), "{link}");
+        let (page, code) = link.split_once("/#code=").unwrap();
+        assert!(code.len() == 32 && code.bytes().all(|byte| byte.is_ascii_hexdigit()), "{link}");
         let mut browser = within("connect", tokio::net::TcpStream::connect(page)).await.unwrap();
         let request =
             format!("GET / HTTP/1.1\r\nHost: {page}\r\nAccept: text/html\r\nConnection: close\r\n\r\n");

@@ -316,7 +316,10 @@ async fn connections_are_logged_if_the_environment_says_so() {
         daemon.signal("TERM").await;
         assert!(daemon.end().await.success());
         let log = std::fs::read_to_string(&log).unwrap();
-        assert_eq!(log.contains("switch: connected peer=\"127.0.0.1:"), expected, "{variable}: {log}");
+        let is_logged = log.lines().any(|line| {
+            line.contains(" xmsg_proxy::switch") && line.contains(": connected peer=\"127.0.0.1:")
+        });
+        assert_eq!(is_logged, expected, "{variable}: {log}");
     }
 }
 

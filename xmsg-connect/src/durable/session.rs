@@ -42,6 +42,8 @@ const OPENED_WITHIN: Duration = Duration::from_secs(8);
 pub(super) const ASKED: Duration = Duration::from_secs(8);
 /// How often a session looks whether it is in the way of others.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long the end of a session waits for the answer of the broker.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(1);
 /// How long a request may wait for messages.
 const WAIT: Duration = Duration::from_secs(30);
 
@@ -219,11 +221,7 @@ impl Session<'_> {
             }
             Request::End { ack, .. } => {
                 self.acknowledge(ack).await?;
-                // Brokers confirm no acknowledgement. The answer to what follows it on the same channel
-                // proves that it has arrived.
-                let closed = self.link.channel.close(200, short("OK")).await;
-                closed
-                    .map_err(|error| refused(error, "the broker has not confirmed the end of the session"))?;
+                self.confirm_acknowledgements().await?;
                 let _ = answer.send(Reply::Messages(Vec::new()));
                 Ok(true)
             }
@@ -259,6 +257,19 @@ impl Session<'_> {
         rejected.map_err(|error| refused(error, "nothing can be rejected"))?;
         self.counters.rejected.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Waits until the broker has the acknowledgements. It confirms none, but its answer to what follows them
+    /// on the same channel proves that they have arrived. If there is no room to read what comes before this
+    /// answer, they have at least been written for some time.
+    async fn confirm_acknowledgements(&self) -> Result<()> {
+        let closing = Deadline::after(CONFIRMED_WITHIN).limit(self.link.channel.close(200, short("OK")));
+        match closing.await {
+            Ok(closed) => {
+                closed.map_err(|error| refused(error, "the broker has not confirmed the end of the session"))
+            }
+            Err(_) => Ok(()),
+        }
     }
 
     /// Messages up to this number are done with.
