@@ -162,8 +162,8 @@ async fn prefixes_that_lie_in_one_another() {
     scene.finish("prefixes that lie in one another", 80).await;
 }
 
-/// Everybody can make up tokens of links, by which proxies find loops. What is kept of them, and passed on, is
-/// bounded for all peers together, and a real token finds its place.
+/// Everybody can make up tokens of links, by which proxies find loops. What is kept of them, and passed on,
+/// is bounded for all peers together, and a real token finds its place.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_that_are_made_up_are_bounded_and_keep_no_real_one_out() {
     const PEERS: usize = 40;

@@ -28,8 +28,8 @@ fn file(text: &str) -> tempfile::NamedTempFile {
     file
 }
 
-/// Whoever answers in place of a proxy can't make a command use more memory than it has: each of these answers
-/// would take gigabytes as values.
+/// Whoever answers in place of a proxy can't make a command use more memory than it has: each of these
+/// answers would take gigabytes as values.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_of_many_small_values_ends_no_command() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1001,7 +1001,8 @@ async fn limited_streamer(limit: &str) -> (Child, [String; 2]) {
     (device, [front, back])
 }
 
-/// Idle connections of one address never use up the descriptors of both ends of a device: others still get in.
+/// Idle connections of one address never use up the descriptors of both ends of a device: others still get
+/// in.
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_of_one_address_keep_nobody_out_of_a_device() {
     let (mut device, ends) = limited_streamer("-n 96").await;

@@ -241,8 +241,8 @@ impl Held {
         (self.room.0.budget.limit() / PART_SHARED_OUT / consumers).max(LITTLE)
     }
 
-    /// A message of `bytes` bytes has come as a whole. From now on, `kept` bytes of it are held until they are
-    /// [let go](Self::let_go).
+    /// A message of `bytes` bytes has come as a whole. From now on, `kept` bytes of it are held until they
+    /// are [let go](Self::let_go).
     pub(crate) fn received(&self, bytes: usize, kept: usize) {
         let mut state = self.state();
         let mut counted = bytes;

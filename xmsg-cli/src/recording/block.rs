@@ -209,8 +209,8 @@ impl Record {
         self.frames.iter().map(|frame| frame.len() as u64).sum()
     }
 
-    /// Returns the memory that this record keeps, in bytes: its frames, which may be parts of a block of twice
-    /// their length, and what each frame takes besides.
+    /// Returns the memory that this record keeps, in bytes: its frames, which may be parts of a block of
+    /// twice their length, and what each frame takes besides.
     pub(crate) fn memory(&self) -> u64 {
         2 * self.size() + (self.frames.len() * size_of::<Bytes>()) as u64
     }

@@ -19,8 +19,8 @@ const SEARCH_MAX: u64 = (BLOCK_HEADER_LEN + BLOCK_MAX) as u64;
 /// The largest number of bytes of one file whose checksum is computed in such searches. It limits the cost of
 /// a file that was made of false block headers, together with [`CANDIDATE_COST`].
 const SEARCH_BUDGET: u64 = 1 << 30;
-/// What each place where a block may begin costs of this budget. So no more than 64 million of them are looked
-/// at, which takes seconds.
+/// What each place where a block may begin costs of this budget. So no more than 64 million of them are
+/// looked at, which takes seconds.
 const CANDIDATE_COST: u64 = 16;
 /// The largest number of damaged ranges that are remembered.
 const GAPS_MAX: usize = 100;

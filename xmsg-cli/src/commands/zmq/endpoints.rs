@@ -149,8 +149,8 @@ pub(crate) struct Room {
     admission: Admission,
 }
 
-/// The descriptors that are kept for everything but connections: standard streams, the runtime, listeners, and
-/// connections that are ended and not yet closed.
+/// The descriptors that are kept for everything but connections: standard streams, the runtime, listeners,
+/// and connections that are ended and not yet closed.
 const OWN_DESCRIPTORS: usize = 32;
 
 impl Room {

@@ -396,8 +396,8 @@ impl Admission {
         None
     }
 
-    /// Ends a connection for a new one that the process has no descriptor for: the connection of the peer that
-    /// left first or, if there is none, an idle one of the address that has more than half of all
+    /// Ends a connection for a new one that the process has no descriptor for: the connection of the peer
+    /// that left first or, if there is none, an idle one of the address that has more than half of all
     /// connections. Returns `false` if there is no such connection.
     #[must_use]
     pub fn make_room(&self) -> bool {
