@@ -352,6 +352,7 @@ async fn with_curve_a_link_has_the_rights_of_its_key_and_a_stranger_none() {
     let source = Publisher::new(options);
     source.connect(Endpoint::tcp("127.0.0.1", above.address().publish_port()));
     wanted(&source, "daq:x").await;
+    until("both are there", || below.subscriptions() == 2).await;
     source.publish(["secret", "1"]).await.unwrap();
     source.publish(["daq:x", "2"]).await.unwrap();
     assert_eq!(receive(&mut daq).await, ["daq:x", "2"]);
