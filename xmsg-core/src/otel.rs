@@ -9,8 +9,8 @@
 //! | call | name of the span | `otel.kind` | `messaging.operation.type` |
 //! |---|---|---|---|
 //! | [`publish`](crate::Connection::publish), `try_publish` | `publish TOPIC` | `producer` | `send` |
-//! | [`next`](crate::Subscription::next), the stream of a subscription | `receive TOPIC` | `consumer` | `receive` |
-//! | a handler of [`subscribe_with`](crate::Actor::subscribe_with), [`process_span`] | `process TOPIC` | `consumer` | `process` |
+//! | [`next`], the stream of a subscription | `receive TOPIC` | `consumer` | `receive` |
+//! | a handler of [`subscribe_with`], [`process_span`] | `process TOPIC` | `consumer` | `process` |
 //! | [`request`](crate::Actor::request) | `request TOPIC` | `client` | `send` |
 //!
 //! All have `messaging.system` (`xmsg`), `messaging.operation.name`, `messaging.destination.name` (the topic)
@@ -25,6 +25,9 @@
 //! one that is forwarded, keeps it, and so do replies that are made of their request.
 //!
 //! The program `xmsg-core/examples/traces.rs` has a propagator of OpenTelemetry, and prints its spans.
+//!
+//! [`next`]: crate::Subscription::next
+//! [`subscribe_with`]: crate::Actor::subscribe_with
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -49,6 +52,42 @@ pub trait Propagator: Send + Sync + 'static {
 
     /// Makes this span a part of the trace in these headers. They come from a peer, and may hold anything.
     fn extract(&self, span: &Span, headers: &HashMap<String, String>);
+}
+
+/// Makes a span of a message, with the attributes that all spans have, and these fields in addition.
+macro_rules! message_span {
+    ($message:expr, $operation:literal, $kind:literal, $type:literal $(, $field:literal = $value:expr)* $(,)?) => {{
+        let message: &Message = $message;
+        let topic = message.topic();
+        debug_span!(
+            target: "xmsg_core::otel",
+            $operation,
+            "otel.name" = %format_args!(concat!($operation, " {}"), topic),
+            "otel.kind" = $kind,
+            "messaging.system" = SYSTEM,
+            "messaging.operation.name" = $operation,
+            "messaging.operation.type" = $type,
+            "messaging.destination.name" = %topic,
+            "messaging.message.body.size" = message.data().len() as u64,
+            $($field = $value,)*
+        )
+    }};
+}
+
+/// Makes the span of a call that sends a message to this proxy, and may fail.
+macro_rules! sending_span {
+    ($message:expr, $proxy:expr, $operation:literal, $kind:literal) => {
+        message_span!(
+            $message,
+            $operation,
+            $kind,
+            "send",
+            "otel.status_code" = field::Empty,
+            "server.address" = $proxy.host(),
+            "server.port" = $proxy.publish_port(),
+            "error.type" = field::Empty,
+        )
+    };
 }
 
 static PROPAGATOR: OnceLock<Box<dyn Propagator>> = OnceLock::new();
@@ -93,60 +132,23 @@ pub fn set_propagator(propagator: impl Propagator) -> bool {
 /// ```
 #[must_use]
 pub fn process_span(message: &Message) -> Span {
-    let topic = message.topic();
-    let span = debug_span!(
-        target: "xmsg_core::otel",
-        "process",
-        "otel.name" = %format_args!("process {topic}"),
-        "otel.kind" = "consumer",
-        "messaging.system" = SYSTEM,
-        "messaging.operation.name" = "process",
-        "messaging.operation.type" = "process",
-        "messaging.destination.name" = %topic,
-        "messaging.message.body.size" = message.data().len() as u64,
-    );
+    let span = message_span!(message, "process", "consumer", "process");
     continue_trace(&span, message);
     span
 }
 
 /// Notes that a message was taken by the program.
 pub(crate) fn received(message: &Message) {
-    let topic = message.topic();
-    let span = debug_span!(
-        target: "xmsg_core::otel",
-        "receive",
-        "otel.name" = %format_args!("receive {topic}"),
-        "otel.kind" = "consumer",
-        "messaging.system" = SYSTEM,
-        "messaging.operation.name" = "receive",
-        "messaging.operation.type" = "receive",
-        "messaging.destination.name" = %topic,
-        "messaging.message.body.size" = message.data().len() as u64,
-    );
+    let span = message_span!(message, "receive", "consumer", "receive");
     continue_trace(&span, message);
     // It lasts for this moment: what was waited for before is none of it.
     drop(span.entered());
 }
 
-/// The span in which a message is published, and the message with the context of its trace; `None`: nobody
-/// wants to know.
+/// Makes the span in which a message is published, and gives the message the context of its trace. Returns
+/// `None` if nobody wants to know.
 pub(crate) fn sending<'a>(message: &'a Message, proxy: &ProxyAddress) -> Option<(Span, Cow<'a, Message>)> {
-    let topic = message.topic();
-    let span = debug_span!(
-        target: "xmsg_core::otel",
-        "publish",
-        "otel.name" = %format_args!("publish {topic}"),
-        "otel.kind" = "producer",
-        "otel.status_code" = field::Empty,
-        "messaging.system" = SYSTEM,
-        "messaging.operation.name" = "publish",
-        "messaging.operation.type" = "send",
-        "messaging.destination.name" = %topic,
-        "messaging.message.body.size" = message.data().len() as u64,
-        "server.address" = proxy.host(),
-        "server.port" = proxy.publish_port(),
-        "error.type" = field::Empty,
-    );
+    let span = sending_span!(message, proxy, "publish", "producer");
     if span.is_disabled() {
         return None;
     }
@@ -166,24 +168,9 @@ pub(crate) fn sending<'a>(message: &'a Message, proxy: &ProxyAddress) -> Option<
     Some((span, traced))
 }
 
-/// The span of a request, in which it is published and its reply is awaited.
+/// Makes the span of a request, in which it is published and its reply is awaited.
 pub(crate) fn requesting(message: &Message, proxy: &ProxyAddress) -> Span {
-    let topic = message.topic();
-    debug_span!(
-        target: "xmsg_core::otel",
-        "request",
-        "otel.name" = %format_args!("request {topic}"),
-        "otel.kind" = "client",
-        "otel.status_code" = field::Empty,
-        "messaging.system" = SYSTEM,
-        "messaging.operation.name" = "request",
-        "messaging.operation.type" = "send",
-        "messaging.destination.name" = %topic,
-        "messaging.message.body.size" = message.data().len() as u64,
-        "server.address" = proxy.host(),
-        "server.port" = proxy.publish_port(),
-        "error.type" = field::Empty,
-    )
+    sending_span!(message, proxy, "request", "client")
 }
 
 /// Notes in its span how a call has ended.
