@@ -25,8 +25,9 @@
 //! | run a registrar | [`registrar`] |
 //!
 //! With the feature `daemon` (on by default) there is also what only the daemons need: their settings and the
-//! HTTP server. Nothing of it starts by itself. The feature `connect` (on by default, too) adds outgoing
-//! connections and channels to the daemons.
+//! HTTP server. Nothing of it starts by itself. The feature `descriptors`, which `daemon` brings, too, raises
+//! the limit of open descriptors. The feature `connect` (on by default, too) adds outgoing connections and
+//! channels to the daemons.
 
 #![warn(missing_docs)]
 
@@ -34,6 +35,8 @@
 pub mod admin;
 mod config;
 pub mod control;
+#[cfg(feature = "descriptors")]
+pub mod descriptors;
 mod duration;
 #[doc(hidden)]
 pub mod fuzzing;

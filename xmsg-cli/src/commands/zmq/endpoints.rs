@@ -8,7 +8,6 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow, bail};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use xmsg_core::Security;
 use xmsg_core::security::{
     AllowKeys, Authenticator, Credentials, Password, PublicKey, Verdict, read_key_file,
@@ -158,7 +157,8 @@ impl Room {
     /// it.
     pub(crate) fn of_process() -> Self {
         let memory = MemoryBudget::new(xmsg_proxy::memory::default_limit());
-        let admission = Admission::with_memory(limits_with(raised_descriptor_limit()), memory.clone());
+        let admission =
+            Admission::with_memory(limits_with(xmsg_proxy::descriptors::raise_limit()), memory.clone());
         Self { memory, admission }
     }
 }
@@ -168,21 +168,6 @@ fn limits_with(descriptors: usize) -> AdmissionLimits {
     let usual = AdmissionLimits::default();
     let places = descriptors.saturating_sub(OWN_DESCRIPTORS).max(descriptors / 2);
     AdmissionLimits { connections: usual.connections.min(places), ..usual }
-}
-
-/// Raises the limit of open descriptors as far as this user may, and returns it. What is usual, 1024, is soon
-/// used up.
-fn raised_descriptor_limit() -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, ..limit };
-    let limit = match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => raised.current,
-        Err(error) => {
-            tracing::info!(%error, "the limit of open file descriptors was not raised");
-            limit.current
-        }
-    };
-    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }
 
 impl PeerOptions {

@@ -17,14 +17,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use log::Logging;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use xmsg_core::ProxyAddress;
 use xmsg_core::text::escaped;
 use xmsg_proxy::admin::{Admin, Sources, Token, Tokens};
-use xmsg_proxy::memory;
 use xmsg_proxy::security::{Authority, Mechanism};
 use xmsg_proxy::settings::{self, Host, Reloadable, Settings, SettingsError};
+use xmsg_proxy::{descriptors, memory};
 use xmsg_zmq::link::memory::MemoryBudget;
 
 pub(crate) use arguments::{CommonArguments, Program, set};
@@ -285,7 +284,7 @@ impl<P: Program> Daemon<P> {
     /// Returns how many of the `wanted` connections there is room for, as each takes a descriptor. It fails
     /// if there are too few to be of use, and logs if there are few.
     pub(crate) fn room_for_connections(&mut self, wanted: usize) -> anyhow::Result<usize> {
-        let limit = raise_descriptor_limit();
+        let limit = descriptors::raise_limit();
         // A server that is on only by default takes no more than a part of what clients need.
         let has_few = limit < HTTP_SHARE * HTTP_DESCRIPTORS;
         if self.has_http() && has_few && self.settings.admin().may_move() && !self.sockets.has("admin") {
@@ -339,21 +338,6 @@ fn listen(admin: &settings::Admin) -> anyhow::Result<Option<TcpListener>> {
     let host = at.host.as_str();
     tracing::warn!("there is no HTTP, because no port of {host} can be used ({error}): {how}");
     Ok(None)
-}
-
-/// Raises the limit of open descriptors as far as this user may, and returns it. The usual limit, 1024, is
-/// soon used up.
-fn raise_descriptor_limit() -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, ..limit };
-    let limit = match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => raised.current,
-        Err(error) => {
-            tracing::info!(%error, "the limit of open file descriptors was not raised");
-            limit.current
-        }
-    };
-    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }
 
 /// Writes a line to standard output. It waits only for a moment, because there may be no reader.
