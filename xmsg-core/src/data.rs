@@ -70,7 +70,7 @@ pub mod mime {
     pub const PYTHON: &str = "binary/python";
 
     /// The MIME types of the fields 1 to 16 of a `Data` message, in order.
-    pub(crate) const ALL: [&str; 16] = [
+    pub const ALL: [&str; 16] = [
         SINT32,
         SINT64,
         SFIXED32,

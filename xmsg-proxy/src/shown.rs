@@ -17,26 +17,6 @@ use xmsg_core::{Data, Message, Meta};
 /// text takes two bytes on the wire, and forty times as many in memory.
 const DECODED_MAX: usize = 160 << 20;
 
-/// The mime types whose data has a value.
-const TYPED: [&str; 16] = [
-    mime::SINT32,
-    mime::SINT64,
-    mime::SFIXED32,
-    mime::SFIXED64,
-    mime::FLOAT,
-    mime::DOUBLE,
-    mime::STRING,
-    mime::ARRAY_SINT32,
-    mime::ARRAY_SINT64,
-    mime::ARRAY_SFIXED32,
-    mime::ARRAY_SFIXED64,
-    mime::ARRAY_FLOAT,
-    mime::ARRAY_DOUBLE,
-    mime::ARRAY_STRING,
-    mime::ARRAY_BYTES,
-    mime::NATIVE,
-];
-
 /// Appends a message as one line of JSON, without a newline: `topic` (and `topic_base64`, if it is no UTF-8),
 /// `mime`, `time` as it is given, `length` of the data in bytes, `data` and its `encoding` (`utf-8` or
 /// `base64`), `value`, if the mime type is one that xMsg gives a meaning (or `value_error`, if the values are
@@ -138,8 +118,9 @@ pub fn typed(message: &Message) -> Option<Data> {
 
 /// Whether the data is of one of xMsg's kinds, and too large to be decoded.
 fn has_too_many_values(message: &Message) -> bool {
-    message.mime_type().is_ok_and(|mime_type| TYPED.contains(&mime_type))
-        && decoded_size(message.data()) > DECODED_MAX
+    let is_typed =
+        |mime_type| mime_type == mime::NATIVE || mime_type != mime::BYTES && mime::ALL.contains(&mime_type);
+    message.mime_type().is_ok_and(is_typed) && decoded_size(message.data()) > DECODED_MAX
 }
 
 /// The memory that a protobuf message takes at most while it is decoded: its arrays grow, and a field of the
