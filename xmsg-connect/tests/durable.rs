@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 
-use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use xmsg_connect::definition::{ByteSize, Definitions, DurableDefinition, FederationDefinition, Span};
@@ -21,7 +20,7 @@ use xmsg_tests::rabbitmq::Broker;
 use xmsg_tests::{patient, proxy, until, within};
 use xmsg_zmtp::Limits;
 
-use common::{LIMIT, Site, broker, message};
+use common::{LIMIT, Site, answers, ask, broker, message, session};
 
 fn durable(name: &str) -> DurableDefinition {
     let mut definition = DurableDefinition::new(name, "broker", ["orders"]);
@@ -253,39 +252,6 @@ async fn several_subscribers_share_the_messages() {
     site.registry.close().await.unwrap();
 }
 
-/// Asks the server of a durable subscription, as a program in another language does.
-async fn ask(site: &Site, name: &str, request: Request) -> Reply {
-    let message = Message::of(&*format!("{TOPIC}{name}"), request.encode()).unwrap();
-    let answer = within("an answer", async {
-        loop {
-            match site.actor.request(&message, LIMIT).await {
-                Ok(answer) => return answer,
-                Err(error) => assert_eq!(error.kind(), xmsg_core::ErrorKind::Timeout, "{error}"),
-            }
-        }
-    });
-    Reply::decode(answer.await.data().clone()).unwrap()
-}
-
-/// The session of a subscriber that asks by itself.
-async fn session(site: &Site, name: &str) -> Bytes {
-    match ask(site, name, Request::Open).await {
-        Reply::Opened { session, .. } => session,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// Waits until the server of a durable subscription answers at the proxy.
-async fn answers(site: &Site, name: &str) {
-    let request = Request::Ack { session: Bytes::from_static(b"none"), ack: 0 }.encode();
-    let message = Message::of(&*format!("{TOPIC}{name}"), request).unwrap();
-    within("the server", async {
-        // What is asked before it has subscribed is lost.
-        while site.actor.request(&message, Duration::from_millis(100)).await.is_err() {}
-    })
-    .await;
-}
-
 /// A site with a durable subscription over these peers, whose server answers.
 async fn scripted(peers: &[&Peer], definition: DurableDefinition) -> Site {
     let mut nodes = broker(peers[0].port());
@@ -329,10 +295,10 @@ async fn a_session_ends_that_the_broker_leaves_without_an_answer() {
     let mut definition = durable("silent");
     definition.lease = Span::seconds(60);
     let site = scripted(&[&peer], definition).await;
-    let first = session(&site, "silent").await;
+    let first = session(&site.actor, "silent", LIMIT).await;
     let next = |session| Request::Next { session, after: 0, ack: 0, max: 1, wait_ms: 30_000 };
     // The broker never says that there is a consumer. The session is gone before its lease is over.
-    let reply = ask(&site, "silent", next(first)).await;
+    let reply = ask(&site.actor, "silent", next(first), LIMIT).await;
     assert!(matches!(reply, Reply::UnknownSession), "{reply:?}");
     peer.ended(peer.consumer(1).await.connection).await;
     until("the end of the session", || {
@@ -340,8 +306,8 @@ async fn a_session_ends_that_the_broker_leaves_without_an_answer() {
         (report.sessions_lost, report.subscribers) == (1, 0)
     })
     .await;
-    let second = session(&site, "silent").await;
-    let (reply, ()) = tokio::join!(ask(&site, "silent", next(second)), async {
+    let second = session(&site.actor, "silent", LIMIT).await;
+    let (reply, ()) = tokio::join!(ask(&site.actor, "silent", next(second), LIMIT), async {
         let mut properties = FieldTable::default();
         properties.insert("X-Xmsg-Topic".into(), AMQPValue::LongString("orders:new".into()));
         let properties = BasicProperties::default().with_headers(properties);
@@ -473,10 +439,10 @@ async fn a_session_holds_no_more_bytes_than_it_may() {
         site.actor.publish(&message("orders:new", &long)).await.unwrap();
     }
     rabbit.queue_reaches("xmsg.durable.bytes", COUNT).await;
-    let session = session(&site, "bytes").await;
+    let session = session(&site.actor, "bytes", LIMIT).await;
     let next = async |after, ack| {
         let request = Request::Next { session: session.clone(), after, ack, max: 100, wait_ms: 500 };
-        match ask(&site, "bytes", request).await {
+        match ask(&site.actor, "bytes", request, LIMIT).await {
             Reply::Messages(items) => items,
             other => panic!("{other:?}"),
         }
@@ -497,7 +463,7 @@ async fn a_session_holds_no_more_bytes_than_it_may() {
     // One that is too long, and what the client had read before the session knew of it.
     assert!(most <= 20, "{most} messages of 2 MiB were held");
     let end = Request::End { session: session.clone(), ack: after };
-    assert!(matches!(ask(&site, "bytes", end).await, Reply::Messages(_)));
+    assert!(matches!(ask(&site.actor, "bytes", end, LIMIT).await, Reply::Messages(_)));
     rabbit.queue_reaches("xmsg.durable.bytes", 0).await;
     site.registry.close().await.unwrap();
 }

@@ -5,9 +5,11 @@
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tempfile::TempDir;
 use xmsg_connect::definition::{ConnectionDefinition, Definitions, OutgoingDefinition, Reconnect, Span};
 use xmsg_connect::{LinkState, OutgoingReport, Registry, RegistryOptions, Sort};
+use xmsg_core::durable::protocol::{Reply, Request, TOPIC};
 use xmsg_core::{Actor, Message};
 use xmsg_proxy::Proxy;
 use xmsg_tests::{patient, proxy, within};
@@ -149,4 +151,38 @@ pub(crate) fn write_secret(path: &Path, text: &str) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::write(path, text).unwrap();
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// Asks the server of a durable subscription, as a program in another language does, again and again until
+/// there is an answer. What is asked before the server has subscribed is lost after this time.
+pub(crate) async fn ask(actor: &Actor, name: &str, request: Request, limit: Duration) -> Reply {
+    let message = Message::of(&*format!("{TOPIC}{name}"), request.encode()).unwrap();
+    let answer = within("an answer", async {
+        loop {
+            match actor.request(&message, limit).await {
+                Ok(answer) => return answer,
+                Err(error) => assert_eq!(error.kind(), xmsg_core::ErrorKind::Timeout, "{error}"),
+            }
+        }
+    });
+    Reply::decode(answer.await.data().clone()).unwrap()
+}
+
+/// Opens the session of a subscriber that asks by itself.
+pub(crate) async fn session(actor: &Actor, name: &str, limit: Duration) -> Bytes {
+    match ask(actor, name, Request::Open, limit).await {
+        Reply::Opened { session, .. } => session,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Waits until the server of a durable subscription answers at the proxy.
+pub(crate) async fn answers(site: &Site, name: &str) {
+    let request = Request::Ack { session: Bytes::from_static(b"none"), ack: 0 }.encode();
+    let message = Message::of(&*format!("{TOPIC}{name}"), request).unwrap();
+    within("the server", async {
+        // What is asked before it has subscribed is lost.
+        while site.actor.request(&message, Duration::from_millis(100)).await.is_err() {}
+    })
+    .await;
 }
