@@ -5,6 +5,7 @@ pub mod amqp_peer;
 pub mod document;
 pub mod hostile;
 pub mod http;
+pub mod log;
 pub mod netns;
 #[cfg(doctest)]
 mod pages;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Barrier, Semaphore};
 use xmsg_core::{Actor, ErrorKind, Message, OwnerType, Pool, Query, Topic};
 use xmsg_proxy::Proxy;
+use xmsg_tests::log::Log;
 use xmsg_tests::{PATIENCE, next, patient, proxy, topic, within};
 
 const LINGER: Duration = Duration::from_secs(30);
@@ -238,36 +239,6 @@ async fn a_handler_that_fails_or_panics_does_not_end_the_subscription() {
     }
     let answer = client.request(&Message::of(topic("moody"), 7).unwrap(), PATIENCE).await.unwrap();
     assert_eq!(answer.value::<i32>().unwrap(), 7);
-}
-
-/// A log that a test can read.
-#[derive(Clone, Default)]
-struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Log {
-    /// Collects the lines of this thread until the guard is dropped.
-    fn start() -> (Self, tracing::subscriber::DefaultGuard) {
-        let log = Self::default();
-        let writer = log.clone();
-        let subscriber =
-            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-        (log, tracing::subscriber::set_default(subscriber))
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
 }
 
 /// The test runs on one thread, so that it gets all log lines of that thread.

@@ -1,45 +1,17 @@
 //! What the log says of losses.
 
-use std::io;
-
+use xmsg_tests::log::Log;
 use xmsg_zmq::HighWaterMark;
 use xmsg_zmq::link::send_queue::SendQueue;
 
 use super::*;
 use crate::switch::connected_peers::ConnectedPeers;
 
-/// What was written into the log of this thread.
-#[derive(Clone, Debug, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        lock(&self.0).extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Log {
-    /// Collects until the guard is dropped.
-    fn start() -> (Self, tracing::subscriber::DefaultGuard) {
-        let log = Self::default();
-        let writer = log.clone();
-        let subscriber =
-            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-        (log, tracing::subscriber::set_default(subscriber))
-    }
-
-    /// The numbers of this field, line by line.
-    fn numbers(&self, field: &str) -> Vec<u64> {
-        let text = String::from_utf8(lock(&self.0).clone()).unwrap();
-        let field = format!(" {field}=");
-        let after = |line: &str| Some(line.split_once(&field)?.1.split(' ').next()?.parse().unwrap());
-        text.lines().filter_map(after).collect()
-    }
+/// Returns the numbers of this field in a log, line by line.
+fn numbers(log: &Log, field: &str) -> Vec<u64> {
+    let field = format!(" {field}=");
+    let after = |line: &str| Some(line.split_once(&field)?.1.split(' ').next()?.parse().unwrap());
+    log.text().lines().filter_map(after).collect()
 }
 
 fn subscriber() -> Arc<Subscriber> {
@@ -66,7 +38,7 @@ async fn lines_of_a_slow_subscriber_add_up_to_all_that_was_dropped() {
         // It keeps up for a while: what it lost until then is told meanwhile.
         tokio::time::sleep(Duration::from_secs(60)).await;
         // At once, and then every 10 s; which of what happens at the same moment comes first is left open.
-        let dropped = log.numbers("dropped");
+        let dropped = numbers(&log, "dropped");
         assert_eq!((dropped.len(), dropped[0], dropped.iter().sum::<u64>()), (4, 100, 25_000), "{dropped:?}");
         assert!(dropped[1..3].iter().all(|count| (9_900..=10_100).contains(count)), "{dropped:?}");
         subscriber.count_dropped(newest(7));
@@ -77,10 +49,10 @@ async fn lines_of_a_slow_subscriber_add_up_to_all_that_was_dropped() {
         () = dropping => {}
     }
     connected_peers.remove_subscriber(&subscriber);
-    let dropped = log.numbers("dropped");
+    let dropped = numbers(&log, "dropped");
     assert_eq!(dropped[4..], [7, 8, 25_015], "the rest, and the sum when it leaves");
     assert_eq!(dropped[..6].iter().sum::<u64>(), 25_015);
-    assert_eq!(*log.numbers("dropped_in_all").last().unwrap(), 25_015);
+    assert_eq!(*numbers(&log, "dropped_in_all").last().unwrap(), 25_015);
 }
 
 #[tokio::test(start_paused = true)]
@@ -95,8 +67,8 @@ async fn lines_about_messages_that_are_too_large_or_not_allowed_add_up_too() {
     }
     connected_peers.remove_subscriber(&subscriber);
     subscriber.authorization.log_rest("a test");
-    assert_eq!(log.numbers("too_large"), [3, 27]);
-    assert_eq!(log.numbers("denied"), [2, 18]);
+    assert_eq!(numbers(&log, "too_large"), [3, 27]);
+    assert_eq!(numbers(&log, "denied"), [2, 18]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -108,8 +80,8 @@ async fn many_subscribers_that_are_slow_at_the_same_time_do_not_fill_the_log() {
         let subscriber = Subscriber::new(1, "a test", send_queue, Authorization::new(&Arc::default(), None));
         subscriber.logging(&lines).count_dropped(newest(1));
     }
-    assert_eq!(log.numbers("unlogged"), [0; 10]);
+    assert_eq!(numbers(&log, "unlogged"), [0; 10]);
     // Nobody is slow any more, and the log says what is missing all the same.
     tokio::time::sleep(Duration::from_secs(11)).await;
-    assert_eq!(log.numbers("unlogged")[10..], [40]);
+    assert_eq!(numbers(&log, "unlogged")[10..], [40]);
 }
