@@ -155,14 +155,16 @@ async fn a_screen_can_be_drawn_as_a_picture() {
     assert_eq!(demo.end().await, Some(0));
 }
 
+/// Starts a proxy whose queues hold 100 KB for each subscriber.
+async fn proxy_with_little_room() -> Proxy {
+    let proxy = Proxy::bind("127.0.0.1:0").high_water_mark(xmsg_zmq::HighWaterMark::bytes(100_000));
+    proxy.start().await.unwrap()
+}
+
 /// The picture of `xmsg top`, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_picture_of_top_shows_it_as_it_is() {
-    let proxy = Proxy::bind("127.0.0.1:0")
-        .high_water_mark(xmsg_zmq::HighWaterMark::bytes(100_000))
-        .start()
-        .await
-        .unwrap();
+    let proxy = proxy_with_little_room().await;
     let address = proxy.address().to_string();
     let (stalled, stdout) = Running::start_unread(&["sub", "camera", "--raw", "--proxy", &address]);
     let reader = Running::subscribe(&address, &["beam"]).await;
@@ -288,11 +290,7 @@ async fn top_shows_a_proxy_with_ten_thousand_topics_and_keys_choose_what() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn top_names_who_is_slow_and_outlives_a_restart_of_the_proxy() {
-    let proxy = Proxy::bind("127.0.0.1:0")
-        .high_water_mark(xmsg_zmq::HighWaterMark::bytes(100_000))
-        .start()
-        .await
-        .unwrap();
+    let proxy = proxy_with_little_room().await;
     let address = proxy.address().to_string();
     let (stalled, stdout) = Running::start_unread(&["sub", "big", "--raw", "--proxy", &address]);
     let mut writer = Running::start(&[

@@ -318,13 +318,7 @@ fn a_small_block_of_very_many_frames_is_read_one_message_at_a_time() {
     let count = block::RAW_MAX / (4 + message.len());
     let one = [&(message.len() as u32).to_le_bytes()[..], &message].concat();
     let raw = one.repeat(count);
-    let mut file = header(true).encode().to_vec();
-    let start = file.len();
-    file.extend_from_slice(&[0; 8]);
-    file.push(block::COMPRESSED);
-    file.extend_from_slice(&(raw.len() as u32).to_le_bytes());
-    file.extend_from_slice(&zstd::bulk::compress(&raw, 3).unwrap());
-    block::seal(&mut file, start, SALT);
+    let file = compressed_file(&raw);
     assert!(file.len() < 50_000, "{}", file.len());
     let mut reader = Reader::new(Cursor::new(&file[..])).unwrap();
     let mut found = 0;
@@ -335,6 +329,19 @@ fn a_small_block_of_very_many_frames_is_read_one_message_at_a_time() {
     assert_eq!((found, reader.end()), (count, Some(End::WithoutIndex)));
 }
 
+/// Makes a file with one compressed block of these messages, which are encoded.
+#[cfg(feature = "zstd")]
+fn compressed_file(raw: &[u8]) -> Vec<u8> {
+    let mut file = header(true).encode().to_vec();
+    let start = file.len();
+    file.extend_from_slice(&[0; 8]);
+    file.push(block::COMPRESSED);
+    file.extend_from_slice(&(raw.len() as u32).to_le_bytes());
+    file.extend_from_slice(&zstd::bulk::compress(raw, 3).unwrap());
+    block::seal(&mut file, start, SALT);
+    file
+}
+
 /// Makes a file with one compressed block of these messages.
 #[cfg(feature = "zstd")]
 fn compressed(messages: &[&[&[u8]]]) -> Vec<u8> {
@@ -343,14 +350,7 @@ fn compressed(messages: &[&[&[u8]]]) -> Vec<u8> {
         raw.extend_from_slice(&(block::message_len(frames) as u32).to_le_bytes());
         assert!(block::encode_message(&mut raw, 1, frames));
     }
-    let mut file = header(true).encode().to_vec();
-    let start = file.len();
-    file.extend_from_slice(&[0; 8]);
-    file.push(block::COMPRESSED);
-    file.extend_from_slice(&(raw.len() as u32).to_le_bytes());
-    file.extend_from_slice(&zstd::bulk::compress(&raw, 3).unwrap());
-    block::seal(&mut file, start, SALT);
-    file
+    compressed_file(&raw)
 }
 
 /// A message of a few bytes would otherwise keep a block of up to 64 MiB for as long as it waits.
