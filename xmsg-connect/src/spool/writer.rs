@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{error, info, warn};
-use xmsg_zmtp::later;
+use xmsg_zmq::deadline::later;
 
 use self::failure::explain;
 use xmsg_zmq::fault::catch;

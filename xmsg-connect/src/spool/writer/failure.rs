@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tracing::warn;
-use xmsg_zmtp::later;
+use xmsg_zmq::deadline::later;
 
 use super::{RETRY, ROOM_AFTER_FULL, Writer};
 use crate::spool::error::is_disk_full;
