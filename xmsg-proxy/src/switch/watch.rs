@@ -180,6 +180,7 @@ impl Watch {
 
     /// Returns the numbers of the connections that publish each of these topics, as far as samples have
     /// shown: the last few.
+    #[cfg(any(feature = "daemon", test))]
     pub(super) fn publishers_of(&self, topics: &[&[u8]]) -> Vec<Vec<u32>> {
         let _reading = lock(&self.reading);
         let found = lock(&self.found);

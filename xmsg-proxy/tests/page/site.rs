@@ -190,7 +190,7 @@ impl Site {
         self.flow_with(name, prefix, |_| std::time::Duration::from_millis(2)).await
     }
 
-    /// The same, faster and slower in turn, with this period in seconds.
+    /// Publishes like [`flow`](Self::flow), but at a rate that rises and falls with this period in seconds.
     pub(crate) async fn swinging_flow(&self, name: &str, prefix: &str, period_s: f64) -> Flow {
         let pause = move |elapsed: std::time::Duration| {
             let swing = (std::f64::consts::TAU * elapsed.as_secs_f64() / period_s).sin();

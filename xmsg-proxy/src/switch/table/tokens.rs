@@ -216,8 +216,8 @@ impl Tokens {
         (largest.tokens.len() > own + 1).then_some(*id)
     }
 
-    /// The same tokens, the first ones of all subscribers before the second ones, and so on: if whoever is
-    /// told takes only some, those are not all of one subscriber.
+    /// Returns these tokens in the order in which they are sent: the first ones of all subscribers before the
+    /// second ones, and so on. A receiver that takes only some of them has not only those of one subscriber.
     fn in_turn(&self, tokens: &BTreeSet<Token>) -> Vec<Token> {
         let of_each = |(id, own): (&u32, &Own)| {
             let id = *id;
