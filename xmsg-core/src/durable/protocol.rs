@@ -1,5 +1,5 @@
 //! The messages between a durable subscription and its server, as protobuf in the data of requests and
-//! answers. The fields are in `docs/connect.md`.
+//! answers. The fields are in `docs/protocol.md`.
 
 use bytes::Bytes;
 use prost::Message as _;
