@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::terminal::Terminal;
 use common::{Ended, Running, within, xmsg};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use xmsg_tests::raw::Raw;
 
@@ -1025,6 +1025,19 @@ async fn idle_connections_of_one_address_keep_nobody_out_of_a_device() {
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
 async fn unfinished_messages_do_not_end_a_device() {
+    large_messages_do_not_end_a_device(59).await;
+}
+
+/// Whole messages that no worker takes count as well.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn whole_messages_that_nobody_takes_do_not_end_a_device() {
+    large_messages_do_not_end_a_device(60).await;
+}
+
+/// Sends this many MiB of messages of 60 MiB to a device without workers, over 16 connections.
+#[cfg(target_os = "linux")]
+async fn large_messages_do_not_end_a_device(sent: usize) {
     const MIB: usize = 1 << 20;
     // The address space is limited to 800 MiB, and peers may use half of it.
     let (mut device, [front, back]) = limited_streamer("-v 819200").await;
@@ -1038,7 +1051,7 @@ async fn unfinished_messages_do_not_end_a_device() {
         let mut peer = tokio::net::TcpStream::connect(front.trim_start_matches("tcp://")).await.unwrap();
         let sending = async {
             peer.write_all(&[&greeting[..], ready, &header].concat()).await?;
-            for _ in 0..59 {
+            for _ in 0..sent {
                 peer.write_all(&vec![b'x'; MIB]).await?;
             }
             std::io::Result::Ok(())
@@ -1047,9 +1060,20 @@ async fn unfinished_messages_do_not_end_a_device() {
         let _ = within("the message", sending).await;
         peers.push(peer);
     }
-    let worker = Running::start(&["zmq", "recv", "PULL", &back, "--connect", "-n", "1"]);
-    zmq(&["send", "PUSH", &front, "still here", "--timeout", "30s"]).await.done();
-    assert_eq!(worker.end().await.text(), "still here\n");
+    if sent < 60 {
+        let worker = Running::start(&["zmq", "recv", "PULL", &back, "--connect", "-n", "1"]);
+        zmq(&["send", "PUSH", &front, "still here", "--timeout", "30s"]).await.done();
+        assert_eq!(worker.end().await.text(), "still here\n");
+    } else {
+        // The device has ended a connection, whose peer notices it.
+        let left = peers.iter_mut().map(|peer| {
+            Box::pin(async move {
+                let mut bytes = vec![0; 1 << 10];
+                while peer.read(&mut bytes).await.is_ok_and(|len| len > 0) {}
+            })
+        });
+        within("the end of a connection", futures::future::select_all(left)).await;
+    }
     assert!(device.try_wait().unwrap().is_none(), "the device goes on");
     let status = std::fs::read_to_string(format!("/proc/{}/status", device.id().unwrap())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

@@ -84,6 +84,17 @@ pub enum SocketEvent {
         /// The number of messages that were dropped over this connection in all.
         total: u64,
     },
+    /// A connection was ended while messages that it had received waited for room in the receive queue, and
+    /// its [memory budget](crate::SocketOptions::memory) had less than half of its memory left. They are
+    /// lost. It happens only to peers that have connected to this socket.
+    ReceivedLost {
+        /// The name of the peer.
+        peer: String,
+        /// The number of messages that were lost.
+        messages: u64,
+        /// The number of messages that this socket has lost so in all.
+        total: u64,
+    },
     /// The peer, a proxy, has dropped messages that this socket had subscribed to. Our proxy reports the
     /// first one at once, and later ones, up to the last, at most every 100 ms. Proxies of other
     /// implementations never report it. The report is sent ahead of what waits in the proxy, but behind what

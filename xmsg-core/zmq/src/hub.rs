@@ -100,6 +100,8 @@ pub(crate) struct Hub {
     parent: Option<EventChannel>,
     /// The number of messages that were accepted and then dropped.
     dropped: AtomicU64,
+    /// The number of messages that were received and lost because no memory was left for them.
+    lost: AtomicU64,
     /// Limits the log lines about dropped messages.
     drop_log: Throttle,
     refusal_log: Throttle,
@@ -115,7 +117,9 @@ impl Hub {
     fn new(role: Arc<dyn Role>, options: Settings, parent: Option<EventChannel>) -> Arc<Self> {
         Arc::new(Self {
             role,
-            receive_queue: ReceiveQueue::new(options.receive_high_water_mark).conflating(options.conflate),
+            receive_queue: ReceiveQueue::new(options.receive_high_water_mark)
+                .conflating(options.conflate)
+                .claiming(&options.memory),
             links: Mutex::default(),
             next_link: AtomicU64::new(1),
             listeners: Mutex::default(),
@@ -124,6 +128,7 @@ impl Hub {
             events: EventChannel::new(),
             parent,
             dropped: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
             drop_log: Throttle::default(),
             refusal_log: Throttle::default(),
             hold_limit: HoldLimit::default(),
@@ -591,7 +596,10 @@ impl Hub {
         } else {
             slot.identity.clone()
         };
-        let queue = self.receive_queue.line(&from, &Source::of(name));
+        let mut queue = self.receive_queue.line(&from, &Source::of(name));
+        if link.connecting {
+            queue.choose();
+        }
         let mut handler = LinkHandler { hub: self, link, identity: slot.identity.clone(), queue };
         let ended = {
             let wait_for_subscribers = async {

@@ -23,6 +23,7 @@ pub(crate) struct LinkHandler<'a> {
 
 impl Drop for LinkHandler<'_> {
     fn drop(&mut self) {
+        self.hub.note_lost(self.link, self.queue.lost());
         // A `drop` cannot wait. There are no more of these messages than the peer had subscriptions.
         for prefix in self.hub.role().leave(self.link) {
             self.queue.put(&self.identity, notice(false, &prefix));

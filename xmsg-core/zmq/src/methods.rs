@@ -51,6 +51,14 @@ macro_rules! endpoint_methods {
             self.hub.unbind_from(endpoint)
         }
 
+        /// Returns the number of messages that were received and lost because their connection was ended
+        /// while no memory was left for them. See
+        /// [`ReceivedLost`](crate::SocketEvent::ReceivedLost).
+        #[must_use]
+        pub fn lost(&self) -> u64 {
+            self.hub.lost()
+        }
+
         /// Waits until there is a connection.
         ///
         /// # Errors

@@ -310,3 +310,48 @@ async fn what_peers_subscribe_to_counts_in_the_memory_budget() {
     drop(greedy);
     until("the memory that it held", || memory.claimed() < 1 << 20).await;
 }
+
+/// Whole messages that nobody receives count in the memory budget, too. Of peers that are ended for their
+/// memory nothing stays.
+#[tokio::test]
+async fn whole_messages_that_nobody_receives_keep_to_the_memory_budget() {
+    const MIB: usize = 1 << 20;
+    let memory = MemoryBudget::new(32 * MIB);
+    let puller = Pull::new(options().memory(memory.clone()).receive_high_water_mark(MIB));
+    let mut events = puller.events();
+    // There are many events, and an observer that falls behind misses some.
+    let lost = tokio::spawn(async move {
+        loop {
+            if let Some(SocketEvent::ReceivedLost { messages, .. }) = events.next().await {
+                return messages;
+            }
+        }
+    });
+    let endpoint = puller.bind(&anywhere()).await.unwrap();
+    let mut pushers = Vec::new();
+    for _ in 0..10 {
+        let pusher = Push::new(options());
+        pusher.connect(endpoint.clone());
+        within("the message", pusher.send([vec![b'x'; 6 * MIB]])).await.unwrap();
+        pushers.push(pusher);
+    }
+    assert_eq!(within("a loss", lost).await.unwrap(), 1);
+    assert!(memory.ended() > 0 && puller.lost() > 0);
+    assert!(memory.used() <= 40 * MIB, "{} bytes", memory.used());
+    // Once they are received, there is room for others.
+    drop(pushers);
+    let honest = Push::new(options());
+    honest.connect(endpoint);
+    honest.send(["still here"]).await.unwrap();
+    let mut received = 0;
+    while within("its message", puller.recv()).await.unwrap().frames() != ["still here"] {
+        received += 1;
+    }
+    assert!(received < 10, "{received} messages");
+    // What is left of the others comes behind it.
+    until("the memory", || {
+        while puller.recv().now_or_never().flatten().is_some() {}
+        memory.claimed() < MIB
+    })
+    .await;
+}

@@ -22,6 +22,30 @@ impl Hub {
         self.dropped.load(Ordering::Relaxed)
     }
 
+    /// Returns the number of messages that were received and lost because no memory was left for them.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Counts messages that a connection took with it when it ended, because no memory was left for them.
+    pub(crate) fn note_lost(&self, link: &Link, messages: u64) {
+        if messages == 0 {
+            return;
+        }
+        let total = self.lost.fetch_add(messages, Ordering::Relaxed) + messages;
+        let peer = link.state().name.to_string();
+        if let Some(unlogged) = self.drop_log.pass("messages that were received and lost") {
+            tracing::warn!(
+                peer,
+                messages,
+                total,
+                unlogged,
+                "received messages lost: their connection was ended, and no memory is left for them. Receive faster, or raise the memory limit"
+            );
+        }
+        self.emit(SocketEvent::ReceivedLost { peer, messages, total });
+    }
+
     /// The error for a message that the queue of this link refuses.
     pub(crate) fn exceeds_limits(&self, link: &Link, frames: &[impl Frame]) -> Error {
         let peer = link.state().name.clone();

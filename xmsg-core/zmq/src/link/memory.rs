@@ -187,6 +187,11 @@ impl MemoryBudget {
         self.used().saturating_add(bytes) <= self.0.limit
     }
 
+    /// Returns whether `bytes` more would leave half of the memory free.
+    pub(crate) fn is_half_free(&self, bytes: usize) -> bool {
+        self.used().saturating_add(bytes) <= self.0.limit / 2
+    }
+
     /// Returns whether there is room for `bytes` more, without claiming it. If there is none, the connection
     /// that holds most is ended.
     #[must_use]
@@ -491,6 +496,14 @@ impl Claim {
         self.count(bytes);
         self.weigh(weight);
         !is_more || self.budget.has_room(0) || self.budget.end_largest(self.id, weight)
+    }
+
+    /// Changes the size of the claim to `bytes` for memory that another claim counts until now. It ends no
+    /// connection, and takes no lock.
+    #[inline]
+    pub(crate) fn transfer(&mut self, bytes: usize) {
+        debug_assert_eq!(self.id, NOBODY, "the holder of a claim has to be found by its size");
+        self.count(bytes);
     }
 
     fn enter(&mut self, bytes: usize) {

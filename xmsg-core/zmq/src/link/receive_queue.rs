@@ -3,10 +3,14 @@
 //! The messages of each peer wait in a queue of their own. The addresses are served in round robin, and so
 //! are the peers of each address. If one peer sends much, the others wait for one of its messages (or
 //! batches) at a time, and not for all of them.
+//!
+//! What waits here is claimed in the memory budget of the socket. A connection claims what it reads; once a
+//! batch is in the queue, the connection claims it no more, and the queue does.
 
 mod numbered;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -17,6 +21,7 @@ use tokio::task::coop;
 use self::numbered::Numbered;
 use crate::Multipart;
 use crate::link::buffer::Slab;
+use crate::link::memory::{Claim, MemoryBudget};
 use crate::link::source::Source;
 use crate::lock::lock;
 use xmsg_zmtp::walk_message;
@@ -24,6 +29,8 @@ use xmsg_zmtp::walk_message;
 /// A batch of at most this many bytes is always accepted from a peer for which nothing is queued. So a peer
 /// that sends little need not wait for those that fill the queue.
 const ALWAYS: usize = 4 << 10;
+/// The step in bytes in which the claim of the queue changes. A queue that holds less claims nothing.
+const CLAIM_STEP: usize = 64 << 10;
 
 /// Whole messages of one peer, one after another, as they arrived.
 #[derive(Debug)]
@@ -55,6 +62,15 @@ impl Batch {
     fn apart(from: Bytes, wire: Bytes) -> Self {
         let memory = wire.len();
         Self { from, wire, memory, slab: None, charge: memory }
+    }
+
+    /// The number of its messages.
+    fn messages(&self) -> u64 {
+        let (mut messages, mut end) = (0, 0);
+        while let Some(next) = walk_message(&self.wire, end, |_| {}) {
+            (messages, end) = (messages + 1, next);
+        }
+        messages
     }
 
     /// The bytes that are freed once all of it was taken.
@@ -95,6 +111,8 @@ struct State {
     /// The bytes of memory that are kept alive by what is queued, or passed to the receiver as a batch and
     /// not yet processed.
     bytes: usize,
+    /// Claims `bytes` in the memory budget.
+    claim: Option<Claim>,
     /// The number of lines that were created.
     lines: u64,
     /// The bytes of the batch that the receiver took last.
@@ -108,6 +126,18 @@ struct State {
 }
 
 impl State {
+    /// Claims what is queued now. No connection is ended for that: its own claim falls by as much, or it asks
+    /// for more itself.
+    #[inline]
+    fn claim(&mut self) {
+        let bytes = self.bytes / CLAIM_STEP * CLAIM_STEP;
+        if let Some(claim) = &mut self.claim
+            && claim.bytes() != bytes
+        {
+            claim.transfer(bytes);
+        }
+    }
+
     fn join(&mut self, peer: &Bytes, source: &Source) -> usize {
         if let Some(number) = self.waiting.numbers.get(peer).copied()
             && let Some(waiting) = self.waiting.get_mut(number)
@@ -171,6 +201,7 @@ impl State {
                 let group = waiting.group;
                 self.queue(group, number);
             }
+            self.claim();
         }
         std::mem::take(&mut self.receivers)
     }
@@ -184,6 +215,7 @@ impl State {
         self.bytes = self.bytes - last.charge + message.charge;
         *last = message;
         self.conflated += 1;
+        self.claim();
         Ok(std::mem::take(&mut self.receivers))
     }
 
@@ -255,6 +287,10 @@ pub(crate) struct PeerQueue<'a> {
     number: usize,
     /// Differs from that of every other line.
     id: u64,
+    /// Whether we connect to the peer. It is then our own choice, and nothing of it is lost here.
+    is_chosen: bool,
+    /// The number of messages that were lost because the connection ended while they waited for room.
+    lost: AtomicU64,
 }
 
 impl Drop for PeerQueue<'_> {
@@ -263,7 +299,7 @@ impl Drop for PeerQueue<'_> {
     }
 }
 
-/// A batch that waits for room. If it is dropped, the batch is queued nevertheless.
+/// A batch that waits for room. If it is dropped, the batch is queued nevertheless, unless memory is scarce.
 struct Held<'a> {
     line: &'a PeerQueue<'a>,
     batch: Option<Batch>,
@@ -271,10 +307,20 @@ struct Held<'a> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        if self.batch.is_some() {
-            let receivers = self.line.receive_queue.state().put(self.line.number, self.batch.take());
-            receivers.into_iter().for_each(Waker::wake);
+        let Some(batch) = self.batch.take() else { return };
+        let PeerQueue { receive_queue, number, .. } = *self.line;
+        let mut state = receive_queue.state();
+        // Nothing of a peer that is ended for its memory may stay. What stays belongs to no connection that
+        // could be ended for it, so it must not fill the budget, however many connections come and go. After
+        // the socket was closed, nothing more is read.
+        if !self.line.is_chosen && !state.closed && !receive_queue.memory.is_half_free(batch.charge) {
+            drop(state);
+            self.line.lost.fetch_add(batch.messages(), Ordering::Relaxed);
+            return;
         }
+        let receivers = state.put(number, Some(batch));
+        drop(state);
+        receivers.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -286,6 +332,7 @@ pub(crate) struct ReceiveQueue {
     limit: usize,
     /// Whether only the last message of each peer is kept.
     conflates: bool,
+    memory: MemoryBudget,
     room: Notify,
 }
 
@@ -294,8 +341,9 @@ impl PeerQueue<'_> {
     /// messages keep alive: that of the slab of this connection in which they lie, or their own if there is
     /// no slab. A few bytes of a peer for which nothing is queued are copied, and do not wait.
     ///
-    /// If a reader is cancelled while it waits, what it had read is queued nevertheless, so that nothing that
-    /// was received is lost. So the bound is the mark plus what each connection has read last.
+    /// If a reader is cancelled while it waits, what it had read is queued nevertheless, as long as half of
+    /// the memory budget is free. Otherwise it is [lost](Self::lost). So the bound is the mark plus what each
+    /// connection has read last, and no more than the budget has.
     pub(crate) async fn push(&self, from: &Bytes, wire: Bytes, slab: Option<Slab>) {
         let receive_queue = self.receive_queue;
         if receive_queue.state().closed {
@@ -358,6 +406,17 @@ impl PeerQueue<'_> {
         Bytes::copy_from_slice(&wire[last..end])
     }
 
+    /// Notes that we connect to the peer, so that nothing of it is ever lost here.
+    pub(crate) fn choose(&mut self) {
+        self.is_chosen = true;
+    }
+
+    /// Returns the number of messages that were lost because the connection ended while they waited for room
+    /// and memory was scarce.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
     /// Queues a whole message at once, even if the queue is at its mark.
     pub(crate) fn put(&self, from: &Bytes, wire: Bytes) {
         let mut state = self.receive_queue.state();
@@ -374,7 +433,14 @@ impl PeerQueue<'_> {
 
 impl ReceiveQueue {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { state: Mutex::default(), limit, conflates: false, room: Notify::new() }
+        let memory = MemoryBudget::default();
+        Self { state: Mutex::default(), limit, conflates: false, memory, room: Notify::new() }
+    }
+
+    /// Claims what is queued in this budget.
+    pub(crate) fn claiming(self, memory: &MemoryBudget) -> Self {
+        self.state().claim = Some(memory.claim_shared());
+        Self { memory: memory.clone(), ..self }
     }
 
     /// Sets whether only the last message of each peer is kept.
@@ -396,7 +462,13 @@ impl ReceiveQueue {
     pub(crate) fn line(&self, peer: &Bytes, source: &Source) -> PeerQueue<'_> {
         let mut state = self.state();
         state.lines += 1;
-        PeerQueue { receive_queue: self, number: state.join(peer, source), id: state.lines }
+        PeerQueue {
+            receive_queue: self,
+            number: state.join(peer, source),
+            id: state.lines,
+            is_chosen: false,
+            lost: AtomicU64::new(0),
+        }
     }
 
     /// Puts batches that were taken back to the front, in order. They are copied, because it is not known
@@ -409,6 +481,7 @@ impl ReceiveQueue {
             state.bytes += batch.charge;
             state.first.push_front(batch);
         }
+        state.claim();
     }
 
     /// Returns all queued batches in their encoding.
@@ -466,6 +539,7 @@ impl ReceiveQueue {
 
     fn release(&self, state: &mut State, bytes: usize) {
         state.bytes -= bytes;
+        state.claim();
         if state.crowded && state.bytes <= self.limit / 2 {
             state.crowded = false;
             self.room.notify_waiters();
@@ -485,244 +559,5 @@ impl ReceiveQueue {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-
-    use super::*;
-    use xmsg_zmtp::encode_message;
-
-    fn wire(texts: &[&str]) -> Bytes {
-        let mut out = bytes::BytesMut::new();
-        for text in texts {
-            encode_message(&mut out, &[text]);
-        }
-        out.freeze()
-    }
-
-    fn line<'a>(receive_queue: &'a ReceiveQueue, peer: &'static str, address: &str) -> PeerQueue<'a> {
-        receive_queue.line(&Bytes::from_static(peer.as_bytes()), &Source::of(&format!("192.0.2.{address}:1")))
-    }
-
-    #[tokio::test]
-    async fn each_address_and_each_peer_of_it_has_its_turn() {
-        let receive_queue = ReceiveQueue::new(20 + HELD);
-        let next = || std::future::poll_fn(|cx| receive_queue.poll_next(cx));
-        let [flood, other, neighbour, stranger] =
-            [("flood", "1"), ("other", "1"), ("neighbour", "1"), ("stranger", "2")]
-                .map(|(peer, address)| line(&receive_queue, peer, address));
-        let nobody = Bytes::new();
-        flood.push(&nobody, wire(&["f1", "f2", "f3", "f4", "f5"]), None).await;
-        let mut more = Box::pin(flood.push(&nobody, wire(&["f6"]), None));
-        assert!(futures::poll!(&mut more).is_pending(), "the queue is full");
-        // Nothing is queued for the other peers, so they need not wait for room.
-        other.push(&nobody, wire(&["o1", "o2"]), None).await;
-        stranger.push(&nobody, wire(&["s1", "s2"]), None).await;
-        let mut second = Box::pin(other.push(&nobody, wire(&["o3"]), None));
-        assert!(futures::poll!(&mut second).is_pending());
-        neighbour.push(&nobody, wire(&["n1"]), None).await;
-        for expected in ["f1", "s1", "o1", "s2", "n1", "f2", "o2", "f3", "f4", "f5"] {
-            assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
-        }
-        second.await;
-        more.await;
-        for expected in ["o3", "f6"] {
-            assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
-        }
-        flood.push(&nobody, wire(&["last"]), None).await;
-        drop((flood, other, neighbour, stranger));
-        assert_eq!(next().await.unwrap().1, Multipart::from(["last"]));
-        let state = receive_queue.state();
-        assert!(
-            state.waiting.numbers.is_empty() && state.groups.numbers.is_empty() && state.turns.is_empty()
-        );
-        assert_eq!(state.bytes, 0);
-    }
-
-    #[tokio::test]
-    async fn what_a_peer_sends_over_one_connection_after_another_stays_in_order() {
-        let receive_queue = ReceiveQueue::new(100 + HELD);
-        let next = || std::future::poll_fn(|cx| receive_queue.poll_next(cx));
-        let nobody = Bytes::new();
-        let old = line(&receive_queue, "me", "1");
-        old.push(&nobody, wire(&["1", "2"]), None).await;
-        let new = line(&receive_queue, "me", "2");
-        new.push(&nobody, wire(&["3"]), None).await;
-        drop(old);
-        for expected in ["1", "2", "3"] {
-            assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
-        }
-    }
-
-    #[tokio::test]
-    async fn messages_come_in_order_and_a_full_queue_waits() {
-        let receive_queue = ReceiveQueue::new(8 + HELD);
-        let next = || std::future::poll_fn(|cx| receive_queue.poll_next(cx));
-        let nobody = Bytes::new();
-        let line = line(&receive_queue, "somebody", "1");
-        line.push(&nobody, wire(&["aa", "bb"]), None).await;
-        let mut second = std::pin::pin!(line.push(&nobody, wire(&["cc"]), None));
-        assert!(futures::poll!(&mut second).is_pending(), "8 of 8 bytes are taken");
-        for expected in ["aa", "bb"] {
-            assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
-        }
-        second.await;
-        receive_queue.close();
-        assert_eq!(next().await.unwrap().1, Multipart::from(["cc"]));
-        assert_eq!(next().await, None);
-    }
-
-    #[tokio::test]
-    async fn what_was_read_is_in_the_queue_when_its_reader_is_ended() {
-        let receive_queue = ReceiveQueue::new(4 + HELD);
-        let next = || std::future::poll_fn(|cx| receive_queue.poll_next(cx));
-        let nobody = Bytes::new();
-        let line = line(&receive_queue, "somebody", "1");
-        line.push(&nobody, wire(&["aa"]), None).await;
-        {
-            let mut push = std::pin::pin!(line.push(&nobody, wire(&["bb"]), None));
-            assert!(futures::poll!(&mut push).is_pending());
-            receive_queue.close();
-        }
-        assert_eq!(receive_queue.waiting(), [wire(&["aa"]), wire(&["bb"])]);
-        // What arrives after the end is dropped.
-        line.push(&nobody, wire(&["cc"]), None).await;
-        for expected in ["aa", "bb"] {
-            assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
-        }
-        assert_eq!(next().await, None);
-    }
-
-    #[tokio::test]
-    async fn a_batch_counts_until_the_next_one_is_asked_for() {
-        let receive_queue = ReceiveQueue::new(8 + HELD);
-        let next = || std::future::poll_fn(|cx| receive_queue.poll_batch(cx));
-        let nobody = Bytes::new();
-        let line = line(&receive_queue, "somebody", "1");
-        line.push(&nobody, wire(&["aa", "bb"]), None).await;
-        let mut second = std::pin::pin!(line.push(&nobody, wire(&["cc"]), None));
-        assert!(futures::poll!(&mut second).is_pending(), "8 of 8 bytes are taken");
-        assert_eq!(next().await, Some((wire(&["aa", "bb"]), 8)));
-        assert!(futures::poll!(&mut second).is_pending(), "they are being taken apart");
-        assert!(futures::poll!(std::pin::pin!(next())).is_pending());
-        second.await;
-        assert_eq!(next().await, Some((wire(&["cc"]), 4)));
-        receive_queue.close();
-        assert_eq!(next().await, None);
-    }
-
-    fn counted(receive_queue: &ReceiveQueue) -> usize {
-        receive_queue.state().bytes
-    }
-
-    /// The memory that is kept alive by what is queued. Each slab counts once.
-    fn kept_alive(receive_queue: &ReceiveQueue) -> usize {
-        let state = receive_queue.state();
-        let mut slabs = HashMap::new();
-        let lines = state.waiting.things.iter().flatten().flat_map(|waiting| &waiting.batches);
-        let of = |batch: &Batch| match batch.slab {
-            Some(slab) => slabs.insert((slab.line, slab.serial), batch.memory).map_or(batch.memory, |_| 0),
-            None => batch.memory,
-        };
-        state.first.iter().chain(lines).map(of).sum()
-    }
-
-    #[tokio::test]
-    async fn slabs_count_as_long_as_a_slice_of_them_waits() {
-        const SLAB: usize = 128 << 10;
-        let receive_queue = ReceiveQueue::new(8 * SLAB);
-        let next = || std::future::poll_fn(|cx| receive_queue.poll_next(cx));
-        let nobody = Bytes::new();
-        let [line, again] = [(); 2].map(|()| line(&receive_queue, "somebody", "1"));
-        let short = || {
-            let mut out = bytes::BytesMut::new();
-            encode_message(&mut out, &[vec![7; SLAB / 16]]);
-            out.freeze()
-        };
-        let slab = |serial| Some(Slab { serial, size: SLAB });
-        // There is one short message in each slab.
-        for serial in 0..8 {
-            assert!(futures::poll!(std::pin::pin!(line.push(&nobody, short(), slab(serial)))).is_ready());
-        }
-        let mut waits = Box::pin(line.push(&nobody, short(), slab(8)));
-        assert!(futures::poll!(&mut waits).is_pending(), "eight slabs are kept alive, and that is the mark");
-        drop(waits);
-        assert_eq!(
-            (counted(&receive_queue), kept_alive(&receive_queue)),
-            (9 * SLAB, 9 * SLAB),
-            "what was read is there"
-        );
-        for left in (0..9).rev() {
-            next().await.unwrap();
-            assert_eq!(counted(&receive_queue), left * SLAB);
-        }
-
-        // Many messages in one slab count once.
-        for _ in 0..16 {
-            assert!(futures::poll!(std::pin::pin!(line.push(&nobody, short(), slab(9)))).is_ready());
-        }
-        assert_eq!(counted(&receive_queue), SLAB);
-        // The same serial number identifies another slab on another connection.
-        again.push(&nobody, short(), slab(9)).await;
-        assert_eq!(counted(&receive_queue), 2 * SLAB);
-        for _ in 0..15 {
-            next().await.unwrap();
-        }
-        assert_eq!(counted(&receive_queue), 2 * SLAB, "one of each is still there");
-        next().await.unwrap();
-        next().await.unwrap();
-        assert_eq!(counted(&receive_queue), 0);
-
-        // What is put back keeps no more memory alive than its own length.
-        let large = Bytes::from(vec![0; SLAB]).slice(..10);
-        receive_queue.put_back([large].into_iter());
-        assert_eq!((counted(&receive_queue), receive_queue.waiting()[0].len()), (10, 10));
-    }
-
-    /// However messages arrive, and however they are taken, never is more memory kept alive than is counted.
-    #[tokio::test]
-    async fn what_is_kept_alive_is_never_more_than_the_mark_and_the_last_read() {
-        use crate::link::buffer::ReceiveBuffer;
-        const MARK: usize = 256 << 10;
-        const LARGEST: usize = 128 << 10;
-        let mut seed = 1_u64;
-        let mut random = |below: usize| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (seed >> 33) as usize % below
-        };
-        let receive_queue = ReceiveQueue::new(MARK);
-        let next = || std::future::poll_fn(|cx| receive_queue.poll_batch(cx));
-        let nobody = Bytes::new();
-        let peers = ["1", "2", "3"].map(|address| line(&receive_queue, "somebody", address));
-        let mut buffers = [(); 3].map(|()| ReceiveBuffer::default());
-        let (mut most, mut full) = (0, 0);
-        for _ in 0..20_000 {
-            // A task that never runs out of messages has to yield.
-            tokio::task::yield_now().await;
-            let peer = random(3);
-            let (buffer, line) = (&mut buffers[peer], &peers[peer]);
-            let mut bytes = bytes::BytesMut::new();
-            encode_message(&mut bytes, &[vec![7; random(9_000)]]);
-            let mut stream = &bytes[..];
-            while !stream.is_empty() {
-                buffer.read(&mut stream, 0).await.unwrap();
-            }
-            let slab = buffer.slab();
-            let wire = buffer.input.split().freeze();
-            if random(4) > 0 {
-                let push = std::pin::pin!(line.push(&nobody, wire, Some(slab)));
-                assert!(futures::poll!(push).is_ready(), "there is room");
-            }
-            let (counts, alive) = (counted(&receive_queue), kept_alive(&receive_queue));
-            assert!(alive <= counts, "{alive} bytes are kept alive, and {counts} count");
-            most = most.max(counts);
-            full += usize::from(counts >= MARK);
-            while counted(&receive_queue) >= MARK || (random(3) == 0 && !receive_queue.waiting().is_empty()) {
-                if futures::poll!(std::pin::pin!(next())).is_pending() {
-                    break;
-                }
-            }
-        }
-        assert!(most <= MARK + LARGEST, "{most} bytes");
-        assert!(full > 100 && most > MARK, "the mark was reached {full} times");
-    }
-}
+#[path = "receive_queue_tests.rs"]
+mod tests;
