@@ -224,7 +224,7 @@ impl Hub {
     }
 
     pub(crate) fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Option<Multipart>> {
-        self.receive_queue.poll_next_as(cx, |_, message| message)
+        self.receive_queue.poll_next_as(cx, |_, message| message, |message: Multipart| message.detached())
     }
 
     /// Why there is no connection to the peer that the socket connects to, if that is known.

@@ -1,6 +1,6 @@
 //! A multipart message of ZeroMQ: one or more frames.
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use xmsg_zmtp::walk_message;
@@ -32,6 +32,16 @@ impl Multipart {
         }
         // There are exactly `N` frames, so the default is never used.
         Some(std::array::from_fn(|_| frames.next().unwrap_or_default()))
+    }
+
+    /// Returns a copy in memory of its own, whose frames keep nothing else alive.
+    pub(crate) fn detached(&self) -> Self {
+        let mut copy = BytesMut::with_capacity(self.0.iter().map(Bytes::len).sum());
+        let frames = self.0.iter().map(|frame| {
+            copy.extend_from_slice(frame);
+            copy.split().freeze()
+        });
+        Self(frames.collect())
     }
 
     /// Takes the message at the front of `wire`, which contains whole encoded messages as the engine returns

@@ -20,8 +20,10 @@ use tokio::task::coop;
 
 use self::numbered::Numbered;
 use crate::Multipart;
+use crate::hub::SHARE_MAX;
 use crate::link::buffer::Slab;
 use crate::link::memory::{Claim, MemoryBudget};
+use crate::link::send_queue::SHARE_MIN;
 use crate::link::source::Source;
 use crate::lock::lock;
 use xmsg_zmtp::walk_message;
@@ -31,6 +33,9 @@ use xmsg_zmtp::walk_message;
 const ALWAYS: usize = 4 << 10;
 /// The step in bytes in which the claim of the queue changes. A queue that holds less claims nothing.
 const CLAIM_STEP: usize = 64 << 10;
+/// While no more than this many bytes wait in all send queues of the budget, messages are passed on as they
+/// lie in the slab of their connection. What they keep alive is then at most 64 MiB.
+const LITTLE_WAITS: usize = 4 << 20;
 
 /// Whole messages of one peer, one after another, as they arrived.
 #[derive(Debug)]
@@ -493,30 +498,46 @@ impl ReceiveQueue {
 
     /// Returns the next message and the identity of its sender, or `None` once the queue is closed and empty.
     pub(crate) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<(Bytes, Multipart)>> {
-        self.poll_next_as(cx, |from, message| (from.clone(), message))
+        let detach = |(from, message): (Bytes, Multipart)| (from, message.detached());
+        self.poll_next_as(cx, |from, message| (from.clone(), message), detach)
     }
 
     /// Returns the next message as `make` returns it from sender and message, or `None` once the queue is
-    /// closed and empty. What is not needed is not copied.
+    /// closed and empty. What is not needed is not copied. If the message would [pin](Self::pins) much memory
+    /// wherever it is passed on to, `detach` returns it in memory of its own.
     pub(crate) fn poll_next_as<T>(
         &self,
         cx: &mut Context<'_>,
         make: impl Fn(&Bytes, Multipart) -> T,
+        detach: impl FnOnce(T) -> T,
     ) -> Poll<Option<T>> {
         let mut state = self.state();
         loop {
-            let mut found = None;
+            let (mut found, mut pins) = (None, false);
             let freed = state.take_turn(|batch| {
+                let before = batch.wire.len();
                 // Bytes that are not a message are dropped.
                 found = Multipart::take(&mut batch.wire).map(|message| make(&batch.from, message));
+                pins = self.pins(before - batch.wire.len(), batch.memory);
                 batch.freed()
             });
             let Some(freed) = freed else { return state.wait(cx) };
             self.release(&mut state, freed);
-            if found.is_some() {
-                return Poll::Ready(found);
+            if let Some(found) = found {
+                drop(state);
+                return Poll::Ready(Some(if pins { detach(found) } else { found }));
             }
         }
+    }
+
+    /// Whether a message of `len` bytes keeps too much more memory alive than its length. It may be passed on
+    /// to a send queue, which copies short frames, and counts only the length of long ones. As long as little
+    /// waits in the send queues of the budget, a message may keep 16 times its length alive, and then twice.
+    #[inline]
+    fn pins(&self, len: usize, memory: usize) -> bool {
+        len >= SHARE_MIN
+            && len < memory / 2
+            && (len < memory / SHARE_MAX || self.memory.queues().bytes() > LITTLE_WAITS)
     }
 
     /// Returns the next batch of messages that lie together, and the size of the memory in which they lie.

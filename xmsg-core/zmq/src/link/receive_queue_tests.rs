@@ -286,3 +286,39 @@ async fn what_waits_is_claimed_and_lost_with_its_connection_if_memory_is_scarce(
     drop(receive_queue);
     assert_eq!(memory.claimed(), 0);
 }
+
+/// A send queue counts the frames that it holds, and not the slab in which they lie.
+#[tokio::test]
+async fn what_is_passed_on_keeps_little_more_alive_than_its_length() {
+    use crate::link::send_queue::{HighWaterMark, SendQueue};
+    let memory = MemoryBudget::default();
+    let receive_queue = ReceiveQueue::new(64 << 20).claiming(&memory);
+    let nobody = Bytes::new();
+    let line = line(&receive_queue, "somebody", "1");
+    let mut serial = 0;
+    // Whether a message of this length still lies in its slab when it is received.
+    let mut is_shared = async |len: usize, size: usize| {
+        let mut slab = bytes::BytesMut::with_capacity(size);
+        encode_message(&mut slab, &[vec![1; len / 2], vec![2; len / 2]]);
+        slab.resize(size, 0);
+        let slab = slab.freeze();
+        let end = walk_message(&slab, 0, |_| {}).unwrap();
+        serial += 1;
+        line.push(&nobody, slab.slice(..end), Some(Slab { serial, size })).await;
+        let (_, message) = std::future::poll_fn(|cx| receive_queue.poll_next(cx)).await.unwrap();
+        assert_eq!(message, Multipart::from([vec![1; len / 2], vec![2; len / 2]]));
+        message.frames().iter().all(|frame| slab.as_ptr_range().contains(&frame.as_ptr()))
+    };
+    const KIB: usize = 1 << 10;
+    assert!(!is_shared(9 * KIB, 2048 * KIB).await, "it would keep 200 times its length alive");
+    assert!(!is_shared(100 * KIB, 2048 * KIB).await);
+    assert!(is_shared(200 * KIB, 2048 * KIB).await && is_shared(9 * KIB, 128 * KIB).await);
+    assert!(is_shared(KIB, 128 * KIB).await, "a send queue copies it anyway");
+
+    let slow = SendQueue::with_memory_counter(HighWaterMark::bytes(64 << 20), memory.queues().clone());
+    slow.try_push(&[Bytes::from(vec![7; LITTLE_WAITS])]).unwrap();
+    assert!(!is_shared(200 * KIB, 2048 * KIB).await && !is_shared(9 * KIB, 128 * KIB).await);
+    assert!(is_shared(1100 * KIB, 2048 * KIB).await && is_shared(70 * KIB, 128 * KIB).await);
+    slow.clear();
+    assert!(is_shared(9 * KIB, 128 * KIB).await, "nothing waits any more");
+}

@@ -46,7 +46,7 @@ use crate::lock::lock;
 use xmsg_zmtp::{MessageLimits, encode_frame, encode_frame_header, encoded_len};
 
 /// Frames of at least this length are queued without a copy.
-const SHARE_MIN: usize = 8 << 10;
+pub(crate) const SHARE_MIN: usize = 8 << 10;
 /// The approximate length of a chunk of copied messages.
 const TAIL_LEN: usize = 64 << 10;
 /// Extra room in a chunk for the message that exceeds [`TAIL_LEN`].
