@@ -263,19 +263,23 @@ impl Subscription {
                     let (messages, found) = before_marker(&batch, draining.topic.as_bytes());
                     match found {
                         Some(Found::Answer) => draining.confirmed.notify_one(),
-                        Some(Found::Marker) => self.stop(),
+                        // The marker may have been sent several times. What is left in the queue can only be
+                        // its repetitions, which are nobody's messages.
+                        Some(Found::Marker) => {
+                            draining.sending = None;
+                            self.socket.stop();
+                        }
                         None => {}
                     }
                     if !messages.is_empty() {
                         return Poll::Ready(Some((messages, memory)));
                     }
                 }
-                Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Pending if given_up => {
+                Poll::Pending if !given_up => return Poll::Pending,
+                Poll::Ready(None) | Poll::Pending => {
                     self.stop();
                     return Poll::Ready(None);
                 }
-                Poll::Pending => return Poll::Pending,
             }
         }
     }
@@ -386,6 +390,7 @@ mod tests {
     use bytes::BytesMut;
 
     use super::*;
+    use xmsg_zmq::{Endpoint, Publisher, SocketOptions};
     use xmsg_zmtp::encode_message;
 
     fn wire(messages: &[&[&str]]) -> Bytes {
@@ -394,6 +399,31 @@ mod tests {
             encode_message(&mut out, frames);
         }
         out.freeze()
+    }
+
+    /// On a loaded machine, the marker is repeated before the first one has come back.
+    #[tokio::test]
+    async fn a_marker_that_comes_several_times_is_no_message() {
+        let publisher = Publisher::new(SocketOptions::default());
+        let endpoint = publisher.bind(&Endpoint::tcp("127.0.0.1", 0)).await.unwrap();
+        let socket = Subscriber::new(SocketOptions::default());
+        socket.subscribe("").unwrap();
+        socket.connect(endpoint);
+        publisher.wait_for_subscriber(b"a").await.unwrap();
+        let mut subscription = Subscription::new(socket, vec![Topic::wrap("a")], Marker::default());
+        subscription.drain();
+        let marker = subscription.draining.as_ref().unwrap().topic.clone();
+        let marker = [marker.as_bytes(), b"", b""].map(Bytes::copy_from_slice);
+        let last = ["a", "", "the last one"].map(Bytes::from);
+        for (count, frames) in [last, marker.clone(), marker.clone(), marker].into_iter().enumerate() {
+            publisher.publish(frames).await.unwrap();
+            while subscription.waiting().count() <= count as u64 {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert_eq!(subscription.next().await.unwrap().unwrap().data(), "the last one");
+        assert!(subscription.next().await.is_none() && subscription.next().await.is_none());
+        assert_eq!(subscription.left(), 0);
     }
 
     #[test]

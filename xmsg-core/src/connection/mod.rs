@@ -652,8 +652,8 @@ impl Connection {
     }
 }
 
-/// Publishes the marker of a subscription that is being drained.
-#[derive(Clone, Debug)]
+/// Publishes the marker of a subscription that is being drained. The default has no connection.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Marker(std::sync::Weak<Inner>);
 
 impl Marker {
