@@ -1,5 +1,6 @@
 //! A whole proxy: three ports, the switch, and the controller.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -24,8 +25,12 @@ use crate::upstream::{Upstream, UpstreamStats};
 
 /// The number of attempts to find a free block of three ports.
 const PORT_ATTEMPTS: usize = 64;
-/// The last first port: three ports must fit.
-const LAST_PORT: u16 = xmsg_core::address::MAX_PROXY_PORT;
+/// The number of these attempts at random ones of the quiet ports. In the others, the kernel chooses the first.
+const QUIET_ATTEMPTS: usize = 48;
+/// The ports below those that outgoing connections use by default on Linux. The kernel would choose from the
+/// same range as for connections: with thousands of them, a neighbour is nearly always taken, and one of them
+/// may take a port of a proxy while it is restarted.
+const QUIET_PORTS: std::ops::Range<u16> = 10_240..32_700;
 
 /// A proxy to be: options, each with a documented default in [`Config`].
 #[derive(Clone, Debug)]
@@ -415,39 +420,49 @@ fn router(config: &Config, admission: &Admission, violations: &Violations) -> Ro
     )
 }
 
-/// Binds the three ports. With port 0 it searches three consecutive free ones.
+/// Binds the three ports. With port 0, searches for three free ones in a row.
 async fn bind(address: &str, config: &Config, router: &Router) -> Result<(ProxyAddress, Listener, Listener)> {
-    let any = address.strip_suffix(":0");
-    for attempt in 1.. {
-        let (first, wanted) = match any {
-            None => {
-                let wanted: ProxyAddress = address.parse()?;
-                let endpoint = Endpoint::tcp(wanted.host(), wanted.publish_port());
-                (Listener::bind(&endpoint, config.accepted_tcp()).await?, wanted)
-            }
-            Some(host) => {
-                let host = host.trim_start_matches('[').trim_end_matches(']');
-                let first = Listener::bind(&Endpoint::tcp(host, 0), config.accepted_tcp()).await?;
-                let Endpoint::Tcp { port, .. } = *first.endpoint() else { continue };
-                if port > LAST_PORT {
-                    continue;
-                }
-                (first, ProxyAddress::new(host, port)?)
-            }
+    let Some(host) = address.strip_suffix(":0") else {
+        let wanted: ProxyAddress = address.parse()?;
+        let endpoint = Endpoint::tcp(wanted.host(), wanted.publish_port());
+        let first = Listener::bind(&endpoint, config.accepted_tcp()).await?;
+        let second = bind_others(&wanted, config, router).await?;
+        return Ok((wanted, first, second));
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let mut failure = None;
+    for attempt in 0..PORT_ATTEMPTS {
+        let port = if attempt < QUIET_ATTEMPTS { quiet_port() } else { 0 };
+        let attempt = async {
+            let first = Listener::bind(&Endpoint::tcp(host, port), config.accepted_tcp()).await?;
+            let Endpoint::Tcp { port, .. } = *first.endpoint() else {
+                return Err(Error::new(ErrorKind::InvalidAddress, "no TCP port"));
+            };
+            let chosen = ProxyAddress::new(host, port)?;
+            let second = bind_others(&chosen, config, router).await?;
+            Ok((chosen, first, second))
         };
-        let rest = async {
-            let endpoint = |port| Endpoint::tcp(wanted.host(), port);
-            let second = Listener::bind(&endpoint(wanted.subscribe_port()), config.accepted_tcp()).await?;
-            router.bind(&endpoint(wanted.control_port())).await?;
-            Ok::<_, Error>(second)
-        };
-        match rest.await {
-            Ok(second) => return Ok((wanted, first, second)),
-            Err(_) if any.is_some() && attempt < PORT_ATTEMPTS => {}
-            Err(error) => return Err(error),
+        match attempt.await {
+            Ok(bound) => return Ok(bound),
+            Err(error) => failure = Some(error),
         }
     }
-    Err(Error::new(ErrorKind::InvalidAddress, "no three free ports in a row"))
+    Err(failure.unwrap_or_else(|| Error::new(ErrorKind::InvalidAddress, "no three free ports in a row")))
+}
+
+/// Binds the second and the third port.
+async fn bind_others(wanted: &ProxyAddress, config: &Config, router: &Router) -> Result<Listener> {
+    let endpoint = |port| Endpoint::tcp(wanted.host(), port);
+    let second = Listener::bind(&endpoint(wanted.subscribe_port()), config.accepted_tcp()).await?;
+    router.bind(&endpoint(wanted.control_port())).await?;
+    Ok(second)
+}
+
+/// Returns a random one of the quiet ports.
+fn quiet_port() -> u16 {
+    let random = RandomState::new().build_hasher().finish();
+    let count = u64::from(QUIET_PORTS.end - QUIET_PORTS.start);
+    QUIET_PORTS.start + u16::try_from(random % count).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -455,6 +470,13 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
+
+    #[test]
+    fn quiet_ports_differ_and_leave_room_for_three() {
+        let ports: std::collections::BTreeSet<u16> = (0..100).map(|_| quiet_port()).collect();
+        assert!(ports.len() > 50 && ports.iter().all(|port| QUIET_PORTS.contains(port)));
+        assert!(QUIET_PORTS.end <= xmsg_core::address::MAX_PROXY_PORT);
+    }
 
     #[tokio::test]
     async fn the_end_of_a_critical_task_is_told() {
