@@ -6,7 +6,7 @@ mod common;
 
 use common::terminal::{Terminal, keep};
 use common::{Ended, Running, proxy, within, xmsg};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
@@ -301,6 +301,30 @@ async fn dead_letters_are_listed_sent_again_and_deleted() {
         assert_eq!(ended.text(), writes, "{arguments:?}");
         assert_eq!(within("what was asked", serving).await.unwrap(), asked);
     }
+}
+
+/// A table is drawn once all of its rows are there, so it has a limit. JSON is written page by page.
+#[tokio::test(flavor = "multi_thread")]
+async fn any_number_of_dead_letters_is_listed_in_bounded_memory() {
+    let page = |first: usize| {
+        let letters: Vec<_> = (first..first + 1000)
+            .map(|sequence| json!({ "sequence": sequence, "reason": "r", "headers": {} }))
+            .collect();
+        json!({ "dead": letters }).to_string()
+    };
+    let pages = || (0..11).map(|number| page(1 + 1000 * number)).collect::<Vec<_>>();
+    let (address, serving) = scripted(pages()).await;
+    let ended = xmsg(&["connect", "dead", "a", "--admin", &address]).await;
+    assert!(ended.stderr.contains("only the oldest 10000 are shown"), "{}", ended.stderr);
+    assert_eq!(ended.text().lines().count(), 10_000);
+    assert_eq!(within("what was asked", serving).await.unwrap().len(), 11);
+
+    // A server that repeats its last page is asked no more.
+    let (address, serving) = scripted([pages(), vec![page(10_001)]].concat()).await;
+    let ended = xmsg(&["connect", "dead", "a", "--json", "--admin", &address]).await;
+    assert_eq!(ended.text().lines().count(), 12_000);
+    let asked = within("what was asked", serving).await.unwrap();
+    assert_eq!(asked.last().unwrap(), "GET /connect/outgoing/a/dead?after=11000&limit=1000");
 }
 
 /// An answer can neither send control sequences to the terminal nor block the command.

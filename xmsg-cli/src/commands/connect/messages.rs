@@ -22,6 +22,12 @@ use crate::table;
 
 /// The number of dead letters in one request: the server returns no more.
 const PAGE: usize = 1000;
+/// The maximum number of rows of a table, whose columns are as wide as the longest of all cells, and the
+/// maximum number of bytes in them. JSON is written page by page, without an end.
+const TABLE_ROWS_MAX: usize = 10_000;
+const TABLE_BYTES_MAX: usize = 8 << 20;
+/// The maximum number of dead letters that one command sends again.
+const REVIVED_MAX: usize = 1_000_000;
 /// The properties that are numbers.
 const NUMBERS: [&str; 2] = ["priority", "timestamp"];
 
@@ -109,36 +115,38 @@ pub(super) async fn dead(target: &AdminTarget, arguments: Dead) -> anyhow::Resul
             revive(target, &at, sequence).await?;
             print_count(target, "revived", 1, &format!("the dead letter {sequence} is sent again"))
         }
-        Change { revive_all: true, .. } => {
-            let mut count = 0;
-            // All are listed before the first is sent again, because it may come back.
-            for sequence in all(target, &at).await?.iter().filter_map(sequence_of) {
-                revive(target, &at, sequence)
-                    .await
-                    .with_context(|| format!("{count} are sent again, and then"))?;
-                count += 1;
-            }
-            print_count(target, "revived", count, &format!("sent again: {}", counted(count, "dead letter")))
-        }
+        Change { revive_all: true, .. } => revive_all(target, &at).await,
         Change { discard: Some(sequence), .. } => discard(target, &format!("{at}?sequence={sequence}")).await,
         Change { discard_all: true, .. } => discard(target, &at).await,
-        Change { .. } => show(target, &all(target, &at).await?),
+        Change { .. } if target.json => print(target, &at).await,
+        Change { .. } => show(target, &at).await,
     }
 }
 
-/// Returns all dead letters, the oldest first.
-async fn all(target: &AdminTarget, at: &str) -> anyhow::Result<Vec<Value>> {
-    let (mut letters, mut after) = (Vec::new(), 0);
-    loop {
-        let path = format!("{at}?after={after}&limit={PAGE}");
-        let mut page = target.ask(Method::GET, &path, Bytes::new()).await?;
-        let Value::Array(mut page) = page["dead"].take() else { return Ok(letters) };
-        let (count, last) = (page.len(), page.iter().filter_map(sequence_of).max());
-        letters.append(&mut page);
-        match last {
-            Some(last) if count == PAGE && last > after => after = last,
-            _ => return Ok(letters),
-        }
+/// The dead letters of an outgoing connection, the oldest first, in the pages in which the server returns
+/// them. There may be any number of them.
+struct Pages<'a> {
+    target: &'a AdminTarget,
+    at: &'a str,
+    /// The number after which the next page begins. `None` after the last page.
+    after: Option<u64>,
+}
+
+impl<'a> Pages<'a> {
+    fn new(target: &'a AdminTarget, at: &'a str) -> Self {
+        Self { target, at, after: Some(0) }
+    }
+
+    /// Returns the next page, or `None` after the last one.
+    async fn next(&mut self) -> anyhow::Result<Option<Vec<Value>>> {
+        let Some(after) = self.after.take() else { return Ok(None) };
+        let path = format!("{}?after={after}&limit={PAGE}", self.at);
+        let mut answer = self.target.ask(Method::GET, &path, Bytes::new()).await?;
+        let Value::Array(page) = answer["dead"].take() else { return Ok(None) };
+        // A server that repeats a page is asked no more.
+        let last = page.iter().filter_map(sequence_of).max();
+        self.after = last.filter(|last| page.len() == PAGE && *last > after);
+        Ok(Some(page))
     }
 }
 
@@ -146,20 +154,60 @@ fn sequence_of(letter: &Value) -> Option<u64> {
     letter["sequence"].as_u64()
 }
 
-fn show(target: &AdminTarget, letters: &[Value]) -> anyhow::Result<Exit> {
-    if target.json {
-        let mut output = Output::stdout()?;
-        for letter in letters {
+async fn print(target: &AdminTarget, at: &str) -> anyhow::Result<Exit> {
+    let (mut output, mut pages) = (Output::stdout()?, Pages::new(target, at));
+    while let Some(page) = pages.next().await? {
+        for letter in &page {
             output.json(letter)?;
         }
         output.flush()?;
-        return Ok(Exit::Done);
     }
-    let row = |letter: &Value| {
-        let sequence = sequence_of(letter).map(|sequence| sequence.to_string()).unwrap_or_default();
-        [sequence, letter["reason"].as_str().unwrap_or("-").to_owned(), deaths(letter)]
-    };
-    table::write(["SEQUENCE", "REASON", "X-DEATH"], letters.iter().map(row).collect(), "dead letter")
+    Ok(Exit::Done)
+}
+
+async fn show(target: &AdminTarget, at: &str) -> anyhow::Result<Exit> {
+    let (mut rows, mut bytes, mut pages) = (Vec::new(), 0, Pages::new(target, at));
+    let mut is_full = false;
+    while let Some(page) = pages.next().await? {
+        for letter in &page {
+            let sequence = sequence_of(letter).map(|sequence| sequence.to_string()).unwrap_or_default();
+            let row = [sequence, letter["reason"].as_str().unwrap_or("-").to_owned(), deaths(letter)];
+            bytes += row.iter().map(String::len).sum::<usize>();
+            is_full = rows.len() == TABLE_ROWS_MAX || bytes > TABLE_BYTES_MAX;
+            if is_full {
+                break;
+            }
+            rows.push(row);
+        }
+        if is_full {
+            break;
+        }
+    }
+    let shown = rows.len();
+    let exit = table::write(["SEQUENCE", "REASON", "X-DEATH"], rows, "dead letter")?;
+    if is_full {
+        note(format_args!("only the oldest {shown} are shown: `--json` prints all of them"));
+    }
+    Ok(exit)
+}
+
+async fn revive_all(target: &AdminTarget, at: &str) -> anyhow::Result<Exit> {
+    // All are listed before the first is sent again, because it may come back.
+    let (mut sequences, mut pages) = (Vec::new(), Pages::new(target, at));
+    while sequences.len() < REVIVED_MAX
+        && let Some(page) = pages.next().await?
+    {
+        sequences.extend(page.iter().filter_map(sequence_of));
+    }
+    let mut count = 0;
+    for sequence in sequences {
+        revive(target, at, sequence).await.with_context(|| format!("{count} are sent again, and then"))?;
+        count += 1;
+    }
+    if pages.after.is_some() {
+        note("there are more dead letters: run the command again");
+    }
+    print_count(target, "revived", count, &format!("sent again: {}", counted(count, "dead letter")))
 }
 
 /// Describes what a broker did with the message before, from its header `x-death`, if it came from a queue of
