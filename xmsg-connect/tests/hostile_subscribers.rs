@@ -55,6 +55,7 @@ async fn publish_long(site: &Site, rabbit: &Broker, name: &str, count: u64) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         site.actor.publish(&message("orders", "end")).await.unwrap();
+        rabbit.queue_exists(&queue).await;
         while !rabbit.drain(&queue).await.iter().any(|probe| probe.data.ends_with(b"end")) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

@@ -96,6 +96,13 @@ impl Broker {
         self.eval(&queue_stat(name)).await.parse().expect("a number of messages")
     }
 
+    /// Waits until there is a queue of this name.
+    pub async fn queue_exists(&self, name: &str) {
+        let name = binary(name);
+        let exists = format!("rabbit_amqqueue:exists(rabbit_misc:r(<<\"/\">>, queue, {name}))");
+        self.becomes(&exists, "true").await;
+    }
+
     /// Waits until `len` messages wait in a queue.
     pub async fn queue_reaches(&self, name: &str, len: u64) {
         self.becomes(&queue_stat(name), &len.to_string()).await;
