@@ -69,6 +69,7 @@ mod hub;
 pub mod link;
 mod link_handler;
 pub mod lock;
+pub mod memory_budget;
 mod methods;
 mod multipart;
 mod options;

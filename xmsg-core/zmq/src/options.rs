@@ -11,11 +11,11 @@ use bytes::Bytes;
 
 use crate::fault::CriticalTasks;
 use crate::link::admission::Admission;
-use crate::link::memory::MemoryBudget;
 use crate::link::send_queue::HighWaterMark;
 #[cfg(feature = "socks")]
 use crate::link::socks::SocksProxy;
 use crate::link::violations::Violations;
+use crate::memory_budget::MemoryBudget;
 use crate::request::RequestSettings;
 use crate::router::RouterSettings;
 use crate::security::Security;

@@ -5,9 +5,9 @@ use xmsg_zmtp::{Limits, SocketType};
 
 use crate::Settings;
 use crate::link::Link;
-use crate::link::memory::{Claim, MemoryBudget};
 use crate::link::session::Ended;
 use crate::lock::lock;
+use crate::memory_budget::{Claim, MemoryBudget};
 use crate::role::Role;
 
 /// The maximum number of subscriptions of its peer that a connecting publisher keeps. A proxy may have

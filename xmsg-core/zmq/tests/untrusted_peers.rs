@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use common::{PATIENCE, anywhere, until, within};
 use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::memory_budget::MemoryBudget;
 use xmsg_zmq::{
     Dealer, Device, Endpoint, ErrorKind, HasIdentity, Multipart, Publisher, Pull, Push, Reason, Router,
     SocketEvent, SocketOptions, Subscriber, Violations, XPub, XSub,

@@ -13,12 +13,12 @@ use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::link::memory::{CONNECTION, Claim, MemoryBudget, NoRoom};
 use crate::link::pause::PeerLeft;
 use crate::link::session::now;
 use crate::link::source::network;
 use crate::link::throttle::Throttle;
 use crate::lock::lock;
+use crate::memory_budget::{CONNECTION, Claim, MemoryBudget, NoRoom};
 use crate::security::{Authenticator, Credentials, Verdict};
 
 /// Limits for connections. A connection above one of them is closed at once; the peer may try again later.

@@ -5,12 +5,11 @@ pub(crate) mod addresses;
 pub mod admission;
 pub mod buffer;
 pub mod dead_peer;
+mod decryption;
 pub(crate) mod drop_counter;
 pub mod encoded;
 pub mod ending;
 pub(crate) mod hold;
-pub mod memory;
-mod opening;
 pub mod pause;
 pub(crate) mod prefix_set;
 pub(crate) mod receive_queue;
@@ -29,6 +28,10 @@ pub mod transport;
 pub mod violations;
 pub(crate) mod wait_queue;
 
+/// The old path of what is now a module of the package.
+#[doc(hidden)]
+pub use crate::memory_budget as memory;
+
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -40,10 +43,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::link::drop_counter::DropCounter;
-use crate::link::memory::Claim;
 use crate::link::prefix_set::PrefixSet;
 use crate::link::send_queue::SendQueue;
 use crate::lock::lock;
+use crate::memory_budget::Claim;
 use crate::options::Overflow;
 use crate::subscriptions::{HeldBack, SubscriptionLimitExceeded};
 use xmsg_zmtp::{DroppedCounts, PeerLimits, Principal, Version, Violation};

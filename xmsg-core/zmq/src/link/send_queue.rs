@@ -29,7 +29,7 @@ use tokio::sync::Notify;
 
 pub use amount::{Amount, HighWaterMark};
 use backlog::Backlog;
-pub use backlog::{APART, DropPolicy, PushResult};
+pub use backlog::{APART, DropPolicy, Keep, PushResult};
 use backpressure::Pace;
 pub use discard::Discarded;
 use retained::Retained;
@@ -124,7 +124,7 @@ struct Chunk {
     /// Whether a message ends where this chunk ends.
     ends_message: bool,
     slab_charge: Option<Arc<SlabCharge>>,
-    keep: DropPolicy,
+    keep: Keep,
     /// Increases from chunk to chunk, with gaps.
     number: u64,
 }
@@ -133,15 +133,7 @@ impl Chunk {
     /// A chunk of copied bytes, which stays until it is written.
     fn copied(bytes: Bytes, messages: usize) -> Self {
         let charge = bytes.len();
-        Self {
-            bytes,
-            messages,
-            charge,
-            ends_message: true,
-            slab_charge: None,
-            keep: DropPolicy::Always,
-            number: 0,
-        }
+        Self { bytes, messages, charge, ends_message: true, slab_charge: None, keep: Keep::Always, number: 0 }
     }
 }
 
@@ -419,7 +411,7 @@ impl SendQueue {
     }
 
     /// Waits until everything that was queued so far has been written, or the queue was closed. It works only
-    /// for queues whose messages all [stay](DropPolicy::Always).
+    /// for queues whose messages all [stay](Keep::Always).
     pub async fn flushed(&self) {
         let target = {
             let state = self.state();

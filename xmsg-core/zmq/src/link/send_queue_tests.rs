@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use super::backpressure::{CATCH_UP, SOFT_LIMIT};
 use super::*;
-use crate::link::memory::{MemoryBudget, PeerClaim};
+use crate::memory_budget::{MemoryBudget, PeerClaim};
 use xmsg_zmtp::curve::{Opener, Sealer};
 use xmsg_zmtp::{Frames, encode_message};
 

@@ -26,7 +26,7 @@ use xmsg_zmtp::Header;
 /// The memory of a message in a chunk of its own, in bytes, besides the message itself: chunk, allocation,
 /// and index entry.
 const OWN_CHUNK: usize = 192;
-/// The memory in bytes that is charged when messages have another [`DropPolicy`] than those before them.
+/// The memory in bytes that is charged when messages have another [`Keep`] than those before them.
 pub const APART: usize = OWN_CHUNK;
 /// The mark divided by the portion that the writer takes.
 const PORTION: usize = 4;
@@ -36,19 +36,23 @@ const SUPERSEDED: usize = 64;
 /// How many empty chunks, and index entries of dropped messages, may remain before they are removed.
 const LITTER: usize = 64;
 
-/// What may happen to messages while they wait.
+/// For how long messages are kept in the queue while they wait to be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DropPolicy {
-    /// They stay until they are written.
+pub enum Keep {
+    /// They are kept until they are written: none is dropped.
     #[default]
     Always,
-    /// The oldest are dropped when newer ones need the room.
+    /// They are kept while there is room: the oldest are dropped when newer ones need it.
     WhileRoom,
-    /// The oldest are dropped when newer ones need the room. When the queue is
+    /// They are kept while there is room, and only the newest of each topic: when the queue is
     /// [conflated](SendQueueGuard::conflate), a message is also dropped when there is a newer one with the
     /// same first frame.
     Newest,
 }
+
+/// The old name of [`Keep`], under which programs may know it.
+#[doc(hidden)]
+pub type DropPolicy = Keep;
 
 /// What happened to a message, and to others because of it. `bytes` is the size of the messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,8 +84,8 @@ struct Entry {
 
 #[derive(Debug)]
 pub(super) struct Backlog {
-    /// Applies to the tail and to what is pushed next.
-    pub(super) keep: DropPolicy,
+    /// For how long the messages in the tail, and those that are pushed next, are kept.
+    pub(super) keep: Keep,
     chunks: u64,
     /// The number of empty chunks between the others.
     empty: usize,
@@ -102,7 +106,7 @@ impl Default for Backlog {
     fn default() -> Self {
         let all = Amount { messages: u64::MAX, bytes: u64::MAX };
         Self {
-            keep: DropPolicy::Always,
+            keep: Keep::Always,
             chunks: 0,
             empty: 0,
             first: 0,
@@ -154,7 +158,7 @@ impl State {
             self.backlog.empty -= 1;
         }
         let front = self.chunks.front_mut()?;
-        if front.keep == DropPolicy::Always {
+        if front.keep == Keep::Always {
             return self.chunks.pop_front();
         }
         let backlog = &mut self.backlog;
@@ -188,7 +192,7 @@ impl State {
 
     /// Begins a new chunk, in memory of its own, for messages with another `keep` than before. Returns the
     /// number of bytes that this adds to the memory of the queue.
-    fn change_keep(&mut self, keep: DropPolicy) -> usize {
+    fn change_keep(&mut self, keep: Keep) -> usize {
         let is_empty = self.tail.is_empty();
         self.flush_tail();
         self.tail = BytesMut::new();
@@ -214,7 +218,7 @@ impl State {
         let first = self.backlog.first;
         let mut at = match self.chunks.front() {
             // The writer has put this chunk back.
-            Some(front) if front.number < first && front.keep != DropPolicy::Always => 0,
+            Some(front) if front.number < first && front.keep != Keep::Always => 0,
             _ => self.chunks.partition_point(|chunk| chunk.number < first),
         };
         loop {
@@ -223,13 +227,13 @@ impl State {
                 break;
             }
             if at == self.chunks.len() {
-                if self.tail.is_empty() || self.backlog.keep == DropPolicy::Always {
+                if self.tail.is_empty() || self.backlog.keep == Keep::Always {
                     break;
                 }
                 self.flush_tail();
             }
             let chunk = &mut self.chunks[at];
-            if chunk.is_empty() || chunk.keep == DropPolicy::Always {
+            if chunk.is_empty() || chunk.keep == Keep::Always {
                 at += 1;
                 continue;
             }
@@ -246,7 +250,7 @@ impl State {
             evicted += Amount::new(gone.messages, gone.bytes.len());
             copied += self.discharge(&gone);
             if let Some(index) = &mut self.backlog.index
-                && gone.keep == DropPolicy::Newest
+                && gone.keep == Keep::Newest
             {
                 let hash = index.hasher.hash_one(topic_of(&gone.bytes));
                 if let Ok(entry) = index.entries.find_entry(hash, |entry| entry.number == gone.number) {
@@ -351,7 +355,7 @@ impl State {
         self.enter_newest(topic_of(&message), self.backlog.chunks + 1);
         let charge = message.len() + OWN_CHUNK;
         self.queued += Amount::new(1, charge);
-        self.append(Chunk { charge, keep: DropPolicy::Newest, ..Chunk::copied(message, 1) });
+        self.append(Chunk { charge, keep: Keep::Newest, ..Chunk::copied(message, 1) });
     }
 
     /// Notes in the index that the newest message of this topic will be in the chunk with this number.
@@ -385,7 +389,7 @@ impl State {
             if chunk.is_empty() {
                 continue;
             }
-            if chunk.keep != DropPolicy::Newest {
+            if chunk.keep != Keep::Newest {
                 self.append(chunk);
                 continue;
             }
@@ -419,13 +423,13 @@ impl SendQueue {
 }
 
 impl SendQueueGuard<'_> {
-    /// Sets what may happen to messages pushed from here on, and the mark at which it happens.
-    pub fn set_keep(&mut self, keep: DropPolicy, mark: HighWaterMark) {
+    /// Sets for how long messages that are pushed from here on are kept, and the mark that limits the room.
+    pub fn set_keep(&mut self, keep: Keep, mark: HighWaterMark) {
         if self.state().backlog.keep != keep {
             let added = self.state_mut().change_keep(keep);
             self.enter(added);
         }
-        if keep != DropPolicy::Always {
+        if keep != Keep::Always {
             self.set_portion(mark);
         }
     }
@@ -440,9 +444,9 @@ impl SendQueueGuard<'_> {
         };
     }
 
-    /// Returns what may happen to messages that are pushed now.
+    /// Returns for how long messages that are pushed now are kept.
     #[must_use]
-    pub fn keep(&self) -> DropPolicy {
+    pub fn keep(&self) -> Keep {
         self.state().backlog.keep
     }
 
@@ -454,7 +458,7 @@ impl SendQueueGuard<'_> {
         evicted
     }
 
-    /// Drops all queued messages [that allow it](DropPolicy::Newest) except the newest of each topic. From
+    /// Drops all queued messages [that allow it](Keep::Newest) except the newest of each topic. From
     /// then on, until the queue is empty, such messages have to be pushed with
     /// [`push_newest`](Self::push_newest). Returns the dropped messages, with their own size.
     pub fn conflate(&mut self) -> Amount {
@@ -501,7 +505,7 @@ impl SendQueueGuard<'_> {
         }
         taken.accepted = has_room(self.state()) || self.state().queued.messages == 0;
         if taken.accepted {
-            let added = self.state_mut().change_keep(DropPolicy::Newest);
+            let added = self.state_mut().change_keep(Keep::Newest);
             self.enter(own + added);
             self.state_mut().push_alone(Bytes::copy_from_slice(message));
             self.pushed = true;

@@ -54,7 +54,7 @@ fn of<const N: usize>(expected: [(&str, u8); N]) -> Vec<(String, u8)> {
     expected.map(|(topic, number)| (topic.to_owned(), number)).to_vec()
 }
 
-fn push(send_queue: &SendQueue, keep: DropPolicy, message: &[u8]) {
+fn push(send_queue: &SendQueue, keep: Keep, message: &[u8]) {
     let mut queue = send_queue.lock();
     queue.set_keep(keep, send_queue.mark());
     queue.push_copy(message, 1);
@@ -166,7 +166,7 @@ fn messages_that_the_writer_puts_back_may_go() {
     let memory_counter = Arc::default();
     for number in 0..2 {
         let mut queue = send_queue.lock();
-        queue.set_keep(DropPolicy::WhileRoom, mark);
+        queue.set_keep(Keep::WhileRoom, mark);
         queue.push_slice(message("t", number), 1, &SlabCharge::new(&memory_counter, LEN));
     }
     {
@@ -190,7 +190,7 @@ fn a_slab_is_charged_until_the_last_part_of_its_slice_has_gone() {
     let wire: Vec<u8> = (0..3).flat_map(|number| message("t", number)).collect();
     {
         let mut queue = send_queue.lock();
-        queue.set_keep(DropPolicy::WhileRoom, mark);
+        queue.set_keep(Keep::WhileRoom, mark);
         queue.push_slice(wire.into(), 3, &SlabCharge::new(&memory_counter, 4096));
         assert_eq!(queue.make_room(Amount::new(2, 1), mark), Amount::new(2, 2 * LEN));
         assert_eq!(queue.queued(), Amount::new(1, 4096));
@@ -203,7 +203,7 @@ fn a_slab_is_charged_until_the_last_part_of_its_slice_has_gone() {
 fn what_may_go_shares_no_memory_with_what_stays() {
     let (send_queue, _) = send_queue(1 << 20);
     // The chunk has capacity for more than the first five messages.
-    for (keep, count) in [(DropPolicy::Always, 5), (DropPolicy::WhileRoom, 1), (DropPolicy::Newest, 1)] {
+    for (keep, count) in [(Keep::Always, 5), (Keep::WhileRoom, 1), (Keep::Newest, 1)] {
         for number in 0..count {
             push(&send_queue, keep, &message("t", number));
         }
@@ -222,7 +222,7 @@ fn what_has_gone_leaves_little_behind() {
     const MANY: u32 = 5000;
     let (send_queue, mark) = send_queue(20 * ALONE);
     // No message is dropped from in front of this one.
-    push(&send_queue, DropPolicy::Always, &message("first", 0));
+    push(&send_queue, Keep::Always, &message("first", 0));
     send_queue.lock().conflate();
     let check = |send_queue: &SendQueue| {
         let state = send_queue.state();

@@ -2,7 +2,7 @@
 //! was known, or made the peer end the connection twice. These are discarded: otherwise the peer would end
 //! the connection again and again, and nothing behind them would ever arrive.
 //!
-//! All of this is for queues whose messages [stay](super::DropPolicy::Always) until they are written.
+//! All of this is for queues whose messages [stay](super::Keep::Always) until they are written.
 
 use std::collections::VecDeque;
 use std::ops::Range;

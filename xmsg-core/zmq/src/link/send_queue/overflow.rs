@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use xmsg_zmtp::{encode_message, encoded_len};
 
-use super::{Amount, DropPolicy, Frame, Refused, SendQueue};
+use super::{Amount, Frame, Keep, Refused, SendQueue};
 
 /// What happened to a message at the high-water mark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,7 +34,7 @@ impl SendQueue {
             Ok(()) | Err(Refused::Full) => {}
             Err(refused) => return Err(refused),
         }
-        guard.set_keep(DropPolicy::WhileRoom, mark);
+        guard.set_keep(Keep::WhileRoom, mark);
         let dropped = guard.make_room(Amount::new(1, len), mark).messages;
         // The message is queued in one chunk, because only whole chunks can be dropped.
         let mut wire = BytesMut::with_capacity(len);

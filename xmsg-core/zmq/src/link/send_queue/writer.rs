@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use super::retained::Chunks;
 use super::{Amount, Chunk, KEPT, SPARE, SendQueue, TAIL_LEN};
 use crate::link::admission::Activity;
-use crate::link::memory::PeerClaim;
 use crate::link::session::now;
+use crate::memory_budget::PeerClaim;
 use xmsg_zmtp::curve::{LONG_FRAME, Sealer};
 use xmsg_zmtp::{Command, Header, whole_messages_within};
 

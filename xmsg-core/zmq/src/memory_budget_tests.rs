@@ -208,7 +208,7 @@ fn handshakes_that_grow_are_refused_before_newcomers_are() {
 #[test]
 fn queues_count_too_and_a_fixed_claim_needs_room() {
     let budget = MemoryBudget::new(100);
-    let slab_charge = super::super::send_queue::SlabCharge::new(budget.queues(), 90);
+    let slab_charge = crate::link::send_queue::SlabCharge::new(budget.queues(), 90);
     assert!(budget.claim_fixed(20).is_err());
     let fixed = budget.claim_fixed(10).expect("room");
     assert_eq!(budget.used(), 100);

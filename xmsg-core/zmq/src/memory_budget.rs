@@ -413,7 +413,7 @@ impl Claim {
     pub async fn set(&mut self, bytes: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         if more == 0 || self.budget.has_room(more) {
-            self.enter(bytes);
+            self.resize(bytes);
             return true;
         }
         // While this claim waits, a search may select it, too.
@@ -433,7 +433,7 @@ impl Claim {
             }
             tokio::time::sleep(waiting.pace()).await;
             if waiting.budget.has_room(more) {
-                self.enter(bytes);
+                self.resize(bytes);
                 return true;
             }
         }
@@ -506,7 +506,8 @@ impl Claim {
         self.count(bytes);
     }
 
-    fn enter(&mut self, bytes: usize) {
+    /// Makes the claim this large, in the sum of all claims and in the search for the largest one.
+    fn resize(&mut self, bytes: usize) {
         self.count(bytes);
         self.weigh(bytes);
     }
@@ -522,6 +523,7 @@ impl Claim {
         self
     }
 
+    /// Sets the bytes for which the claim counts in the search for the largest one.
     fn weigh(&mut self, bytes: usize) {
         if self.id == NOBODY {
             return;
@@ -541,6 +543,7 @@ impl Claim {
         }
     }
 
+    /// Sets the bytes for which the claim counts in the sum of all claims.
     fn count(&mut self, bytes: usize) {
         let claimed = &self.budget.0.claimed;
         if bytes >= self.bytes {
@@ -569,5 +572,5 @@ impl Drop for Claim {
 }
 
 #[cfg(test)]
-#[path = "memory_tests.rs"]
+#[path = "memory_budget_tests.rs"]
 mod tests;

@@ -6,8 +6,8 @@ use xmsg_zmtp::curve::{LONG_FRAME, Opener};
 
 use crate::fault::Fault;
 use crate::link::buffer::ReceiveBuffer;
-use crate::link::memory::PeerClaim;
 use crate::link::session::Ended;
+use crate::memory_budget::PeerClaim;
 
 /// Received CURVE boxes that are to be decrypted.
 #[derive(Debug)]
