@@ -1,4 +1,5 @@
-//! Batches of messages that were received together, decoded as they are taken.
+//! Batches of messages that were received together, decoded as they are taken: this is where the three frames
+//! of a received message are found.
 
 use std::iter::FusedIterator;
 use std::ops::Range;
@@ -251,7 +252,7 @@ impl<'a> MessageRef<'a> {
     }
 }
 
-/// The next element of a batch.
+/// The next element of a batch, as it was found in the bytes.
 enum Found {
     /// The ranges of the three frames of a message.
     Message([Range<usize>; 3]),

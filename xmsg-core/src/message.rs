@@ -1,4 +1,5 @@
-//! Messages, which have three frames: topic, metadata and data.
+//! Messages, which have three frames: topic, metadata and data. In what was received, the frames are found by
+//! [`Messages`](crate::Messages), in `batch.rs`.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -133,6 +133,7 @@ impl Subscription {
     /// more. Only while few messages are being kept, some of them keep alive more: in all 2 MiB for a
     /// subscription, and what one read brought.
     pub async fn next(&mut self) -> Option<Result<Message>> {
+        // Most messages are in the batch already: this is the fast path.
         let next = match self.batch.next() {
             None => std::future::poll_fn(|cx| self.poll_next_message(cx)).await,
             message => message,

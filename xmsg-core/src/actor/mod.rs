@@ -201,6 +201,8 @@ impl Actor {
     /// The errors of [`Connection::publish`]; [`InvalidMessage`](ErrorKind::InvalidMessage) when the metadata
     /// cannot be decoded.
     pub async fn publish(&self, message: &Message) -> Result<()> {
+        // Nobody waits for an answer to this message. The search for a reply topic passes over the metadata
+        // once.
         self.closed_here(self.inner.connection.publish(&*message.without_reply_to()?).await)
     }
 

@@ -220,7 +220,7 @@ impl Connection {
     /// Has the publishing socket accept a message.
     async fn accept(&self, message: &Message) -> Result<()> {
         match self.inner.publisher.get() {
-            Some(publisher) if self.inner.waiting_callers.is_open_and_free() => {
+            Some(publisher) if self.inner.waiting_callers.may_publish_at_once() => {
                 publisher.publish_frames(&message.frames()).await
             }
             _ => Box::pin(self.publish_in_turn(message)).await,
@@ -248,7 +248,7 @@ impl Connection {
             let what = format!("the connection to {} is not open: call `connect` first", self.address());
             return Err(Error::new(ErrorKind::NotConnected, what));
         };
-        if !self.inner.waiting_callers.is_open_and_free() {
+        if !self.inner.waiting_callers.may_publish_at_once() {
             let what = format!("others wait to publish through the connection to {}", self.address());
             return Err(Error::new(ErrorKind::Full, what));
         }
@@ -521,6 +521,9 @@ impl Connection {
     /// Waits for the socket together with earlier callers, and publishes after them.
     async fn publish_in_turn(&self, message: &Message) -> Result<()> {
         let inner = &*self.inner;
+        // While somebody waits, later callers wait, too: otherwise they would publish first when the socket
+        // has just been opened. The turn keeps the order among those who wait, whoever of them is woken
+        // first.
         let _waiting = inner.waiting_callers.wait().ok_or_else(|| self.closed())?;
         // Both are awaited at once: the position in the order is that of the call, and so is the attempt that
         // is waited for.
@@ -680,8 +683,8 @@ impl Marker {
     }
 }
 
-/// Counts the callers that wait to publish until the socket is open, and records whether the connection is
-/// closed.
+/// Counts the callers that wait to publish until the socket is open, and records whether the connection was
+/// closed here. Both in one number, so that a call that need not wait looks at it once.
 #[derive(Debug, Default)]
 struct WaitingCallers(AtomicUsize);
 
@@ -689,7 +692,8 @@ impl WaitingCallers {
     const CLOSED: usize = 1;
     const ONE: usize = 2;
 
-    fn is_open_and_free(&self) -> bool {
+    /// Returns whether a caller need not wait for others: none waits, and the connection was not closed.
+    fn may_publish_at_once(&self) -> bool {
         self.0.load(Ordering::Acquire) == 0
     }
 

@@ -101,7 +101,7 @@ impl Balancer {
                 None => {}
                 Some(Begun::Done(Ok(()))) => return Ok(()),
                 Some(Begun::Done(Err(refused))) => return Err(Self::refused_alone(hub, refused, frames)),
-                Some(Begun::Open(mut sending)) => {
+                Some(Begun::MustWait(mut sending)) => {
                     let done = sending.finish().await;
                     return done.map_err(|refused| Self::refused_alone(hub, refused, frames));
                 }

@@ -40,7 +40,7 @@ impl Unfinished {
         // The position of the message at each link is fixed already.
         for sending in &mut self.0 {
             let done = sending.finish().await;
-            done.or_else(|refused| fan_out.accepted_elsewhere(&sending.target(), refused, frames))?;
+            done.or_else(|refused| fan_out.judge_refusal(&sending.target(), refused, frames))?;
         }
         Ok(())
     }
@@ -85,7 +85,7 @@ impl<'a> FanOut<'a> {
                 Overflow::Wait => link.send_queue.try_push(frames),
                 overflow => self.push_or_drop(link, overflow, frames).map(|_| ()),
             };
-            pushed.or_else(|refused| self.accepted_elsewhere(link, refused, frames))?;
+            pushed.or_else(|refused| self.judge_refusal(link, refused, frames))?;
         }
         Ok(())
     }
@@ -114,29 +114,24 @@ impl<'a> FanOut<'a> {
             let begun = match link.overflow {
                 Overflow::Wait => send_queue::begin(link, frames),
                 overflow => match self.push_or_drop(link, overflow, frames) {
-                    Ok(true) => Begun::Open(Sending::pausing(link.clone())),
+                    Ok(true) => Begun::MustWait(Sending::pausing(link.clone())),
                     done => Begun::Done(done.map(|_| ())),
                 },
             };
             match begun {
                 Begun::Done(done) => {
-                    done.or_else(|refused| self.accepted_elsewhere(link, refused, frames))?;
+                    done.or_else(|refused| self.judge_refusal(link, refused, frames))?;
                 }
-                Begun::Open(sending) => unfinished.0.push(sending),
+                Begun::MustWait(sending) => unfinished.0.push(sending),
             }
         }
         Ok(unfinished)
     }
 
-    /// Decides whether a refusal by one link is an error. A connection that has ended meanwhile is not a
-    /// subscriber any more, and a peer that has connected to us may not accept all messages. Both are no
-    /// failure for the others.
-    pub(crate) fn accepted_elsewhere(
-        self,
-        link: &Link,
-        refused: Refused,
-        frames: &[impl Frame],
-    ) -> Result<()> {
+    /// Judges a refusal by one link: is it an error for the sender, or does only this peer not get the
+    /// message? A connection that has ended meanwhile is not a subscriber any more, and a peer that has
+    /// connected to us may not accept all messages. Both are no failure for the others.
+    pub(crate) fn judge_refusal(self, link: &Link, refused: Refused, frames: &[impl Frame]) -> Result<()> {
         match refused {
             Refused::Full => Err(full()),
             Refused::ExceedsLimits if link.connecting => Err(self.hub.exceeds_limits(link, frames)),
@@ -156,7 +151,7 @@ impl<'a> FanOut<'a> {
     fn goes_to(self, link: &Link, topic: &[u8]) -> bool {
         match self.audience {
             Recipients::All => true,
-            Recipients::Subscribers => link.connecting && !self.hub.options.filter || link.wants(topic),
+            Recipients::Subscribers => (link.connecting && !self.hub.options.filter) || link.wants(topic),
         }
     }
 
@@ -179,7 +174,7 @@ impl<'a> FanOut<'a> {
             return Some(Ok(()));
         }
         let done = link.send_queue.push_now(frames)?;
-        Some(done.or_else(|refused| self.accepted_elsewhere(link, refused, frames)))
+        Some(done.or_else(|refused| self.judge_refusal(link, refused, frames)))
     }
 
     /// Queues the message, or drops and counts it or older ones. Returns whether the sender should yield to
@@ -190,7 +185,7 @@ impl<'a> FanOut<'a> {
             _ => link.send_queue.push_or_drop_newest(frames)?,
         };
         self.hub.note_overflow(link, pushed.dropped);
-        Ok(pushed.is_in_turn)
+        Ok(pushed.should_yield)
     }
 }
 

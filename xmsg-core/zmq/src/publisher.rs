@@ -158,7 +158,7 @@ impl Publisher {
         fan_out.check(frames)?;
         for link in self.hub.links().iter() {
             let pushed = link.send_queue.push_past_mark(frames);
-            pushed.or_else(|refused| fan_out.accepted_elsewhere(link, refused, frames))?;
+            pushed.or_else(|refused| fan_out.judge_refusal(link, refused, frames))?;
         }
         Ok(())
     }

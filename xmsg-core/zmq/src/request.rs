@@ -1,4 +1,5 @@
-//! REQ: sends a request, receives its reply, and only then sends the next request.
+//! REQ: sends a request, receives its reply, and only then sends the next request. A second request waits for
+//! the first, and is not refused.
 
 // Longer than 500 lines: the public interface of one type with its documentation. One request over one
 // connection is in a module of its own.

@@ -132,6 +132,7 @@ impl Subscriber {
             self.batch = Bytes::new();
             return self.hub.receive_queue.poll_batch(cx);
         }
+        // The rest of a batch that was begun: how much memory its slab has is not known any more.
         Poll::Ready(Some((std::mem::take(&mut self.batch), usize::MAX)))
     }
 

@@ -36,7 +36,7 @@ impl DepartureWatch {
 
 /// Waits until a handler has taken what the peer sent. The connection does not count as idle meanwhile.
 /// Returns [`Ended::OutOfMemory`] early when `end` is cancelled because others need the memory.
-pub(crate) async fn taken(
+pub(crate) async fn until_handled(
     handling: impl Future<Output = Result<(), Ended>>,
     stream: &ReadHalf<'_>,
     end: Option<&CancellationToken>,

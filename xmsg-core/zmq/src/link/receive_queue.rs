@@ -23,7 +23,7 @@ use crate::Multipart;
 use crate::hub::SHARE_MAX;
 use crate::link::buffer::Slab;
 use crate::link::memory::{Claim, MemoryBudget};
-use crate::link::send_queue::SHARE_MIN;
+use crate::link::send_queue::UNCOPIED_MIN;
 use crate::link::source::Source;
 use crate::lock::lock;
 use xmsg_zmtp::walk_message;
@@ -535,7 +535,7 @@ impl ReceiveQueue {
     /// waits in the send queues of the budget, a message may keep 16 times its length alive, and then twice.
     #[inline]
     fn pins(&self, len: usize, memory: usize) -> bool {
-        len >= SHARE_MIN
+        len >= UNCOPIED_MIN
             && len < memory / 2
             && (len < memory / SHARE_MAX || self.memory.queues().bytes() > LITTLE_WAITS)
     }

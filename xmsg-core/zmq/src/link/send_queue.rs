@@ -1,5 +1,15 @@
 //! The send queue: the bounded queue between senders and the task that writes to a connection.
 //!
+//! ```text
+//!                  has room                           takes up to 1 MiB
+//!  sender ─► push ──────────► State.chunks, State.tail ─────────────────► Writer ─► stream
+//!               │                    ▲                                      │
+//!               ├─ no room ─► State.line ◄────────── takes the first ───────┤ what it has written makes room
+//!               │             (sending.rs)                                  │
+//!               └─ writer is behind ─► State.pace ◄── wakes the first ──────┘
+//!                                      (backpressure.rs)
+//! ```
+//!
 //! It holds encoded messages. Short ones are copied one after another; long ones are slices of the memory in
 //! which they arrived. What the writer has taken and not yet written still counts, so the high-water mark is
 //! a bound on memory.
@@ -34,7 +44,7 @@ use backpressure::Pace;
 pub use discard::Discarded;
 use retained::Retained;
 pub use retained::{Redeliver, RedeliveredFrames};
-use sending::Waiting;
+use sending::WaitingFrames;
 pub(crate) use sending::{Begun, Sending, begin};
 pub(crate) use unsent::Unsent;
 use urgent::Urgent;
@@ -46,11 +56,11 @@ use crate::lock::lock;
 use xmsg_zmtp::{MessageLimits, encode_frame, encode_frame_header, encoded_len};
 
 /// Frames of at least this length are queued without a copy.
-pub(crate) const SHARE_MIN: usize = 8 << 10;
+pub(crate) const UNCOPIED_MIN: usize = 8 << 10;
 /// The approximate length of a chunk of copied messages.
 const TAIL_LEN: usize = 64 << 10;
 /// Extra room in a chunk for the message that exceeds [`TAIL_LEN`].
-const TAIL_SLACK: usize = 2 * SHARE_MIN;
+const TAIL_SLACK: usize = 2 * UNCOPIED_MIN;
 /// The number of written chunks whose memory is kept for reuse, while it is still in the processor's caches.
 const SPARE: usize = 4;
 /// The memory in bytes that a queue keeps for copies, and a writer for boxes, while there is nothing to
@@ -149,7 +159,7 @@ struct State {
     backlog: Backlog,
     urgent: Urgent,
     /// Whether a caller waits until what is queued has been written.
-    watched: bool,
+    is_progress_awaited: bool,
     /// What is queued, including what the writer has taken and not yet written. `bytes` is memory.
     queued: Amount,
     written: Amount,
@@ -158,26 +168,26 @@ struct State {
     /// How many messages had left the queue when a connection broke last. It is not set where written
     /// messages are retained, since their delivery is not in doubt.
     broken_at: u64,
-    /// Encrypted bytes that were written without completing a frame. They count only as progress of the
-    /// stream.
-    of_boxes: u64,
+    /// The encrypted bytes that were written and completed no frame. They are no part of `written`, and show
+    /// only that the stream accepts something.
+    written_of_boxes: u64,
     /// What was accepted and then [discarded](SendQueue::limit). `bytes` is the size of the messages.
     discarded: Amount,
     /// No message that is queued exceeds these limits.
     limits: MessageLimits,
-    cut: discard::Cut,
+    connection_ends: discard::ConnectionEnds,
     writer: Option<Waker>,
     /// The number of bytes that were pushed since the sender last yielded to the writer, or the writer
     /// fetched messages.
     in_a_row: usize,
     /// The messages that wait for room, in the order in which they will be queued. While there are any, no
     /// other message finds room.
-    line: WaitQueue<Waiting>,
+    line: WaitQueue<WaitingFrames>,
     /// Waiters that were removed from the line because a smaller limit became known, and that have not been
     /// polled since.
     exceeds_limits: Vec<Place>,
-    /// Whether a caller of [`SendQueue::wait_for_room`] waits.
-    crowded: bool,
+    /// Whether a task waits for room with [`SendQueue::wait_for_room`].
+    is_room_awaited: bool,
     pace: Pace,
     /// Whether the writer has to leave the messages in the queue.
     held: bool,
@@ -231,7 +241,7 @@ impl State {
         let count = frames.len();
         for (index, frame) in frames.iter().map(Borrow::borrow).enumerate() {
             let more = index + 1 < count;
-            if frame.len() < SHARE_MIN {
+            if frame.len() < UNCOPIED_MIN {
                 encode_frame(&mut self.tail, frame, more);
                 continue;
             }
@@ -244,7 +254,7 @@ impl State {
             let messages = usize::from(!more);
             self.append(Chunk { ends_message: !more, ..Chunk::copied(frame.clone(), messages) });
         }
-        let last_is_copied = frames.last().is_none_or(|frame| frame.borrow().len() < SHARE_MIN);
+        let last_is_copied = frames.last().is_none_or(|frame| frame.borrow().len() < UNCOPIED_MIN);
         self.tail_messages += usize::from(last_is_copied);
         self.queued += Amount::new(1, len);
         self.pace.queued(len);
@@ -286,13 +296,13 @@ impl State {
     }
 }
 
-/// The tasks to be notified that there is room.
+/// Those who are to be woken because there is room.
 #[derive(Debug, Default)]
-struct Room {
+struct WaitersForRoom {
     /// Senders whose messages were taken into the queue.
     served: Wakers,
-    /// Whether there are other tasks that wait for room and have to check again.
-    crowded: bool,
+    /// Whether other tasks wait for room and have to check again.
+    has_others: bool,
 }
 
 /// The send queue of a connection. Senders push from any task; one writer at a time drains it.
@@ -303,7 +313,9 @@ pub struct SendQueue {
     /// Tasks that wait for room are woken at or below this level.
     low_water: Amount,
     memory_counter: Option<Arc<MemoryCounter>>,
-    room: Notify,
+    /// Notified when there may be room.
+    room_made: Notify,
+    /// Notified when something was written or discarded.
     progress: Notify,
 }
 
@@ -316,7 +328,7 @@ impl SendQueue {
             mark,
             low_water: Amount::new(mark.messages - mark.messages.div_ceil(4), mark.bytes - mark.bytes / 4),
             memory_counter: None,
-            room: Notify::new(),
+            room_made: Notify::new(),
             progress: Notify::new(),
         }
     }
@@ -380,16 +392,16 @@ impl SendQueue {
     /// Waits until there may be room, or the queue was closed. `still_full` is called after registering for
     /// the notification, so that none is missed.
     pub async fn wait_for_room(&self, still_full: impl Fn(&SendQueueGuard<'_>) -> bool) {
-        let mut room = std::pin::pin!(self.room.notified());
-        room.as_mut().enable();
+        let mut room_made = std::pin::pin!(self.room_made.notified());
+        room_made.as_mut().enable();
         {
             let mut guard = self.lock();
             if guard.is_closed() || !still_full(&guard) {
                 return;
             }
-            guard.state_mut().crowded = true;
+            guard.wait_for_room();
         }
-        room.await;
+        room_made.await;
     }
 
     /// Queues bytes that several queues share, which are whole commands or messages, without a copy. Returns
@@ -405,7 +417,7 @@ impl SendQueue {
         let state = guard.state_mut();
         state.queued += Amount::new(1, charge);
         state.push_chunk(Chunk { charge, ..Chunk::copied(bytes.clone(), 1) });
-        self.enter(charge);
+        self.count_copied(charge);
         guard.pushed = true;
         true
     }
@@ -424,7 +436,7 @@ impl SendQueue {
                 if state.passed() >= target || state.closed {
                     return;
                 }
-                state.watched = true;
+                state.is_progress_awaited = true;
                 progress.as_mut().enable();
             }
             progress.await;
@@ -445,7 +457,7 @@ impl SendQueue {
         };
         refused.wake();
         behind.wake();
-        self.room.notify_waiters();
+        self.room_made.notify_waiters();
         self.progress.notify_waiters();
     }
 
@@ -501,21 +513,22 @@ impl SendQueue {
 
     /// Empties the queue and returns how much was queued.
     pub fn clear(&self) -> Amount {
-        let (queued, room) = {
+        let (queued, waiters) = {
             let mut guard = self.lock();
-            let queued = self.take_off(guard.state_mut());
-            let room = self.made_room(guard.state_mut());
+            let queued = self.remove_all(guard.state_mut());
+            let waiters = self.take_waiters_for_room(guard.state_mut());
             guard.pushed = true;
-            (queued, room)
+            (queued, waiters)
         };
-        self.signal(room);
+        self.wake(waiters);
         queued
     }
 
-    fn take_off(&self, state: &mut State) -> Amount {
+    /// Removes everything, and returns how much it was.
+    fn remove_all(&self, state: &mut State) -> Amount {
         let copied = state.chunks.iter().filter(|c| c.slab_charge.is_none()).map(|c| c.charge).sum::<usize>()
             + state.tail.len();
-        self.strike_out(copied);
+        self.uncount_copied(copied);
         state.chunks.clear();
         state.tail.clear();
         state.tail_messages = 0;
@@ -525,31 +538,33 @@ impl SendQueue {
     }
 
     /// Gives the present room to those who wait for it, if the queue is below its low-water level. The caller
-    /// has to [`signal`](Self::tell) the result.
-    fn made_room(&self, state: &mut State) -> Room {
+    /// has to [wake](Self::wake) those who are returned.
+    fn take_waiters_for_room(&self, state: &mut State) -> WaitersForRoom {
         let Amount { messages, bytes } = state.queued;
         if bytes + state.retained_bytes() > self.low_water.bytes || messages > self.low_water.messages {
-            return Room::default();
+            return WaitersForRoom::default();
         }
-        let crowded = std::mem::take(&mut state.crowded);
-        Room { served: self.serve(state), crowded }
+        let has_others = std::mem::take(&mut state.is_room_awaited);
+        WaitersForRoom { served: self.serve(state), has_others }
     }
 
     /// Wakes those who waited for room. The lock must be free.
-    fn signal(&self, room: Room) {
-        room.served.wake();
-        if room.crowded {
-            self.room.notify_waiters();
+    fn wake(&self, waiters: WaitersForRoom) {
+        waiters.served.wake();
+        if waiters.has_others {
+            self.room_made.notify_waiters();
         }
     }
 
-    fn enter(&self, copied: usize) {
+    /// Adds copied bytes to the memory counter. Slices are counted by their [`SlabCharge`].
+    fn count_copied(&self, copied: usize) {
         if let Some(memory_counter) = &self.memory_counter {
             memory_counter.0.fetch_add(copied, Ordering::Relaxed);
         }
     }
 
-    fn strike_out(&self, copied: usize) {
+    /// Removes copied bytes from the memory counter.
+    fn uncount_copied(&self, copied: usize) {
         if let Some(memory_counter) = &self.memory_counter {
             memory_counter.0.fetch_sub(copied, Ordering::Relaxed);
         }
@@ -606,14 +621,14 @@ impl SendQueueGuard<'_> {
         self.state().is_far_ahead()
     }
 
-    /// Notes that a task waits for room.
+    /// Notes that the caller will wait for room, and does not wait: [`SendQueue::wait_for_room`] does.
     pub fn wait_for_room(&mut self) {
-        self.state_mut().crowded = true;
+        self.state_mut().is_room_awaited = true;
     }
 
     /// Copies whole messages to the end of the queue.
     pub fn push_copy(&mut self, bytes: &[u8], messages: usize) {
-        self.send_queue.enter(bytes.len());
+        self.send_queue.count_copied(bytes.len());
         let state = self.state_mut();
         if state.tail.len() + bytes.len() > TAIL_LEN {
             state.flush_tail();
@@ -652,7 +667,7 @@ impl SendQueueGuard<'_> {
         let len = encoded_len(frames);
         self.takes(len, frames.len())?;
         self.state_mut().push_frames(frames, len);
-        self.send_queue.enter(len);
+        self.send_queue.count_copied(len);
         self.pushed = true;
         Ok(())
     }
@@ -661,7 +676,7 @@ impl SendQueueGuard<'_> {
         let len = encoded_len(head) + body.encoded_len();
         self.takes(len, head.len() + body.frames())?;
         self.state_mut().push_encoded(head, body, len);
-        self.send_queue.enter(len);
+        self.send_queue.count_copied(len);
         self.pushed = true;
         Ok(())
     }

@@ -30,10 +30,11 @@ use xmsg_zmtp::curve::Cipher;
 use xmsg_zmtp::{Command, DroppedCounts, Engine, Event, Peer, Span, Violation};
 
 /// After this many bytes without a pause, a reader yields to other tasks.
-const FAIR_SHARE: usize = 256 << 10;
-/// What each message counts against [`FAIR_SHARE`] beside its bytes.
+const FAIR_SHARE_BYTES: usize = 256 << 10;
+/// What each message counts against [`FAIR_SHARE_BYTES`] beside its bytes.
 const MESSAGE: usize = 64;
-/// What each PING counts against [`FAIR_SHARE`]: answering one takes more time than its few bytes suggest.
+/// What each PING counts against [`FAIR_SHARE_BYTES`]: answering one takes more time than its few bytes
+/// suggest.
 const QUESTION: usize = 1 << 10;
 /// How long a peer gets to read why its connection is ended, or to close its side after we have closed ours.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -242,10 +243,12 @@ pub struct Session {
     watched: Option<(Duration, Duration)>,
     /// Whether the peer understands the DRAIN command.
     peer_drains: bool,
+    /// The claim for what is received.
     memory: Option<PeerClaim>,
-    boxes: Option<PeerClaim>,
-    /// The memory claimed for the handshake. `None` once the handshake is over.
-    unknown: Option<Box<HandshakeClaim>>,
+    /// The claim for encrypted messages on their way to the peer.
+    boxes_memory: Option<PeerClaim>,
+    /// The claim for the handshake. `None` once the handshake is over.
+    handshake_memory: Option<Box<HandshakeClaim>>,
     departure: DepartureWatch,
     activity: Option<Arc<Activity>>,
 }
@@ -262,8 +265,8 @@ impl Session {
             watched: None,
             peer_drains: false,
             memory: None,
-            boxes: None,
-            unknown: None,
+            boxes_memory: None,
+            handshake_memory: None,
             departure: DepartureWatch::default(),
             activity: None,
         }
@@ -294,8 +297,8 @@ impl Session {
     pub fn with_memory(mut self, budget: &MemoryBudget, name: &str) -> Self {
         let memory = PeerClaim::new(budget, name, "messages that have come in part");
         self.memory = Some(memory.with_answers(name));
-        self.boxes = Some(PeerClaim::new(budget, name, "messages in boxes on their way to it"));
-        self.unknown = Some(Box::new(HandshakeClaim::new(budget)));
+        self.boxes_memory = Some(PeerClaim::new(budget, name, "messages in boxes on their way to it"));
+        self.handshake_memory = Some(Box::new(HandshakeClaim::new(budget)));
         self
     }
 
@@ -334,14 +337,14 @@ impl Session {
         }
         if matches!(result, Err(Ended::Violation(_))) {
             let (_, mut write) = self.stream.split();
-            let close_timeout = async {
+            let explain = async {
                 while let Some(bytes) = self.engine.poll_transmit() {
                     write.write_all(&bytes).await?;
                 }
                 write.shutdown().await
             };
             // If the peer is gone or does not read, nothing is lost but this explanation.
-            let _ = tokio::time::timeout(CLOSE_TIMEOUT, close_timeout).await;
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, explain).await;
         }
         result
     }
@@ -365,7 +368,7 @@ impl Session {
                     self.engine.handle_received(now());
                     // A handshake may be much longer than anything that follows.
                     self.buffer.release();
-                    self.unknown = None;
+                    self.handshake_memory = None;
                     return Ok(peer);
                 }
                 Some(Event::Credentials(credentials)) => {
@@ -382,7 +385,7 @@ impl Session {
                 }
                 Some(_) => {}
                 None if !self
-                    .unknown
+                    .handshake_memory
                     .as_mut()
                     .is_none_or(|claim| claim.allow(self.buffer.needs_in_handshake())) =>
                 {
@@ -432,7 +435,7 @@ impl Session {
         close_timeout: Duration,
     ) -> Ended {
         let (mut read, mut write) = self.stream.split();
-        let (sealer, opening) = match self.engine.take_cipher() {
+        let (sealer, decryption) = match self.engine.take_cipher() {
             None => (None, None),
             Some(Cipher { sealer, opener }) => {
                 // What arrived right after the handshake is encrypted already.
@@ -444,14 +447,15 @@ impl Session {
         let mut reader = Reader {
             engine: self.engine,
             buffer: self.buffer,
-            opening,
+            decryption,
             drain: &drain,
             is_drained: false,
             memory: self.memory,
             departure: self.departure,
             activity: self.activity.clone(),
         };
-        let mut writer = Writer::new(send_queue).sealed(sealer).claiming(self.boxes).noting(self.activity);
+        let mut writer =
+            Writer::new(send_queue).sealed(sealer).claiming(self.boxes_memory).noting(self.activity);
         let leaving = AtomicBool::new(false);
         let (ended, is_whole) = {
             let mut reading = std::pin::pin!(reader.run(&mut read, send_queue, handler, &leaving));
@@ -524,7 +528,8 @@ struct Reader<'a> {
     engine: Engine,
     /// Frames in clear text.
     buffer: ReceiveBuffer,
-    opening: Option<Decryption>,
+    /// The boxes of a connection with CURVE. Their content goes into `buffer`.
+    decryption: Option<Decryption>,
     /// Notified when the peer asks us to drain.
     drain: &'a Notify,
     /// Whether the peer has confirmed that it read everything.
@@ -539,9 +544,9 @@ impl Reader<'_> {
     #[inline]
     fn needed(&self) -> usize {
         let plain = &self.buffer;
-        let buffers = match &self.opening {
+        let buffers = match &self.decryption {
             None => plain.needs_in_all(self.engine.missing(&plain.input)),
-            Some(opening) => opening.boxed.needs_in_all(opening.missing()) + plain.held(),
+            Some(decryption) => decryption.boxed.needs_in_all(decryption.missing()) + plain.held(),
         };
         buffers + self.engine.memory()
     }
@@ -559,7 +564,7 @@ impl Reader<'_> {
     /// Gives up memory that only a busy connection needs.
     fn release(&mut self) {
         self.engine.release();
-        let boxed = self.opening.as_mut().map(|opening| &mut opening.boxed);
+        let boxed = self.decryption.as_mut().map(|decryption| &mut decryption.boxed);
         for buffer in [Some(&mut self.buffer), boxed].into_iter().flatten() {
             if buffer.input.is_empty() {
                 buffer.release();
@@ -579,13 +584,13 @@ impl Reader<'_> {
         handler: &mut impl Handler,
         leaving: &AtomicBool,
     ) -> Ended {
-        match self.try_run(stream, send_queue, handler, leaving).await {
+        match self.read_loop(stream, send_queue, handler, leaving).await {
             Ok(never) => match never {},
             Err(ended) => ended,
         }
     }
 
-    async fn try_run(
+    async fn read_loop(
         &mut self,
         stream: &mut ReadHalf<'_>,
         send_queue: &SendQueue,
@@ -596,9 +601,9 @@ impl Reader<'_> {
         let mut since_pause = 0;
         let mut taken = 0;
         loop {
-            let more_boxes = match &mut self.opening {
+            let more_boxes = match &mut self.decryption {
                 None => false,
-                Some(opening) => opening.open(&mut self.buffer, &mut self.memory).await?,
+                Some(decryption) => decryption.open(&mut self.buffer, &mut self.memory).await?,
             };
             let slab = self.buffer.slab();
             while let Some(event) = self.engine.poll_event(&mut self.buffer.input)? {
@@ -606,11 +611,11 @@ impl Reader<'_> {
                     Event::Messages(wire) => {
                         let end = self.memory.as_ref().and_then(PeerClaim::end);
                         let handling = handler.messages(Batch { wire, spans: self.engine.spans(), slab });
-                        pause::taken(handling, stream, end, self.activity.as_deref(), &mut self.departure)
-                            .await?;
+                        let (activity, departure) = (self.activity.as_deref(), &mut self.departure);
+                        pause::until_handled(handling, stream, end, activity, departure).await?;
                         // Many short messages take more time than their bytes suggest.
                         since_pause += self.engine.spans().len() * MESSAGE;
-                        if since_pause >= FAIR_SHARE {
+                        if since_pause >= FAIR_SHARE_BYTES {
                             since_pause = 0;
                             tokio::task::yield_now().await;
                         }
@@ -620,8 +625,8 @@ impl Reader<'_> {
                     Event::FromSubscriber(wire) => {
                         let end = self.memory.as_ref().and_then(PeerClaim::end);
                         let handling = handler.subscriber_message(wire);
-                        pause::taken(handling, stream, end, self.activity.as_deref(), &mut self.departure)
-                            .await?;
+                        let (activity, departure) = (self.activity.as_deref(), &mut self.departure);
+                        pause::until_handled(handling, stream, end, activity, departure).await?;
                     }
                     Event::Drain => self.drain.notify_one(),
                     Event::Drained => self.is_drained = true,
@@ -631,7 +636,7 @@ impl Reader<'_> {
                 if let Some(bytes) = self.engine.poll_transmit() {
                     self.queue_answer(send_queue, &bytes)?;
                     since_pause += QUESTION;
-                    if since_pause >= FAIR_SHARE {
+                    if since_pause >= FAIR_SHARE_BYTES {
                         since_pause = 0;
                         tokio::task::yield_now().await;
                     }
@@ -640,7 +645,7 @@ impl Reader<'_> {
             if let Some(bytes) = self.engine.poll_transmit() {
                 self.queue_answer(send_queue, &bytes)?;
             }
-            if since_pause >= FAIR_SHARE {
+            if since_pause >= FAIR_SHARE_BYTES {
                 since_pause = 0;
                 tokio::task::yield_now().await;
             }
@@ -648,7 +653,7 @@ impl Reader<'_> {
                 since_pause += self.buffer.slab().size;
                 continue;
             }
-            if self.opening.is_some() && self.buffer.input.is_empty() {
+            if self.decryption.is_some() && self.buffer.input.is_empty() {
                 // Nothing is read directly into this buffer, so no read would replace its slab.
                 self.buffer.give_up_large();
             }
@@ -661,14 +666,14 @@ impl Reader<'_> {
                 }
             }
             let len = loop {
-                let (buffer, missing) = match &mut self.opening {
+                let (buffer, missing) = match &mut self.decryption {
                     None => {
                         let missing = self.engine.missing(&self.buffer.input);
                         (&mut self.buffer, missing)
                     }
-                    Some(opening) => {
-                        let missing = opening.missing();
-                        (&mut opening.boxed, missing)
+                    Some(decryption) => {
+                        let missing = decryption.missing();
+                        (&mut decryption.boxed, missing)
                     }
                 };
                 let due = self.engine.poll_timeout().filter(|_| !leaving.load(Ordering::Relaxed));

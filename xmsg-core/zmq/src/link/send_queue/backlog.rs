@@ -20,7 +20,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use hashbrown::hash_table::OccupiedEntry;
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use super::{Amount, Chunk, HighWaterMark, Ordering, SendQueue, SendQueueGuard, State};
+use super::{Amount, Chunk, HighWaterMark, SendQueue, SendQueueGuard, State};
 use xmsg_zmtp::Header;
 
 /// The memory of a message in a chunk of its own, in bytes, besides the message itself: chunk, allocation,
@@ -140,7 +140,7 @@ impl Chunk {
     }
 
     /// Splits whole messages off the front. If they lie in a shared slab, it stays charged to the rest.
-    fn cut(&mut self, part: Amount) -> Self {
+    fn split_front(&mut self, part: Amount) -> Self {
         let (messages, len) = (part.messages as usize, part.bytes as usize);
         let bytes = self.bytes.split_to(len);
         self.messages -= messages;
@@ -187,7 +187,7 @@ impl State {
             part = Amount::new(1, message_len(&front.bytes));
         }
         backlog.taken += part;
-        if part.messages == whole.messages { self.chunks.pop_front() } else { Some(front.cut(part)) }
+        if part.messages == whole.messages { self.chunks.pop_front() } else { Some(front.split_front(part)) }
     }
 
     /// Begins a new chunk, in memory of its own, for messages with another `keep` than before. Returns the
@@ -244,7 +244,7 @@ impl State {
                 at_least(&chunk.bytes, short)
             };
             let gone = match part {
-                Some(part) if part.bytes < chunk.bytes.len() as u64 => chunk.cut(part),
+                Some(part) if part.bytes < chunk.bytes.len() as u64 => chunk.split_front(part),
                 _ => self.remove(at),
             };
             evicted += Amount::new(gone.messages, gone.bytes.len());
@@ -352,14 +352,14 @@ impl State {
     /// Queues a message in a chunk of its own, so that it can be found by its topic.
     fn push_alone(&mut self, message: Bytes) {
         self.flush_tail();
-        self.enter_newest(topic_of(&message), self.backlog.chunks + 1);
+        self.index_newest(topic_of(&message), self.backlog.chunks + 1);
         let charge = message.len() + OWN_CHUNK;
         self.queued += Amount::new(1, charge);
         self.append(Chunk { charge, keep: Keep::Newest, ..Chunk::copied(message, 1) });
     }
 
     /// Notes in the index that the newest message of this topic will be in the chunk with this number.
-    fn enter_newest(&mut self, topic: &[u8], number: u64) {
+    fn index_newest(&mut self, topic: &[u8], number: u64) {
         let older =
             self.newest(topic).map(|(_, mut entry)| std::mem::replace(&mut entry.get_mut().number, number));
         let waiting = self.chunks.len();
@@ -418,7 +418,7 @@ impl State {
 impl SendQueue {
     /// Wakes those who wait for room, so that they check again although no room was made.
     pub fn reconsider(&self) {
-        self.room.notify_waiters();
+        self.room_made.notify_waiters();
     }
 }
 
@@ -427,7 +427,7 @@ impl SendQueueGuard<'_> {
     pub fn set_keep(&mut self, keep: Keep, mark: HighWaterMark) {
         if self.state().backlog.keep != keep {
             let added = self.state_mut().change_keep(keep);
-            self.enter(added);
+            self.send_queue.count_copied(added);
         }
         if keep != Keep::Always {
             self.set_portion(mark);
@@ -454,7 +454,7 @@ impl SendQueueGuard<'_> {
     /// messages, with their own size.
     pub fn make_room(&mut self, need: Amount, mark: HighWaterMark) -> Amount {
         let (evicted, copied) = self.state_mut().evict(need, mark);
-        self.send_queue.strike_out(copied);
+        self.send_queue.uncount_copied(copied);
         evicted
     }
 
@@ -463,10 +463,10 @@ impl SendQueueGuard<'_> {
     /// [`push_newest`](Self::push_newest). Returns the dropped messages, with their own size.
     pub fn conflate(&mut self) -> Amount {
         let (outdated, copied, freed) = self.state_mut().conflate();
-        self.enter(copied);
-        self.send_queue.strike_out(freed);
-        if std::mem::take(&mut self.state_mut().crowded) {
-            self.send_queue.room.notify_waiters();
+        self.send_queue.count_copied(copied);
+        self.send_queue.uncount_copied(freed);
+        if std::mem::take(&mut self.state_mut().is_room_awaited) {
+            self.send_queue.room_made.notify_waiters();
         }
         outdated
     }
@@ -497,7 +497,7 @@ impl SendQueueGuard<'_> {
             // another.
             taken.outdated += self.outdate(topic, true);
             let (outdated, copied) = self.state_mut().outdate_superseded(need, mark);
-            self.send_queue.strike_out(copied);
+            self.send_queue.uncount_copied(copied);
             taken.outdated += outdated;
         }
         if !has_room(self.state()) {
@@ -506,7 +506,7 @@ impl SendQueueGuard<'_> {
         taken.accepted = has_room(self.state()) || self.state().queued.messages == 0;
         if taken.accepted {
             let added = self.state_mut().change_keep(Keep::Newest);
-            self.enter(own + added);
+            self.send_queue.count_copied(own + added);
             self.state_mut().push_alone(Bytes::copy_from_slice(message));
             self.pushed = true;
         }
@@ -515,14 +515,8 @@ impl SendQueueGuard<'_> {
 
     fn outdate(&mut self, topic: &[u8], must: bool) -> Amount {
         let (outdated, copied) = self.state_mut().outdate(topic, must);
-        self.send_queue.strike_out(copied);
+        self.send_queue.uncount_copied(copied);
         outdated
-    }
-
-    fn enter(&self, copied: usize) {
-        if let Some(memory_counter) = &self.send_queue.memory_counter {
-            memory_counter.0.fetch_add(copied, Ordering::Relaxed);
-        }
     }
 }
 

@@ -24,8 +24,8 @@ const BACKOFF: Duration = Duration::from_millis(100);
 pub(super) struct Pace {
     /// The senders that wait, in FIFO order.
     waiting: WaitQueue,
-    /// Until this time no sender waits.
-    lapse: Option<Instant>,
+    /// The time until which no sender waits: the writer has not caught up lately.
+    suspended_until: Option<Instant>,
     /// The charge in bytes of the longest message, or run of messages, that was queued lately.
     longest: usize,
 }
@@ -66,7 +66,7 @@ impl State {
         self.queued.bytes > most
             && !self.held
             && !self.closed
-            && self.pace.lapse.is_none_or(|end| Instant::now() >= end)
+            && self.pace.suspended_until.is_none_or(|end| Instant::now() >= end)
     }
 
     fn has_caught_up(&self) -> bool {
@@ -74,10 +74,10 @@ impl State {
     }
 
     /// Notes that `written` bytes were written. Returns whether a sender may have waited for that.
-    pub(super) fn keep_pace(&mut self, written: usize) -> bool {
+    pub(super) fn note_written_for_senders(&mut self, written: usize) -> bool {
         self.pace.written(written);
         if self.has_caught_up() {
-            self.pace.lapse = None;
+            self.pace.suspended_until = None;
         }
         self.pace.is_waited_for()
     }
@@ -92,15 +92,15 @@ impl SendQueue {
             // Without a runtime there are no timers.
             return false;
         }
-        let turn = {
+        let waiting_sender = {
             let mut state = self.state();
             if !state.is_far_ahead() {
                 return false;
             }
-            Turn { send_queue: self, place: state.pace.waiting.join(()) }
+            WaitingSender { send_queue: self, place: state.pace.waiting.join(()) }
         };
         let is_due = std::future::poll_fn(|cx| {
-            let waits = self.state().pace.waiting.wait(&turn.place, cx.waker());
+            let waits = self.state().pace.waiting.wait(&waiting_sender.place, cx.waker());
             if waits { Poll::Pending } else { Poll::Ready(()) }
         });
         if tokio::time::timeout(CATCH_UP, is_due).await.is_err() {
@@ -109,7 +109,7 @@ impl SendQueue {
                 if state.has_caught_up() {
                     Wakers::default()
                 } else {
-                    state.pace.lapse = Some(Instant::now() + BACKOFF);
+                    state.pace.suspended_until = Some(Instant::now() + BACKOFF);
                     state.pace.take_waiting()
                 }
             };
@@ -120,7 +120,7 @@ impl SendQueue {
     }
 
     /// Wakes the sender that has waited longest, if the writer has caught up.
-    pub(super) fn give_turn(&self) {
+    pub(super) fn wake_next_sender(&self) {
         let waker = {
             let mut state = self.state();
             if state.has_caught_up() { state.pace.waiting.take_first() } else { None }
@@ -132,14 +132,14 @@ impl SendQueue {
 }
 
 /// A sender that waits for the writer. When it proceeds or is dropped, the next one may proceed.
-struct Turn<'a> {
+struct WaitingSender<'a> {
     send_queue: &'a SendQueue,
     place: Place,
 }
 
-impl Drop for Turn<'_> {
+impl Drop for WaitingSender<'_> {
     fn drop(&mut self) {
         self.send_queue.state().pace.waiting.leave(&self.place);
-        self.send_queue.give_turn();
+        self.send_queue.wake_next_sender();
     }
 }

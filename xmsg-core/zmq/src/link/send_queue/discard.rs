@@ -35,13 +35,14 @@ impl Discarded {
     }
 }
 
-/// Where connections ended. A message is identified by the number of messages that left the queue before it.
+/// The messages during which connections ended. A message is identified by the number of messages that left
+/// the queue before it.
 #[derive(Debug, Default)]
-pub(super) struct Cut {
+pub(super) struct ConnectionEnds {
     /// The message that the last writer has written in part.
-    begun: Option<u64>,
+    written_in_part: Option<u64>,
     /// The message during which a peer last ended a connection.
-    within: Option<u64>,
+    ended_by_peer: Option<u64>,
 }
 
 /// The position of a message in the queue.
@@ -61,7 +62,7 @@ impl State {
 
     /// Notes that the writer has ended, and whether it has written the first message in part.
     pub(super) fn note_end(&mut self, is_inside: bool) {
-        self.cut.begun = is_inside.then(|| self.passed());
+        self.connection_ends.written_in_part = is_inside.then(|| self.passed());
     }
 
     /// Discards the messages for which `goes` returns `true`. Returns them, and how much of their memory was
@@ -150,14 +151,14 @@ impl SendQueue {
         }
         let (discarded, copied) = state.discard(|place| !limits.allow(place.wire.len(), place.frames));
         drop(state);
-        self.make_up(&discarded, copied);
+        self.release_discarded(&discarded, copied);
         discarded
     }
 
     /// Returns whether the last writer has written a message in part.
     #[must_use]
     pub fn is_cut(&self) -> bool {
-        self.state().cut.begun.is_some()
+        self.state().connection_ends.written_in_part.is_some()
     }
 
     /// Notes that the peer has ended the connection. If it did so for the second time during the same
@@ -165,14 +166,14 @@ impl SendQueue {
     /// active.
     pub fn cut_off(&self) -> Option<Discarded> {
         let mut state = self.state();
-        let begun = state.cut.begun.take()?;
-        if state.cut.within.replace(begun) != Some(begun) {
+        let begun = state.connection_ends.written_in_part.take()?;
+        if state.connection_ends.ended_by_peer.replace(begun) != Some(begun) {
             return None;
         }
         let mut is_first = true;
         let (discarded, copied) = state.discard(|_| std::mem::take(&mut is_first));
         drop(state);
-        self.make_up(&discarded, copied);
+        self.release_discarded(&discarded, copied);
         discarded.into_iter().next()
     }
 
@@ -183,18 +184,18 @@ impl SendQueue {
     }
 
     /// Releases the memory of discarded messages and wakes those who wait.
-    fn make_up(&self, discarded: &[Discarded], copied: usize) {
+    fn release_discarded(&self, discarded: &[Discarded], copied: usize) {
         if discarded.is_empty() {
             return;
         }
-        self.strike_out(copied);
-        let room = {
+        self.uncount_copied(copied);
+        let waiters = {
             let mut guard = self.lock();
-            let room = self.made_room(guard.state_mut());
+            let waiters = self.take_waiters_for_room(guard.state_mut());
             guard.pushed = true;
-            room
+            waiters
         };
-        self.signal(room);
+        self.wake(waiters);
         self.reconsider();
         self.progress.notify_waiters();
     }

@@ -10,16 +10,16 @@ use super::{Amount, Frame, Keep, Refused, SendQueue};
 pub(crate) struct Pushed {
     /// The number of messages that were dropped: this one, or older ones.
     pub(crate) dropped: u64,
-    /// Whether the sender has sent so much in a row that it should yield to the writer.
-    pub(crate) is_in_turn: bool,
+    /// Whether the sender should yield to the writer: it has sent much in a row, or the queue was full.
+    pub(crate) should_yield: bool,
 }
 
 impl SendQueue {
     /// Queues the message, or drops it if there is no room for it.
     pub(crate) fn push_or_drop_newest(&self, frames: &[impl Frame]) -> Result<Pushed, Refused> {
         match self.offer(frames) {
-            Ok(is_in_turn) => Ok(Pushed { dropped: 0, is_in_turn }),
-            Err(Refused::Full) => Ok(Pushed { dropped: 1, is_in_turn: true }),
+            Ok(should_yield) => Ok(Pushed { dropped: 0, should_yield }),
+            Err(Refused::Full) => Ok(Pushed { dropped: 1, should_yield: true }),
             Err(refused) => Err(refused),
         }
     }
@@ -40,6 +40,6 @@ impl SendQueue {
         let mut wire = BytesMut::with_capacity(len);
         encode_message(&mut wire, frames);
         guard.push_copy(&wire, 1);
-        Ok(Pushed { dropped, is_in_turn: dropped > 0 || guard.take_turn() })
+        Ok(Pushed { dropped, should_yield: dropped > 0 || guard.ends_turn() })
     }
 }

@@ -62,7 +62,7 @@ impl Run {
     }
 
     /// Removes the messages up to this position from the front, as far as they lie in the first chunk.
-    fn cut(&mut self, place: u64) {
+    fn drop_front(&mut self, place: u64) {
         let first = self.end - self.messages;
         let Some(chunk) = self.chunks.first_mut() else { return };
         let count = place.saturating_sub(first).min(chunk.messages as u64);
@@ -86,7 +86,7 @@ impl Retained {
         if run.end <= self.arrived {
             return;
         }
-        run.cut(self.arrived);
+        run.drop_front(self.arrived);
         self.bytes += run.bytes();
         self.runs.push_back(run);
         if self.bytes >= self.level {
@@ -101,7 +101,7 @@ impl Retained {
             self.runs.pop_front();
         }
         if let Some(run) = self.runs.front_mut() {
-            run.cut(place);
+            run.drop_front(place);
         }
         self.bytes = self.runs.iter().map(Run::bytes).sum();
     }
@@ -181,15 +181,15 @@ impl SendQueue {
 
     /// Notes that messages up to this position among all accepted messages have arrived.
     pub(crate) fn arrived(&self, place: u64) {
-        let room = {
+        let waiters = {
             let mut guard = self.lock();
             let Some(retained) = &mut guard.state_mut().retained else { return };
             retained.forget(place);
-            let room = self.made_room(guard.state_mut());
+            let waiters = self.take_waiters_for_room(guard.state_mut());
             guard.pushed = true;
-            room
+            waiters
         };
-        self.signal(room);
+        self.wake(waiters);
     }
 
     /// Notes that a connection ended after everything that was written had arrived.
@@ -221,7 +221,7 @@ impl SendQueue {
             return Err(Refused::Closed);
         }
         state.push_frames(frames, len);
-        self.enter(len);
+        self.count_copied(len);
         guard.pushed = true;
         Ok(())
     }

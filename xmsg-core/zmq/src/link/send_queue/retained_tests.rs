@@ -5,7 +5,7 @@ use futures::FutureExt;
 use proptest::prelude::*;
 
 use super::super::tests::{Brittle, message};
-use super::super::{Amount, HighWaterMark, SHARE_MIN, Writer};
+use super::super::{Amount, HighWaterMark, UNCOPIED_MIN, Writer};
 use super::*;
 use xmsg_zmtp::Frames;
 
@@ -72,7 +72,7 @@ fn a_writer_that_waits_already_keeps_what_it_writes() {
 
 #[test]
 fn what_has_not_arrived_is_written_again_and_before_what_is_new() {
-    for len in [10, 2 * SHARE_MIN] {
+    for len in [10, 2 * UNCOPIED_MIN] {
         let send_queue = send_queue(1 << 20);
         push(&send_queue, 0..10, len);
         assert_eq!(write(&send_queue, usize::MAX), numbered(0..10, false), "{len}");
@@ -89,7 +89,7 @@ fn what_has_not_arrived_is_written_again_and_before_what_is_new() {
 /// that wrote it returns.
 #[test]
 fn what_is_known_to_have_arrived_before_it_is_noted_as_written_is_not_kept() {
-    for len in [10, 2 * SHARE_MIN] {
+    for len in [10, 2 * UNCOPIED_MIN] {
         let send_queue = send_queue(1 << 20);
         push(&send_queue, 0..10, len);
         send_queue.arrived(6);
@@ -105,7 +105,7 @@ fn what_is_known_to_have_arrived_before_it_is_noted_as_written_is_not_kept() {
 
 #[test]
 fn what_has_arrived_is_forgotten_to_the_message() {
-    for len in [10, 2 * SHARE_MIN] {
+    for len in [10, 2 * UNCOPIED_MIN] {
         let send_queue = send_queue(1 << 20);
         push(&send_queue, 0..10, len);
         let mut stream = Brittle { limit: usize::MAX, piece: 1000, taken: vec![] };
@@ -173,7 +173,7 @@ proptest! {
     /// each connection keeps without a gap, and only messages that were written before are marked.
     #[test]
     fn nothing_is_lost_however_connections_break(
-        steps in prop::collection::vec((0_u32..6, prop::sample::select(vec![4_usize, 60, 3000, SHARE_MIN + 1]), 0_usize..60_000, any::<bool>()), 1..20),
+        steps in prop::collection::vec((0_u32..6, prop::sample::select(vec![4_usize, 60, 3000, UNCOPIED_MIN + 1]), 0_usize..60_000, any::<bool>()), 1..20),
     ) {
         let send_queue = send_queue(64 << 20);
         let (mut pushed, mut arrived, mut confirmed) = (0, 0, 0);

@@ -21,7 +21,7 @@ use crate::link::wait_queue::{Place, Wakers};
 use xmsg_zmtp::encoded_len;
 
 /// The frames of a message that waits for room.
-pub(super) type Waiting = SmallVec<[Bytes; 3]>;
+pub(super) type WaitingFrames = SmallVec<[Bytes; 3]>;
 
 /// The maximum number of bytes and of messages that are taken out of the line at a time, under the lock of
 /// the queue. The writer takes the rest when it has written some more.
@@ -32,8 +32,8 @@ const SERVED: (usize, usize) = (WRITE_MAX, 1024);
 pub(crate) enum Begun<O: Deref<Target: AsRef<SendQueue>>> {
     /// The message is in the queue, or was refused.
     Done(Result<(), Refused>),
-    /// The sender has to wait.
-    Open(Sending<O>),
+    /// The sender has to wait, for room or for the writer.
+    MustWait(Sending<O>),
 }
 
 /// A message that is being sent. Dropping this withdraws the message if it still waits for room.
@@ -59,12 +59,12 @@ where
     let place = {
         let mut guard = send_queue.as_ref().lock();
         match guard.try_push_frames(frames) {
-            Ok(()) if guard.take_turn() => None,
+            Ok(()) if guard.ends_turn() => None,
             Err(Refused::Full) => Some(guard.line_up(frames)),
             done => return Begun::Done(done),
         }
     };
-    Begun::Open(Sending { send_queue: send_queue.clone(), place })
+    Begun::MustWait(Sending { send_queue: send_queue.clone(), place })
 }
 
 impl<O: Deref<Target: AsRef<SendQueue>>> Sending<O> {
@@ -133,7 +133,7 @@ impl SendQueue {
     pub async fn push(&self, frames: &[impl Frame]) -> Result<(), Refused> {
         let mut sending = match begin(&self, frames) {
             Begun::Done(done) => return done,
-            Begun::Open(sending) => sending,
+            Begun::MustWait(sending) => sending,
         };
         sending.finish().await
     }
@@ -155,7 +155,7 @@ impl SendQueue {
     /// should [pause](Self::pause) now.
     pub(crate) fn offer(&self, frames: &[impl Frame]) -> Result<bool, Refused> {
         let mut guard = self.lock();
-        guard.try_push_frames(frames).map(|()| guard.take_turn())
+        guard.try_push_frames(frames).map(|()| guard.ends_turn())
     }
 
     /// Yields to the writer.
@@ -194,7 +194,7 @@ impl SendQueue {
             }
             let Some((frames, waker)) = state.line.take_first() else { break };
             state.push_frames(&frames, len);
-            self.enter(len);
+            self.count_copied(len);
             served = (served.0 + len, served.1 + 1);
             calls.extend(waker);
         }
@@ -234,7 +234,7 @@ impl SendQueueGuard<'_> {
 
     /// Whether so much was pushed in a row that the sender should yield to the writer. If so, the count
     /// starts again.
-    pub(super) fn take_turn(&mut self) -> bool {
+    pub(super) fn ends_turn(&mut self) -> bool {
         let state = self.state_mut();
         let is_over = state.in_a_row >= TURN;
         if is_over {

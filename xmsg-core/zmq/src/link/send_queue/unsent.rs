@@ -12,7 +12,7 @@ pub(crate) type Unsent = SmallVec<[Bytes; 3]>;
 impl SendQueue {
     /// Takes out all queued messages, in order. No writer may be active.
     pub(crate) fn take_unsent(&self) -> Vec<Unsent> {
-        let (chunks, room) = {
+        let (chunks, waiters) = {
             let mut guard = self.lock();
             let state = guard.state_mut();
             if state.queued.messages == 0 {
@@ -20,10 +20,10 @@ impl SendQueue {
             }
             state.flush_tail();
             let chunks: Vec<Bytes> = state.chunks.iter().map(|chunk| chunk.bytes.clone()).collect();
-            self.take_off(state);
-            (chunks, self.made_room(state))
+            self.remove_all(state);
+            (chunks, self.take_waiters_for_room(state))
         };
-        self.signal(room);
+        self.wake(waiters);
         let mut messages = Vec::new();
         each_message(chunks.iter(), |message| messages.push(message));
         messages

@@ -12,20 +12,20 @@ use super::{MemoryCounter, SendQueue};
 #[derive(Debug, Default)]
 pub(super) struct Urgent {
     bytes: BytesMut,
-    /// The memory that is entered in the account for `bytes`.
-    entered: usize,
-    account: Account,
+    /// The memory of `bytes` that is counted in the counters.
+    counted: usize,
+    counters: Counters,
 }
 
 /// The counters in which the memory of urgent bytes is counted.
 #[derive(Clone, Debug, Default)]
-struct Account {
+struct Counters {
     /// The memory of this queue alone, in bytes.
     held: Arc<AtomicUsize>,
     memory_counter: Option<Arc<MemoryCounter>>,
 }
 
-impl Account {
+impl Counters {
     fn change(&self, from: usize, to: usize) {
         for count in
             [Some(&*self.held), self.memory_counter.as_deref().map(|memory_counter| &memory_counter.0)]
@@ -44,7 +44,7 @@ impl Account {
 impl Urgent {
     /// Sets the memory counter. It has to be called before anything is queued.
     pub(super) fn count_in(&mut self, memory_counter: Arc<MemoryCounter>) {
-        self.account.memory_counter = Some(memory_counter);
+        self.counters.memory_counter = Some(memory_counter);
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -57,13 +57,13 @@ impl Urgent {
 
     /// Returns a live counter of the memory in bytes.
     pub(super) fn held(&self) -> Arc<AtomicUsize> {
-        self.account.held.clone()
+        self.counters.held.clone()
     }
 
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
-        let entered = std::mem::replace(&mut self.entered, self.bytes.capacity());
-        self.account.change(entered, self.entered);
+        let counted = std::mem::replace(&mut self.counted, self.bytes.capacity());
+        self.counters.change(counted, self.counted);
     }
 
     pub(super) fn clear(&mut self) {
@@ -74,8 +74,8 @@ impl Urgent {
     pub(super) fn take(&mut self) -> Taken {
         Taken {
             bytes: std::mem::take(&mut self.bytes),
-            entered: std::mem::take(&mut self.entered),
-            account: self.account.clone(),
+            counted: std::mem::take(&mut self.counted),
+            counters: self.counters.clone(),
         }
     }
 }
@@ -90,8 +90,8 @@ impl Drop for Urgent {
 #[derive(Debug)]
 pub(super) struct Taken {
     bytes: BytesMut,
-    entered: usize,
-    account: Account,
+    counted: usize,
+    counters: Counters,
 }
 
 impl Taken {
@@ -102,15 +102,15 @@ impl Taken {
     /// Returns the bytes encrypted.
     pub(super) fn sealed(mut self, seal: impl FnOnce(&[u8]) -> BytesMut) -> Self {
         self.bytes = seal(&self.bytes);
-        let entered = std::mem::replace(&mut self.entered, self.bytes.capacity());
-        self.account.change(entered, self.entered);
+        let counted = std::mem::replace(&mut self.counted, self.bytes.capacity());
+        self.counters.change(counted, self.counted);
         self
     }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        self.account.change(self.entered, 0);
+        self.counters.change(self.counted, 0);
     }
 }
 
@@ -137,7 +137,7 @@ impl SendQueue {
     #[must_use]
     pub fn urgent_waits_behind(&self) -> (bool, u64) {
         let state = self.state();
-        (!state.urgent.is_empty(), state.written.bytes + state.of_boxes)
+        (!state.urgent.is_empty(), state.written.bytes + state.written_of_boxes)
     }
 
     /// Returns a live counter of the memory of urgent bytes that are not yet written, in bytes.

@@ -29,13 +29,13 @@ const SEAL_MAX: usize = 64 << 10;
 /// The maximum number of bytes by which a box is longer than its frame.
 const BOX_EXTRA: usize = 64;
 
-/// Drains an [`SendQueue`] into a stream. If it is dropped in the middle, it puts back every message that the
+/// Drains a [`SendQueue`] into a stream. If it is dropped in the middle, it puts back every message that the
 /// peer cannot have received whole, so that the next writer begins with that message.
 #[derive(Debug)]
 pub struct Writer<'a> {
     send_queue: &'a SendQueue,
-    /// Written chunks of a message that is not completely written yet.
-    begun: Vec<Chunk>,
+    /// The written chunks of a message that is not completely written yet.
+    written_of_message: Vec<Chunk>,
     chunks: VecDeque<Chunk>,
     /// The number of bytes of the first chunk that are written.
     offset: usize,
@@ -54,7 +54,7 @@ impl<'a> Writer<'a> {
     pub fn new(send_queue: &'a SendQueue) -> Self {
         Self {
             send_queue,
-            begun: Vec::new(),
+            written_of_message: Vec::new(),
             chunks: VecDeque::new(),
             offset: 0,
             urgent_waits: false,
@@ -94,7 +94,7 @@ impl<'a> Writer<'a> {
     /// Writes until the stream fails, or the queue is closed and empty.
     pub async fn run(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         loop {
-            if self.offset == 0 && self.begun.is_empty() {
+            if self.offset == 0 && self.written_of_message.is_empty() {
                 let urgent = self.send_queue.take_urgent();
                 if let Some(urgent) = urgent {
                     let urgent = match &mut self.sealing {
@@ -215,7 +215,7 @@ impl<'a> Writer<'a> {
             if plain > 0 {
                 self.advance(plain);
             } else {
-                self.send_queue.state().of_boxes += written as u64;
+                self.send_queue.state().written_of_boxes += written as u64;
             }
         }
         Ok(())
@@ -237,16 +237,16 @@ impl<'a> Writer<'a> {
             // `front` has just shown that there is one.
             let Some(chunk) = self.chunks.pop_front() else { break };
             let ends_message = chunk.ends_message;
-            self.begun.push(chunk);
+            self.written_of_message.push(chunk);
             if ends_message {
-                for chunk in &self.begun {
+                for chunk in &self.written_of_message {
                     done += Amount::new(chunk.messages, chunk.charge);
                     copied += if chunk.slab_charge.is_none() { chunk.charge } else { 0 };
                 }
                 if self.retains {
-                    kept.push(self.begun.drain(..).collect());
+                    kept.push(self.written_of_message.drain(..).collect());
                 }
-                for chunk in self.begun.drain(..) {
+                for chunk in self.written_of_message.drain(..) {
                     if chunk.slab_charge.is_none() && chunk.bytes.len() >= TAIL_LEN / 2 && used.len() < SPARE
                     {
                         used.push(chunk.bytes);
@@ -254,7 +254,7 @@ impl<'a> Writer<'a> {
                 }
             }
         }
-        self.send_queue.strike_out(copied);
+        self.send_queue.uncount_copied(copied);
         let mut state = self.send_queue.state();
         if let Some(spare) = &mut state.spare {
             let full = used.into_iter().filter_map(|bytes| bytes.try_into_mut().ok());
@@ -267,13 +267,13 @@ impl<'a> Writer<'a> {
         state.retain(kept);
         state.written += Amount { messages: done.messages, bytes: written as u64 };
         self.urgent_waits = !state.urgent.is_empty();
-        let room = self.send_queue.made_room(&mut state);
-        let is_watched = std::mem::take(&mut state.watched);
-        let somebody_waits = state.keep_pace(written);
+        let waiters = self.send_queue.take_waiters_for_room(&mut state);
+        let is_watched = std::mem::take(&mut state.is_progress_awaited);
+        let somebody_waits = state.note_written_for_senders(written);
         drop(state);
-        self.send_queue.signal(room);
+        self.send_queue.wake(waiters);
         if somebody_waits {
-            self.send_queue.give_turn();
+            self.send_queue.wake_next_sender();
         }
         if is_watched {
             self.send_queue.progress.notify_waiters();
@@ -283,9 +283,10 @@ impl<'a> Writer<'a> {
 
 impl Drop for Writer<'_> {
     fn drop(&mut self) {
-        let begun = self.begun.iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
-        let written = begun + self.offset;
-        let mut chunks: VecDeque<Chunk> = self.begun.drain(..).chain(self.chunks.drain(..)).collect();
+        let whole_chunks = self.written_of_message.iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
+        let written = whole_chunks + self.offset;
+        let mut chunks: VecDeque<Chunk> =
+            self.written_of_message.drain(..).chain(self.chunks.drain(..)).collect();
         let (mut messages, mut boundary) =
             whole_messages_within(chunks.iter().map(|chunk| &chunk.bytes[..]), written);
         // A box that was written in part counts, too.
@@ -300,6 +301,7 @@ impl Drop for Writer<'_> {
             let of_this_chunk = chunk.messages.min(messages);
             messages -= of_this_chunk;
             let rest = chunk.bytes.split_off(len);
+            // A slab stays charged until its last slice goes. Copied bytes are uncharged as they go.
             let charge = match (&chunk.slab_charge, rest.is_empty()) {
                 (Some(_), false) => 0,
                 (_, true) => chunk.charge,
@@ -318,7 +320,7 @@ impl Drop for Writer<'_> {
                 chunk.bytes = rest;
             }
         }
-        self.send_queue.strike_out(copied);
+        self.send_queue.uncount_copied(copied);
         let mut state = self.send_queue.state();
         state.queued -= whole;
         state.retain((!kept.is_empty()).then_some(kept));
@@ -329,9 +331,9 @@ impl Drop for Writer<'_> {
         chunks.append(&mut state.chunks);
         state.chunks = chunks;
         // The next writer may not come for long, so the room is given away now.
-        let room = self.send_queue.made_room(&mut state);
+        let waiters = self.send_queue.take_waiters_for_room(&mut state);
         drop(state);
-        self.send_queue.signal(room);
+        self.send_queue.wake(waiters);
     }
 }
 
