@@ -88,7 +88,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
     if let Some(threads) = cli.command.threads() {
         runtime.worker_threads(threads.get());
     }
-    let blocking = xmsg_proxy::memory::blocking_threads(BLOCKING_THREADS);
+    let blocking = xmsg_proxy::default_memory_limit::blocking_threads(BLOCKING_THREADS);
     let runtime = runtime
         .enable_all()
         .max_blocking_threads(blocking)

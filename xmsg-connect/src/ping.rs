@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use xmsg_zmq::deadline::Deadline;
-use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::memory_budget::MemoryBudget;
 use xmsg_zmq::{Publisher, Push, Subscriber};
 
 use crate::amqp::{Link, refused, short};

@@ -14,9 +14,9 @@ use std::time::Duration;
 use futures::task::AtomicWaker;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
-use xmsg_zmq::link::memory::{Claim, MemoryBudget};
 use xmsg_zmq::link::throttle::Throttle;
 use xmsg_zmq::lock::lock;
+use xmsg_zmq::memory_budget::{Claim, MemoryBudget};
 
 /// The bytes of all answers to durable subscriptions that are made or sent at the same time. A longer answer
 /// waits until there is no other one.

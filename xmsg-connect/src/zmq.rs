@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::memory_budget::MemoryBudget;
 use xmsg_zmq::security::{AllowKeys, Authenticator, Verdict, authenticate_with, read_key_file};
 use xmsg_zmq::{Endpoint, Security, SocketOptions};
 use xmsg_zmtp::curve::{KeyPair, PublicKey};

@@ -16,7 +16,7 @@ use xmsg_core::{Actor, Connection, Message, Topic};
 use xmsg_tests::amqp_peer::{Peer, Script};
 use xmsg_tests::rabbitmq::Broker;
 use xmsg_tests::{patient, until, within};
-use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::memory_budget::MemoryBudget;
 
 use common::{Site, answers, ask, broker, message, session};
 

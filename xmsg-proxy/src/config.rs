@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use xmsg_zmq::fault::CriticalTasks;
-use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::memory_budget::MemoryBudget;
 use xmsg_zmq::{Admission, AdmissionLimits, HighWaterMark, TcpOptions};
 use xmsg_zmtp::Limits;
 
-use crate::memory;
+use crate::default_memory_limit;
 use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Authority, Mechanism};
 use crate::upstream::Upstream;
@@ -66,7 +66,7 @@ pub struct Config {
     pub queue_ceiling: usize,
     /// The memory budget of all peers together: messages that have been received in part, queues,
     /// subscriptions and connections. Near its limit, the peer that holds most is disconnected first, and new
-    /// connections are refused. Default: [`memory::default_limit`].
+    /// connections are refused. Default: [`default_memory_limit::default_limit`].
     pub memory: MemoryBudget,
     /// Which messages the proxy asks publishers to send. Default: [`PublishersSend::Subscribed`].
     pub publishers_send: PublishersSend,
@@ -122,7 +122,7 @@ impl Default for Config {
             policies: Vec::new(),
             high_water_mark: HighWaterMark::bytes(256 << 20),
             queue_ceiling: 1 << 30,
-            memory: MemoryBudget::new(memory::default_limit()),
+            memory: MemoryBudget::new(default_memory_limit::default_limit()),
             publishers_send: PublishersSend::default(),
             upstreams: Vec::new(),
             connections: admission.connections,

@@ -35,6 +35,7 @@
 pub mod admin;
 mod config;
 pub mod control;
+pub mod default_memory_limit;
 #[cfg(feature = "descriptors")]
 pub mod descriptors;
 mod duration;
@@ -42,7 +43,6 @@ mod duration;
 pub mod fuzzing;
 #[cfg(feature = "daemon")]
 pub mod log;
-pub mod memory;
 mod policy;
 pub mod prefixes;
 mod proxy;
@@ -54,6 +54,10 @@ pub mod shown;
 mod stats;
 pub mod switch;
 mod upstream;
+
+/// The old name of [`default_memory_limit`].
+#[doc(hidden)]
+pub use default_memory_limit as memory;
 
 pub use config::{Config, PublishersSend};
 pub use policy::{Policy, TopicPolicy};

@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 use xmsg_core::{Error, ErrorKind, ProxyAddress, Result};
-use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmq::link::transport::Listener;
+use xmsg_zmq::memory_budget::MemoryBudget;
 use xmsg_zmq::{
     Admission, Endpoint, HighWaterMark, IdentityScope, ProxyPorts, Router, SocketOptions, Violations,
 };

@@ -8,7 +8,7 @@ use xmsg_core::security::SecretKey;
 use xmsg_proxy::registrar::{self, Registrar};
 use xmsg_proxy::security::{Authority, Mechanism, Passwords, Rights, Rules};
 use xmsg_proxy::{Config, Proxy};
-use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::memory_budget::MemoryBudget;
 use xmsg_zmtp::Limits;
 
 #[tokio::main(flavor = "current_thread")]

@@ -12,7 +12,7 @@ use lapin::types::ShortString;
 use lapin::uri::{AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Channel, Connection, ConnectionProperties};
 use xmsg_zmq::deadline::Deadline;
-use xmsg_zmq::link::memory::Claim;
+use xmsg_zmq::memory_budget::Claim;
 use xmsg_zmq::security::read_secret;
 
 use self::socket::{End, TRICKLE, UNLIMITED};

@@ -378,7 +378,7 @@ mod tests {
     use futures::{AsyncReadExt, FutureExt};
     use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
-    use xmsg_zmq::link::memory::MemoryBudget;
+    use xmsg_zmq::memory_budget::MemoryBudget;
 
     use super::*;
     use crate::room::Room;

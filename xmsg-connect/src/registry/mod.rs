@@ -19,8 +19,8 @@ use tokio::sync::{mpsc, oneshot};
 use xmsg_core::{Actor, ConnectOptions, ProxyAddress};
 use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::fault::CriticalTasks;
-use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmq::lock::lock;
+use xmsg_zmq::memory_budget::MemoryBudget;
 
 use self::ending::{Ending, Endings};
 use self::entry::unknown;

@@ -13,7 +13,7 @@ use xmsg_core::durable::protocol::{Reply, Request, TOPIC};
 use xmsg_core::{Actor, Message};
 use xmsg_proxy::Proxy;
 use xmsg_tests::{patient, proxy, within};
-use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::memory_budget::MemoryBudget;
 
 /// A proxy, and a registry with its state in a folder that goes with it.
 pub(crate) struct Site {

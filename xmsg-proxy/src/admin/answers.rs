@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use axum::body::Body;
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
-use xmsg_zmq::link::memory::{Claim, MemoryBudget};
+use xmsg_zmq::memory_budget::{Claim, MemoryBudget};
 
 /// Answers up to this length are never refused: of those there is one for each connection at most.
 const SMALL: usize = 256 << 10;

@@ -1,5 +1,5 @@
-//! `/metrics`: everything that is counted, in the `OpenMetrics` text format;
-//! [`text_format`](super::text_format) has others.
+//! `/metrics`: everything that is counted, in the `OpenMetrics` text format.
+//! [`classic_text`](super::classic_text) translates it for whoever wants the older format.
 //!
 //! Nothing is counted here. What the parts count anyway is read when somebody asks, so that metrics cost the
 //! data plane nothing.
@@ -13,7 +13,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
-use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::memory_budget::MemoryBudget;
 use xmsg_zmq::{Amount, ViolationCounts};
 
 use super::State;

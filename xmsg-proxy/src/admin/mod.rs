@@ -21,6 +21,7 @@ mod access;
 mod answers;
 #[allow(unused_qualifications, reason = "the macros of utoipa write whole paths")]
 mod api;
+mod classic_text;
 mod compose;
 #[cfg(feature = "connect")]
 #[allow(unused_qualifications, reason = "the macros of utoipa write whole paths")]
@@ -35,7 +36,6 @@ mod process;
 mod routes;
 mod server;
 mod tap;
-mod text_format;
 mod token;
 mod turned_away;
 mod upstreams;

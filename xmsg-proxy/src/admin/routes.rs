@@ -20,9 +20,9 @@ use utoipa_axum::router::OpenApiRouter;
 use xmsg_zmq::ViolationCounts;
 
 use super::access::{Caller, Denied, Role};
+use super::classic_text::TextFormat;
 use super::process::{Process, unix_s};
 use super::server::Connection;
-use super::text_format::TextFormat;
 use super::{Phase, State, api, metrics, page};
 use crate::registrar;
 use crate::stats::{DropRow, Kind, Row, SubscriberPart, Sum};

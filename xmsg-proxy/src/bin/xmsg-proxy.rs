@@ -17,7 +17,7 @@ use tokio::runtime::{Builder, Runtime};
 #[cfg(feature = "connect")]
 use xmsg_core::ProxyAddress;
 use xmsg_proxy::admin::{Phase, Reach, Sources};
-use xmsg_proxy::memory;
+use xmsg_proxy::default_memory_limit;
 use xmsg_proxy::registrar::{self, Registrar};
 use xmsg_proxy::security::Mechanism;
 #[cfg(feature = "connect")]
@@ -26,7 +26,7 @@ use xmsg_proxy::settings::{
     self, Count, Host, Named, PolicySection, ProxyPort, ProxySettings, UpstreamSection,
 };
 use xmsg_proxy::{Config, Policy, Proxy, PublishersSend, TopicPolicy};
-use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::memory_budget::MemoryBudget;
 
 /// Forwards messages from publishers to subscribers, and answers control requests.
 ///
@@ -164,7 +164,10 @@ fn runtime(settings: &ProxySettings) -> std::io::Result<Runtime> {
     if settings.threads.get() > 1 {
         builder.worker_threads(settings.threads.get());
     }
-    builder.enable_all().max_blocking_threads(memory::blocking_threads(BLOCKING_THREADS)).build()
+    builder
+        .enable_all()
+        .max_blocking_threads(default_memory_limit::blocking_threads(BLOCKING_THREADS))
+        .build()
 }
 
 /// Returns the largest number of threads beside the first one.
@@ -174,12 +177,20 @@ fn threads(daemon: &Daemon<Arguments>, has_registrar: bool) -> usize {
         1 => 0,
         threads => threads,
     };
-    let registrar = if has_registrar { 1 + memory::blocking_threads(registrar::BLOCKING_THREADS) } else { 0 };
+    let registrar = if has_registrar {
+        1 + default_memory_limit::blocking_threads(registrar::BLOCKING_THREADS)
+    } else {
+        0
+    };
     #[cfg(feature = "connect")]
     let connect = if daemon.settings.connect.enabled { connect::threads() } else { 0 };
     #[cfg(not(feature = "connect"))]
     let connect = 0;
-    workers + memory::blocking_threads(BLOCKING_THREADS) + registrar + connect + daemon.own_threads()
+    workers
+        + default_memory_limit::blocking_threads(BLOCKING_THREADS)
+        + registrar
+        + connect
+        + daemon.own_threads()
 }
 
 async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {

@@ -9,7 +9,7 @@ use clap::Parser;
 use daemon::{CommonArguments, Daemon, Program, SignalRequest, Signals, ready, say, set, stopping};
 use tokio::runtime::{Builder, Runtime};
 use xmsg_proxy::admin::{Phase, Sources};
-use xmsg_proxy::memory;
+use xmsg_proxy::default_memory_limit;
 use xmsg_proxy::registrar::{BLOCKING_THREADS, Config, Registrar};
 use xmsg_proxy::settings::{self, Count, Host, RegistrarSettings, Seconds};
 
@@ -85,7 +85,7 @@ fn main() -> ExitCode {
 }
 
 fn runtime() -> std::io::Result<Runtime> {
-    let blocking = memory::blocking_threads(BLOCKING_THREADS);
+    let blocking = default_memory_limit::blocking_threads(BLOCKING_THREADS);
     Builder::new_current_thread().enable_all().max_blocking_threads(blocking).build()
 }
 
@@ -100,7 +100,7 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     let (security, authority) = daemon.security();
     let name = security.name();
     let mut config = Config { security, authority, ..settings.config() };
-    let threads = memory::blocking_threads(BLOCKING_THREADS) + daemon.own_threads();
+    let threads = default_memory_limit::blocking_threads(BLOCKING_THREADS) + daemon.own_threads();
     config.memory = Daemon::<Arguments>::memory_beside(threads);
     config.connections = daemon.room_for_connections(config.connections)?;
     // Half of what the process can have is for peers. Registrations get no more than half of the other half.

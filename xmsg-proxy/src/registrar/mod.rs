@@ -40,8 +40,8 @@ use xmsg_core::options::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
 use xmsg_core::registration::Registration;
 use xmsg_core::{Error, ErrorKind, RegistrarAddress, Result};
 use xmsg_zmq::fault::CriticalTasks;
-use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmq::link::transport::Listener;
+use xmsg_zmq::memory_budget::MemoryBudget;
 use xmsg_zmq::{
     Admission, AdmissionLimits, Endpoint, HighWaterMark, Replier, SocketOptions, TcpOptions, ViolationCounts,
 };
@@ -69,7 +69,7 @@ pub struct Config {
     pub registration_memory: usize,
     /// The memory budget for connections and for requests that have been received in part. When it is used
     /// up, the peer that holds the most is disconnected. Default:
-    /// [`memory::default_limit`](crate::memory::default_limit).
+    /// [`default_limit`](crate::default_memory_limit::default_limit).
     pub memory: MemoryBudget,
     /// The security mechanism of the port. Default: NULL, that is, no security.
     pub security: Mechanism,
@@ -98,7 +98,7 @@ impl Default for Config {
             ttl: None,
             registrations: 4_000_000,
             registration_memory: 2 << 30,
-            memory: MemoryBudget::new(crate::memory::default_limit()),
+            memory: MemoryBudget::new(crate::default_memory_limit::default_limit()),
             security: Mechanism::default(),
             authority: Arc::default(),
             connections: admission.connections,
@@ -185,7 +185,7 @@ impl Place {
 
 /// The largest number of threads for blocking work in a runtime that runs only a registrar. Blocking work is
 /// file access and the decryption of long encrypted requests. See
-/// [`blocking_threads`](crate::memory::blocking_threads).
+/// [`blocking_threads`](crate::default_memory_limit::blocking_threads).
 pub const BLOCKING_THREADS: usize = 8;
 
 /// Questions of [`Monitor::browse`] that may wait for the registrar. At this number, a question is refused.
@@ -203,7 +203,7 @@ impl OwnThread {
     async fn start(config: Config, place: Place) -> Result<Registrar> {
         let failed = |error| Error::new(ErrorKind::Io, "the registrar has no thread").with_source(error);
         let mut runtime = tokio::runtime::Builder::new_current_thread();
-        let blocking = crate::memory::blocking_threads(BLOCKING_THREADS);
+        let blocking = crate::default_memory_limit::blocking_threads(BLOCKING_THREADS);
         let runtime = runtime.enable_all().max_blocking_threads(blocking).build().map_err(failed)?;
         let (tell, started) = oneshot::channel();
         let end = CancellationToken::new();

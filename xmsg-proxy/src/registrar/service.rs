@@ -30,9 +30,9 @@ use tokio_util::sync::CancellationToken;
 use xmsg_core::registration::{Action, Argument, OwnerType, Refusal, Reply, Request};
 use xmsg_core::{Error, ErrorKind, Result};
 use xmsg_zmq::deadline::Deadline;
-use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmq::link::source::Source;
 use xmsg_zmq::link::throttle::Throttle;
+use xmsg_zmq::memory_budget::MemoryBudget;
 use xmsg_zmq::{EncodedFrames, Replier, ReturnPath, Violations};
 
 use self::answering::Answering;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use xmsg_core::address::DEFAULT_REGISTRAR_PORT;
 use xmsg_zmq::fault::CriticalTasks;
-use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::memory_budget::MemoryBudget;
 use xmsg_zmq::{HighWaterMark, TcpOptions};
 
 use super::values::resolve;
@@ -16,7 +16,7 @@ use super::{
     SettingsError, UpstreamSection, admin_at, upstream,
 };
 use crate::config::{Config, PublishersSend};
-use crate::memory;
+use crate::default_memory_limit;
 use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Mechanism, settings as security};
 use crate::upstream::Upstream;
@@ -327,7 +327,7 @@ impl ProxySettings {
             queue_ceiling: self.queue_ceiling_mib.mib(),
             critical: CriticalTasks::default(),
             memory: MemoryBudget::new(match self.memory_limit_mib.mib() {
-                0 => memory::default_limit(),
+                0 => default_memory_limit::default_limit(),
                 limit => limit,
             }),
             publishers_send: self.publishers_send.0,

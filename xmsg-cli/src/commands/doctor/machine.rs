@@ -35,7 +35,7 @@ pub(super) fn check(findings: &mut Findings) {
         None => findings.ok("descriptors", "this system does not say how many there may be"),
         Some(limits) => check_descriptors(limits, findings),
     }
-    let memory = xmsg_proxy::memory::default_limit() as u64;
+    let memory = xmsg_proxy::default_memory_limit::default_limit() as u64;
     let found = format!("a proxy here would hold {} for all its peers", size(memory));
     if memory < LITTLE_MEMORY {
         let advice = "give the machine, its control group or its address space (ulimit -v) more memory, or set \
@@ -45,7 +45,7 @@ pub(super) fn check(findings: &mut Findings) {
         findings.ok("memory", found);
     }
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    if xmsg_proxy::memory::is_crowded_by(cores) {
+    if xmsg_proxy::default_memory_limit::is_crowded_by(cores) {
         let found = format!("{cores} threads take most of the address space that processes may have");
         findings.warning("threads", found, "raise the limit (ulimit -v), or set fewer threads of the proxy");
     } else {

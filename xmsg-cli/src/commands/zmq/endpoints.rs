@@ -12,7 +12,7 @@ use xmsg_core::Security;
 use xmsg_core::security::{
     AllowKeys, Authenticator, Credentials, Password, PublicKey, Verdict, read_key_file,
 };
-use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::memory_budget::MemoryBudget;
 use xmsg_zmq::{Admission, AdmissionLimits, Endpoint, ErrorKind, HasIdentity, SocketOptions};
 use xmsg_zmtp::Limits;
 

@@ -9,15 +9,15 @@ use xmsg_connect::{Registry, RegistryOptions};
 use xmsg_core::security::Security;
 use xmsg_core::{ConnectOptions, ProxyAddress};
 use xmsg_proxy::admin::Connect;
-use xmsg_proxy::{memory, settings};
-use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_proxy::{default_memory_limit, settings};
+use xmsg_zmq::memory_budget::MemoryBudget;
 
 /// The largest number of threads for blocking work: the disk, and look-ups of names.
 const BLOCKING_THREADS: usize = 32;
 
 /// Returns the number of all threads for outgoing connections and channels.
 pub(crate) fn threads() -> usize {
-    1 + memory::blocking_threads(BLOCKING_THREADS)
+    1 + default_memory_limit::blocking_threads(BLOCKING_THREADS)
 }
 
 /// The settings of outgoing connections and channels.
@@ -47,12 +47,12 @@ impl Connecting {
             // Changes at run time come over HTTP.
             secrets_dir: Some(secrets_dir.unwrap_or_else(|| state_dir.clone())),
             memory: budget,
-            thread_space: memory::thread_space(),
+            thread_space: default_memory_limit::thread_space(),
             ..RegistryOptions::new(&state_dir, proxy)
         };
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
-            .max_blocking_threads(memory::blocking_threads(BLOCKING_THREADS))
+            .max_blocking_threads(default_memory_limit::blocking_threads(BLOCKING_THREADS))
             .thread_name("xmsg-connect")
             .enable_all()
             .build()

@@ -23,8 +23,8 @@ use xmsg_core::text::escaped;
 use xmsg_proxy::admin::{Admin, Sources, Token, Tokens};
 use xmsg_proxy::security::{Authority, Mechanism};
 use xmsg_proxy::settings::{self, Host, Reloadable, Settings, SettingsError};
-use xmsg_proxy::{descriptors, memory};
-use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_proxy::{default_memory_limit, descriptors};
+use xmsg_zmq::memory_budget::MemoryBudget;
 
 pub(crate) use arguments::{CommonArguments, Program, set};
 pub(crate) use signals::{SignalRequest, Signals};
@@ -265,8 +265,8 @@ impl<P: Program> Daemon<P> {
 
     /// Returns the memory budget for all peers of a process with this number of threads beside the first one.
     pub(crate) fn memory_beside(threads: usize) -> MemoryBudget {
-        let limit = memory::limit_beside(threads);
-        if memory::is_crowded_by(threads) {
+        let limit = default_memory_limit::limit_beside(threads);
+        if default_memory_limit::is_crowded_by(threads) {
             tracing::warn!(
                 threads,
                 memory_limit_mib = limit >> 20,

@@ -1,4 +1,4 @@
-//! The signals that ask a daemon to stop or to reload.
+//! The signals that ask a daemon to stop or to reload. What SIGHUP reloads, and how, is in `reload.rs`.
 
 use std::time::Duration;
 

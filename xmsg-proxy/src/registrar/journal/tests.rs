@@ -1,6 +1,9 @@
 //! Tests of journals and snapshots that are complete, cut short, damaged, of the first version, and behind
 //! links.
 
+use std::sync::atomic::Ordering;
+
+use super::draft::NEARLY;
 use super::format::*;
 use super::*;
 

@@ -15,7 +15,7 @@ const GROUP_BITS: u32 = 12;
 const GROUP: usize = 8;
 
 #[derive(Debug, Default)]
-pub(super) struct Index {
+pub(super) struct HashIndex {
     shards: Vec<Shard>,
     len: usize,
 }
@@ -36,7 +36,7 @@ struct Slot {
     number: u32,
 }
 
-impl Index {
+impl HashIndex {
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.len == 0
@@ -275,7 +275,7 @@ mod tests {
 
     use super::*;
 
-    fn listed(index: &Index) -> BTreeSet<(u32, u32)> {
+    fn listed(index: &HashIndex) -> BTreeSet<(u32, u32)> {
         index.shards.iter().flat_map(Shard::slots).map(|slot| (slot.hash.get(), slot.number)).collect()
     }
 
@@ -284,7 +284,7 @@ mod tests {
     fn agrees_with_a_set_while_it_grows_and_shrinks() {
         let mut random = fastrand::Rng::with_seed(1);
         for bits in [32, 16, 10, 3] {
-            let (mut index, mut model) = (Index::default(), BTreeSet::new());
+            let (mut index, mut model) = (HashIndex::default(), BTreeSet::new());
             for phase in [9, 9, 1, 5, 1, 0] {
                 for _ in 0..6_000 / phase.max(1) {
                     let hash = Hash::of(random.u64(..) >> (64 - bits) << 32);

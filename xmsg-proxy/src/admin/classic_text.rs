@@ -1,4 +1,5 @@
-//! Which text format whoever asks for metrics wants: `OpenMetrics`, or the classic one of Prometheus.
+//! Metrics as classic text of Prometheus, for whoever asks for that. [`metrics`](super::metrics) writes
+//! `OpenMetrics`; this module reads from the request which format is wanted, and translates.
 
 /// A format that metrics are written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,7 +11,7 @@ pub(super) enum TextFormat {
 }
 
 impl TextFormat {
-    /// The one that this `Accept` header prefers. Whoever does not care gets `OpenMetrics`.
+    /// Returns the format that this `Accept` header prefers. Whoever does not care gets `OpenMetrics`.
     pub(super) fn wanted(accept: &str) -> Self {
         let open_metrics = quality(accept, ["application", "openmetrics-text"], &["1.0.0", "0.0.1"]);
         let classic = quality(accept, ["text", "plain"], &["0.0.4"]);
@@ -24,7 +25,7 @@ impl TextFormat {
         }
     }
 
-    /// The same metrics in this format. They come as `OpenMetrics`.
+    /// Returns these metrics, which are written as `OpenMetrics`, in this format.
     pub(super) fn write(self, text: String) -> String {
         match self {
             Self::OpenMetrics => text,
@@ -33,8 +34,8 @@ impl TextFormat {
     }
 }
 
-/// How much a media type is wanted, from 0 to 1: the most specific range of the header counts (RFC 9110,
-/// section 12.5.1).
+/// Returns how much a media type is wanted, from 0 to 1: the most specific range of the header counts (RFC
+/// 9110, section 12.5.1).
 fn quality(accept: &str, [kind, subtype]: [&str; 2], versions: &[&str]) -> f32 {
     let ranges = accept.split(',').filter_map(|range| {
         let mut parts = range.split(';').map(str::trim);
@@ -63,8 +64,8 @@ fn quality(accept: &str, [kind, subtype]: [&str; 2], versions: &[&str]) -> f32 {
     best.map_or(0.0, |(_, quality)| quality)
 }
 
-/// `OpenMetrics` as classic text: the type of a counter is that of its samples, which end in `_total`; there
-/// is no `info`, no unit, and no end.
+/// Translates `OpenMetrics` into classic text: the type of a counter is that of its samples, which end in
+/// `_total`; there is no `info`, no unit, and no end.
 fn classic(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     // The help of a family comes before its type, which says what it is called.
