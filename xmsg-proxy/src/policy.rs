@@ -153,35 +153,47 @@ pub(crate) struct Rule {
     pub(crate) mark: HighWaterMark,
 }
 
+/// The place of a rule among the [`Policies`]. The default is that of the rule for all topics without one of
+/// their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RuleId(u32);
+
+impl RuleId {
+    /// Returns the place as a number.
+    pub(crate) fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// The rules, and which of them applies to a topic.
 #[derive(Debug)]
 pub(crate) struct Policies {
     /// The rules. The first one applies to all topics without one of their own.
     rules: Vec<Rule>,
-    prefixes: PrefixTable<u32>,
+    prefixes: PrefixTable<RuleId>,
 }
 
 impl Policies {
     pub(crate) fn new(default: Rule, policies: &[TopicPolicy]) -> Self {
         let mut all = Self { rules: vec![default], prefixes: PrefixTable::new() };
         for own in policies {
-            all.prefixes.insert(&own.prefix, all.rules.len() as u32);
+            all.prefixes.insert(&own.prefix, RuleId(all.rules.len() as u32));
             all.rules.push(Rule { policy: own.policy, mark: own.high_water_mark.unwrap_or(default.mark) });
         }
         all
     }
 
-    /// Returns the number of the rule for this topic.
-    pub(crate) fn of(&self, topic: &[u8]) -> u32 {
-        let mut rule = 0;
+    /// Returns the rule for this topic.
+    pub(crate) fn of(&self, topic: &[u8]) -> RuleId {
+        let mut rule = RuleId::default();
         // The longest prefix comes last, and so does the last rule for it.
         self.prefixes.find(topic, |rules| rule = rules.last().copied().unwrap_or(rule));
         rule
     }
 
-    /// Returns the rule with this number, which [`of`](Self::of) returned.
-    pub(crate) fn rule(&self, number: u32) -> Rule {
-        self.rules.get(number as usize).copied().unwrap_or(self.rules[0])
+    /// Returns this rule, whose place [`of`](Self::of) returned.
+    pub(crate) fn rule(&self, id: RuleId) -> Rule {
+        self.rules.get(id.0 as usize).copied().unwrap_or(self.rules[0])
     }
 
     pub(crate) fn default_rule(&self) -> Rule {

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use xmsg_zmtp::Principal;
 
 use super::paced_log::PacedLog;
-use super::peers::TOPIC_SHOWN;
+use super::subscriber::TOPIC_SHOWN;
 use crate::security::{Authority, Rights};
 use xmsg_zmq::lock::lock;
 

@@ -10,16 +10,17 @@ use xmsg_zmq::lock::lock;
 
 use super::Totals;
 use super::held_messages::HeldMessages;
+use super::log_throttles::LogThrottles;
 use super::peer_stats::{PublisherStats, SubscriberStats};
-use super::peers::{LogThrottles, Subscriber};
-use super::publisher::Publisher;
+use super::publisher::ConnectedPublisher;
+use super::subscriber::ConnectedSubscriber;
 use crate::policy::Rule;
 
 /// All peers that are connected, and the counts of those that have left.
 #[derive(Debug, Default)]
 pub(super) struct ConnectedPeers {
-    publishers: Mutex<BTreeMap<u32, Arc<Publisher>>>,
-    subscribers: Mutex<BTreeMap<u32, Arc<Subscriber>>>,
+    publishers: Mutex<BTreeMap<u32, Arc<ConnectedPublisher>>>,
+    subscribers: Mutex<BTreeMap<u32, Arc<ConnectedSubscriber>>>,
     gone: Mutex<Totals>,
     pub(super) unmatched: AtomicU64,
     /// The number of messages that subscribers did not get because a publisher's connection ended while it
@@ -29,24 +30,25 @@ pub(super) struct ConnectedPeers {
     held: AtomicU64,
     refused: AtomicU64,
     subscriber_count: AtomicUsize,
+    /// Notified when a subscriber has left.
     left: Notify,
-    pub(super) lines: Arc<LogThrottles>,
+    pub(super) log_throttles: Arc<LogThrottles>,
 }
 
 impl ConnectedPeers {
-    pub(super) fn add_publisher(&self, publisher: &Arc<Publisher>) {
+    pub(super) fn add_publisher(&self, publisher: &Arc<ConnectedPublisher>) {
         lock(&self.publishers).insert(publisher.id, publisher.clone());
         // The rules may have changed while the publisher was being admitted.
         publisher.authorization.revoke_if_not_admitted(&publisher.peer);
     }
 
-    pub(super) fn add_subscriber(&self, subscriber: &Arc<Subscriber>) {
+    pub(super) fn add_subscriber(&self, subscriber: &Arc<ConnectedSubscriber>) {
         lock(&self.subscribers).insert(subscriber.id, subscriber.clone());
         subscriber.authorization.revoke_if_not_admitted(&subscriber.peer);
         self.subscriber_count.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn remove_publisher(&self, publisher: &Publisher) {
+    pub(super) fn remove_publisher(&self, publisher: &ConnectedPublisher) {
         // Both locks are held together, so that a snapshot counts the connection exactly once.
         let mut publishers = lock(&self.publishers);
         let mut gone = lock(&self.gone);
@@ -57,7 +59,7 @@ impl ConnectedPeers {
         }
     }
 
-    pub(super) fn remove_subscriber(&self, subscriber: &Subscriber) {
+    pub(super) fn remove_subscriber(&self, subscriber: &ConnectedSubscriber) {
         {
             let mut subscribers = lock(&self.subscribers);
             let mut gone = lock(&self.gone);
@@ -69,11 +71,11 @@ impl ConnectedPeers {
             self.subscriber_count.fetch_sub(1, Ordering::Relaxed);
             subscriber.add_to(&mut gone);
             gone.undelivered += undelivered;
-            gone.disconnected += u64::from(subscriber.cut.is_cancelled());
+            gone.disconnected += u64::from(subscriber.disconnected.is_cancelled());
             let dropped = subscriber.drops().total().messages;
             if undelivered + dropped > 0
                 && let Some(unlogged) =
-                    self.lines.left.pass("subscribers that left before all had reached them")
+                    self.log_throttles.left.pass("subscribers that left before all had reached them")
             {
                 tracing::info!(peer = %subscriber.peer, undelivered, dropped, unlogged, "a subscriber left: not all messages reached it");
             }
@@ -101,14 +103,17 @@ impl ConnectedPeers {
         }
     }
 
-    pub(super) fn cut_publishers(&self) {
+    pub(super) fn disconnect_publishers(&self) {
         for publisher in lock(&self.publishers).values() {
-            publisher.cut.cancel();
+            publisher.disconnected.cancel();
         }
     }
 
     /// Returns the publisher or the subscriber with this number, if there is one.
-    pub(super) fn find(&self, id: u32) -> (Option<Arc<Publisher>>, Option<Arc<Subscriber>>) {
+    pub(super) fn find(
+        &self,
+        id: u32,
+    ) -> (Option<Arc<ConnectedPublisher>>, Option<Arc<ConnectedSubscriber>>) {
         (lock(&self.publishers).get(&id).cloned(), lock(&self.subscribers).get(&id).cloned())
     }
 
@@ -116,10 +121,10 @@ impl ConnectedPeers {
     pub(super) async fn revoke_not_admitted(&self) {
         // The locks are not held meanwhile: every peer that comes or goes needs them.
         let publishers: Vec<_> = lock(&self.publishers).values().cloned().collect();
-        let end = |peer: &Arc<Publisher>| peer.authorization.revoke_if_not_admitted(&peer.peer);
+        let end = |peer: &Arc<ConnectedPublisher>| peer.authorization.revoke_if_not_admitted(&peer.peer);
         end_some_at_a_time(&publishers, end, |peer| !lock(&self.publishers).contains_key(&peer.id)).await;
         let subscribers: Vec<_> = lock(&self.subscribers).values().cloned().collect();
-        let end = |peer: &Arc<Subscriber>| peer.authorization.revoke_if_not_admitted(&peer.peer);
+        let end = |peer: &Arc<ConnectedSubscriber>| peer.authorization.revoke_if_not_admitted(&peer.peer);
         end_some_at_a_time(&subscribers, end, |peer| !lock(&self.subscribers).contains_key(&peer.id)).await;
     }
 

@@ -1,18 +1,26 @@
 //! Queues the messages of an ingress for one subscriber, as far as there is room. At the high-water mark, the
 //! subscriber's policy decides.
+//!
+//! | word | meaning |
+//! |---|---|
+//! | mark | the high-water mark that the rule of the topic sets for one queue |
+//! | limit | the mark that applies now: a fair share when all queues together hold much |
+//! | room | what the limit leaves in the queue |
+//! | ceiling | what all queues together may hold, in bytes |
+//! | reserve | the part of the memory budget that is left to queues in any case |
 
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use xmsg_zmq::link::memory::MemoryBudget;
-use xmsg_zmq::link::send_queue::{APART, DropPolicy, SendQueueGuard, SlabCharge};
+use xmsg_zmq::link::send_queue::{APART, Keep, SendQueueGuard, SlabCharge};
+use xmsg_zmq::memory_budget::MemoryBudget;
 use xmsg_zmq::{Amount, HighWaterMark};
 use xmsg_zmtp::{MessageLimits, Span};
 
 use super::connected_peers::ConnectedPeers;
 use super::peer_stats::Drops;
-use super::peers::Subscriber;
-use crate::policy::{Policies, Policy, Rule};
+use super::subscriber::ConnectedSubscriber;
+use crate::policy::{Policies, Policy, Rule, RuleId};
 
 /// Runs below this number of bytes are copied: that is cheaper than a slice, and a few bytes do not keep a
 /// slab alive.
@@ -21,11 +29,11 @@ const COPY_BELOW: usize = 1 << 10;
 const SLAB_SHARE: usize = 16;
 /// High-water marks of fewer slabs than this are kept to the byte, by copying.
 const EXACT_BELOW_SLABS: usize = 16;
-/// The number of bytes above half of the ceiling that may be queued before that is noticed: a batch that
+/// The number of bytes above half of the ceiling that may be queued before that is noticed: a part that
 /// begins in one slab and ends in the next.
 const SLACK: usize = 512 << 10;
 /// The number of bytes of the ceiling that a subscriber may always hold.
-const SHARE_MIN: usize = 64 << 10;
+const CEILING_SHARE_MIN: usize = 64 << 10;
 /// The divisor of the memory budget that yields the part for queues, however much is held for other purposes:
 /// a peer that fills the rest must not make others lose what waits for them.
 const QUEUES_RESERVE: usize = 8;
@@ -36,14 +44,13 @@ const LAG: usize = 1 << 20;
 /// begins, while others wait.
 const LAG_MESSAGES: usize = 1 << 16;
 
-/// Consecutive messages of a batch for the same subscribers under the same rule, by number: from `first` up
+/// Consecutive messages of a part for the same subscribers under the same rule, by number: from `first` up
 /// to, but not including, `end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     pub(super) first: usize,
     pub(super) end: usize,
-    /// The number of the rule.
-    pub(super) rule: u32,
+    pub(super) rule: RuleId,
 }
 
 impl Run {
@@ -52,9 +59,9 @@ impl Run {
     }
 }
 
-/// One batch, with the runs that it is divided into.
+/// The messages of a part of a batch, which runs are taken from.
 #[derive(Debug)]
-pub(super) struct RoutedBatch<'a> {
+pub(super) struct RoutedPart<'a> {
     pub(super) wire: &'a Bytes,
     pub(super) spans: &'a [Span],
     /// The charge for the slab. It is made when the first slice is queued.
@@ -65,8 +72,8 @@ pub(super) struct RoutedBatch<'a> {
     largest: OnceLock<(usize, usize)>,
 }
 
-impl<'a> RoutedBatch<'a> {
-    /// Creates a batch whose messages lie in a slab of this size. The memory counter counts the slab by
+impl<'a> RoutedPart<'a> {
+    /// Creates a part whose messages lie in a slab of this size. The memory counter counts the slab by
     /// `slab_charge`, if it was charged before.
     pub(super) fn new(
         wire: &'a Bytes,
@@ -138,18 +145,19 @@ pub(super) struct Delivery {
 }
 
 impl Delivery {
-    /// Returns the high-water mark that applies at present.
-    fn limit(&self, mark: HighWaterMark) -> HighWaterMark {
+    /// Returns the high-water mark that applies at present: this one, or less if all queues together hold
+    /// much. If other memory leaves queues less than their reserve, the connection that holds most is ended.
+    fn mark_within_budget(&self, mark: HighWaterMark) -> HighWaterMark {
         let reserve = self.memory.limit() / QUEUES_RESERVE;
         let mut left = self.memory.limit().saturating_sub(self.memory.claimed());
         if left < reserve {
-            // Connections that hold most are ended until there is room again.
+            // This ends the connection that holds most.
             let _ = self.memory.makes_room(reserve);
             left = reserve;
         }
         let half = self.ceiling.min(left) / 2;
         if self.memory.queues().bytes() > half.saturating_sub(SLACK) {
-            let share = (half / self.connected_peers.subscriber_count().max(1)).max(SHARE_MIN);
+            let share = (half / self.connected_peers.subscriber_count().max(1)).max(CEILING_SHARE_MIN);
             return HighWaterMark { bytes: mark.bytes.min(share), ..mark };
         }
         mark
@@ -161,27 +169,27 @@ impl Delivery {
         queue: &SendQueueGuard<'_>,
         rule: Rule,
         run: Run,
-        cut: &RoutedBatch<'_>,
+        part: &RoutedPart<'_>,
     ) -> bool {
         let first = Run { end: run.first + 1, ..run };
-        let room = queue.room(self.limit(rule.mark));
+        let room = queue.room(self.mark_within_budget(rule.mark));
         // A message that is larger than the mark may be queued when nothing else is.
-        cut.fitting(first, room) == 0 && queue.queued().messages > 0
+        part.fitting(first, room) == 0 && queue.queued().messages > 0
     }
 
     /// Queues the runs, as far as there is room. With `block`, it leaves those that have to wait. Returns
     /// whether the publisher should give the subscriber, which must not lose anything, time to catch up.
     pub(super) fn deliver(
         &self,
-        subscriber: &Subscriber,
+        subscriber: &ConnectedSubscriber,
         left: &mut Vec<Run>,
-        cut: &RoutedBatch<'_>,
+        part: &RoutedPart<'_>,
         policies: &Policies,
     ) -> bool {
         if let Some(limits) = subscriber.takes
-            && !cut.is_within(limits)
+            && !part.is_within(limits)
         {
-            leave_out(subscriber, limits, left, cut);
+            leave_out(subscriber, limits, left, part);
         }
         let mut drops = Drops::default();
         let mut queue = subscriber.send_queue.lock();
@@ -195,32 +203,33 @@ impl Delivery {
             }
             let rule = policies.rule(run.rule);
             blocks |= matches!(rule.policy, Policy::Block { .. });
-            let mut limit = self.limit(rule.mark);
-            if queue.keep() != keep(rule.policy) {
+            let mut limit = self.mark_within_budget(rule.mark);
+            if queue.keep() != keep_of(rule.policy) {
+                // The queue will be charged for the change.
                 limit.bytes = limit.bytes.saturating_sub(APART);
             }
             match rule.policy {
                 Policy::Conflate => {
-                    self.conflate(&mut queue, rule, limit, run, cut, &mut drops);
+                    self.conflate(&mut queue, rule, limit, run, part, &mut drops);
                     continue;
                 }
-                _ if fits(cut.amount(run), queue.room(limit)) => {
-                    self.push(&mut queue, rule, limit, run, cut);
+                _ if fits(part.amount(run), queue.room(limit)) => {
+                    self.push(&mut queue, rule, limit, run, part);
                     continue;
                 }
                 Policy::DropOldest => {
-                    self.drop_oldest(&mut queue, rule, limit, run, cut, &mut drops);
+                    self.drop_oldest(&mut queue, rule, limit, run, part, &mut drops);
                     continue;
                 }
                 Policy::DropNewest | Policy::Block { .. } | Policy::Disconnect => {}
             }
-            let mut fitting = cut.fitting(run, queue.room(limit));
+            let mut fitting = part.fitting(run, queue.room(limit));
             if fitting == 0 && queue.queued().messages == 0 {
                 fitting = 1;
             }
             let rest = Run { first: run.first + fitting, ..run };
             if fitting > 0 {
-                self.push(&mut queue, rule, limit, Run { end: rest.first, ..run }, cut);
+                self.push(&mut queue, rule, limit, Run { end: rest.first, ..run }, part);
             }
             if rest.first == rest.end {
                 continue;
@@ -233,12 +242,12 @@ impl Delivery {
                     break;
                 }
                 Policy::Disconnect => {
-                    let others = left[done..].iter().map(|run| cut.amount(*run));
-                    drops.newest += others.fold(cut.amount(rest), |sum, amount| sum + amount);
+                    let others = left[done..].iter().map(|run| part.amount(*run));
+                    drops.newest += others.fold(part.amount(rest), |sum, amount| sum + amount);
                     done = left.len();
                     too_slow = true;
                 }
-                _ => drops.newest += cut.amount(rest),
+                _ => drops.newest += part.amount(rest),
             }
         }
         left.drain(..done);
@@ -248,7 +257,7 @@ impl Delivery {
             subscriber.count_dropped(drops);
         }
         if too_slow {
-            subscriber.cut_off("disconnect");
+            subscriber.disconnect_at_mark();
         }
         is_behind
     }
@@ -259,19 +268,19 @@ impl Delivery {
         rule: Rule,
         limit: HighWaterMark,
         run: Run,
-        cut: &RoutedBatch<'_>,
+        part: &RoutedPart<'_>,
         drops: &mut Drops,
     ) {
-        drops.oldest += queue.make_room(cut.amount(run), limit);
-        let mut fitting = cut.fitting_last(run, queue.room(limit));
+        drops.oldest += queue.make_room(part.amount(run), limit);
+        let mut fitting = part.fitting_last(run, queue.room(limit));
         if fitting == 0 && queue.queued().messages == 0 {
             fitting = 1;
         }
         let rest = Run { first: run.end - fitting, ..run };
-        let gone = cut.amount(Run { end: rest.first, ..run });
+        let gone = part.amount(Run { end: rest.first, ..run });
         if fitting > 0 {
             drops.oldest += gone;
-            self.push(queue, rule, limit, rest, cut);
+            self.push(queue, rule, limit, rest, part);
         } else {
             // No waiting message may be dropped, or all of them are being written already.
             drops.newest += gone;
@@ -284,20 +293,20 @@ impl Delivery {
         rule: Rule,
         limit: HighWaterMark,
         run: Run,
-        cut: &RoutedBatch<'_>,
+        part: &RoutedPart<'_>,
         drops: &mut Drops,
     ) {
         if !queue.is_conflated() {
             let lag =
                 HighWaterMark { bytes: limit.bytes.min(LAG), messages: limit.messages.min(LAG_MESSAGES) };
-            if fits(cut.amount(run), queue.room(lag)) {
-                self.push(queue, rule, limit, run, cut);
+            if fits(part.amount(run), queue.room(lag)) {
+                self.push(queue, rule, limit, run, part);
                 return;
             }
             drops.conflated += queue.conflate();
         }
-        for span in &cut.spans[run.first..run.end] {
-            let message = &cut.wire[span.start..span.end];
+        for span in &part.spans[run.first..run.end] {
+            let message = &part.wire[span.start..span.end];
             let taken = queue.push_newest(message, limit);
             drops.conflated += taken.outdated;
             drops.oldest += taken.evicted;
@@ -313,41 +322,46 @@ impl Delivery {
         rule: Rule,
         limit: HighWaterMark,
         run: Run,
-        cut: &RoutedBatch<'_>,
+        part: &RoutedPart<'_>,
     ) {
-        let (start, len, count) = (cut.start(run), cut.len(run), run.count());
+        let (start, len, count) = (part.start(run), part.len(run), run.count());
         let range = start..start + len;
-        let keep = keep(rule.policy);
-        // Slices under different drop policies are charged one by one. Copies are charged for their size.
+        let keep = keep_of(rule.policy);
+        // Slices that are kept for different times are charged one by one. Copies are charged for their size.
         let alternates = queue.keep() != keep;
         queue.set_keep(keep, rule.mark);
-        let small = len < COPY_BELOW || len < cut.slab_size / SLAB_SHARE;
-        let exact = limit.bytes < EXACT_BELOW_SLABS * cut.slab_size && len < cut.slab_size / 2;
+        let small = len < COPY_BELOW || len < part.slab_size / SLAB_SHARE;
+        let exact = limit.bytes < EXACT_BELOW_SLABS * part.slab_size && len < part.slab_size / 2;
         if small || exact || alternates {
-            queue.push_copy(&cut.wire[range], count);
+            queue.push_copy(&part.wire[range], count);
         } else {
             let slab_charge =
-                cut.slab_charge.get_or_init(|| SlabCharge::new(self.memory.queues(), cut.slab_size));
-            queue.push_slice(cut.wire.slice(range), count, slab_charge);
+                part.slab_charge.get_or_init(|| SlabCharge::new(self.memory.queues(), part.slab_size));
+            queue.push_slice(part.wire.slice(range), count, slab_charge);
         }
     }
 }
 
 /// Removes the messages from the runs that exceed the limits of the subscriber. It would end the connection
 /// for them, and lose what waits for it.
-fn leave_out(subscriber: &Subscriber, limits: MessageLimits, left: &mut Vec<Run>, cut: &RoutedBatch<'_>) {
+fn leave_out(
+    subscriber: &ConnectedSubscriber,
+    limits: MessageLimits,
+    left: &mut Vec<Run>,
+    part: &RoutedPart<'_>,
+) {
     let goes = |span: &Span| limits.allow(span.end - span.start, span.frames);
     let (mut gone, mut topic) = (Amount::default(), None);
     let mut fitting: Vec<Run> = Vec::with_capacity(left.len());
     for run in left.iter() {
         let mut first = run.first;
         for number in run.first..run.end {
-            let span = &cut.spans[number];
+            let span = &part.spans[number];
             if goes(span) {
                 continue;
             }
             gone += Amount::new(1, span.end - span.start);
-            topic = Some(span.first(cut.wire));
+            topic = Some(span.first(part.wire));
             if first < number {
                 fitting.push(Run { first, end: number, ..*run });
             }
@@ -367,12 +381,12 @@ fn fits(amount: Amount, room: Amount) -> bool {
     amount.messages <= room.messages && amount.bytes <= room.bytes
 }
 
-/// Returns what may happen to messages of this policy while they wait.
-fn keep(policy: Policy) -> DropPolicy {
+/// Returns for how long messages of this policy are kept while they wait.
+fn keep_of(policy: Policy) -> Keep {
     match policy {
-        Policy::DropNewest | Policy::Block { .. } | Policy::Disconnect => DropPolicy::Always,
-        Policy::DropOldest => DropPolicy::WhileRoom,
-        Policy::Conflate => DropPolicy::Newest,
+        Policy::DropNewest | Policy::Block { .. } | Policy::Disconnect => Keep::Always,
+        Policy::DropOldest => Keep::WhileRoom,
+        Policy::Conflate => Keep::Newest,
     }
 }
 

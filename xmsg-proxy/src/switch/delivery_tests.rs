@@ -114,7 +114,8 @@ struct Outcome {
 fn carry_out(plan: &Plan) -> Outcome {
     let memory = MemoryBudget::default();
     let send_queue = SendQueue::with_memory_counter(plan.mark, memory.queues().clone());
-    let subscriber = Subscriber::new(1, "peer", send_queue, Authorization::new(&Arc::default(), None));
+    let subscriber =
+        ConnectedSubscriber::new(1, "peer", send_queue, Authorization::new(&Arc::default(), None));
     let own: Vec<_> = plan.own.map(|policy| TopicPolicy::new("t3", policy)).into_iter().collect();
     let policies = Policies::new(Rule { policy: plan.policy, mark: plan.mark }, &own);
     let delivery = Delivery { memory: memory.clone(), connected_peers: Arc::default(), ceiling: usize::MAX };
@@ -161,31 +162,32 @@ fn carry_out(plan: &Plan) -> Outcome {
                     let mut spans = Vec::new();
                     Scanner::new(&Limits::default()).scan(&wire, &mut spans).unwrap();
                     let slab_size = if plan.slices { wire.len() } else { 1 << 20 };
-                    let cut = RoutedBatch::new(&wire, &spans, slab_size, OnceLock::new());
-                    let mut runs = cut.divide(&[Run { first: 0, end: spans.len(), rule: 0 }], &policies);
-                    delivery.deliver(&subscriber, &mut runs, &cut, &policies);
+                    let part = RoutedPart::new(&wire, &spans, slab_size, OnceLock::new());
+                    let mut runs = part
+                        .divide(&[Run { first: 0, end: spans.len(), rule: RuleId::default() }], &policies);
+                    delivery.deliver(&subscriber, &mut runs, &part, &policies);
                     let in_all = |runs: &[Run]| runs.iter().map(|run| run.count()).sum::<usize>();
                     check(pushed.len(), in_all(&runs), largest_batch);
                     // A publisher that has to wait does so.
-                    while !runs.is_empty() && !subscriber.cut.is_cancelled() {
+                    while !runs.is_empty() && !subscriber.disconnected.is_cancelled() {
                         read(100);
-                        delivery.deliver(&subscriber, &mut runs, &cut, &policies);
+                        delivery.deliver(&subscriber, &mut runs, &part, &policies);
                         check(pushed.len(), in_all(&runs), largest_batch);
                     }
                 }
             }
             check(pushed.len(), 0, largest_batch);
-            if subscriber.cut.is_cancelled() {
+            if subscriber.disconnected.is_cancelled() {
                 break;
             }
         }
-        if !subscriber.cut.is_cancelled() {
+        if !subscriber.disconnected.is_cancelled() {
             subscriber.send_queue.close();
             assert!(read(usize::MAX / 2), "all is written");
         }
     }
     let drops = subscriber.drops();
-    let is_cut_off = subscriber.cut.is_cancelled();
+    let is_cut_off = subscriber.disconnected.is_cancelled();
     if is_cut_off {
         left_out = subscriber.send_queue.clear().messages as usize;
         // The last message may have been received in part.
@@ -290,7 +292,7 @@ fn topics_in_turn_cost_no_more_than_they_are() {
     let policies =
         Policies::new(Rule { policy: Policy::BLOCK, mark }, &[TopicPolicy::new("b", Policy::DropOldest)]);
     let memory = MemoryBudget::default();
-    let subscriber = Subscriber::new(
+    let subscriber = ConnectedSubscriber::new(
         1,
         "peer",
         SendQueue::with_memory_counter(mark, memory.queues().clone()),
@@ -304,10 +306,10 @@ fn topics_in_turn_cost_no_more_than_they_are() {
     let wire = wire.freeze();
     let mut spans = Vec::new();
     Scanner::new(&Limits::default()).scan(&wire, &mut spans).unwrap();
-    let cut = RoutedBatch::new(&wire, &spans, wire.len(), OnceLock::new());
-    let mut runs = cut.divide(&[Run { first: 0, end: 10, rule: 0 }], &policies);
+    let part = RoutedPart::new(&wire, &spans, wire.len(), OnceLock::new());
+    let mut runs = part.divide(&[Run { first: 0, end: 10, rule: RuleId::default() }], &policies);
     assert_eq!(runs.len(), 10);
-    delivery.deliver(&subscriber, &mut runs, &cut, &policies);
+    delivery.deliver(&subscriber, &mut runs, &part, &policies);
     let queued = subscriber.send_queue.queued().bytes as usize;
     assert!(queued <= 2 * wire.len() + 10 * APART, "{queued} bytes for {}", wire.len());
 }
@@ -323,8 +325,12 @@ fn only_a_subscriber_that_is_to_lose_nothing_has_its_publishers_wait_before_its_
     let mut spans = Vec::new();
     Scanner::new(&Limits::default()).scan(&wire, &mut spans).unwrap();
     for policy in Policy::ALL {
-        let subscriber =
-            Subscriber::new(1, "peer", SendQueue::new(mark), Authorization::new(&Arc::default(), None));
+        let subscriber = ConnectedSubscriber::new(
+            1,
+            "peer",
+            SendQueue::new(mark),
+            Authorization::new(&Arc::default(), None),
+        );
         let policies = Policies::new(Rule { policy, mark }, &[]);
         let delivery = Delivery {
             memory: MemoryBudget::default(),
@@ -332,9 +338,10 @@ fn only_a_subscriber_that_is_to_lose_nothing_has_its_publishers_wait_before_its_
             ceiling: usize::MAX,
         };
         let deliver = || {
-            let cut = RoutedBatch::new(&wire, &spans, wire.len(), OnceLock::new());
-            let mut runs = cut.divide(&[Run { first: 0, end: spans.len(), rule: 0 }], &policies);
-            delivery.deliver(&subscriber, &mut runs, &cut, &policies)
+            let part = RoutedPart::new(&wire, &spans, wire.len(), OnceLock::new());
+            let mut runs =
+                part.divide(&[Run { first: 0, end: spans.len(), rule: RuleId::default() }], &policies);
+            delivery.deliver(&subscriber, &mut runs, &part, &policies)
         };
         assert!(!deliver(), "a little is no reason to wait");
         assert_eq!((0..10).any(|_| deliver()), policy == Policy::BLOCK, "{policy:?}");
@@ -346,13 +353,13 @@ fn queues_keep_their_part_of_the_memory_whoever_holds_the_rest() {
     let memory = MemoryBudget::new(64 << 20);
     let delivery = Delivery { memory: memory.clone(), connected_peers: Arc::default(), ceiling: usize::MAX };
     let mark = HighWaterMark::bytes(256 << 20);
-    assert_eq!(delivery.limit(mark), mark, "nothing is held");
+    assert_eq!(delivery.mark_within_budget(mark), mark, "nothing is held");
     // An attacker holds all but a little in messages that have come in part.
     let end = CancellationToken::new();
     let mut claim = memory.claim("192.0.2.7:4000", "messages that have come in part", end.clone());
     assert!(claim.force(63 << 20));
     // A queue of some hundred KiB is far from what is the queues' own.
     let _waits = SlabCharge::new(memory.queues(), 512 << 10);
-    assert_eq!(delivery.limit(mark), mark, "whoever waits for little loses nothing");
+    assert_eq!(delivery.mark_within_budget(mark), mark, "whoever waits for little loses nothing");
     assert!(end.is_cancelled(), "and whoever holds most is ended");
 }

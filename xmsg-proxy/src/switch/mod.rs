@@ -7,24 +7,27 @@
 //!                             └────────────── Table ◄──────────────────┘
 //! ```
 //!
-//! One task a connection. An *ingress* lives in the task of its publisher and shares nothing with other
-//! ingresses but the *table*, which it reads only when it meets a topic that it has not seen since
-//! subscriptions last changed. Messages are never taken apart: a run of messages for the same subscribers is
+//! One task a connection. An *ingress* lives in the task of its publisher. It shares no messages with other
+//! ingresses: only the *table*, counters, and the limits of all together (the memory budget, the sizes of the
+//! caches). It reads the table only when it meets a topic that it has not seen since subscriptions last
+//! changed. Messages are never taken apart: a run of messages for the same subscribers is
 //! one slice of the memory that they were read into.
 
 mod authorization;
 mod connected_peers;
 mod delivery;
+mod disconnect;
 mod held_messages;
 mod ingress;
+mod log_throttles;
 mod paced_log;
 mod peer_stats;
-mod peers;
 mod publisher;
 mod requests;
 mod serving;
-mod slow;
-mod stall;
+mod slow_period;
+mod stall_clock;
+mod subscriber;
 mod table;
 mod token_bucket;
 mod upstream;
@@ -38,11 +41,11 @@ use bytes::BytesMut;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xmsg_zmq::fault::CriticalTasks;
-use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmq::link::session::now;
 use xmsg_zmq::link::throttle::Throttle;
 use xmsg_zmq::link::transport::{Closer, Listener};
 use xmsg_zmq::lock::lock;
+use xmsg_zmq::memory_budget::MemoryBudget;
 use xmsg_zmq::security::Principal;
 use xmsg_zmq::{Admission, Amount, ViolationCounts, Violations};
 
@@ -447,7 +450,7 @@ impl Switch {
             let leave = tokio::time::timeout(linger.mul_f64(PUBLISHERS_SHARE), inner.publishers.wait());
             if leave.await.is_err() {
                 tracing::warn!("publishers that have not ended their connections in time are disconnected");
-                inner.connected_peers.cut_publishers();
+                inner.connected_peers.disconnect_publishers();
                 inner.publishers.wait().await;
             }
             inner.connected_peers.close_subscribers();
@@ -478,14 +481,17 @@ async fn run_table(mut task: TableTask, stop: CancellationToken) {
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use super::publisher::Publisher;
+    use super::publisher::ConnectedPublisher;
     use super::*;
 
     #[tokio::test]
     async fn numbers_that_begin_anew_leave_out_those_that_are_taken() {
         let switch = Switch::start(Config::default());
         for id in [1, 2, 4] {
-            switch.inner.connected_peers.add_publisher(&Arc::new(Publisher::of_test(id, "a publisher")));
+            switch
+                .inner
+                .connected_peers
+                .add_publisher(&Arc::new(ConnectedPublisher::of_test(id, "a publisher")));
         }
         switch.inner.next_id.store(u64::from(u32::MAX), Ordering::Relaxed);
         assert_eq!([switch.id(), switch.id(), switch.id()], [u32::MAX, 3, 5]);

@@ -1,11 +1,30 @@
-//! The statistics of one connection.
+//! The counters of one connection, and its statistics.
 
 use std::ops::AddAssign;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use xmsg_zmq::{Amount, HighWaterMark};
 
 use crate::policy::Policy;
+
+/// A count that one task raises and others read.
+#[derive(Debug, Default)]
+pub(super) struct Counter {
+    messages: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Counter {
+    pub(super) fn add(&self, messages: usize, bytes: usize) {
+        self.messages.fetch_add(messages as u64, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn amount(&self) -> Amount {
+        Amount { messages: self.messages.load(Ordering::Relaxed), bytes: self.bytes.load(Ordering::Relaxed) }
+    }
+}
 
 /// The messages that a subscriber was not sent because it was too slow, by the policy that chose them, or
 /// because they exceed its limits.

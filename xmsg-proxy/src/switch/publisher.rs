@@ -9,15 +9,16 @@ use tokio_util::sync::CancellationToken;
 use xmsg_zmq::HighWaterMark;
 use xmsg_zmq::deadline::later;
 use xmsg_zmq::link::admission::Place;
-use xmsg_zmq::link::memory::{Claim, MemoryBudget};
 use xmsg_zmq::link::send_queue::SendQueue;
 use xmsg_zmq::link::session::now;
 use xmsg_zmq::link::source::Source;
 use xmsg_zmq::lock::lock;
+use xmsg_zmq::memory_budget::{Claim, MemoryBudget};
 use xmsg_zmtp::Version;
 
 use super::authorization::Authorization;
-use super::peers::{Counter, LogThrottles};
+use super::log_throttles::LogThrottles;
+use super::peer_stats::Counter;
 use super::token_bucket::TokenBucket;
 use super::upstream::Arrival;
 
@@ -44,7 +45,7 @@ const REST: u32 = 10;
 
 /// A connected publisher.
 #[derive(Debug)]
-pub(super) struct Publisher {
+pub(super) struct ConnectedPublisher {
     pub(super) id: u32,
     pub(super) peer: Box<str>,
     pub(super) source: Source,
@@ -59,15 +60,16 @@ pub(super) struct Publisher {
     /// The limit of subscribers that are sent confirmations on its request.
     pub(super) recipients: Mutex<TokenBucket>,
     reading: Mutex<Reading>,
-    /// Ends its connection.
-    pub(super) cut: CancellationToken,
-    /// Ends its connection because it holds too much memory.
+    /// Cancelled to disconnect the publisher: it does not read, its place was given away, or the switch
+    /// stops.
+    pub(super) disconnected: CancellationToken,
+    /// Cancelled to end the connection because the publisher holds too much memory.
     pub(super) outsized: CancellationToken,
     claim: Mutex<Option<Claim>>,
     pub(super) authorization: Authorization,
     /// Records that it has left.
     pub(super) place: Arc<Place>,
-    lines: Arc<LogThrottles>,
+    log_throttles: Arc<LogThrottles>,
     /// Whether its socket passes on what others publish, such as that of another proxy.
     pub(super) is_forwarder: bool,
     /// The link over which this proxy has connected to it, or `None` if it has connected to this proxy.
@@ -84,15 +86,15 @@ struct Reading {
     stalled_until: Option<Instant>,
 }
 
-impl Publisher {
-    /// Creates a publisher whose connection `cut` ends.
+impl ConnectedPublisher {
+    /// Creates a publisher that is disconnected when `disconnected` is cancelled.
     pub(super) fn new(
         id: u32,
         peer: &str,
         version: Version,
         authorization: Authorization,
         place: Arc<Place>,
-        cut: CancellationToken,
+        disconnected: CancellationToken,
     ) -> Self {
         Self {
             id,
@@ -105,12 +107,12 @@ impl Publisher {
             received: Counter::default(),
             recipients: Mutex::new(TokenBucket::new(RECIPIENTS_PER_SECOND)),
             reading: Mutex::default(),
-            cut,
+            disconnected,
             outsized: CancellationToken::new(),
             claim: Mutex::default(),
             authorization,
             place,
-            lines: Arc::default(),
+            log_throttles: Arc::default(),
             is_forwarder: false,
             arrival: None,
         }
@@ -134,8 +136,8 @@ impl Publisher {
     }
 
     /// Returns the publisher with its lines in the log counted together with those of others.
-    pub(super) fn logging(self, lines: &Arc<LogThrottles>) -> Self {
-        Self { lines: lines.clone(), ..self }
+    pub(super) fn logging(self, log_throttles: &Arc<LogThrottles>) -> Self {
+        Self { log_throttles: log_throttles.clone(), ..self }
     }
 
     /// Sends it a part of all present subscriptions, without a limit.
@@ -150,19 +152,21 @@ impl Publisher {
         if !self
             .send_queue
             .push_shared(subscriptions, UPSTREAM_MAX + self.initial_bytes.load(Ordering::Relaxed))
-            && !self.cut.is_cancelled()
+            && !self.disconnected.is_cancelled()
             && !self.send_queue.is_closed()
         {
-            self.cut_off();
+            self.disconnect_as_not_reading();
         }
     }
 
-    /// Ends its connection because it does not read its subscriptions.
-    pub(super) fn cut_off(&self) {
-        if let Some(unlogged) = self.lines.cut_off_publishers.pass("publishers that were cut off") {
+    /// Disconnects the publisher because it does not read its subscriptions.
+    pub(super) fn disconnect_as_not_reading(&self) {
+        if let Some(unlogged) =
+            self.log_throttles.disconnected_publishers.pass("publishers that were cut off")
+        {
             tracing::warn!(peer = %self.peer, unlogged, "a publisher was disconnected: it does not read the subscriptions that the proxy sends");
         }
-        self.cut.cancel();
+        self.disconnected.cancel();
     }
 
     /// Logs that it, an upstream, does not accept all subscriptions that there are.
@@ -170,7 +174,7 @@ impl Publisher {
         let takes = self.arrival.as_ref().map_or(usize::MAX, |arrival| arrival.subscription_len);
         if longest > takes
             && let Some(unlogged) =
-                self.lines.long_prefixes.pass("upstreams that do not take all subscriptions")
+                self.log_throttles.long_prefixes.pass("upstreams that do not take all subscriptions")
         {
             tracing::warn!(
                 address = %self.peer,
@@ -247,7 +251,8 @@ impl Publisher {
     /// Notes that it held others up for this time by not reading. Others do not wait for it any more until it
     /// has read everything and some time has passed.
     pub(super) fn note_stall(&self, time: Duration) {
-        if let Some(unlogged) = self.lines.not_reading.pass("publishers that do not read their subscriptions")
+        if let Some(unlogged) =
+            self.log_throttles.not_reading.pass("publishers that do not read their subscriptions")
         {
             tracing::info!(peer = %self.peer, unlogged, "a publisher does not read the subscriptions that the proxy sends: others no longer wait for it");
         }
@@ -282,13 +287,13 @@ fn unread(send_queue: &SendQueue, initial_bytes: &AtomicUsize) -> usize {
 }
 
 #[cfg(test)]
-impl Publisher {
+impl ConnectedPublisher {
     /// Creates a publisher with this number and address, for tests.
     pub(crate) fn of_test(id: u32, peer: &str) -> Self {
-        let cut = CancellationToken::new();
+        let disconnected = CancellationToken::new();
         let mut permit = xmsg_zmq::Admission::default().admit(None, peer).expect("there is room");
         let authorization = Authorization::new(&Arc::default(), None);
-        Self::new(id, peer, Version::V3_1, authorization, permit.place(cut.clone()), cut)
+        Self::new(id, peer, Version::V3_1, authorization, permit.place(disconnected.clone()), disconnected)
     }
 
     /// Creates a publisher of this protocol version with the rights of a peer without credentials.

@@ -15,7 +15,7 @@ use xmsg_zmq::link::throttle::Throttle;
 use xmsg_zmq::lock::lock;
 use xmsg_zmq::security::Principal;
 
-use super::publisher::Publisher;
+use super::publisher::ConnectedPublisher;
 use super::token_bucket::TokenBucket;
 use crate::CONTROL_TOPIC;
 
@@ -79,7 +79,7 @@ fn is_identity(id: &[u8]) -> bool {
 
 /// A connection that sent a request.
 #[derive(Clone, Debug)]
-pub struct Requester(Arc<Publisher>);
+pub struct Requester(Arc<ConnectedPublisher>);
 
 impl Requester {
     /// Returns the identity that it has proved.
@@ -108,7 +108,7 @@ impl Requester {
     /// machine may.
     #[must_use]
     pub fn may_inspect(&self) -> bool {
-        let Publisher { authorization, peer, .. } = &*self.0;
+        let ConnectedPublisher { authorization, peer, .. } = &*self.0;
         let is_near =
             || peer.parse::<SocketAddr>().map_or(true, |peer| peer.ip().to_canonical().is_loopback());
         let may = authorization.rights().is_some_and(|rights| rights.inspect)
@@ -139,7 +139,7 @@ impl Requester {
 impl Requester {
     /// Creates a requester with this number and address, for tests.
     pub(crate) fn of_test(id: u32, peer: &str) -> Self {
-        Self(Arc::new(Publisher::of_test(id, peer)))
+        Self(Arc::new(ConnectedPublisher::of_test(id, peer)))
     }
 }
 
@@ -181,7 +181,7 @@ impl RequestSender {
         self.counts.unsent.load(Ordering::Relaxed)
     }
 
-    fn send(&self, publisher: &Arc<Publisher>, request: Option<Request>) {
+    fn send(&self, publisher: &Arc<ConnectedPublisher>, request: Option<Request>) {
         self.counts.asked.fetch_add(1, Ordering::Relaxed);
         if let Err(unsent) = self.sender.try_send((Requester(publisher.clone()), request)) {
             let (requester, _) = unsent.into_inner();
@@ -243,7 +243,7 @@ impl RequestRates {
     /// wait.
     pub(super) fn ask(
         &mut self,
-        publisher: &Arc<Publisher>,
+        publisher: &Arc<ConnectedPublisher>,
         frames: impl IntoIterator<Item = Bytes>,
     ) -> Duration {
         // These are copies: a request that waits must not keep the slab that it came in.

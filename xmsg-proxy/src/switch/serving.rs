@@ -17,10 +17,10 @@ use xmsg_zmtp::{Engine, MessageLimits, Peer, PeerLimits, SocketType};
 
 use super::authorization::Authorization;
 use super::ingress::Ingress;
-use super::peers::Subscriber;
-use super::publisher::Publisher;
+use super::publisher::ConnectedPublisher;
 use super::requests::RequestRates;
-use super::table::{Change, Subscriptions};
+use super::subscriber::ConnectedSubscriber;
+use super::table::{Change, SubscriberHandler};
 use super::{BY_OPERATOR, Side, Switch};
 use crate::config::Config;
 
@@ -112,9 +112,15 @@ impl Switch {
                 self.serve_subscriber(session, &peer, hearing, authorization, stop, gives_way).await
             }
             Side::Publishers => {
-                let cut = CancellationToken::new();
-                let publisher =
-                    Publisher::new(self.id(), &peer, version, authorization, permit.place(cut.clone()), cut);
+                let disconnected = CancellationToken::new();
+                let publisher = ConnectedPublisher::new(
+                    self.id(),
+                    &peer,
+                    version,
+                    authorization,
+                    permit.place(disconnected.clone()),
+                    disconnected,
+                );
                 let publisher = publisher.forwarding(is_forwarder);
                 self.serve_publisher(session, publisher, stop, gives_way).await
             }
@@ -127,13 +133,13 @@ impl Switch {
     async fn serve_publisher(
         &self,
         session: Session,
-        publisher: Publisher,
+        publisher: ConnectedPublisher,
         stop: CancellationToken,
         gives_way: CancellationToken,
     ) -> Ended {
         let inner = &self.inner;
         let publisher =
-            Arc::new(publisher.counting(&inner.config.memory).logging(&inner.connected_peers.lines));
+            Arc::new(publisher.counting(&inner.config.memory).logging(&inner.connected_peers.log_throttles));
         let route = session.route();
         let session = session.with_departure(Arc::new(Leaving(publisher.place.clone())));
         let asking = RequestRates::new(inner.asking.clone());
@@ -148,7 +154,7 @@ impl Switch {
         let ended = tokio::select! {
             biased;
             () = stop.cancelled() => Ended::ByUs("stopped"),
-            ended = self.cut(&publisher, route) => ended,
+            ended = self.until_disconnected(&publisher, route) => ended,
             () = publisher.outsized.cancelled() => Ended::OutOfMemory,
             () = publisher.authorization.revoked.cancelled() => Ended::ByUs("not allowed any more"),
             () = publisher.authorization.ended_by_operator.cancelled() => Ended::ByUs(BY_OPERATOR),
@@ -163,13 +169,13 @@ impl Switch {
     }
 
     /// Waits until this publisher is disconnected, and returns the reason. Its connection is still open then.
-    async fn cut(&self, publisher: &Publisher, route: Option<Route>) -> Ended {
-        publisher.cut.cancelled().await;
+    async fn until_disconnected(&self, publisher: &ConnectedPublisher, route: Option<Route>) -> Ended {
+        publisher.disconnected.cancelled().await;
         if !publisher.place.is_given_away() {
             return Ended::ByUs("cut off");
         }
         if let Some(unlogged) =
-            self.inner.connected_peers.lines.crowded_out.pass("publishers whose places were needed")
+            self.inner.connected_peers.log_throttles.crowded_out.pass("publishers whose places were needed")
         {
             tracing::warn!(
                 peer = %publisher.peer,
@@ -201,22 +207,23 @@ impl Switch {
         // to be checked.
         let ours = MessageLimits::from(&config.limits);
         let takes = Some(ours.within(&limits)).filter(|takes| *takes != ours);
-        let subscriber = Subscriber::new(self.id(), peer, send_queue, authorization).counting(&config.memory);
+        let subscriber =
+            ConnectedSubscriber::new(self.id(), peer, send_queue, authorization).counting(&config.memory);
         let subscriber = Arc::new(
             subscriber
                 .taking(takes)
                 .with_drop_reports(accepts_drop_reports)
-                .logging(&inner.connected_peers.lines),
+                .logging(&inner.connected_peers.log_throttles),
         );
         inner.connected_peers.add_subscriber(&subscriber);
         if inner.refuse.is_cancelled() {
             subscriber.send_queue.close();
         }
-        let mut handler = Subscriptions::new(&inner.table, &subscriber, &config.limits);
+        let mut handler = SubscriberHandler::new(&inner.table, &subscriber, &config.limits);
         let ended = tokio::select! {
             biased;
             () = stop.cancelled() => Ended::ByUs("stopped"),
-            () = subscriber.cut.cancelled() => Ended::ByUs("too slow: cut off"),
+            () = subscriber.disconnected.cancelled() => Ended::ByUs("too slow: cut off"),
             () = subscriber.outsized.cancelled() => Ended::OutOfMemory,
             () = subscriber.authorization.revoked.cancelled() => Ended::ByUs("not allowed any more"),
             () = subscriber.authorization.ended_by_operator.cancelled() => Ended::ByUs(BY_OPERATOR),

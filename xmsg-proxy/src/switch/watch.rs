@@ -238,7 +238,7 @@ impl Sampler {
     }
 
     /// Takes samples of these messages, if somebody asks for the traffic.
-    pub(super) fn pass(&mut self, wire: &[u8], spans: &[Span]) {
+    pub(super) fn sample(&mut self, wire: &[u8], spans: &[Span]) {
         if !self.watch.is_on.load(Ordering::Relaxed) {
             return;
         }
@@ -293,10 +293,10 @@ mod tests {
         let watch = Arc::new(Watch::default());
         let mut sampler = Sampler::new(&watch, 7);
         let (wire, spans) = wire(&["a", "b", "a", "b", "xmsg:control:con", "a"]);
-        sampler.pass(&wire, &spans);
+        sampler.sample(&wire, &spans);
         assert!(watch.look().topics.is_empty(), "nobody looked");
         for _ in 0..100_000 {
-            sampler.pass(&wire, &spans);
+            sampler.sample(&wire, &spans);
         }
         let found: HashMap<_, _> = watch.look().topics.into_iter().collect();
         assert_eq!(found.len(), 2);

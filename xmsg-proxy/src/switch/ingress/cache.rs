@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hashbrown::HashMap;
-use xmsg_zmq::link::memory::{Claim, MemoryBudget};
+use xmsg_zmq::memory_budget::{Claim, MemoryBudget};
 use xmsg_zmtp::Span;
 
 use crate::CONTROL_TOPIC;
-use crate::policy::Policies;
+use crate::policy::{Policies, RuleId};
 use crate::security::Rights;
 use crate::switch::delivery::Run;
-use crate::switch::peers::Subscriber;
-use crate::switch::publisher::Publisher;
+use crate::switch::publisher::ConnectedPublisher;
+use crate::switch::subscriber::ConnectedSubscriber;
 use crate::switch::table::{Routes, Table};
 
 /// The largest number of bytes that one ingress remembers.
@@ -34,7 +34,7 @@ const MEMBER: usize = 12;
 const SLOT: usize = 256;
 /// The number of messages among which topics are looked up together.
 const AHEAD: usize = 64;
-/// The number of runs for one subscriber whose memory is kept from one batch to the next.
+/// The number of runs for one subscriber whose memory is kept from one part to the next.
 const RUNS_KEPT: usize = 8;
 
 /// The sizes of the caches of all ingresses together.
@@ -75,7 +75,7 @@ struct CacheShare {
 }
 
 impl CacheShare {
-    fn new(caches: &Arc<Caches>, publisher: &Publisher) -> Self {
+    fn new(caches: &Arc<Caches>, publisher: &ConnectedPublisher) -> Self {
         caches.ingresses.fetch_add(1, Ordering::Relaxed);
         let what = "topics that it sends, and messages on their way";
         let claim = caches.memory.claim(&publisher.peer, what, publisher.outsized.clone());
@@ -105,19 +105,31 @@ impl Drop for CacheShare {
     }
 }
 
-/// A subscriber as this ingress knows it, with the runs of the present batch for it.
+/// The place of a slot in [`Cache::slots`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SlotId(pub(super) usize);
+
+/// The place of a target set in [`Cache::sets`], or [`DENIED`](Self::DENIED).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SetId(pub(super) usize);
+
+impl SetId {
+    /// Stands for topics that the publisher may not send. There is no such set.
+    pub(super) const DENIED: Self = Self(usize::MAX);
+}
+
+/// A subscriber as this ingress knows it, with the runs of the present part for it.
 #[derive(Debug)]
 pub(super) struct Slot {
-    pub(super) subscriber: Arc<Subscriber>,
+    pub(super) subscriber: Arc<ConnectedSubscriber>,
     pub(super) runs: Vec<Run>,
 }
 
 /// The subscribers of a message, and the rule that applies if it can't be queued.
 #[derive(Debug)]
 pub(super) struct TargetSet {
-    pub(super) slots: Box<[usize]>,
-    /// The number of the rule.
-    pub(super) rule: u32,
+    pub(super) slots: Box<[SlotId]>,
+    pub(super) rule: RuleId,
     /// Whether messages with these topics are control requests to the proxy.
     pub(super) is_control: bool,
 }
@@ -130,45 +142,44 @@ pub(super) struct Cache {
     /// No subscription is longer, and no prefix with a policy of its own: only this many bytes of a topic
     /// matter.
     longest_prefix: usize,
-    /// The number of the target set of each topic.
-    topics: HashMap<Box<[u8]>, usize>,
-    /// Equal sets under the same rule have one number, so that comparing sets is comparing numbers.
+    /// The target set of each topic.
+    topics: HashMap<Box<[u8]>, SetId>,
+    /// Equal sets under the same rule are one set, so that comparing sets is comparing their places.
     pub(super) sets: Vec<TargetSet>,
-    /// The numbers of sets by their subscribers, followed by the rule and whether they are for control
-    /// requests.
-    set_numbers: HashMap<Box<[u32]>, usize>,
+    /// The sets by their keys: the numbers of their subscribers, then that of the rule, and at last 1 for
+    /// control requests and 0 for others.
+    set_ids: HashMap<Box<[u32]>, SetId>,
     pub(super) slots: Vec<Slot>,
-    slot_numbers: HashMap<u32, usize>,
-    found: Vec<u32>,
+    /// The slots by the numbers of their subscribers.
+    slot_ids: HashMap<u32, SlotId>,
+    /// The key of the set that is searched. It is kept for its memory.
+    key: Vec<u32>,
     /// The approximate number of bytes that all of this takes.
     bytes: usize,
-    held: CacheShare,
+    share: CacheShare,
     /// The rights of the publisher, or `None` if it may publish everything.
     rights: Option<Arc<Rights>>,
-    /// The number of subscribers that were found, and given messages, since other tasks last had the
-    /// processor.
+    /// The number of subscribers that were found since other tasks last had the processor, plus what giving
+    /// them messages counts for.
     pub(super) work: usize,
-    /// The number of members of the sets that were made for the present messages, and of runs for them.
+    /// The number of members of the sets that were made for the present part, and of runs for them.
     pub(super) load: usize,
 }
 
-/// The number of the set of topics that the publisher may not send.
-pub(super) const DENIED: usize = usize::MAX;
-
 impl Cache {
-    pub(super) fn new(table: &Table, caches: &Arc<Caches>, publisher: &Publisher) -> Self {
+    pub(super) fn new(table: &Table, caches: &Arc<Caches>, publisher: &ConnectedPublisher) -> Self {
         Self {
             epoch: None,
             policies: table.routes().policies().clone(),
             longest_prefix: CONTROL_TOPIC.len(),
             topics: HashMap::new(),
             sets: Vec::new(),
-            set_numbers: HashMap::new(),
+            set_ids: HashMap::new(),
             slots: Vec::new(),
-            slot_numbers: HashMap::new(),
-            found: Vec::new(),
+            slot_ids: HashMap::new(),
+            key: Vec::new(),
             bytes: 0,
-            held: CacheShare::new(caches, publisher),
+            share: CacheShare::new(caches, publisher),
             rights: None,
             work: 0,
             load: 0,
@@ -176,7 +187,7 @@ impl Cache {
     }
 
     /// Forgets everything that may no longer hold.
-    pub(super) fn refresh(&mut self, table: &Table, publisher: &Publisher) {
+    pub(super) fn refresh(&mut self, table: &Table, publisher: &ConnectedPublisher) {
         self.load = 0;
         let epoch = table.epoch();
         if self.epoch == Some(epoch) {
@@ -201,37 +212,38 @@ impl Cache {
             // A new map releases the memory of the old one, too.
             self.topics = HashMap::new();
             self.sets = Vec::new();
-            self.set_numbers = HashMap::new();
+            self.set_ids = HashMap::new();
             self.slots = Vec::new();
-            self.slot_numbers = HashMap::new();
+            self.slot_ids = HashMap::new();
         } else {
             self.topics.clear();
             self.sets.clear();
-            self.set_numbers.clear();
+            self.set_ids.clear();
             self.slots.clear();
-            self.slot_numbers.clear();
+            self.slot_ids.clear();
         }
         self.bytes = 0;
     }
 
-    /// Counts the memory of the messages that are matched until all of them are queued.
-    pub(super) fn count(&mut self) {
-        self.held.set(self.bytes, self.load * size_of::<Run>());
+    /// Counts the memory of the messages that are matched until all of them are queued. `load` has members of
+    /// sets and runs, and each counts like a run, which is the larger of the two.
+    pub(super) fn count_messages_on_their_way(&mut self) {
+        self.share.set(self.bytes, self.load * size_of::<Run>());
     }
 
-    /// Ends a batch whose messages are queued, and keeps what may be kept. Only this function removes sets
-    /// and slots, which numbers refer to.
-    pub(super) fn finish_batch(&mut self) {
-        if self.bytes > MIN && self.bytes > self.held.caches.allowed() {
+    /// Ends a part whose messages are queued, and keeps what may be kept. Until then, no set and no slot is
+    /// removed, so that their places stay good.
+    pub(super) fn finish_part(&mut self) {
+        if self.bytes > MIN && self.bytes > self.share.caches.allowed() {
             self.clear();
         }
-        self.held.set(self.bytes, 0);
+        self.share.set(self.bytes, 0);
     }
 
-    /// Keeps the allocation for the next batch, unless it is unusually large.
-    pub(super) fn keep_runs(&mut self, slot: usize, runs: Vec<Run>) {
+    /// Keeps the allocation for the next part, unless it is unusually large.
+    pub(super) fn keep_runs(&mut self, slot: SlotId, runs: Vec<Run>) {
         if runs.capacity() <= RUNS_KEPT {
-            self.slots[slot].runs = runs;
+            self.slots[slot.0].runs = runs;
         }
     }
 
@@ -241,9 +253,9 @@ impl Cache {
         &topic[..topic.len().min(self.longest_prefix)]
     }
 
-    /// Returns the number of the set of subscribers of the first message's topic. If it is not known, it is
-    /// looked up together with those of the next messages, which costs little more.
-    pub(super) fn set(&mut self, wire: &[u8], spans: &[Span], table: &Table) -> usize {
+    /// Returns the target set of the first message's topic. If it is not known, it is looked up together with
+    /// those of the next messages, which costs little more.
+    pub(super) fn target_set_of(&mut self, wire: &[u8], spans: &[Span], table: &Table) -> SetId {
         let topic = self.topic(wire, &spans[0]);
         if let Some(set) = self.topics.get(topic) {
             return *set;
@@ -257,8 +269,8 @@ impl Cache {
             }
         }
         self.look_up(&unknown, &routes);
-        // The look-up has added it.
-        self.topics.get(topic).copied().unwrap_or(DENIED)
+        // The look-up has added each of these topics.
+        self.topics.get(topic).copied().unwrap_or(SetId::DENIED)
     }
 
     fn look_up(&mut self, topics: &[&[u8]], routes: &Routes) {
@@ -276,51 +288,53 @@ impl Cache {
             let set = if rights.is_none_or(|rights| rights.may_publish(topic)) {
                 let reaches = rights.is_none_or(|rights| rights.reaches_subscribers(topic));
                 let own = if reaches { own } else { &own[..0] };
-                self.target_set(
+                self.target_set_with(
                     own.iter().map(|(_, subscriber)| *subscriber),
                     self.policies.of(topic),
                     topic.starts_with(CONTROL_TOPIC),
                     routes,
                 )
             } else {
-                DENIED
+                SetId::DENIED
             };
             self.topics.insert((*topic).into(), set);
             self.bytes += TOPIC + topic.len();
         }
     }
 
-    /// Returns the number of the set with these subscribers.
-    fn target_set(
+    /// Returns the set with these subscribers, which is made if it is new.
+    fn target_set_with(
         &mut self,
         members: impl Iterator<Item = u32>,
-        rule: u32,
+        rule: RuleId,
         is_control: bool,
         routes: &Routes,
-    ) -> usize {
-        self.found.clear();
-        self.found.extend(members);
-        let members = self.found.len();
-        self.found.extend([rule, u32::from(is_control)]);
-        if let Some(set) = self.set_numbers.get(&self.found[..]) {
+    ) -> SetId {
+        self.key.clear();
+        self.key.extend(members);
+        let members = self.key.len();
+        self.key.extend([rule.number(), u32::from(is_control)]);
+        if let Some(set) = self.set_ids.get(&self.key[..]) {
             return *set;
         }
-        let slots = self.found[..members].iter().filter_map(|id| {
-            if let Some(slot) = self.slot_numbers.get(id) {
+        let slots = self.key[..members].iter().filter_map(|id| {
+            if let Some(slot) = self.slot_ids.get(id) {
                 return Some(*slot);
             }
             let subscriber = routes.subscriber(*id)?.clone();
+            let slot = SlotId(self.slots.len());
             self.slots.push(Slot { subscriber, runs: Vec::new() });
             self.bytes += SLOT;
-            self.slot_numbers.insert(*id, self.slots.len() - 1);
-            Some(self.slots.len() - 1)
+            self.slot_ids.insert(*id, slot);
+            Some(slot)
         });
         let slots = slots.collect();
+        let set = SetId(self.sets.len());
         self.sets.push(TargetSet { slots, rule, is_control });
         self.bytes += SET + MEMBER * members;
         self.load += members;
-        self.set_numbers.insert(self.found.as_slice().into(), self.sets.len() - 1);
-        self.sets.len() - 1
+        self.set_ids.insert(self.key.as_slice().into(), set);
+        set
     }
 }
 
@@ -329,19 +343,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_inlets_together_keep_to_a_bound_and_each_to_its_share() {
+    fn all_ingresses_together_keep_to_a_bound_and_each_to_its_share() {
         let memory = MemoryBudget::new(16 << 20);
         let caches = Arc::new(Caches::new(&memory));
-        let ingress = |id: u32| CacheShare::new(&caches, &Publisher::of_test(id, "192.0.2.1:1"));
+        let ingress = |id: u32| CacheShare::new(&caches, &ConnectedPublisher::of_test(id, "192.0.2.1:1"));
         let mut idle = ingress(1);
         idle.set(MIN, 0);
         assert_eq!((caches.allowed(), memory.used()), (MAX, 0), "little is a part of the connection");
         idle.set(1 << 20, 0);
         assert_eq!(caches.allowed(), MAX);
         let mut busy: Vec<_> = (2..=9).map(ingress).collect();
-        for held in &mut busy {
+        for share in &mut busy {
             let wanted = (2 << 20).min(caches.allowed());
-            held.set(wanted, 0);
+            share.set(wanted, 0);
         }
         // One was let in before the limit was reached, and took more than there was.
         assert!(memory.used() <= (1 << 20) + (2 << 20) + 7 * (128 << 10), "{}", memory.used());

@@ -20,13 +20,13 @@ use std::time::Duration;
 use crate::prefixes::PrefixTable;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
-use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmq::link::session::{Batch, Ended, Handler, now};
+use xmsg_zmq::memory_budget::MemoryBudget;
 use xmsg_zmtp::Limits;
 
 pub(super) use self::task::TableTask;
-use super::peers::Subscriber;
-use super::publisher::Publisher;
+use super::publisher::ConnectedPublisher;
+use super::subscriber::ConnectedSubscriber;
 use super::token_bucket::TokenBucket;
 use super::upstream::{OwnTokens, Token};
 use crate::config::PublishersSend;
@@ -35,7 +35,8 @@ use crate::policy::Policies;
 /// The number of changes that wait to be applied. A connection that sends more waits.
 const CHANGES: usize = 1024;
 /// The approximate number of pairs of topic and subscriber, and of look-ups, when several topics are looked
-/// up together.
+/// up together. An ingress makes sets of up to twice as many members before it passes messages on (`LOAD_MAX`
+/// in `ingress.rs`).
 const LOOK_UP_MAX: usize = 64 << 10;
 /// The bytes of changes that a subscriber may make before it waits until they are made.
 const UNPACED: usize = 8 << 10;
@@ -56,28 +57,28 @@ const LISTED: usize = 1024;
 /// A change of the table, or of the connections that it knows.
 #[derive(Debug)]
 pub(super) enum Change {
-    Subscribe(Arc<Subscriber>, Bytes),
-    Cancel(Arc<Subscriber>, Bytes),
+    Subscribe(Arc<ConnectedSubscriber>, Bytes),
+    Cancel(Arc<ConnectedSubscriber>, Bytes),
     SubscriberGone(u32),
-    PublisherJoined(Arc<Publisher>),
+    PublisherJoined(Arc<ConnectedPublisher>),
     PublisherGone(u32),
     /// A link to an upstream is to receive tokens from now on.
-    TokensWanted(Arc<Publisher>),
+    TokensWanted(Arc<ConnectedPublisher>),
     /// A subscriber subscribes to a token, or cancels that.
-    Token(bool, Arc<Subscriber>, Token),
+    Token(bool, Arc<ConnectedSubscriber>, Token),
     /// Other rules are in force now.
     Enforce,
     Policies(Arc<Policies>),
     Pace(Pacing),
     /// A request for all publishers, which is answered once every change before it is applied.
-    Synchronize(oneshot::Sender<Vec<Arc<Publisher>>>),
+    Synchronize(oneshot::Sender<Vec<Arc<ConnectedPublisher>>>),
 }
 
 /// A subscriber that waits until no work for it is left and, if it floods the table with changes, publishers
 /// have read them.
 #[derive(Debug)]
 pub(super) struct Pacing {
-    subscriber: Arc<Subscriber>,
+    subscriber: Arc<ConnectedSubscriber>,
     is_flood: bool,
     /// The round of notifications that contains its changes so far.
     round: u64,
@@ -97,7 +98,7 @@ pub(super) struct Table {
 #[derive(Debug)]
 pub(super) struct Routes {
     prefixes: PrefixTable<u32>,
-    subscribers: HashMap<u32, Arc<Subscriber>>,
+    subscribers: HashMap<u32, Arc<ConnectedSubscriber>>,
     policies: Arc<Policies>,
 }
 
@@ -108,8 +109,8 @@ impl Routes {
         self.prefixes.find_each(topics, |topic, subscribers| {
             found.extend(subscribers.iter().map(|subscriber| (topic, *subscriber)));
         });
-        // They are sorted if they come from one prefix for each topic. A subscriber can be found twice while
-        // its subscriptions change.
+        // Those of one prefix are sorted. They have to be sorted only if a topic has several prefixes. A
+        // subscriber can be found twice while its subscriptions change.
         if !found.is_sorted_by(|one, next| one < next) {
             found.sort_unstable();
             found.dedup();
@@ -131,7 +132,7 @@ impl Routes {
         &self.policies
     }
 
-    pub(super) fn subscriber(&self, id: u32) -> Option<&Arc<Subscriber>> {
+    pub(super) fn subscriber(&self, id: u32) -> Option<&Arc<ConnectedSubscriber>> {
         self.subscribers.get(&id)
     }
 }
@@ -215,7 +216,7 @@ impl Table {
     }
 
     /// Waits until this subscriber may make more changes.
-    async fn pace(&self, subscriber: &Arc<Subscriber>, is_flood: bool) {
+    async fn pace(&self, subscriber: &Arc<ConnectedSubscriber>, is_flood: bool) {
         let (answer, receiver) = oneshot::channel();
         self.change(Change::Pace(Pacing { subscriber: subscriber.clone(), is_flood, round: 0, answer }))
             .await;
@@ -224,17 +225,18 @@ impl Table {
     }
 
     /// Waits until everything that was sent before is applied, and returns the publishers.
-    pub(super) async fn synchronize(&self) -> Vec<Arc<Publisher>> {
+    pub(super) async fn synchronize(&self) -> Vec<Arc<ConnectedPublisher>> {
         let (sender, receiver) = oneshot::channel();
         self.change(Change::Synchronize(sender)).await;
         receiver.await.unwrap_or_default()
     }
 }
 
-/// The handler of what a subscriber sends.
-pub(super) struct Subscriptions<'a> {
+/// Handles what one subscriber sends: its subscriptions. It slows a subscriber down that makes more changes
+/// than the table and the publishers can take.
+pub(super) struct SubscriberHandler<'a> {
     table: &'a Table,
-    subscriber: &'a Arc<Subscriber>,
+    subscriber: &'a Arc<ConnectedSubscriber>,
     limits: &'a Limits,
     /// The number of subscriptions since they were last counted, plus their number then.
     asked: usize,
@@ -248,8 +250,12 @@ pub(super) struct Subscriptions<'a> {
     notifications: TokenBucket,
 }
 
-impl<'a> Subscriptions<'a> {
-    pub(super) fn new(table: &'a Table, subscriber: &'a Arc<Subscriber>, limits: &'a Limits) -> Self {
+impl<'a> SubscriberHandler<'a> {
+    pub(super) fn new(
+        table: &'a Table,
+        subscriber: &'a Arc<ConnectedSubscriber>,
+        limits: &'a Limits,
+    ) -> Self {
         let unread = TokenBucket::new(UNREAD);
         let notifications = TokenBucket::new(NOTIFICATIONS_PER_SECOND);
         Self { table, subscriber, limits, asked: 0, asked_bytes: 0, unpaced: 0, unread, notifications }
@@ -287,7 +293,7 @@ impl<'a> Subscriptions<'a> {
     }
 }
 
-impl Handler for Subscriptions<'_> {
+impl Handler for SubscriberHandler<'_> {
     async fn messages(&mut self, _: Batch<'_>) -> Result<(), Ended> {
         // The engine of an XPUB hands out subscriptions only.
         Ok(())

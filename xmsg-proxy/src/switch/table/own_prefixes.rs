@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::prefixes::{PrefixId, PrefixTable};
-use xmsg_zmq::link::memory::Claim;
+use xmsg_zmq::memory_budget::Claim;
 
 use super::sorted::Sorted;
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::prefixes::{PrefixId, PrefixTable};
 use bytes::{Bytes, BytesMut};
-use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::memory_budget::MemoryBudget;
 use xmsg_zmtp::Version;
 
 use super::scope::Scope;

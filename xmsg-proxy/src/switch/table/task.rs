@@ -20,8 +20,8 @@ use bytes::Bytes;
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use xmsg_zmq::deadline::later;
-use xmsg_zmq::link::memory::{Claim, MemoryBudget};
 use xmsg_zmq::link::session::now;
+use xmsg_zmq::memory_budget::{Claim, MemoryBudget};
 use xmsg_zmtp::Version;
 
 use super::notifications::Notifications;
@@ -31,8 +31,8 @@ use super::snapshot::Snapshot;
 use super::tokens::Tokens;
 use super::{Change, Pacing, Routes, Table};
 use crate::config::PublishersSend;
-use crate::switch::peers::Subscriber;
-use crate::switch::publisher::Publisher;
+use crate::switch::publisher::ConnectedPublisher;
+use crate::switch::subscriber::ConnectedSubscriber;
 
 /// The number of changes that are applied under one lock.
 const BATCH: usize = 256;
@@ -91,7 +91,7 @@ pub(in crate::switch) struct TableTask {
 #[derive(Debug, Default)]
 struct Jobs {
     /// Subscribers with prefixes that are to become active or covered.
-    sorting: VecDeque<Arc<Subscriber>>,
+    sorting: VecDeque<Arc<ConnectedSubscriber>>,
     /// The prefixes of subscribers that have left.
     leaving: VecDeque<(u32, OwnPrefixes)>,
     /// Publishers that are being sent all wanted prefixes.
@@ -120,14 +120,14 @@ impl Jobs {
 /// among thousands.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
-    publishers: BTreeMap<u32, Arc<Publisher>>,
+    publishers: BTreeMap<u32, Arc<ConnectedPublisher>>,
     /// Until this time, the result of the last check holds.
     look_from: Option<Instant>,
 }
 
 impl Backlog {
     /// Adds a publisher that was sent something, if much waits for it.
-    pub(super) fn note(&mut self, publisher: &Arc<Publisher>) {
+    pub(super) fn note(&mut self, publisher: &Arc<ConnectedPublisher>) {
         if publisher.may_be_behind() && publisher.is_behind() {
             self.publishers.insert(publisher.id, publisher.clone());
         }
@@ -160,7 +160,7 @@ struct Audience {
 /// A publisher, and the number of its audience.
 #[derive(Debug)]
 struct PublisherEntry {
-    publisher: Arc<Publisher>,
+    publisher: Arc<ConnectedPublisher>,
     audience: u32,
 }
 
@@ -185,13 +185,13 @@ enum PreviousSnapshot {
 #[derive(Debug)]
 struct Synchronizing {
     round: u64,
-    answer: oneshot::Sender<Vec<Arc<Publisher>>>,
+    answer: oneshot::Sender<Vec<Arc<ConnectedPublisher>>>,
 }
 
 /// A subscriber, and the last of its subscriptions that was checked.
 #[derive(Debug)]
 struct Enforcing {
-    subscriber: Arc<Subscriber>,
+    subscriber: Arc<ConnectedSubscriber>,
     checked: Option<Vec<u8>>,
 }
 
@@ -431,7 +431,7 @@ impl TableTask {
     fn subscribe(
         &mut self,
         routes: &mut Routes,
-        subscriber: &Arc<Subscriber>,
+        subscriber: &Arc<ConnectedSubscriber>,
         prefix: Bytes,
         net_changes: &mut SubscriptionChanges,
     ) -> bool {
@@ -457,7 +457,7 @@ impl TableTask {
     fn cancel(
         &mut self,
         routes: &mut Routes,
-        subscriber: &Subscriber,
+        subscriber: &ConnectedSubscriber,
         prefix: &Bytes,
         net_changes: &mut SubscriptionChanges,
     ) -> bool {
@@ -479,7 +479,7 @@ impl TableTask {
     }
 
     /// Charges a subscriber for a round of notifications, once, if there are many publishers.
-    fn charge(&self, subscriber: &Subscriber) {
+    fn charge(&self, subscriber: &ConnectedSubscriber) {
         let (publishers, round) = (self.publishers.len(), self.notifications.next_round());
         if publishers > self.few && subscriber.notified_in.swap(round, Ordering::Relaxed) != round {
             subscriber.notified.fetch_add(publishers, Ordering::Relaxed);
@@ -491,7 +491,7 @@ impl TableTask {
     fn sort(
         &mut self,
         routes: &mut Routes,
-        subscriber: &Arc<Subscriber>,
+        subscriber: &Arc<ConnectedSubscriber>,
         left: &mut usize,
         net_changes: &mut SubscriptionChanges,
     ) -> bool {
@@ -512,7 +512,7 @@ impl TableTask {
     fn step(
         &mut self,
         routes: &mut Routes,
-        subscriber: &Arc<Subscriber>,
+        subscriber: &Arc<ConnectedSubscriber>,
         left: &mut usize,
         net_changes: &mut SubscriptionChanges,
     ) -> bool {
@@ -533,7 +533,7 @@ impl TableTask {
 
 /// Counts a subscriber's subscriptions in the memory budget. If there is no memory left, the connection that
 /// holds most is ended.
-fn count_memory(own: &mut OwnPrefixes, subscriber: &Subscriber, memory: &MemoryBudget) {
+fn count_memory(own: &mut OwnPrefixes, subscriber: &ConnectedSubscriber, memory: &MemoryBudget) {
     let count = subscriber.subscriptions.load(Ordering::Relaxed);
     let bytes = subscriber.subscription_bytes.load(Ordering::Relaxed);
     let weight = prefix_memory(count, bytes, count * heads(bytes / count.max(1)));

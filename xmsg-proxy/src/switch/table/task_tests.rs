@@ -25,7 +25,7 @@ fn may_publish(publish: &[&'static str]) -> Rules {
 }
 
 /// What is left of all that a publisher was told, as its library keeps it: a set.
-fn kept(publisher: &Publisher) -> BTreeSet<Bytes> {
+fn kept(publisher: &ConnectedPublisher) -> BTreeSet<Bytes> {
     publisher.send_queue.close();
     let mut wire = Vec::new();
     let written = Writer::new(&publisher.send_queue).run(&mut wire).now_or_never();
@@ -87,7 +87,7 @@ proptest! {
                 Step::Change(subscribe, id, prefix) => {
                     let new = || {
                         let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
-                        Arc::new(Subscriber::new(id, "a subscriber", send_queue, Authorization::new(&Arc::default(), None)))
+                        Arc::new(ConnectedSubscriber::new(id, "a subscriber", send_queue, Authorization::new(&Arc::default(), None)))
                     };
                     let subscriber = subscribers.entry(id).or_insert_with(new).clone();
                     let bytes = Bytes::from_static(prefix.as_bytes());
@@ -107,7 +107,7 @@ proptest! {
                 Step::Join(rights) => {
                     let authority = Arc::new(Authority::new(may_publish(PUBLISH[rights])));
                     let id = publishers.len() as u32 + 1;
-                    let publisher = Arc::new(Publisher::of_test_with(id, &authority, Version::V3_0));
+                    let publisher = Arc::new(ConnectedPublisher::of_test_with(id, &authority, Version::V3_0));
                     publishers.push((publisher.clone(), authority, PUBLISH[rights]));
                     changes.push(Change::PublisherJoined(publisher));
                 }
@@ -159,7 +159,7 @@ async fn only_publishers_for_which_much_waits_are_looked_at() {
     const PUBLISHERS: u32 = 3_000;
     let mut task = table();
     for id in 0..PUBLISHERS {
-        task.publisher_joined(Arc::new(Publisher::of_test(id, "a publisher")));
+        task.publisher_joined(Arc::new(ConnectedPublisher::of_test(id, "a publisher")));
     }
     let notify = |task: &mut TableTask, len: usize| {
         let mut routes = task.table.routes_mut();
@@ -205,21 +205,31 @@ async fn only_publishers_for_which_much_waits_are_looked_at() {
 }
 
 /// Subscribes to these, or takes that back, as one who has a number of its own.
-fn change(task: &mut TableTask, subscriber: &Arc<Subscriber>, subscribe: bool, prefixes: &[&'static str]) {
+fn change(
+    task: &mut TableTask,
+    subscriber: &Arc<ConnectedSubscriber>,
+    subscribe: bool,
+    prefixes: &[&'static str],
+) {
     let prefixes = prefixes.iter().map(|prefix| Bytes::from_static(prefix.as_bytes()));
     let change = if subscribe { Change::Subscribe } else { Change::Cancel };
     task.apply(&mut prefixes.map(|prefix| change(subscriber.clone(), prefix)).collect());
 }
 
-fn some_subscriber(id: u32) -> Arc<Subscriber> {
+fn some_subscriber(id: u32) -> Arc<ConnectedSubscriber> {
     let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
-    Arc::new(Subscriber::new(id, "a subscriber", send_queue, Authorization::new(&Arc::default(), None)))
+    Arc::new(ConnectedSubscriber::new(
+        id,
+        "a subscriber",
+        send_queue,
+        Authorization::new(&Arc::default(), None),
+    ))
 }
 
 /// Many publishers, who have read what they were told when they came.
 fn many(task: &mut TableTask, count: u32) {
     for id in 0..count {
-        task.publisher_joined(Arc::new(Publisher::of_test(id, "a publisher")));
+        task.publisher_joined(Arc::new(ConnectedPublisher::of_test(id, "a publisher")));
     }
     for notified_publishers in task.publishers.values() {
         notified_publishers.publisher.send_queue.clear();
@@ -293,7 +303,7 @@ async fn of_what_is_taken_back_at_once_many_publishers_hear_nothing() {
     assert_eq!(notified_publishers(&task), 0);
     // One that comes meanwhile is told what is wanted then: that may not be taken back without a word.
     change(&mut task, &subscriber, true, &["c"]);
-    let newcomer = Arc::new(Publisher::of_test_with(1_000, &Arc::default(), Version::V3_0));
+    let newcomer = Arc::new(ConnectedPublisher::of_test_with(1_000, &Arc::default(), Version::V3_0));
     task.publisher_joined(newcomer.clone());
     change(&mut task, &subscriber, false, &["c"]);
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -310,7 +320,7 @@ async fn a_subscriber_pays_for_each_round_of_news_where_publishers_are_many() {
     many(&mut task, 500);
     let subscriber = some_subscriber(1);
     let other = some_subscriber(2);
-    let charged = |subscriber: &Subscriber| subscriber.notified.swap(0, Ordering::Relaxed);
+    let charged = |subscriber: &ConnectedSubscriber| subscriber.notified.swap(0, Ordering::Relaxed);
     for prefixes in [["a", "b"], ["c", "d"]] {
         change(&mut task, &subscriber, true, &prefixes);
         // What is wanted already is no news.

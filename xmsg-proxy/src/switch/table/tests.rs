@@ -37,8 +37,8 @@ impl Scene {
     }
 
     /// A publisher, and the end of its connection that it may read from. What it does not read waits.
-    async fn publisher(&self, id: u32) -> (Arc<Publisher>, DuplexStream) {
-        let publisher = Arc::new(Publisher::of_test(id, "a publisher"));
+    async fn publisher(&self, id: u32) -> (Arc<ConnectedPublisher>, DuplexStream) {
+        let publisher = Arc::new(ConnectedPublisher::of_test(id, "a publisher"));
         let (mut near, far) = duplex(64 << 10);
         let own = publisher.clone();
         tokio::spawn(async move { Writer::new(&own.send_queue).run(&mut near).await });
@@ -47,9 +47,14 @@ impl Scene {
     }
 }
 
-fn subscriber(id: u32) -> Arc<Subscriber> {
+fn subscriber(id: u32) -> Arc<ConnectedSubscriber> {
     let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
-    Arc::new(Subscriber::new(id, "a subscriber", send_queue, Authorization::new(&Arc::default(), None)))
+    Arc::new(ConnectedSubscriber::new(
+        id,
+        "a subscriber",
+        send_queue,
+        Authorization::new(&Arc::default(), None),
+    ))
 }
 
 /// Reads so many bytes in a second, until it is aborted.
@@ -64,8 +69,8 @@ fn read_at(mut far: DuplexStream, rate: f64) -> JoinHandle<()> {
 }
 
 /// Subscribes to long prefixes and takes that back, so many times; returns how many bytes that were.
-async fn toggle(scene: &Scene, subscriber: &Arc<Subscriber>, times: usize) -> usize {
-    let mut handler = Subscriptions::new(&scene.table, subscriber, &scene.limits);
+async fn toggle(scene: &Scene, subscriber: &Arc<ConnectedSubscriber>, times: usize) -> usize {
+    let mut handler = SubscriberHandler::new(&scene.table, subscriber, &scene.limits);
     let prefixes: Vec<Bytes> = (0..100).map(|number| format!("{number:04000}").into()).collect();
     for number in 0..times {
         let prefix = prefixes[number / 2 % prefixes.len()].clone();
@@ -84,7 +89,7 @@ async fn a_flood_of_changes_goes_as_fast_as_the_slowest_publisher_that_reads() {
     let bytes = toggle(&scene, &subscriber(1), 40_000).await;
     let waits = publisher.send_queue.queued().bytes;
     assert!(waits < 1 << 20, "{waits} bytes wait for it");
-    assert!(!publisher.cut.is_cancelled() && !publisher.is_stalled());
+    assert!(!publisher.disconnected.is_cancelled() && !publisher.is_stalled());
     let rate = bytes as f64 / since.elapsed().as_secs_f64();
     assert!((5e6..12e6).contains(&rate), "{rate} bytes in a second");
     reading.abort();
@@ -101,7 +106,7 @@ async fn a_publisher_that_does_not_read_holds_a_flood_up_for_a_second_and_others
         since.elapsed()
     };
     let few = async {
-        let mut handler = Subscriptions::new(&scene.table, &other, &scene.limits);
+        let mut handler = SubscriberHandler::new(&scene.table, &other, &scene.limits);
         for number in 0..100 {
             handler.subscription(true, format!("few:{number}").into()).await.unwrap();
             scene.table.synchronize().await;
@@ -120,7 +125,7 @@ async fn a_publisher_that_does_not_read_holds_a_flood_up_for_a_second_and_others
 async fn a_publisher_that_joins_holds_nobody_up_by_reading_slowly() {
     let scene = Scene::new();
     let many = subscriber(1);
-    let mut handler = Subscriptions::new(&scene.table, &many, &scene.limits);
+    let mut handler = SubscriberHandler::new(&scene.table, &many, &scene.limits);
     for number in 0..5_000 {
         handler.subscription(true, format!("{number:04000}").into()).await.unwrap();
     }
@@ -129,7 +134,7 @@ async fn a_publisher_that_joins_holds_nobody_up_by_reading_slowly() {
     let reading = read_at(far, 5e6);
     let since = tokio::time::Instant::now();
     let other = subscriber(2);
-    let mut handler = Subscriptions::new(&scene.table, &other, &scene.limits);
+    let mut handler = SubscriberHandler::new(&scene.table, &other, &scene.limits);
     for number in 0..1_000 {
         handler
             .subscription(true, format!("a topic of an innocent, one of many: {number}").into())
@@ -164,7 +169,7 @@ async fn what_publishers_are_told_counts_once_however_many_they_are() {
     let scene = Scene::new();
     let many = subscriber(1);
     // So that it takes a while to tell those who join.
-    let mut handler = Subscriptions::new(&scene.table, &many, &scene.limits);
+    let mut handler = SubscriberHandler::new(&scene.table, &many, &scene.limits);
     for number in 0..20_000 {
         handler.subscription(true, format!("{number:07}").into()).await.unwrap();
     }
@@ -190,7 +195,7 @@ async fn what_a_large_subscriber_leaves_behind_cuts_no_publisher_off_that_reads(
     let (publisher, far) = scene.publisher(1).await;
     let reading = read_at(far, 20e6);
     let large = subscriber(1);
-    let mut handler = Subscriptions::new(&scene.table, &large, &scene.limits);
+    let mut handler = SubscriberHandler::new(&scene.table, &large, &scene.limits);
     for number in 0..22_000 {
         handler.subscription(true, format!("{number:04000}").into()).await.unwrap();
     }
@@ -198,7 +203,11 @@ async fn what_a_large_subscriber_leaves_behind_cuts_no_publisher_off_that_reads(
     scene.table.change(Change::SubscriberGone(1)).await;
     while scene.table.subscriptions() > 0 {
         tokio::time::sleep(Duration::from_millis(10)).await;
-        assert!(!publisher.cut.is_cancelled(), "{} bytes wait for it", publisher.send_queue.queued().bytes);
+        assert!(
+            !publisher.disconnected.is_cancelled(),
+            "{} bytes wait for it",
+            publisher.send_queue.queued().bytes
+        );
     }
     reading.abort();
 }
@@ -210,7 +219,7 @@ async fn whoever_holds_what_is_out_of_date_is_cut_off_and_not_whoever_has_just_c
     let scene = Scene::new();
     let subscriber = subscriber(1);
     let change = async |subscribe: bool, numbers: &[usize]| {
-        let mut handler = Subscriptions::new(&scene.table, &subscriber, &scene.limits);
+        let mut handler = SubscriberHandler::new(&scene.table, &subscriber, &scene.limits);
         for number in numbers {
             handler.subscription(subscribe, format!("{number:04000}").into()).await.unwrap();
         }
@@ -239,15 +248,15 @@ async fn whoever_holds_what_is_out_of_date_is_cut_off_and_not_whoever_has_just_c
     while !is_joined() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert!(innocents.iter().all(|(publisher, _)| !publisher.cut.is_cancelled()));
-    assert!(sneaks.iter().any(|(publisher, _)| publisher.cut.is_cancelled()));
+    assert!(innocents.iter().all(|(publisher, _)| !publisher.disconnected.is_cancelled()));
+    assert!(sneaks.iter().any(|(publisher, _)| publisher.disconnected.is_cancelled()));
 }
 
 #[tokio::test(start_paused = true)]
 async fn whoever_makes_much_work_is_slowed_down() {
     let scene = Scene::new();
     let subscriber = subscriber(1);
-    let mut handler = Subscriptions::new(&scene.table, &subscriber, &scene.limits);
+    let mut handler = SubscriberHandler::new(&scene.table, &subscriber, &scene.limits);
     let since = tokio::time::Instant::now();
     for number in 0..62 {
         handler.subscription(true, format!("{number:04000}").into()).await.unwrap();

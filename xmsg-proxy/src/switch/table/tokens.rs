@@ -13,13 +13,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use xmsg_zmq::link::memory::{Claim, MemoryBudget};
 use xmsg_zmq::link::source::Source;
 use xmsg_zmq::link::throttle::Throttle;
+use xmsg_zmq::memory_budget::{Claim, MemoryBudget};
 
 use self::receivers::Receivers;
 use super::task::TableTask;
-use crate::switch::peers::Subscriber;
+use crate::switch::subscriber::ConnectedSubscriber;
 use crate::switch::upstream::Token;
 
 /// Tokens of all subscribers together: the links of all proxies that are connected through this one. As many
@@ -52,7 +52,7 @@ pub(super) struct Tokens {
 /// The tokens of one subscriber.
 #[derive(Debug)]
 struct Own {
-    subscriber: Arc<Subscriber>,
+    subscriber: Arc<ConnectedSubscriber>,
     source: Source,
     /// In the order in which they came.
     tokens: Vec<Token>,
@@ -67,7 +67,7 @@ struct Share {
 }
 
 impl Own {
-    fn new(subscriber: &Arc<Subscriber>, source: Source, memory: &MemoryBudget) -> Self {
+    fn new(subscriber: &Arc<ConnectedSubscriber>, source: Source, memory: &MemoryBudget) -> Self {
         let claim = memory.claim(&subscriber.peer, "tokens of links", subscriber.outsized.clone());
         Self { subscriber: subscriber.clone(), source, tokens: Vec::new(), claim }
     }
@@ -93,7 +93,7 @@ impl Tokens {
         }
     }
 
-    fn add(&mut self, subscriber: &Arc<Subscriber>, token: Token, memory: &MemoryBudget) {
+    fn add(&mut self, subscriber: &Arc<ConnectedSubscriber>, token: Token, memory: &MemoryBudget) {
         if self.held.get(&token).is_some_and(|subscribers| subscribers.contains(&subscriber.id)) {
             return;
         }
@@ -175,7 +175,7 @@ impl Tokens {
     /// source, the subscriber with most, each with its newest token. Whoever has most itself gives its own
     /// newest one up. So the oldest stay; but also one that comes late, behind many that are made up, is told
     /// on its way to the proxy that knows it. `false`: there is no place.
-    fn make_room(&mut self, subscriber: &Subscriber, source: &Source) -> bool {
+    fn make_room(&mut self, subscriber: &ConnectedSubscriber, source: &Source) -> bool {
         let share = self.shares.get(source).copied().unwrap_or_default();
         let own = self.own.get(&subscriber.id).map_or(0, |own| own.tokens.len());
         let sources = self.shares.len() + usize::from(share.tokens == 0);
@@ -239,7 +239,7 @@ impl Tokens {
     }
 
     /// Two subscribers over which tokens of different links of this proxy came.
-    fn double_path(&self, proxy: u128) -> Option<[Arc<Subscriber>; 2]> {
+    fn double_path(&self, proxy: u128) -> Option<[Arc<ConnectedSubscriber>; 2]> {
         let mut links: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
         for (token, subscribers) in self.of_proxy(proxy) {
             // If there is a pair, there is one among two of each.
@@ -259,7 +259,12 @@ impl Tokens {
 
 impl TableTask {
     /// A subscriber wants a token, or does not want it any more.
-    pub(super) fn change_token(&mut self, subscribe: bool, subscriber: &Arc<Subscriber>, token: Token) {
+    pub(super) fn change_token(
+        &mut self,
+        subscribe: bool,
+        subscriber: &Arc<ConnectedSubscriber>,
+        token: Token,
+    ) {
         if subscribe {
             self.tokens.add(subscriber, token, &self.memory);
         } else {

@@ -19,7 +19,7 @@ use xmsg_zmtp::{Engine, Peer};
 
 use super::super::authorization::Authorization;
 use super::super::ingress::Ingress;
-use super::super::publisher::Publisher;
+use super::super::publisher::ConnectedPublisher;
 use super::super::requests::RequestRates;
 use super::super::table::Change;
 use super::super::{BY_OPERATOR, Side, Switch};
@@ -108,7 +108,7 @@ struct Status {
     /// The time when it was last up.
     lost: Option<Instant>,
     /// The publisher of the present connection.
-    publisher: Option<Arc<Publisher>>,
+    publisher: Option<Arc<ConnectedPublisher>>,
     /// The traffic of earlier connections.
     before: Counted,
 }
@@ -121,7 +121,7 @@ struct Counted {
 }
 
 impl Counted {
-    fn with(self, publisher: &Publisher) -> Self {
+    fn with(self, publisher: &ConnectedPublisher) -> Self {
         let control = publisher.arrival.as_ref().map_or(0, |own| own.control.load(Ordering::Relaxed));
         Self {
             received: self.received + publisher.received.amount(),
@@ -287,15 +287,16 @@ impl Link {
         let config = &inner.config;
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         let AwaitedToken { token, returned, .. } = &inner.table.own_tokens().await_token(self.id, connection);
-        let cut = CancellationToken::new();
+        let disconnected = CancellationToken::new();
         let rights = Rights { publish: self.upstream.wanted().to_vec(), ..Rights::default() };
         let authorization = Authorization::fixed(&config.authority, rights);
-        let place = Place::of_our_own(cut.clone());
+        let place = Place::of_our_own(disconnected.clone());
         let subscription_len = peer.limits.subscription_len.unwrap_or(usize::MAX);
-        let publisher = Publisher::new(self.id, &self.name, peer.version, authorization, place, cut)
-            .counting(&config.memory)
-            .logging(&inner.connected_peers.lines)
-            .arriving(Arrival { subscription_len, control: AtomicU64::new(0) });
+        let publisher =
+            ConnectedPublisher::new(self.id, &self.name, peer.version, authorization, place, disconnected)
+                .counting(&config.memory)
+                .logging(&inner.connected_peers.log_throttles)
+                .arriving(Arrival { subscription_len, control: AtomicU64::new(0) });
         let publisher = Arc::new(publisher);
         let mut first = BytesMut::new();
         publisher.version.write_subscription(&mut first, true, &token.topic());
@@ -315,7 +316,7 @@ impl Link {
             () = inner.stop.cancelled() => End::Other(Ended::ByUs("stopped")),
             () = returned.cancelled() => End::Loop,
             () = self.removed.cancelled() => End::Other(Ended::ByUs("no upstream any more")),
-            () = publisher.cut.cancelled() => End::Other(Ended::ByUs("cut off: it does not read what is subscribed to")),
+            () = publisher.disconnected.cancelled() => End::Other(Ended::ByUs("cut off: it does not read what is subscribed to")),
             () = publisher.outsized.cancelled() => End::Other(Ended::OutOfMemory),
             () = publisher.authorization.ended_by_operator.cancelled() => End::Other(Ended::ByUs(BY_OPERATOR)),
             never = self.join(switch, &publisher) => match never {},
@@ -336,7 +337,7 @@ impl Link {
     }
 
     /// Joins the publishers, once it is known that this closes no loop.
-    async fn join(&self, switch: &Switch, publisher: &Arc<Publisher>) -> Infallible {
+    async fn join(&self, switch: &Switch, publisher: &Arc<ConnectedPublisher>) -> Infallible {
         let table = &switch.inner.table;
         tokio::time::sleep(Backoff::between(FIRST_WAIT, FIRST_WAIT).next_pause()).await;
         table.change(Change::TokensWanted(publisher.clone())).await;

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use super::super::scope::Scope;
 use super::super::snapshot::Snapshot;
 use super::{
-    Audience, Joining, PreviousSnapshot, Publisher, PublisherEntry, PublishersSend, TableTask, form,
+    Audience, ConnectedPublisher, Joining, PreviousSnapshot, PublisherEntry, PublishersSend, TableTask, form,
 };
 use crate::CONTROL_TOPIC;
 
@@ -22,7 +22,7 @@ const OUTDATED_MIN: usize = 16 << 20;
 impl TableTask {
     /// Sends a new publisher all wanted prefixes, the control topic last: a control request from it proves
     /// that it knows all others.
-    pub(super) fn publisher_joined(&mut self, publisher: Arc<Publisher>) {
+    pub(super) fn publisher_joined(&mut self, publisher: Arc<ConnectedPublisher>) {
         let audience = self.join(&publisher);
         self.jobs.joining.push_back(Joining {
             entry: PublisherEntry { publisher, audience },
@@ -92,10 +92,11 @@ impl TableTask {
         let is_too_much = |snapshot: &Snapshot| snapshot.outdated() > OUTDATED_MIN.max(snapshot.present());
         for (number, _) in self.audiences.iter().filter(|(_, audience)| is_too_much(&audience.snapshot)) {
             let theirs = self.publishers.values().filter(|entry| entry.audience == *number);
-            let slowest =
-                theirs.map(|entry| &entry.publisher).filter(|publisher| !publisher.cut.is_cancelled());
+            let slowest = theirs
+                .map(|entry| &entry.publisher)
+                .filter(|publisher| !publisher.disconnected.is_cancelled());
             if let Some(publisher) = slowest.max_by_key(|publisher| publisher.held_up()) {
-                publisher.cut_off();
+                publisher.disconnect_as_not_reading();
                 return;
             }
         }
@@ -115,7 +116,7 @@ impl TableTask {
     }
 
     /// Adds a publisher to its audience, and returns the number of that.
-    pub(super) fn join(&mut self, publisher: &Publisher) -> u32 {
+    pub(super) fn join(&mut self, publisher: &ConnectedPublisher) -> u32 {
         let (version, scope) =
             (form(publisher.version), Scope::of(publisher.authorization.rights().as_deref()));
         let link = publisher.arrival.as_ref().map(|arrival| arrival.subscription_len);

@@ -5,11 +5,11 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::memory_budget::MemoryBudget;
 
 use super::super::snapshot::Snapshot;
 use super::{
-    Joining, PreviousSnapshot, Publisher, PublisherEntry, SubscriptionChange, SubscriptionChanges,
+    ConnectedPublisher, Joining, PreviousSnapshot, PublisherEntry, SubscriptionChange, SubscriptionChanges,
     Synchronizing, TableTask, heads, prefix_memory,
 };
 use crate::config::PublishersSend;
@@ -139,7 +139,7 @@ impl TableTask {
 }
 
 /// Returns the publishers that have been sent all wanted prefixes.
-fn all_of(publishers: &BTreeMap<u32, PublisherEntry>) -> Vec<Arc<Publisher>> {
+fn all_of(publishers: &BTreeMap<u32, PublisherEntry>) -> Vec<Arc<ConnectedPublisher>> {
     publishers.values().map(|entry| entry.publisher.clone()).collect()
 }
 

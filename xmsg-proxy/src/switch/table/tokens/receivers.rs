@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use xmsg_zmq::deadline::later;
-use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmq::link::session::now;
+use xmsg_zmq::memory_budget::MemoryBudget;
 use xmsg_zmtp::Version;
 
 use super::Tokens;
 use crate::security::Rights;
-use crate::switch::publisher::Publisher;
+use crate::switch::publisher::ConnectedPublisher;
 use crate::switch::table::task::{TableTask, form};
 use crate::switch::upstream::Token;
 
@@ -54,7 +54,7 @@ pub(super) struct Receivers {
 /// One who is told, and the round up to which it has been.
 #[derive(Debug)]
 struct Receiver {
-    publisher: Arc<Publisher>,
+    publisher: Arc<ConnectedPublisher>,
     knows: u64,
 }
 
@@ -217,7 +217,7 @@ impl TableTask {
     }
 
     /// Tells a publisher all tokens, and from now on what changes.
-    pub(in crate::switch::table) fn tell_tokens(&mut self, publisher: &Arc<Publisher>) {
+    pub(in crate::switch::table) fn tell_tokens(&mut self, publisher: &Arc<ConnectedPublisher>) {
         let Receivers { by_id, number, .. } = &mut self.tokens.receivers;
         let Entry::Vacant(place) = by_id.entry(publisher.id) else { return };
         place.insert(Receiver { publisher: publisher.clone(), knows: *number });
@@ -229,7 +229,7 @@ impl TableTask {
 
     /// Tells a publisher that has joined all tokens if it passes them on, and may pass on everything: what
     /// others subscribe to elsewhere is nobody else's business.
-    pub(in crate::switch::table) fn tell_forwarder(&mut self, publisher: &Arc<Publisher>) {
+    pub(in crate::switch::table) fn tell_forwarder(&mut self, publisher: &Arc<ConnectedPublisher>) {
         if may_forward(publisher) {
             self.tell_tokens(publisher);
         }
@@ -247,6 +247,6 @@ impl TableTask {
     }
 }
 
-fn may_forward(publisher: &Publisher) -> bool {
+fn may_forward(publisher: &ConnectedPublisher) -> bool {
     publisher.is_forwarder && publisher.authorization.rights().as_deref().is_some_and(Rights::publishes_all)
 }

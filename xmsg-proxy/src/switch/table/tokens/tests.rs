@@ -5,7 +5,7 @@ use super::*;
 use crate::config::PublishersSend;
 use crate::policy::{Policies, Policy, Rule};
 use crate::switch::authorization::Authorization;
-use crate::switch::publisher::Publisher;
+use crate::switch::publisher::ConnectedPublisher;
 use crate::switch::table::Table;
 
 fn task(memory: &MemoryBudget) -> TableTask {
@@ -13,9 +13,9 @@ fn task(memory: &MemoryBudget) -> TableTask {
     Table::new(PublishersSend::Subscribed, Policies::new(rule, &[]), memory.clone()).1
 }
 
-fn subscriber(id: u32, peer: &str) -> Arc<Subscriber> {
+fn subscriber(id: u32, peer: &str) -> Arc<ConnectedSubscriber> {
     let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
-    Arc::new(Subscriber::new(id, peer, send_queue, Authorization::new(&Arc::default(), None)))
+    Arc::new(ConnectedSubscriber::new(id, peer, send_queue, Authorization::new(&Arc::default(), None)))
 }
 
 /// A token that a subscriber has made up.
@@ -43,7 +43,7 @@ fn held(task: &TableTask, subscriber: u32) -> usize {
 fn a_token_is_told_once_and_taken_back_when_nobody_has_it_any_more() {
     let memory = MemoryBudget::default();
     let mut task = task(&memory);
-    let receiver = Arc::new(Publisher::of_test(100, "an upstream"));
+    let receiver = Arc::new(ConnectedPublisher::of_test(100, "an upstream"));
     let token = Token { proxy: 1, link: 1, connection: 0 };
     let (one, other) = (subscriber(1, "one"), subscriber(2, "other"));
     let messages = || receiver.send_queue.queued().messages;
@@ -172,7 +172,8 @@ fn many_forwarders_are_told_in_slices_and_share_what_is_told() {
     let one = subscriber(1, "one");
     (0..TOKENS_MAX).for_each(|number| task.change_token(true, &one, made_up(1, number)));
     tell_all(&mut task);
-    let forwarders: Vec<_> = (1000..2000).map(|id| Arc::new(Publisher::of_test(id, "forwarder"))).collect();
+    let forwarders: Vec<_> =
+        (1000..2000).map(|id| Arc::new(ConnectedPublisher::of_test(id, "forwarder"))).collect();
     for forwarder in &forwarders {
         task.tell_tokens(forwarder);
     }
@@ -185,7 +186,7 @@ fn many_forwarders_are_told_in_slices_and_share_what_is_told() {
     let informed = || forwarders.iter().filter(|one| one.send_queue.queued().messages == 2).count();
     assert_eq!(informed(), 256, "one slice");
     // One that comes within a round is told the same as all, once.
-    let late = Arc::new(Publisher::of_test(3000, "a late one"));
+    let late = Arc::new(ConnectedPublisher::of_test(3000, "a late one"));
     task.tell_tokens(&late);
     tell_all(&mut task);
     assert_eq!(informed(), 1000);
@@ -196,13 +197,13 @@ fn many_forwarders_are_told_in_slices_and_share_what_is_told() {
 #[test]
 fn what_is_kept_for_those_who_come_is_made_anew_after_some_rounds() {
     let mut task = task(&MemoryBudget::default());
-    let (one, receiver) = (subscriber(1, "one"), Arc::new(Publisher::of_test(100, "a forwarder")));
+    let (one, receiver) = (subscriber(1, "one"), Arc::new(ConnectedPublisher::of_test(100, "a forwarder")));
     task.tell_tokens(&receiver);
     let mut most = 0;
     for number in 0..300 {
         task.change_token(true, &one, made_up(1, number));
         tell_all(&mut task);
-        let new = Arc::new(Publisher::of_test(1000 + number as u32, "a new one"));
+        let new = Arc::new(ConnectedPublisher::of_test(1000 + number as u32, "a new one"));
         task.tell_tokens(&new);
         most = most.max(new.send_queue.queued().messages);
         let parts: u64 =
@@ -216,7 +217,8 @@ fn what_is_kept_for_those_who_come_is_made_anew_after_some_rounds() {
 #[test]
 fn a_token_that_comes_late_from_one_with_too_many_is_told_on_its_way() {
     let mut task = task(&MemoryBudget::default());
-    let (link, receiver) = (subscriber(1, "a link"), Arc::new(Publisher::of_test(100, "an upstream")));
+    let (link, receiver) =
+        (subscriber(1, "a link"), Arc::new(ConnectedPublisher::of_test(100, "an upstream")));
     (0..2 * TOKENS_MAX).for_each(|number| task.change_token(true, &link, made_up(1, number)));
     tell_all(&mut task);
     task.tell_tokens(&receiver);

@@ -1,4 +1,4 @@
-//! What the log says of losses.
+//! Tests of what the log says of losses.
 
 use xmsg_tests::log::Log;
 use xmsg_zmq::HighWaterMark;
@@ -14,9 +14,9 @@ fn numbers(log: &Log, field: &str) -> Vec<u64> {
     log.text().lines().filter_map(after).collect()
 }
 
-fn subscriber() -> Arc<Subscriber> {
+fn subscriber() -> Arc<ConnectedSubscriber> {
     let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
-    Arc::new(Subscriber::new(1, "a test", send_queue, Authorization::new(&Arc::default(), None)))
+    Arc::new(ConnectedSubscriber::new(1, "a test", send_queue, Authorization::new(&Arc::default(), None)))
 }
 
 fn newest(messages: u64) -> Drops {
@@ -77,7 +77,8 @@ async fn many_subscribers_that_are_slow_at_the_same_time_do_not_fill_the_log() {
     let lines = Arc::<LogThrottles>::default();
     for _ in 0..50 {
         let send_queue = SendQueue::new(HighWaterMark::bytes(1 << 20));
-        let subscriber = Subscriber::new(1, "a test", send_queue, Authorization::new(&Arc::default(), None));
+        let subscriber =
+            ConnectedSubscriber::new(1, "a test", send_queue, Authorization::new(&Arc::default(), None));
         subscriber.logging(&lines).count_dropped(newest(1));
     }
     assert_eq!(numbers(&log, "unlogged"), [0; 10]);

@@ -1,22 +1,24 @@
-//! The period in which a subscriber has been too slow.
+//! The period in which a subscriber is too slow. It is measured for the log and the statistics only; whether
+//! the subscriber is disconnected is decided in [`disconnect`](super::disconnect).
 
 use std::time::{Duration, Instant};
 
-/// A subscriber is no longer slow after this time without a loss and without a publisher that waits.
+/// A subscriber is no longer slow when it has lost nothing, and no publisher has waited for it, for this
+/// time.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The times when it first, and last, lost a message or made a publisher wait.
+/// The times when a subscriber first, and last, lost a message or made a publisher wait.
 #[derive(Debug, Default)]
 pub(super) struct SlowPeriod(Option<(Instant, Instant)>);
 
 impl SlowPeriod {
-    /// Notes that it has lost a message, or makes a publisher wait.
+    /// Notes that the subscriber has lost a message, or makes a publisher wait.
     pub(super) fn note(&mut self, now: Instant) {
         let since = self.0.filter(|(_, last)| now.saturating_duration_since(*last) < QUIET);
         self.0 = Some((since.map_or(now, |(since, _)| since), now));
     }
 
-    /// Returns how long it has been slow without a break.
+    /// Returns how long the subscriber has been slow without a break, or `None` if it is not slow.
     pub(super) fn lasts(&self, now: Instant) -> Option<Duration> {
         let (since, _) = self.0.filter(|(_, last)| now.saturating_duration_since(*last) < QUIET)?;
         Some(now.saturating_duration_since(since))

@@ -1,28 +1,29 @@
-//! The period in which publishers wait for a subscriber that takes next to nothing.
+//! The clock of a stall: how long publishers have waited for a subscriber that takes next to nothing. What
+//! follows from it is decided in [`disconnect`](super::disconnect).
 
 use std::time::{Duration, Instant};
 
 /// A subscriber that takes this many bytes has not stalled. Publishers must not be held up by one that takes
 /// a few bytes now and then.
 const TAKEN: u64 = 64 << 10;
-/// The stall begins anew with the next publisher that waits when none has waited for this time. A publisher
-/// that waits checks more often.
+/// When no publisher has waited for this time, the next one that waits begins a new stall. A publisher that
+/// waits checks more often.
 const GAP: Duration = Duration::from_secs(3);
 
-/// The state of the subscriber when a publisher last waited.
+/// What was seen of the subscriber when a publisher last waited for it.
 #[derive(Debug, Default)]
-pub(super) struct Stall(Option<Seen>);
+pub(super) struct StallClock(Option<Seen>);
 
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     since: Instant,
-    /// The bytes that it had taken when the stall began.
+    /// The bytes that the subscriber had taken when the stall began.
     taken: u64,
     /// The time of the last check.
     last: Instant,
 }
 
-impl Stall {
+impl StallClock {
     /// Returns how long the stall has lasted at this time, for a subscriber that has taken `taken` bytes in
     /// all. A publisher that waits calls it repeatedly.
     pub(super) fn lasts(&mut self, now: Instant, taken: u64) -> Duration {
@@ -39,7 +40,7 @@ mod tests {
 
     #[test]
     fn it_lasts_while_somebody_waits_and_next_to_nothing_is_taken() {
-        let (mut stall, start) = (Stall::default(), Instant::now());
+        let (mut stall, start) = (StallClock::default(), Instant::now());
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         for second in 0..10 {
             assert_eq!(

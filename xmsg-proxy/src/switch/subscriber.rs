@@ -1,4 +1,4 @@
-//! The connections of the switch, and their counters.
+//! A connected subscriber: its queue, its counters, and what is logged and reported of its losses.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -9,19 +9,19 @@ use bytes::BytesMut;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use xmsg_zmq::Amount;
-use xmsg_zmq::link::memory::{MemoryBudget, UnreadAnswers};
 use xmsg_zmq::link::send_queue::{SendQueue, URGENT_MAX};
 use xmsg_zmq::link::session::now;
-use xmsg_zmq::link::throttle::Throttle;
 use xmsg_zmq::lock::lock;
+use xmsg_zmq::memory_budget::{MemoryBudget, UnreadAnswers};
 use xmsg_zmtp::{Command, DroppedCounts, MessageLimits};
 
 use super::Totals;
 use super::authorization::Authorization;
+use super::log_throttles::LogThrottles;
 use super::paced_log::PacedLog;
-use super::peer_stats::{Drops, SubscriberStats};
-use super::slow::SlowPeriod;
-use super::stall::Stall;
+use super::peer_stats::{Counter, Drops, SubscriberStats};
+use super::slow_period::SlowPeriod;
+use super::stall_clock::StallClock;
 use crate::policy::Rule;
 
 /// The shortest interval between reports of dropped messages to a subscriber that understands them.
@@ -35,27 +35,9 @@ const CONFIRMATIONS_MAX: usize = URGENT_MAX / 2;
 /// The number of bytes of a topic that are shown in the log.
 pub(super) const TOPIC_SHOWN: usize = 255;
 
-/// A count that one task raises and others read.
-#[derive(Debug, Default)]
-pub(super) struct Counter {
-    messages: AtomicU64,
-    bytes: AtomicU64,
-}
-
-impl Counter {
-    pub(super) fn add(&self, messages: usize, bytes: usize) {
-        self.messages.fetch_add(messages as u64, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    pub(super) fn amount(&self) -> Amount {
-        Amount { messages: self.messages.load(Ordering::Relaxed), bytes: self.bytes.load(Ordering::Relaxed) }
-    }
-}
-
 /// A connected subscriber.
 #[derive(Debug)]
-pub(super) struct Subscriber {
+pub(super) struct ConnectedSubscriber {
     pub(super) id: u32,
     pub(super) peer: Box<str>,
     pub(super) send_queue: SendQueue,
@@ -87,22 +69,22 @@ pub(super) struct Subscriber {
     large_topic: Mutex<Vec<u8>>,
     /// Notifies the task that logs that there is something to log later.
     unlogged: Notify,
-    /// The period in which it has been too slow.
-    slow: Mutex<SlowPeriod>,
-    /// The period in which publishers have waited for it.
-    stall: Mutex<Stall>,
+    /// The period in which the subscriber has been too slow.
+    slow_period: Mutex<SlowPeriod>,
+    /// The time for which publishers have waited for the subscriber while it took next to nothing.
+    pub(super) stall_clock: Mutex<StallClock>,
     /// The reports of dropped messages, or `None` if it does not understand them.
     drop_reports: Option<DropReports>,
-    lines: Arc<LogThrottles>,
+    pub(super) log_throttles: Arc<LogThrottles>,
     /// The memory of the confirmations that it has not read.
     unread: Option<UnreadAnswers>,
-    /// Ends its connection.
-    pub(super) cut: CancellationToken,
-    /// Ends its connection because it holds too much memory.
+    /// Cancelled to disconnect the subscriber because it is too slow.
+    pub(super) disconnected: CancellationToken,
+    /// Cancelled to end the connection because the subscriber holds too much memory.
     pub(super) outsized: CancellationToken,
 }
 
-impl Subscriber {
+impl ConnectedSubscriber {
     pub(super) fn new(id: u32, peer: &str, send_queue: SendQueue, authorization: Authorization) -> Self {
         Self {
             id,
@@ -126,12 +108,12 @@ impl Subscriber {
             large_log: PacedLog::default(),
             large_topic: Mutex::default(),
             unlogged: Notify::new(),
-            slow: Mutex::default(),
-            stall: Mutex::default(),
+            slow_period: Mutex::default(),
+            stall_clock: Mutex::default(),
             drop_reports: None,
-            lines: Arc::default(),
+            log_throttles: Arc::default(),
             unread: None,
-            cut: CancellationToken::new(),
+            disconnected: CancellationToken::new(),
             outsized: CancellationToken::new(),
         }
     }
@@ -153,8 +135,8 @@ impl Subscriber {
     }
 
     /// Counts its log lines together with those of others.
-    pub(super) fn logging(self, lines: &Arc<LogThrottles>) -> Self {
-        Self { lines: lines.clone(), ..self }
+    pub(super) fn logging(self, log_throttles: &Arc<LogThrottles>) -> Self {
+        Self { log_throttles: log_throttles.clone(), ..self }
     }
 
     /// Sends the confirmation of a subscription ahead of what is queued. Returns `false` if too many are
@@ -236,7 +218,8 @@ impl Subscriber {
     }
 
     fn write_large(&self, in_all: u64, before: u64) {
-        let Some(unlogged) = self.lines.too_large.pass("subscribers that do not take large messages") else {
+        let Some(unlogged) = self.log_throttles.too_large.pass("subscribers that do not take large messages")
+        else {
             return;
         };
         let MessageLimits { size, frames } = self.takes.unwrap_or_default();
@@ -288,7 +271,7 @@ impl Subscriber {
             waited: self.waited(),
             principal: self.authorization.principal_text(),
             denied: self.authorization.denied(),
-            slow_for: lock(&self.slow).lasts(Instant::now()),
+            slow_for: lock(&self.slow_period).lasts(Instant::now()),
         }
     }
 
@@ -330,7 +313,7 @@ impl Subscriber {
 
     /// Notes that the queue is full and a publisher waits for the subscriber.
     pub(super) fn note_slow(&self) {
-        lock(&self.slow).note(Instant::now());
+        lock(&self.slow_period).note(Instant::now());
     }
 
     /// Adds the time that a publisher waited.
@@ -353,7 +336,7 @@ impl Subscriber {
     }
 
     fn write_slowness(&self, drops: Drops, before: Drops) {
-        let Some(unlogged) = self.lines.slow.pass("slow subscribers") else { return };
+        let Some(unlogged) = self.log_throttles.slow.pass("slow subscribers") else { return };
         let queued = self.send_queue.queued();
         let dropped = drops.slow().messages - before.slow().messages;
         if dropped == 0 {
@@ -380,50 +363,6 @@ impl Subscriber {
             "slow subscriber: messages for it are dropped. Make it read faster, raise --high-water-mark, or choose another --slow-subscriber"
         );
     }
-
-    /// Returns whether publishers have waited this long for the subscriber, while it took next to nothing. A
-    /// publisher that waits calls it repeatedly.
-    pub(super) fn has_stalled(&self, longest: Duration) -> bool {
-        lock(&self.stall).lasts(now(), self.send_queue.written().bytes) >= longest
-    }
-
-    /// Ends the connection because the subscriber is too slow. `policy` names the policy that demands it.
-    pub(super) fn cut_off(&self, policy: &str) {
-        if self.cut.is_cancelled() {
-            return;
-        }
-        let queued = self.send_queue.queued();
-        if let Some(unlogged) = self.lines.cut_off.pass("subscribers that were cut off") {
-            tracing::warn!(
-                peer = %self.peer,
-                queued_messages = queued.messages,
-                queued_bytes = queued.bytes,
-                policy,
-                unlogged,
-                "slow subscriber: it is cut off. Make it read faster, raise --high-water-mark, or choose another --slow-subscriber"
-            );
-        }
-        self.cut.cancel();
-        self.send_queue.close();
-    }
-}
-
-/// Limits for log lines that many peers can cause at the same time. All peers share the limit of each kind.
-#[derive(Debug, Default)]
-pub(super) struct LogThrottles {
-    slow: Throttle,
-    too_large: Throttle,
-    cut_off: Throttle,
-    /// Subscribers that left before all messages had reached them.
-    pub(super) left: Throttle,
-    /// Publishers that do not read their subscriptions.
-    pub(super) not_reading: Throttle,
-    /// Publishers that were disconnected because they do not read their subscriptions.
-    pub(super) cut_off_publishers: Throttle,
-    /// Upstreams that do not accept subscriptions as long as some here.
-    pub(super) long_prefixes: Throttle,
-    /// Publishers that had left, and whose places were needed.
-    pub(super) crowded_out: Throttle,
 }
 
 /// The reports of dropped messages to a subscriber.
@@ -436,5 +375,5 @@ struct DropReports {
 }
 
 #[cfg(test)]
-#[path = "peers_tests.rs"]
+#[path = "subscriber_tests.rs"]
 mod tests;
