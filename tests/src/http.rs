@@ -50,6 +50,67 @@ pub async fn ask(address: &str, request: &[u8]) -> Option<Response> {
     Some(Response { status, head: head.to_lowercase(), body: body.to_owned() })
 }
 
+/// Server-sent events as they come. Dropping it leaves.
+#[derive(Debug)]
+pub struct Events {
+    stream: TcpStream,
+    received: String,
+}
+
+impl Events {
+    /// Opens a stream of events, with further headers. Each header has its line end. A refusal is returned as
+    /// an error.
+    pub async fn open(address: &str, path: &str, headers: &str) -> Result<Self, Response> {
+        let mut stream = within("connect", TcpStream::connect(address)).await.expect("somebody listens");
+        // A response to this version has no chunks.
+        let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n{headers}\r\n");
+        within("send", stream.write_all(request.as_bytes())).await.expect("it is read");
+        let mut events = Self { stream, received: String::new() };
+        let head = events.until("\r\n\r\n").await.expect("a status").to_lowercase();
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+        if status == 200 {
+            assert!(head.contains("content-type: text/event-stream"), "{head}");
+            return Ok(events);
+        }
+        while events.read().await {}
+        Err(Response { status, head, body: events.received })
+    }
+
+    /// Returns the name and the data of the next event, and skips comments. Returns `None` at the end of the
+    /// stream.
+    pub async fn next(&mut self) -> Option<(String, String)> {
+        loop {
+            let event = self.until("\n\n").await?;
+            let line = |field: &str| event.lines().find_map(|line| line.strip_prefix(field));
+            if let (Some(name), Some(data)) = (line("event: "), line("data: ")) {
+                return Some((name.to_owned(), data.to_owned()));
+            }
+        }
+    }
+
+    /// Returns what comes before this text, and skips it. Returns `None` at the end of the stream.
+    async fn until(&mut self, end: &str) -> Option<String> {
+        loop {
+            if let Some((before, rest)) = self.received.split_once(end) {
+                let (before, rest) = (before.to_owned(), rest.to_owned());
+                self.received = rest;
+                return Some(before);
+            }
+            if !self.read().await {
+                return None;
+            }
+        }
+    }
+
+    async fn read(&mut self) -> bool {
+        let mut bytes = vec![0; 64 << 10];
+        let len = within("an event", self.stream.read(&mut bytes)).await.unwrap_or(0);
+        // The tests have it send ASCII only.
+        self.received.push_str(str::from_utf8(&bytes[..len]).expect("ASCII"));
+        len > 0
+    }
+}
+
 /// Returns the samples of a page in the `OpenMetrics` text format, by name and labels as in the text.
 ///
 /// # Panics

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use xmsg_proxy::Proxy;
 use xmsg_proxy::admin::{Admin, Reach, Sources, Token, Tokens};
-use xmsg_tests::http::{Response, ask, get, get_with};
+use xmsg_tests::http::{Events, Response, ask, get, get_with};
 use xmsg_tests::raw::{Raw, command};
 use xmsg_tests::{proxy, within};
 use xmsg_zmtp::Command;
@@ -501,6 +501,48 @@ async fn streams_are_few() {
     assert_eq!(open(&operator).await.1, "503");
     streams.clear();
     within("a place is free again", async { while open("").await.1 != "200" {} }).await;
+}
+
+/// A page of another site could open all streams in the browser of somebody on this machine, though it could
+/// read none of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_of_other_sites_open_no_stream() {
+    let site = Site::start(true).await;
+    let address = &site.address;
+    let document = read(&get(address, "/api/v1/openapi.json").await);
+    let is_stream =
+        |methods: &Value| methods["get"]["responses"]["200"]["content"].get("text/event-stream").is_some();
+    let paths = document["paths"].as_object().unwrap();
+    let streams: Vec<_> =
+        paths.iter().filter(|(_, methods)| is_stream(methods)).map(|(path, _)| path).collect();
+    assert!(streams.len() >= 3, "{streams:?}");
+    let operator = format!("Authorization: Bearer {OPERATOR}\r\n");
+    let mut counted = 0;
+    for path in streams {
+        for foreign in [
+            "Sec-Fetch-Site: cross-site\r\n",
+            "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\n",
+            "Sec-Fetch-Site: same-site\r\n",
+            "Origin: http://evil.example\r\n",
+            "Origin: null\r\n",
+        ] {
+            for headers in [foreign.to_owned(), format!("{foreign}{operator}")] {
+                let refusal = Events::open(address, path, &headers).await.unwrap_err();
+                assert_eq!(refusal.status, 403, "{path}: {headers}");
+                assert!(refusal.body.contains("another site or port"), "{}", refusal.body);
+                counted += 1;
+            }
+        }
+        if path == "/api/v1/log" {
+            // This process keeps no log of its own.
+            continue;
+        }
+        for own in ["Sec-Fetch-Site: same-origin\r\n".to_owned(), format!("Origin: http://{address}\r\n")] {
+            assert!(Events::open(address, path, &own).await.is_ok(), "{path}: {own}");
+        }
+    }
+    let counts = read(&get(address, "/varz").await);
+    assert_eq!(counts["admin_refused_requests"]["foreign"], counted);
 }
 
 /// A request that asks who one is tells whether its token is right: that is a guess as any other.

@@ -19,7 +19,7 @@ use serde_json::json;
 use utoipa_axum::router::OpenApiRouter;
 use xmsg_zmq::ViolationCounts;
 
-use super::access::{Caller, Denied, Role};
+use super::access::{Caller, Denied, Role, is_from_elsewhere};
 use super::classic_text::TextFormat;
 use super::process::{Process, unix_s};
 use super::server::Connection;
@@ -40,6 +40,9 @@ const PREFIXES_MAX: usize = 512 << 10;
 /// Paths with long answers.
 const LISTS: [&str; 6] =
     ["/connz", "/subsz", "/statsz", "/api/v1/connections", "/api/v1/stats", "/api/v1/topics"];
+/// Paths with events that are told as they happen. Each takes one of few places for as long as it is read, so
+/// that pages of other sites are not to open them, though they could not read them.
+const STREAMS: [&str; 3] = ["/api/v1/events", "/api/v1/log", "/api/v1/tap"];
 /// Paths that probes ask for, which can't know a token. They tell nothing else.
 const OPEN: [&str; 2] = ["/healthz", "/readyz"];
 
@@ -148,6 +151,8 @@ async fn guard(Shared(state): Shared<Arc<State>>, mut request: Request, next: Ne
 /// Why a request is turned away.
 enum Away {
     Denied(Denied),
+    /// A page of another site, or of another port, would follow what happens here.
+    ForeignStream,
     /// It is for a name that may have been made to lead here.
     Name,
 }
@@ -165,6 +170,15 @@ fn admit(state: &State, request: &Request) -> Result<Option<Caller>, Away> {
     let asks_who = path == api::SESSION && !headers.contains_key(header::AUTHORIZATION);
     if OPEN.contains(&path) || (state.has_page() && (is_page || asks_who)) {
         return if is_local || !tokens.open_to_look { Ok(None) } else { Err(Away::Name) };
+    }
+    // Whatever else the request brings: a browser that says where it comes from is believed.
+    if is_from_elsewhere(headers) {
+        if STREAMS.contains(&path) {
+            return Err(Away::ForeignStream);
+        }
+        if !request.method().is_safe() {
+            return Err(Away::Denied(Denied::Foreign));
+        }
     }
     match state.access.caller(request.method(), headers).map_err(Away::Denied)? {
         None if !is_local => Err(Away::Name),
@@ -194,6 +208,12 @@ async fn refuse(state: &State, connection: Option<&Connection>, why: Away) -> Re
             state.turned_away.too_many(connection);
             let text = "more changes in a second than a session may make: wait a moment\n";
             (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "1")], text).into_response()
+        }
+        Away::ForeignStream => {
+            state.turned_away.foreign(connection);
+            let text = "what happens here is told to pages of this server and to programs, and a browser asked for a page of another site or \
+                        port: open the page at this address\n";
+            (StatusCode::FORBIDDEN, text).into_response()
         }
         Away::Name => (StatusCode::FORBIDDEN, "ask for localhost, or for an IP address\n").into_response(),
     }
