@@ -1,6 +1,7 @@
 //! Attacks with frames: lengths, flags, commands, and endless messages.
 
 use xmsg_tests::hostile::Scene;
+use xmsg_tests::http::Events;
 use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{topic, within};
 
@@ -134,6 +135,43 @@ async fn empty_messages_behind_large_ones_keep_to_the_memory_limit() {
     scene
         .finish("20 times 2,000,000 empty messages behind large ones under a limit of 60 MiB", 60 + 40)
         .await;
+}
+
+/// What the web page shows of a message is copied, 16 KiB at most: whoever watches holds no message.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_messages_take_no_memory_for_those_who_watch_them() {
+    const WATCHERS: usize = 12;
+    const MESSAGES: usize = 3;
+    let mut scene = Scene::daemon(&["--admin", "127.0.0.1:0", "--memory-limit", "200"]).await;
+    let line = scene.daemon.line().await;
+    let admin = line.strip_prefix("HTTP at http://").expect("it has a page");
+    let mut watchers = Vec::new();
+    for _ in 0..WATCHERS {
+        let mut events = Events::open(admin, "/api/v1/tap?topic=large", "").await.expect("a stream");
+        assert_eq!(events.next().await.expect("an event").0, "counts");
+        watchers.push(events);
+    }
+    let message = raw::message(&[&b"large"[..], b"", &vec![b'x'; 60 << 20]]);
+    let attack = async {
+        let mut publisher = Raw::handshake(scene.address.publish_port(), "PUB").await;
+        for _ in 0..MESSAGES {
+            publisher.send(&message).await;
+        }
+        for events in &mut watchers {
+            let (mut shown, mut all) = (0, false);
+            while shown < MESSAGES || !all {
+                let (name, data) = events.next().await.expect("the stream goes on");
+                if name == "message" {
+                    assert!(data.contains("\"length\":62914560") && data.contains("\"shown_bytes\":16384"));
+                    shown += 1;
+                }
+                all |= data == format!("{{\"messages\":{MESSAGES},\"left_out\":0}}");
+            }
+        }
+    };
+    scene.under(attack).await;
+    drop(watchers);
+    scene.finish("3 messages of 60 MiB, which 12 pages watch, under a limit of 200 MiB", 160).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,9 +18,13 @@ use xmsg_zmtp::{Limits, MessageLimits};
 use crate::config::{Config, PublishersSend};
 use crate::control::{ANSWER_MAX, Controller};
 use crate::policy::{Policy, TopicPolicy};
+#[cfg(feature = "daemon")]
+use crate::security::Rights;
 use crate::security::{Authority, Mechanism, Rules};
 use crate::stats::Documents;
 use crate::switch::{Ending, PublisherStats, Side, SubscriberStats, Switch, Totals};
+#[cfg(feature = "daemon")]
+use crate::switch::{Observation, Watcher};
 use crate::upstream::{Upstream, UpstreamStats};
 
 /// The number of attempts to find a free block of three ports.
@@ -237,6 +241,18 @@ impl Monitor {
     #[cfg(feature = "daemon")]
     pub(crate) fn links(&self, topics: &[&[u8]], most: usize) -> (Vec<Vec<u32>>, Vec<(usize, u32)>) {
         self.switch.links(topics, most)
+    }
+
+    /// Returns the rights of whoever has no credentials: see [`Switch::rights_of_anybody`].
+    #[cfg(feature = "daemon")]
+    pub(crate) fn rights_of_anybody(&self) -> Option<Arc<Rights>> {
+        self.switch.rights_of_anybody()
+    }
+
+    /// Watches messages as they pass: see [`Switch::observe`].
+    #[cfg(feature = "daemon")]
+    pub(crate) async fn observe(&self, prefix: Bytes, rate: u32, watcher: Watcher) -> Result<Observation> {
+        self.switch.observe(prefix, rate, watcher).await
     }
 
     /// Returns the time since the start.

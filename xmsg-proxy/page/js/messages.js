@@ -136,11 +136,11 @@ export function messages(main, { page, values, logIn }) {
   });
   main.append(
     el("section", { class: "panel" }, el("h2", { text: "Watch messages" }), form, el("div", { class: "row" }, filter.node, clear, download), state, list),
-    el("section", { class: "panel" }, el("h2", { text: "Publish a message" }), page.can("operator") ? publish : el("p", {}, "To publish, log in with the operator's token. ", el("button", { type: "button", text: "Log in", onclick: logIn }))),
+    el("section", { class: "panel" }, el("h2", { text: "Publish a message" }), page.can("operator") ? page.session?.can_publish === false ? el("p", { text: "This proxy has security, and its page no identity of its own to publish with: use xmsg pub with your keys." }) : publish : el("p", {}, "To publish, log in with the operator's token. ", el("button", { type: "button", text: "Log in", onclick: logIn }))),
   );
   if (page.session && !page.session.may_watch) {
     watch.disabled = true;
-    say(state, page.session.has_messages ? "This token is for looking, and not at what is in messages: log in with the operator's." : "This proxy has security, and its page no identity of its own: use xmsg sub and xmsg pub with your keys.");
+    say(state, page.session.role ? "This token is for looking, and not at what is in messages: log in with the operator's." : "Nobody sees messages of this proxy without credentials: log in with the operator's token.");
   } else if (values.has("topic")) begin();
   return end;
 }

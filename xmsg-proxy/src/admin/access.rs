@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | with the operator's token, or a session made with it | yes | yes |
 //! | with the viewer's token, or a session made with it | yes, at messages only if the settings say so | no |
-//! | with neither, where the server listens on the loopback and no token was named | yes | no |
+//! | with neither, where the server listens on the loopback and no token was named | yes, at messages only that everybody can subscribe to | no |
 //! | with neither, elsewhere | no | no |
 //!
 //! A session is a cookie that no script can read and that no other site can have sent. Whoever changes
@@ -67,7 +67,7 @@ pub struct Tokens {
     /// server.
     pub open_to_look: bool,
     /// Whether whoever brings the viewer's token may see what is in messages, too. Whoever needs no token
-    /// may, as everybody on this machine can subscribe.
+    /// may, as far as everybody on this machine can subscribe.
     pub viewer_may_watch: bool,
 }
 
@@ -291,7 +291,7 @@ impl Access {
         }
     }
 
-    /// Whether somebody may see what is in messages.
+    /// Whether somebody may see what is in messages, as far as tokens decide.
     pub(super) fn may_watch(&self, caller: Option<Caller>) -> bool {
         let tokens = &self.in_force().1;
         caller.map_or(tokens.open_to_look, |caller| caller.role == Role::Operator || tokens.viewer_may_watch)

@@ -63,7 +63,7 @@ pub use token::Token;
 use crate::log::LogQueue;
 use crate::security::Authority;
 use crate::{Monitor, registrar};
-use access::Access;
+use access::{Access, Caller};
 use answers::Answers;
 use api::Streams;
 use look::Looks;
@@ -90,7 +90,7 @@ pub struct Sources {
     pub log: Option<LogQueue>,
     /// What a reload of the settings would change.
     pub pending: Option<Pending>,
-    /// Where the proxy is reached, so that messages can be watched and published.
+    /// Where the proxy is reached, so that messages can be published.
     pub reach: Option<Reach>,
 }
 
@@ -177,6 +177,14 @@ impl State {
     #[allow(clippy::unused_self, reason = "with the feature, the state says it")]
     fn has_connect(&self) -> bool {
         false
+    }
+
+    /// Whether somebody may see what is in messages. Whoever needs no token here may see what everybody can
+    /// subscribe to: of a proxy with security, nothing.
+    fn may_watch(&self, caller: Option<Caller>) -> bool {
+        let Some(proxy) = &self.proxy else { return false };
+        let may = || proxy.rights_of_anybody().is_some_and(|rights| !rights.subscribe.is_empty());
+        self.access.may_watch(caller) && (caller.is_some() || may())
     }
 
     fn config(&self) -> Arc<serde_json::Value> {

@@ -20,7 +20,7 @@ use xmsg_zmq::link::session::{Batch, Ended, Handler};
 use xmsg_zmtp::{Command, Frames, Span, Version};
 
 pub(super) use cache::Caches;
-use cache::{Cache, SetId, SlotId, TargetSet};
+use cache::{Cache, SetId, Slot, SlotId, TargetSet};
 
 use super::connected_peers::ConnectedPeers;
 use super::delivery::{Delivery, RoutedPart, Run};
@@ -146,11 +146,11 @@ impl Ingress {
             self.publisher.authorization.deny(&self.publisher.peer, "publish", topic, run.count() as u64);
             return;
         }
-        let TargetSet { slots, rule, is_control } = &self.cache.sets[set.0];
+        let TargetSet { slots, rule, is_control, is_unmatched } = &self.cache.sets[set.0];
         let run = Run { rule: *rule, ..run };
         if *is_control {
             self.requests.push(run);
-        } else if slots.is_empty() {
+        } else if *is_unmatched {
             self.unmatched += run.count() as u64;
         }
         self.cache.work += slots.len();
@@ -166,6 +166,23 @@ impl Ingress {
                 Some(_) => runs.push(run),
             }
         }
+    }
+
+    /// Passes the runs for watchers to them.
+    fn show(&mut self, wire: &Bytes, spans: &[Span]) {
+        let Self { touched, cache, .. } = self;
+        if !cache.is_watched {
+            return;
+        }
+        touched.retain(|slot| {
+            let Slot { subscriber, runs } = &mut cache.slots[slot.0];
+            let Some(observer) = &subscriber.observer else { return true };
+            observer.pass(wire, spans, runs);
+            runs.clear();
+            let runs = std::mem::take(runs);
+            cache.keep_runs(*slot, runs);
+            false
+        });
     }
 
     /// Waits until the subscribers have taken what is left for them.
@@ -330,6 +347,8 @@ impl Ingress {
         let len = last.end - first.start;
         self.cache.count_messages_on_their_way();
         self.sampler.sample(wire, spans);
+        // Watchers see this part before it can wait: they get it whole, and what is lost is not theirs.
+        self.show(wire, spans);
         let requests = self.requests.iter().map(|run| run.count()).sum::<usize>();
         if requests < spans.len() {
             self.publisher.received.add(spans.len() - requests, len);

@@ -20,6 +20,11 @@ mod disconnect;
 mod held_messages;
 mod ingress;
 mod log_throttles;
+#[cfg_attr(
+    not(any(feature = "daemon", test)),
+    allow(dead_code, reason = "only the web page of daemons watches")
+)]
+mod observer;
 mod paced_log;
 mod peer_stats;
 mod publisher;
@@ -38,6 +43,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xmsg_zmq::fault::CriticalTasks;
@@ -54,6 +60,8 @@ use crate::policy::{Policies, Policy, Rule, TopicPolicy};
 use crate::security::Authority;
 use connected_peers::ConnectedPeers;
 use ingress::Caches;
+#[cfg(feature = "daemon")]
+pub(crate) use observer::{Observation, Sample, Watcher};
 pub use peer_stats::{Drops, PublisherStats, SubscriberStats};
 use requests::RequestSender;
 pub use requests::{ControlRequests, Request, Requester};
@@ -137,7 +145,8 @@ pub struct Totals {
     /// The number of received messages that wait for room in a subscriber's queue (`block`) now. A publisher
     /// that has to wait holds them, and they are in no queue.
     pub held: u64,
-    /// The number of received messages that nobody had subscribed to.
+    /// The number of received messages that nobody had subscribed to. Those who watch messages on the web page
+    /// do not count as subscribers.
     pub unmatched: u64,
     /// The number of connections that were refused in the handshake, or because there were too many.
     pub refused: u64,
@@ -190,6 +199,8 @@ struct Inner {
     stop: CancellationToken,
     tasks: TaskTracker,
     publishers: TaskTracker,
+    /// The runtime that all tasks run on.
+    runtime: Handle,
 }
 
 impl Inner {
@@ -234,6 +245,7 @@ impl Switch {
             refuse: stop.child_token(),
             tasks: TaskTracker::new(),
             publishers: TaskTracker::new(),
+            runtime: Handle::current(),
             stop,
             config,
             admission,
@@ -302,15 +314,19 @@ impl Switch {
         xmsg_zmtp::encode_message(&mut answer, &[topic, b"sub"]);
         let routes = self.inner.table.routes();
         let found = routes.find_each(&[topic]);
-        for (_, number) in &found {
-            let Some(subscriber) = routes.subscriber(*number) else { continue };
+        let mut subscribers = 0;
+        for (_, number) in found {
+            let Some(subscriber) = routes.subscriber(number).filter(|one| one.observer.is_none()) else {
+                continue;
+            };
+            subscribers += 1;
             if subscriber.authorization.principal().map(|who| &**who) == principal
                 && !subscriber.confirm(&answer)
             {
                 self.inner.asking.lose_answer(&subscriber.peer, Some("it does not read its confirmations"));
             }
         }
-        found.len()
+        subscribers
     }
 
     /// Counts a control request that is not answered because too many wait already, and logs that now and
@@ -422,6 +438,7 @@ impl Switch {
 
     /// Returns the links between these topics and their publishers and subscribers, each as the number of the
     /// topic and that of the connection. It finds at most `most` subscribers; further topics have none.
+    /// Watchers are no subscribers.
     #[cfg(feature = "daemon")]
     pub(crate) fn links(&self, topics: &[&[u8]], most: usize) -> (Vec<Vec<u32>>, Vec<(usize, u32)>) {
         let mut subscribers = Vec::new();
@@ -430,7 +447,8 @@ impl Switch {
             // The lock is released in between, so that changes of the table get their turn.
             let routes = self.inner.table.routes();
             let end = (at + routes.together(LINKS_AT_ONCE)).min(topics.len());
-            let found = routes.find_each(&topics[at..end]);
+            let mut found = routes.find_each(&topics[at..end]);
+            found.retain(|(_, id)| routes.subscriber(*id).is_some_and(|one| one.observer.is_none()));
             subscribers.extend(found.into_iter().map(|(topic, subscriber)| (at + topic, subscriber)));
             at = end;
         }

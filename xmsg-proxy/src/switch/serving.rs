@@ -267,7 +267,10 @@ impl Switch {
             let number = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
             // The table stores numbers of 32 bits.
             let id = number as u32;
-            let is_free = || matches!(self.inner.connected_peers.find(id), (None, None));
+            let is_free = || {
+                matches!(self.inner.connected_peers.find(id), (None, None))
+                    && self.inner.table.routes().subscriber(id).is_none()
+            };
             if u32::try_from(number).is_ok() || (id > 0 && is_free()) {
                 return id;
             }

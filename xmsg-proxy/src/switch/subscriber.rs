@@ -18,6 +18,7 @@ use xmsg_zmtp::{Command, DroppedCounts, MessageLimits};
 use super::Totals;
 use super::authorization::Authorization;
 use super::log_throttles::LogThrottles;
+use super::observer::Observer;
 use super::paced_log::PacedLog;
 use super::peer_stats::{Counter, Drops, SubscriberStats};
 use super::slow_period::SlowPeriod;
@@ -35,7 +36,7 @@ const CONFIRMATIONS_MAX: usize = URGENT_MAX / 2;
 /// The number of bytes of a topic that are shown in the log.
 pub(super) const TOPIC_SHOWN: usize = 255;
 
-/// A connected subscriber.
+/// A connected subscriber, or a [watcher](super::observer).
 #[derive(Debug)]
 pub(super) struct ConnectedSubscriber {
     pub(super) id: u32,
@@ -44,6 +45,8 @@ pub(super) struct ConnectedSubscriber {
     pub(super) authorization: Authorization,
     /// The limits of the messages that it takes, if they are below those of the proxy.
     pub(super) takes: Option<MessageLimits>,
+    /// Where messages are shown instead of queued: it is a watcher, and no connection.
+    pub(super) observer: Option<Observer>,
     since: Instant,
     newest: Counter,
     oldest: Counter,
@@ -92,6 +95,7 @@ impl ConnectedSubscriber {
             send_queue,
             authorization,
             takes: None,
+            observer: None,
             since: Instant::now(),
             newest: Counter::default(),
             oldest: Counter::default(),

@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
-use xmsg_core::{Error, ErrorKind, Topic};
+use xmsg_core::{Error, ErrorKind};
 
 use super::events::{Follow, Place, event};
 use super::{Answer, Operator, Problem};
@@ -18,6 +18,7 @@ use crate::admin::access::Caller;
 use crate::admin::compose::Composed;
 use crate::admin::routes::Asked;
 use crate::admin::tap::{Counts, RATE_DEFAULT, RATE_MAX, Tap, Told};
+use crate::switch::Watcher;
 
 /// Which messages, and how many.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -32,14 +33,18 @@ pub(super) struct TapQuery {
 }
 
 fn no_way() -> Problem {
-    let what = "this proxy has security, and its page no identity of its own: use xmsg sub and xmsg pub with your keys";
+    let what = "this proxy has security, and its page no identity of its own to publish with: use xmsg pub with your keys";
     Problem::new(StatusCode::FORBIDDEN, "not_allowed", what)
 }
 
 /// Why somebody may not see messages who may look at the rest.
-fn viewers_may_not() -> Problem {
-    let what = "this token is for looking, and not at what is in messages: bring the operator's, or have the settings allow it \
-                (admin.viewer_may_watch)";
+fn may_not(caller: Option<Caller>) -> Problem {
+    let what = if caller.is_some() {
+        "this token is for looking, and not at what is in messages: bring the operator's, or have the settings allow it \
+         (admin.viewer_may_watch)"
+    } else {
+        "nobody sees messages of this proxy without credentials: bring the operator's token"
+    };
     Problem::new(StatusCode::FORBIDDEN, "not_allowed", what)
 }
 
@@ -47,6 +52,8 @@ fn failed(error: &Error) -> Problem {
     let (status, kind) = match error.kind() {
         ErrorKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
         ErrorKind::NotAllowed => (StatusCode::FORBIDDEN, "not_allowed"),
+        ErrorKind::InvalidTopic | ErrorKind::TooLarge => (StatusCode::BAD_REQUEST, "invalid_request"),
+        ErrorKind::Full => (StatusCode::SERVICE_UNAVAILABLE, "full"),
         _ => (StatusCode::BAD_GATEWAY, "failed"),
     };
     Problem::new(status, kind, error.to_string())
@@ -57,7 +64,7 @@ fn failed(error: &Error) -> Problem {
 /// second, says how many came and how many of them were left out.
 #[utoipa::path(
     get, path = "/api/v1/tap", params(TapQuery),
-    responses((status = 200, content_type = "text/event-stream", body = Counts), (status = 403, body = Problem), (status = 503, body = Problem))
+    responses((status = 200, content_type = "text/event-stream", body = Counts), (status = 400, body = Problem), (status = 403, body = Problem), (status = 503, body = Problem))
 )]
 pub(super) async fn tap(
     Shared(state): Shared<Arc<State>>,
@@ -69,12 +76,13 @@ pub(super) async fn tap(
         let what = format!("the rate is from 1 to {RATE_MAX} messages a second");
         return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_request", what).at("rate"));
     }
-    if !state.access.may_watch(asked.caller) {
-        return Err(viewers_may_not());
+    if !state.may_watch(asked.caller) {
+        return Err(may_not(asked.caller));
     }
     let place = state.streams.place(asked.caller)?;
-    let tap = state.client.tap(Topic::wrap(query.topic), rate).await.ok_or_else(no_way)?;
-    let tap = tap.map_err(|error| failed(&error))?;
+    let watcher = if asked.caller.is_some() { Watcher::Trusted } else { Watcher::Anybody };
+    let observation = state.monitor()?.observe(query.topic.into(), rate, watcher).await;
+    let tap = Tap::new(observation.map_err(|error| failed(&error).at("topic"))?);
     Ok(Follower { tap, state, caller: asked.caller, is_first: true, _place: place }.stream())
 }
 
@@ -90,14 +98,14 @@ struct Follower {
 impl Follow for Follower {
     async fn next(&mut self) -> Option<Bytes> {
         if std::mem::take(&mut self.is_first) {
-            // The subscription is confirmed: whatever is published from now on comes.
+            // The publishers know of it: whatever is published from now on comes.
             return Some(event("counts", b"{\"messages\":0,\"left_out\":0}"));
         }
         let told = tokio::select! {
             () = self.state.streams.stop.cancelled() => return None,
             told = self.tap.next() => told?,
         };
-        if !self.state.access.still(self.caller) {
+        if !self.state.access.still(self.caller) || !self.state.may_watch(self.caller) {
             return None;
         }
         Some(match told {

@@ -42,9 +42,10 @@ pub(super) struct Session {
     has_connect: bool,
     /// Whether it has a registrar.
     has_registrar: bool,
-    /// Whether messages can be watched and published here.
-    has_messages: bool,
-    /// Whether whoever asks may watch them.
+    /// Whether operators can publish messages here: the proxy has no security, which would ask for an
+    /// identity.
+    can_publish: bool,
+    /// Whether whoever asks may watch messages.
     may_watch: bool,
 }
 
@@ -77,8 +78,8 @@ fn session(state: &State, caller: Option<Caller>) -> Session {
         version: env!("CARGO_PKG_VERSION"),
         has_connect: state.has_connect(),
         has_registrar: state.registrar.is_some(),
-        has_messages: state.client.is_there(),
-        may_watch: state.client.is_there() && state.access.may_watch(caller),
+        can_publish: state.client.is_there(),
+        may_watch: state.may_watch(caller),
     }
 }
 

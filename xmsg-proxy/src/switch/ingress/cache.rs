@@ -132,6 +132,8 @@ pub(super) struct TargetSet {
     pub(super) rule: RuleId,
     /// Whether messages with these topics are control requests to the proxy.
     pub(super) is_control: bool,
+    /// Whether nobody subscribed to them but watchers, if anybody did.
+    pub(super) is_unmatched: bool,
 }
 
 /// The results of look-ups in the table. They hold for one epoch.
@@ -150,6 +152,8 @@ pub(super) struct Cache {
     /// control requests and 0 for others.
     set_ids: HashMap<Box<[u32]>, SetId>,
     pub(super) slots: Vec<Slot>,
+    /// Whether there is a watcher among the slots.
+    pub(super) is_watched: bool,
     /// The slots by the numbers of their subscribers.
     slot_ids: HashMap<u32, SlotId>,
     /// The key of the set that is searched. It is kept for its memory.
@@ -176,6 +180,7 @@ impl Cache {
             sets: Vec::new(),
             set_ids: HashMap::new(),
             slots: Vec::new(),
+            is_watched: false,
             slot_ids: HashMap::new(),
             key: Vec::new(),
             bytes: 0,
@@ -222,6 +227,7 @@ impl Cache {
             self.slots.clear();
             self.slot_ids.clear();
         }
+        self.is_watched = false;
         self.bytes = 0;
     }
 
@@ -322,15 +328,17 @@ impl Cache {
                 return Some(*slot);
             }
             let subscriber = routes.subscriber(*id)?.clone();
+            self.is_watched |= subscriber.observer.is_some();
             let slot = SlotId(self.slots.len());
             self.slots.push(Slot { subscriber, runs: Vec::new() });
             self.bytes += SLOT;
             self.slot_ids.insert(*id, slot);
             Some(slot)
         });
-        let slots = slots.collect();
+        let slots: Box<[SlotId]> = slots.collect();
+        let is_unmatched = slots.iter().all(|slot| self.slots[slot.0].subscriber.observer.is_some());
         let set = SetId(self.sets.len());
-        self.sets.push(TargetSet { slots, rule, is_control });
+        self.sets.push(TargetSet { slots, rule, is_control, is_unmatched });
         self.bytes += SET + MEMBER * members;
         self.load += members;
         self.set_ids.insert(self.key.as_slice().into(), set);
