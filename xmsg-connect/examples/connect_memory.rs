@@ -111,7 +111,7 @@ async fn send(registry: &Registry, bytes: usize, count: usize) -> Result<(), Fai
     Ok(())
 }
 
-/// A line of what the system says of this process, in KiB.
+/// Returns a line of what the system says of this process, in KiB.
 fn resident(name: &str) -> Result<u64, Failure> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));

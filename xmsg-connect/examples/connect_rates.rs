@@ -73,7 +73,7 @@ async fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// One channel, a window of messages that are not confirmed.
+/// Publishes over one channel, with a window of messages that are not confirmed.
 async fn plain_loop(
     broker: &Broker,
     queue: &str,

@@ -46,8 +46,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// So many writers, each with so many entries on their way, and perhaps a delivery that confirms all it is
-/// given.
+/// Measures so many writers, each with so many entries on their way, and perhaps a delivery that confirms all
+/// it is given.
 async fn rates(
     dir: &Path,
     writers: usize,
@@ -109,7 +109,7 @@ async fn deliver(spool: Spool) -> usize {
     delivered
 }
 
-/// A spool with 1,000,000 entries: filled, opened after a `kill -9`, read, drained.
+/// Measures a spool with 1,000,000 entries: filled, opened after a `kill -9`, read, and drained.
 async fn million(dir: &Path) -> Result<(), Box<dyn Error>> {
     let parent = dir.parent().unwrap_or(dir);
     let start = Instant::now();

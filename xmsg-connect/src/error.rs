@@ -17,15 +17,15 @@ pub enum ErrorKind {
     Unknown,
     /// The name is taken.
     NameTaken,
-    /// A definition that makes no sense, with the field in words; its source is a [`DefinitionError`].
+    /// A definition makes no sense. The text names the field, and the source is a [`DefinitionError`].
     InvalidDefinition,
     /// The outgoing connection is not active, and refuses what is sent to it meanwhile.
     Inactive,
     /// The spool is full, and refuses what is sent to it.
     Full,
-    /// A message, property or header that the other side can't take.
+    /// The other side can't take a message, a property or a header.
     InvalidMessage,
-    /// Larger than a limit allows.
+    /// A message is larger than a limit allows.
     TooLarge,
     /// Something is left that would be lost: a spool with messages, a connection that others use.
     InUse,
@@ -39,9 +39,9 @@ pub enum ErrorKind {
     Refused,
     /// The message was not delivered, and is among the dead letters.
     Undeliverable,
-    /// It took longer than it may.
+    /// The operation took longer than it may.
     Timeout,
-    /// It was closed.
+    /// The registry, spool or connection was closed.
     Closed,
 }
 
@@ -67,13 +67,13 @@ impl Error {
         self
     }
 
-    /// What went wrong, to match on.
+    /// Returns what went wrong, to match on.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// The error and what it came from, step by step, in one line.
+    /// Returns the error and its causes in one line.
     #[must_use]
     pub fn with_causes(&self) -> String {
         let mut text = self.to_string();

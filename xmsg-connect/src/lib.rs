@@ -38,7 +38,7 @@
 #![warn(missing_docs)]
 
 mod amqp;
-mod background;
+mod blocking;
 mod channel;
 pub mod definition;
 mod durable;
@@ -47,9 +47,10 @@ mod federation;
 mod outbound;
 mod outgoing;
 mod ping;
+mod receive_memory;
 mod registry;
-mod room;
 pub mod routing;
+mod sleeping;
 pub mod spool;
 mod status;
 mod supervise;

@@ -1,4 +1,4 @@
-//! What is sent out: a message of xMsg with what this one send sets, and the bytes it has in the spool.
+//! Messages that are sent out, with what one send sets, and their bytes in the spool.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use xmsg_core::Message;
 use crate::definition::{DeliveryMode, HeaderValue, Properties};
 use crate::error::{Error, ErrorKind, Result};
 
-/// A message, and what is different about this one send of it. What is not set comes from the definition of
-/// the outgoing connection. ZeroMQ sockets have none of the rest: there, the message is all.
+/// A message with what this one send of it sets. What is not set comes from the definition of the outgoing
+/// connection. To a ZeroMQ socket only the message is sent, since ZeroMQ has none of the rest.
 ///
 /// ```
 /// use xmsg_connect::definition::Properties;
@@ -37,7 +37,7 @@ pub struct Outbound {
 }
 
 impl Outbound {
-    /// The message, and all else as the definition of the outgoing connection says.
+    /// Makes a send of this message, which is otherwise as the definition of the outgoing connection says.
     #[must_use]
     pub fn new(message: Message) -> Self {
         Self {
@@ -50,9 +50,9 @@ impl Outbound {
         }
     }
 
-    /// With this identifier, instead of a new one: who sends a message a second time, because it is not known
-    /// whether it was accepted, gives both the same, so that its receivers can tell that they are one. An
-    /// outgoing connection has no two messages of one identifier on their way at the same time.
+    /// Sets the identifier, instead of a new one. Whoever sends a message a second time, because it is not
+    /// known whether it was accepted, gives both the same, so that its receivers can tell that they are one.
+    /// An outgoing connection has no two messages of one identifier on their way at the same time.
     ///
     /// ```
     /// use uuid::Uuid;
@@ -70,28 +70,28 @@ impl Outbound {
         self
     }
 
-    /// To this exchange; an empty text is the default exchange.
+    /// Sets the exchange. An empty text is the default exchange.
     #[must_use]
     pub fn exchange(mut self, exchange: impl Into<String>) -> Self {
         self.exchange = Some(exchange.into());
         self
     }
 
-    /// With this routing key, as it stands: places such as `{topic}` mean nothing here.
+    /// Sets the routing key, as it stands. Placeholders such as `{topic}` mean nothing here.
     #[must_use]
     pub fn routing_key(mut self, routing_key: impl Into<String>) -> Self {
         self.routing_key = Some(routing_key.into());
         self
     }
 
-    /// With these properties, each of which counts before that of the definition.
+    /// Sets properties, each of which counts before that of the definition.
     #[must_use]
     pub fn properties(mut self, properties: Properties) -> Self {
         self.properties = properties;
         self
     }
 
-    /// With this header, instead of that of the same name in the definition.
+    /// Sets a header, instead of that of the same name in the definition.
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<HeaderValue>) -> Self {
         self.headers.insert(name.into(), value.into());
@@ -105,7 +105,7 @@ impl From<Message> for Outbound {
     }
 }
 
-/// What stands in the spool: an [`Outbound`] with the identifier that it got when it was accepted.
+/// An entry of the spool: an [`Outbound`] with the identifier that it got when it was accepted.
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
     /// The identifier, which is the same for each attempt to send the message.
@@ -182,7 +182,7 @@ struct WireProperties {
     content_type: Option<String>,
     #[prost(string, optional, tag = "2")]
     content_encoding: Option<String>,
-    /// As AMQP has it: 2 for persistent, 1 for transient.
+    /// The number of AMQP: 2 for persistent, 1 for transient.
     #[prost(uint32, optional, tag = "3")]
     delivery_mode: Option<u32>,
     #[prost(uint32, optional, tag = "4")]

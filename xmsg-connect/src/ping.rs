@@ -1,4 +1,4 @@
-//! Looks whether a peer can be reached, and is as it is declared.
+//! A check whether a peer can be reached, and is as it is declared.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,21 +9,22 @@ use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::memory_budget::MemoryBudget;
 use xmsg_zmq::{Publisher, Push, Subscriber};
 
-use crate::amqp::{Link, refused, short};
+use crate::amqp::{BrokerConnection, broker_error, short};
 use crate::definition::{
-    ConnectionDefinition, Definitions, Origin, ReceivingSocket, SendingSocket, SocketMethod, Way, ZmqFields,
+    ConnectionDefinition, Definitions, Destination, ReceivingSocket, SendingSocket, SocketMethod, Source,
+    ZmqFields,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::outgoing::check_exchange;
+use crate::receive_memory::ReceiveMemory;
 use crate::registry::Definition;
-use crate::room::Room;
 use crate::status::{LinkReport, LinkState};
 use crate::zmq::options;
 
-/// The memory for what a peer may send while it is looked at.
+/// The memory for what a peer may send while it is checked.
 const PING_MEMORY: usize = 16 << 20;
 
-/// Looks, for at most so long. Returns how long it took.
+/// Checks a peer, for at most so long. Returns how long it took.
 pub(crate) async fn ping(
     definition: &Definition,
     all: &Definitions,
@@ -32,56 +33,65 @@ pub(crate) async fn ping(
     limit: Duration,
 ) -> Result<Duration> {
     let began = Instant::now();
-    // A socket that only looks has a budget of its own.
+    // A socket that only checks has a budget of its own.
     let memory = MemoryBudget::new(PING_MEMORY);
-    let look = async {
+    let check = async {
         match definition {
-            Definition::Connection(broker) => broker_of(&broker.resolved(base)).await?.close().await,
+            Definition::Connection(broker) => connect_broker(&broker.resolved(base)).await?.close().await,
             Definition::Outgoing(outgoing) => match outgoing.check(all)? {
-                Way::Amqp(way) => {
-                    let opened = broker_of(&named(all, outgoing.connection.as_ref())?.resolved(base)).await?;
-                    check_exchange(&opened.channel, &way.exchange).await?;
-                    opened.close().await;
+                Destination::Amqp(settings) => {
+                    let connection =
+                        connect_broker(&connection_of(all, outgoing.connection.as_ref())?.resolved(base))
+                            .await?;
+                    check_exchange(&connection.channel, &settings.exchange).await?;
+                    connection.close().await;
                 }
-                Way::Zmq(way) => match (way.socket_type, way.socket.method) {
+                Destination::Zmq(settings) => match (settings.socket_type, settings.socket.method) {
                     (SendingSocket::Push, SocketMethod::Connect) => {
-                        let socket = Push::new(options(&way.socket.clone().resolved(base), &memory)?);
-                        socket.connect(way.socket.endpoint.clone());
-                        shake_hands(&way.socket, socket.connected().await)?;
+                        let socket = Push::new(options(&settings.socket.clone().resolved(base), &memory)?);
+                        socket.connect(settings.socket.endpoint.clone());
+                        handshake_result(&settings.socket, socket.connected().await)?;
                     }
                     (SendingSocket::Pub, SocketMethod::Connect) => {
-                        let socket = Publisher::new(options(&way.socket.clone().resolved(base), &memory)?);
-                        socket.connect(way.socket.endpoint.clone());
-                        shake_hands(&way.socket, socket.connected().await)?;
+                        let socket =
+                            Publisher::new(options(&settings.socket.clone().resolved(base), &memory)?);
+                        socket.connect(settings.socket.endpoint.clone());
+                        handshake_result(&settings.socket, socket.connected().await)?;
                     }
-                    _ => as_reported(link)?,
+                    _ => reported_result(link)?,
                 },
             },
             Definition::Durable(durable) => {
-                let opened = broker_of(named(all, Some(&durable.connection))?).await?;
-                crate::durable::check(&opened.channel, durable).await?;
-                opened.close().await;
+                let connection = connect_broker(connection_of(all, Some(&durable.connection))?).await?;
+                crate::durable::check(&connection.channel, durable).await?;
+                connection.close().await;
             }
             Definition::Federation(federation) => {
-                let opened = broker_of(named(all, Some(&federation.connection))?).await?;
-                crate::federation::check(&opened.channel, &federation.exchange, &federation.queue()).await?;
-                opened.close().await;
+                let connection = connect_broker(connection_of(all, Some(&federation.connection))?).await?;
+                crate::federation::check(&connection.channel, &federation.exchange, &federation.queue())
+                    .await?;
+                connection.close().await;
             }
             Definition::Channel(channel) => match channel.check(all)? {
-                Origin::Amqp(way) => {
-                    let opened = broker_of(&named(all, channel.connection.as_ref())?.resolved(base)).await?;
+                Source::Amqp(settings) => {
+                    let connection =
+                        connect_broker(&connection_of(all, channel.connection.as_ref())?.resolved(base))
+                            .await?;
                     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-                    let declared =
-                        opened.channel.queue_declare(short(&way.queue), passive, FieldTable::default()).await;
+                    let declared = connection
+                        .channel
+                        .queue_declare(short(&settings.queue), passive, FieldTable::default())
+                        .await;
                     declared.map_err(|error| {
-                        refused(error, &format!("the queue {:?} can't be used", way.queue))
+                        broker_error(error, &format!("the queue {:?} can't be used", settings.queue))
                     })?;
-                    opened.close().await;
+                    connection.close().await;
                 }
-                Origin::Zmq(way) => match (way.socket_type, way.socket.method) {
+                Source::Zmq(settings) => match (settings.socket_type, settings.socket.method) {
                     (ReceivingSocket::Sub, SocketMethod::Connect) => {
-                        let socket = Subscriber::new(options(&way.socket.clone().resolved(base), &memory)?);
-                        socket.connect(way.socket.endpoint.clone());
+                        let socket =
+                            Subscriber::new(options(&settings.socket.clone().resolved(base), &memory)?);
+                        socket.connect(settings.socket.endpoint.clone());
                         let connected = async {
                             while !socket.is_connected() {
                                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -90,29 +100,29 @@ pub(crate) async fn ping(
                         connected.await;
                     }
                     // A second PULL would take a share of the messages.
-                    _ => as_reported(link)?,
+                    _ => reported_result(link)?,
                 },
             },
         }
         Ok::<_, Error>(())
     };
-    let late = |_| {
+    let timed_out = |_| {
         Error::new(ErrorKind::Timeout, format!("{:?} has not answered within {limit:?}", definition.name()))
     };
-    Deadline::after(limit).limit(look).await.map_err(late)??;
+    Deadline::after(limit).limit(check).await.map_err(timed_out)??;
     Ok(began.elapsed())
 }
 
-fn named<'a>(all: &'a Definitions, connection: Option<&String>) -> Result<&'a ConnectionDefinition> {
+fn connection_of<'a>(all: &'a Definitions, connection: Option<&String>) -> Result<&'a ConnectionDefinition> {
     let broker = all.broker(connection);
     broker.ok_or_else(|| Error::new(ErrorKind::Unknown, "its connection is not defined"))
 }
 
-async fn broker_of(broker: &ConnectionDefinition) -> Result<Link> {
+async fn connect_broker(broker: &ConnectionDefinition) -> Result<BrokerConnection> {
     let mut failure = None;
-    let room = Room::new(MemoryBudget::default(), 0);
+    let receive_memory = ReceiveMemory::new(MemoryBudget::default(), 0);
     for turn in 0..broker.uris.len() {
-        match Link::open(broker, "xmsg-connect ping", turn, &room).await {
+        match BrokerConnection::open(broker, "xmsg-connect ping", turn, &receive_memory).await {
             Ok(link) => return Ok(link),
             Err(error) => failure = Some(error),
         }
@@ -120,14 +130,14 @@ async fn broker_of(broker: &ConnectionDefinition) -> Result<Link> {
     Err(failure.unwrap_or_else(|| Error::new(ErrorKind::InvalidDefinition, "it has no address (uris)")))
 }
 
-fn shake_hands(fields: &ZmqFields, connected: xmsg_zmq::Result<()>) -> Result<()> {
+fn handshake_result(fields: &ZmqFields, connected: xmsg_zmq::Result<()>) -> Result<()> {
     connected.map_err(|error| {
         Error::new(ErrorKind::Unreachable, format!("{} can't be reached", fields.endpoint)).with_source(error)
     })
 }
 
-/// Where another socket would disturb, what is known of the one at work counts.
-fn as_reported(link: Option<&LinkReport>) -> Result<()> {
+/// Checks the state of the link at work, for sockets beside which another one would disturb.
+fn reported_result(link: Option<&LinkReport>) -> Result<()> {
     match link {
         Some(link) if link.state == LinkState::Connected => Ok(()),
         Some(link) => {

@@ -7,7 +7,7 @@ use xmsg_core::Topic;
 
 use crate::definition::not_short;
 
-/// A routing key with places that are filled in from the topic of a message.
+/// A routing key with placeholders that are filled in from the topic of a message.
 ///
 /// ```
 /// use xmsg_connect::routing::Template;
@@ -67,18 +67,18 @@ impl FromStr for Template {
 }
 
 impl Template {
-    /// This text, as it stands.
+    /// Makes a template of this text, as it stands.
     pub(crate) fn text(text: String) -> Self {
         Self(vec![Part::Text(text)])
     }
 
-    /// `{topic}`.
+    /// Makes the template `{topic}`.
     pub(crate) fn topic() -> Self {
         Self(vec![Part::Topic])
     }
 
-    /// The routing key for a message with this topic, where parts that the topic does not have are empty; why
-    /// there is none, in words, when it would be longer than AMQP allows.
+    /// Returns the routing key for a message with this topic. Parts that the topic does not have are empty.
+    /// The error says in words why there is no key: it would be longer than AMQP allows, or has a zero byte.
     pub fn fill(&self, topic: &Topic) -> Result<String, String> {
         let mut key = String::new();
         for part in &self.0 {
@@ -97,7 +97,7 @@ impl Template {
     }
 }
 
-/// A part of a topic; empty when there is none, which topics show as `*`.
+/// Returns a part of a topic. It is empty when there is none, which topics show as `*`.
 fn present(part: &str) -> &str {
     if part == "*" { "" } else { part }
 }

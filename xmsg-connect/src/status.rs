@@ -1,4 +1,4 @@
-//! What is known of one outgoing connection or channel while it runs: its state, why, and numbers.
+//! The status of one outgoing connection or channel while it runs: its state, the reason for it, and numbers.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::outbound::Stored;
 use crate::spool::{DeadLetter, SpoolStatus};
 
-/// What a link does at this moment.
+/// The state of a link at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -80,11 +80,11 @@ fn as_optional_rfc3339<S: Serializer>(time: &Option<SystemTime>, serializer: S) 
     }
 }
 
-/// Incidents that are remembered of one link; older ones are in the log.
-const INCIDENTS: usize = 10;
-/// Lines that one link logs in [`WINDOW`]; the rest is counted.
-const LINES: u32 = 10;
-const WINDOW: Duration = Duration::from_secs(10);
+/// How many incidents are remembered of one link. Older ones are in the log.
+const INCIDENTS_MAX: usize = 10;
+/// How many lines one link logs in [`LOG_WINDOW`]. The rest is counted.
+const LINES_MAX: u32 = 10;
+const LOG_WINDOW: Duration = Duration::from_secs(10);
 
 /// What was counted since the link was started. What does not concern its kind stays 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -158,21 +158,21 @@ pub(crate) fn add(counter: &AtomicU64, count: u64) {
     counter.fetch_add(count, Ordering::Relaxed);
 }
 
-/// How many lines were logged lately.
+/// A limit of log lines: how many were logged lately, and how many were left out.
 #[derive(Debug, Default)]
-struct Lines {
+struct LogLimit {
     since: Option<Instant>,
     logged: u32,
     left_out: u64,
 }
 
-impl Lines {
-    /// Whether another line may be logged now, and how many were left out before it.
+impl LogLimit {
+    /// Returns how many lines were left out before this one, if it may be logged now.
     fn admit(&mut self, now: Instant) -> Option<u64> {
-        if self.since.is_none_or(|since| now.duration_since(since) >= WINDOW) {
+        if self.since.is_none_or(|since| now.duration_since(since) >= LOG_WINDOW) {
             (self.since, self.logged) = (Some(now), 0);
         }
-        if self.logged == LINES {
+        if self.logged == LINES_MAX {
             self.left_out += 1;
             return None;
         }
@@ -181,16 +181,16 @@ impl Lines {
     }
 }
 
-/// The state of one link, shared by its tasks and by those who look.
+/// The status of one link, shared by its tasks and by those who read it.
 #[derive(Debug)]
 pub(crate) struct Status {
-    /// For the log: `outgoing "CRM1"`.
+    /// The name of the link in the log, such as `outgoing "CRM1"`.
     label: Mutex<String>,
     state: watch::Sender<(LinkState, SystemTime)>,
     reason: Mutex<Option<Incident>>,
     incidents: Mutex<VecDeque<Incident>>,
     peer: Mutex<Option<String>>,
-    lines: Mutex<Lines>,
+    log_limit: Mutex<LogLimit>,
     pub(crate) in_flight: AtomicU64,
     pub(crate) counters: Counters,
 }
@@ -203,7 +203,7 @@ impl Status {
             reason: Mutex::new(None),
             incidents: Mutex::new(VecDeque::new()),
             peer: Mutex::new(None),
-            lines: Mutex::new(Lines::default()),
+            log_limit: Mutex::new(LogLimit::default()),
             in_flight: AtomicU64::new(0),
             counters: Counters::default(),
         }
@@ -226,7 +226,7 @@ impl Status {
         self.state.subscribe()
     }
 
-    /// The state from now on, where nothing is wrong. A state that it has already goes on.
+    /// Sets a state in which nothing is wrong. Nothing changes if it is the state already.
     pub(crate) fn set(&self, state: LinkState) {
         if matches!(state, LinkState::Connected | LinkState::Inactive | LinkState::Idle) {
             *lock(&self.reason) = None;
@@ -234,16 +234,17 @@ impl Status {
         self.change(state);
     }
 
-    /// Where it is connected to, for as long as it is.
+    /// Sets where the link is connected to.
     pub(crate) fn set_peer(&self, peer: Option<String>) {
         *lock(&self.peer) = peer;
     }
 
-    /// The state from now on, and why; both are logged, as [`note`](Self::note) does it, when they are new.
+    /// Sets a state in which something is wrong, and why. Both are logged, as [`note`](Self::note) does it,
+    /// when they are new.
     pub(crate) fn fail(&self, state: LinkState, what: String) {
-        let is_news =
+        let is_new_reason =
             lock(&self.reason).as_ref().is_none_or(|reason| reason.what != what) || self.state() != state;
-        if is_news {
+        if is_new_reason {
             self.log(&format!("{state}: {what}"));
         }
         let incident = self.remember(what);
@@ -251,15 +252,15 @@ impl Status {
         self.change(state);
     }
 
-    /// Something went wrong that does not change the state. It is logged, unless there were many such lines
-    /// just before; how many were left out is said with the next one.
+    /// Notes that something went wrong that does not change the state. It is logged, unless there were many
+    /// such lines just before. The next line says how many were left out.
     pub(crate) fn note(&self, what: String) {
         self.log(&what);
         self.remember(what);
     }
 
     fn log(&self, what: &str) {
-        let Some(left_out) = lock(&self.lines).admit(Instant::now()) else { return };
+        let Some(left_out) = lock(&self.log_limit).admit(Instant::now()) else { return };
         let label = self.label();
         if left_out == 0 {
             tracing::warn!("{label}: {what}");
@@ -274,7 +275,7 @@ impl Status {
         if incidents.back().is_some_and(|last| last.what == incident.what) {
             incidents.pop_back();
         }
-        if incidents.len() == INCIDENTS {
+        if incidents.len() == INCIDENTS_MAX {
             incidents.pop_front();
         }
         incidents.push_back(incident.clone());
@@ -360,7 +361,7 @@ pub struct SpoolReport {
 }
 
 impl SpoolReport {
-    /// `failure`: why it can't be used at all.
+    /// Makes the report of a spool. `failure` says why it can't be used at all, if it can't.
     pub(crate) fn of(status: &SpoolStatus, failure: Option<&Error>) -> Self {
         Self {
             entries: status.entries,
@@ -425,7 +426,7 @@ impl DeadMessage {
         Self {
             sequence: letter.sequence,
             accepted_at: letter.accepted_at,
-            dead_since: letter.buried_at,
+            dead_since: letter.dead_since,
             reason: letter.reason,
             id: stored.map(|stored| stored.id.to_string()),
             topic: message
@@ -445,11 +446,11 @@ mod tests {
 
     #[test]
     fn lines_beyond_the_bound_are_left_out_and_counted() {
-        let (mut lines, start) = (Lines::default(), Instant::now());
-        let admitted: Vec<_> = (0..25).map(|_| lines.admit(start)).collect();
+        let (mut log_limit, start) = (LogLimit::default(), Instant::now());
+        let admitted: Vec<_> = (0..25).map(|_| log_limit.admit(start)).collect();
         assert_eq!(admitted.iter().filter(|line| line.is_some()).count(), 10);
-        assert_eq!(lines.admit(start + WINDOW), Some(15));
-        assert_eq!(lines.admit(start + WINDOW), Some(0));
+        assert_eq!(log_limit.admit(start + LOG_WINDOW), Some(15));
+        assert_eq!(log_limit.admit(start + LOG_WINDOW), Some(0));
     }
 
     #[test]

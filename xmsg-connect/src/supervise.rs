@@ -1,5 +1,5 @@
-//! Keeps a link at work: starts its session, waits and starts it again when it has ended, follows changes of
-//! its definition. Each link has a task of its own, so that one that hangs holds up no other.
+//! The supervision of a link: it starts the session, waits and starts it again when it has ended, and follows
+//! changes of the definition. Each link has a task of its own, so that one that hangs holds up no other.
 
 use std::future::Future;
 use std::time::Duration;
@@ -20,17 +20,17 @@ const GRACE: Duration = Duration::from_millis(500);
 /// What a link is to do.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Plan<P> {
-    /// Nothing.
-    Rest,
-    /// To work, by this.
-    Work(P),
+    /// The link does nothing.
+    Inactive,
+    /// The link runs with this configuration.
+    Active(P),
 }
 
 /// Why a session has ended by itself.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) error: Error,
-    /// It had worked before that: pauses begin anew.
+    /// Whether the session had worked before that, so that pauses begin anew.
     pub(crate) had_worked: bool,
 }
 
@@ -42,9 +42,9 @@ impl From<Error> for Failure {
 
 /// The pauses between attempts, each about twice as long as the one before.
 #[derive(Debug, Default)]
-pub(crate) struct Pauses(u32);
+pub(crate) struct Backoff(u32);
 
-impl Pauses {
+impl Backoff {
     pub(crate) fn next(&mut self, reconnect: Reconnect) -> Duration {
         let pause = reconnect.min.get().saturating_mul(1 << self.0.min(20)).min(reconnect.max.get());
         self.0 = self.0.saturating_add(1);
@@ -63,11 +63,11 @@ pub(crate) async fn supervise<P, S>(
     P: Clone + Send + 'static,
     S: Future<Output = Result<(), Failure>> + Send + 'static,
 {
-    let mut pauses = Pauses::default();
+    let mut backoff = Backoff::default();
     let mut attempt = 0;
     loop {
         let plan = plans.borrow_and_update().clone();
-        let Plan::Work(plan) = plan else {
+        let Plan::Active(plan) = plan else {
             status.set(LinkState::Inactive);
             match plans.changed().await {
                 Ok(()) => continue,
@@ -75,7 +75,7 @@ pub(crate) async fn supervise<P, S>(
             }
         };
         let stop = CancellationToken::new();
-        // In a task of its own: a panic ends the session alone.
+        // The session has a task of its own, so that a panic ends the session alone.
         let mut running = AbortOnDropHandle::new(tokio::spawn(session(plan.clone(), attempt, stop.clone())));
         attempt += 1;
         let ended = tokio::select! {
@@ -89,7 +89,7 @@ pub(crate) async fn supervise<P, S>(
                 running.abort();
                 let _ = running.await;
             }
-            pauses = Pauses::default();
+            backoff = Backoff::default();
             attempt = 0;
             if plans.has_changed().is_err() {
                 break;
@@ -106,7 +106,7 @@ pub(crate) async fn supervise<P, S>(
             }
         };
         if failure.had_worked {
-            pauses = Pauses::default();
+            backoff = Backoff::default();
         }
         let state = match failure.error.kind() {
             ErrorKind::NotAllowed
@@ -116,11 +116,11 @@ pub(crate) async fn supervise<P, S>(
             _ => LinkState::Disconnected,
         };
         status.fail(state, failure.error.with_causes());
-        let pause = Deadline::after(pauses.next(reconnect(&plan)));
+        let pause = Deadline::after(backoff.next(reconnect(&plan)));
         tokio::select! {
             () = pause.passed() => {}
             changed = plans.changed() => match changed {
-                Ok(()) => pauses = Pauses::default(),
+                Ok(()) => backoff = Backoff::default(),
                 Err(_) => break,
             },
         }
@@ -148,18 +148,18 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_the_longest() {
-        let mut pauses = Pauses::default();
-        let millis: Vec<_> = (0..5).map(|_| pauses.next(at_once()).as_millis()).collect();
+        let mut backoff = Backoff::default();
+        let millis: Vec<_> = (0..5).map(|_| backoff.next(at_once()).as_millis()).collect();
         assert_eq!(millis, [1, 2, 4, 4, 4]);
         let with_jitter = Reconnect { jitter: true, ..at_once() };
-        let pause = Pauses(30).next(with_jitter);
+        let pause = Backoff(30).next(with_jitter);
         assert!((Duration::from_millis(2)..=Duration::from_millis(4)).contains(&pause), "{pause:?}");
     }
 
     #[tokio::test]
     async fn a_session_that_fails_or_panics_begins_again() {
         let status = Arc::new(Status::new("outgoing \"x\"".into()));
-        let (plans, followed) = watch::channel(Plan::Work(()));
+        let (plans, followed) = watch::channel(Plan::Active(()));
         let began = Arc::new(AtomicUsize::new(0));
         let (counted, shared) = (began.clone(), status.clone());
         let supervisor = tokio::spawn(async move {
@@ -192,7 +192,7 @@ mod tests {
         }
         let whats: Vec<_> = status.report().incidents.into_iter().map(|incident| incident.what).collect();
         assert!(whats[0].contains("nobody there") && whats[1].contains("on purpose"), "{whats:?}");
-        plans.send(Plan::Rest).unwrap();
+        plans.send(Plan::Inactive).unwrap();
         seen.wait_for(|(state, _)| *state == LinkState::Inactive).await.unwrap();
         drop(plans);
         supervisor.await.unwrap();
@@ -202,7 +202,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_session_that_does_not_end_is_dropped() {
         let status = Status::new("outgoing \"x\"".into());
-        let (plans, followed) = watch::channel(Plan::Work(()));
+        let (plans, followed) = watch::channel(Plan::Active(()));
         let supervisor = supervise(&status, followed, |()| at_once(), |(), _, _| std::future::pending());
         tokio::pin!(supervisor);
         assert!(Deadline::after(Duration::from_secs(60)).limit(&mut supervisor).await.is_err());

@@ -1,4 +1,4 @@
-//! ZeroMQ: what the sockets of outgoing connections and channels have in common.
+//! The parts that the ZeroMQ sockets of outgoing connections and of channels have in common.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use xmsg_zmtp::curve::{KeyPair, PublicKey};
 use crate::definition::{Curve, SocketMethod, ZmqFields};
 use crate::error::{Error, ErrorKind, Result};
 
-/// The options of a socket with these fields. What its peers send, and what waits for them, counts in
+/// Returns the options of a socket with these fields. What its peers send, and what waits for them, counts in
 /// `memory`.
 pub(crate) fn options<S>(fields: &ZmqFields, memory: &MemoryBudget) -> Result<SocketOptions<S>> {
     let options = SocketOptions::default().memory(memory.clone());
@@ -42,7 +42,7 @@ fn security(curve: &Curve, method: SocketMethod) -> Result<Security> {
 }
 
 /// Connects or binds a socket, whichever type it has.
-macro_rules! join {
+macro_rules! connect_or_bind {
     ($socket:expr, $fields:expr) => {
         match $fields.method {
             crate::definition::SocketMethod::Connect => {
@@ -51,19 +51,19 @@ macro_rules! join {
             }
             crate::definition::SocketMethod::Bind => {
                 let bound = $socket.bind(&$fields.endpoint).await;
-                bound.map(drop).map_err(|error| crate::zmq::not_bound(&$fields.endpoint, error))
+                bound.map(drop).map_err(|error| crate::zmq::bind_error(&$fields.endpoint, error))
             }
         }
     };
 }
-pub(crate) use join;
+pub(crate) use connect_or_bind;
 
-pub(crate) fn not_bound(endpoint: &Endpoint, error: xmsg_zmq::Error) -> Error {
+pub(crate) fn bind_error(endpoint: &Endpoint, error: xmsg_zmq::Error) -> Error {
     Error::new(ErrorKind::Refused, format!("{endpoint} can't be bound to (address)")).with_source(error)
 }
 
-/// Why nobody is connected, for the log and for people.
-pub(crate) fn nobody(fields: &ZmqFields, failure: Option<&xmsg_zmq::Error>) -> String {
+/// Says why no peer is connected, for the log and for people.
+pub(crate) fn no_peer_reason(fields: &ZmqFields, failure: Option<&xmsg_zmq::Error>) -> String {
     match (fields.method, failure) {
         (_, Some(failure)) => failure.with_causes().to_string(),
         (SocketMethod::Connect, None) => format!("{} can't be reached yet", fields.endpoint),

@@ -15,14 +15,14 @@ use xmsg_tests::next;
 
 use common::{LIMIT, Site, broker, message, outgoing};
 
-/// A site whose outgoing connection `out` leads to the default exchange of this peer.
+/// Makes a site whose outgoing connection `out` leads to the default exchange of this peer.
 async fn site(peer: &Peer) -> Site {
     let site = Site::new().await;
     site.registry.create(broker(peer.port())).await.unwrap();
     site
 }
 
-/// The number that a message has as its text.
+/// Returns the number that a message has as its text.
 fn number(publish: &Publish) -> u32 {
     let text = String::from_utf8_lossy(&publish.body).into_owned();
     let digits: String = text.chars().filter(char::is_ascii_digit).collect();
@@ -267,7 +267,8 @@ async fn a_channel_acknowledges_what_its_target_has() {
     site.registry.close().await.unwrap();
 }
 
-/// The payload of a content header whose table has lists within each other, as many as fit into a frame.
+/// Returns the payload of a content header whose table has lists within each other, as many as fit into a
+/// frame.
 fn header_with_nested_lists(body: u64) -> (Vec<u8>, usize) {
     let levels = 26_000;
     let mut fields = Vec::new();

@@ -15,7 +15,7 @@ use xmsg_tests::within;
 
 use common::{Site, message, set_active};
 
-/// An outgoing connection to an address that nobody listens on: messages stay in its spool.
+/// Defines an outgoing connection to an address that nobody listens on, so that messages stay in its spool.
 fn waiting(name: &str) -> OutgoingDefinition {
     OutgoingDefinition::zmq(name, SendingSocket::Push, "tcp://127.0.0.1:9")
 }
@@ -48,7 +48,7 @@ impl Drop for Hanging {
     }
 }
 
-/// Each change has to be done within this time.
+/// Waits for a change, which has to be done within this time.
 async fn soon<T>(what: &str, change: impl Future<Output = T>) -> T {
     let done = tokio::time::timeout(Duration::from_secs(1), change).await;
     done.unwrap_or_else(|_| panic!("{what} has waited for the disk of another entry"))

@@ -28,7 +28,7 @@ fn durable(name: &str) -> DurableDefinition {
     definition
 }
 
-/// A site with a durable subscription over this broker that has subscribed at the proxy.
+/// Makes a site with a durable subscription over this broker that has subscribed at the proxy.
 async fn site(port: u16, definition: DurableDefinition) -> Site {
     let name = definition.outgoing_name();
     let definitions =
@@ -59,7 +59,7 @@ async fn probed(site: &Site, name: &str) {
     .await;
 }
 
-/// One that waits for messages only briefly, so that a test ends soon.
+/// Opens a subscription that waits for messages only briefly, so that a test ends soon.
 async fn open(actor: &Actor, name: &str) -> DurableSubscription {
     let options = DurableOptions { max: 100, wait: Duration::from_millis(500) };
     // Its server may still be on its way to the proxy.
@@ -80,7 +80,7 @@ async fn publish(site: &Site, numbers: Range<usize>) {
     }
 }
 
-/// The next message that is no probe.
+/// Returns the next message that is no probe.
 async fn next(subscription: &mut DurableSubscription) -> (usize, DurableMessage) {
     loop {
         let next = within("a message", subscription.next()).await.unwrap().unwrap();
@@ -90,7 +90,7 @@ async fn next(subscription: &mut DurableSubscription) -> (usize, DurableMessage)
     }
 }
 
-/// These messages come next, in this order. Returns the place of the last one.
+/// Checks that these messages come next, in this order. Returns the place of the last one.
 async fn expect(subscription: &mut DurableSubscription, numbers: Range<usize>) -> Place {
     let mut place = Place::default();
     for number in numbers {
@@ -135,7 +135,7 @@ async fn what_was_not_acknowledged_and_what_came_meanwhile_arrives_after_the_ret
     site.registry.close().await.unwrap();
 }
 
-/// It vanishes without a word, as after a `kill -9`.
+/// The subscriber vanishes without a word, as after a `kill -9`.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_subscriber_acknowledged_before_it_vanished_does_not_come_again() {
     let site = site(Broker::shared().await.port(), durable("vanished")).await;
@@ -188,7 +188,7 @@ async fn what_a_subscriber_that_vanished_held_goes_to_others_after_its_lease() {
     site.registry.close().await.unwrap();
 }
 
-/// A subscriber that takes longer for all messages of an answer than its lease lasts, and less for each.
+/// The subscriber takes longer for all messages of an answer than its lease lasts, and less for each.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_subscriber_keeps_its_session() {
     let site = site(Broker::shared().await.port(), durable("slow")).await;
@@ -252,7 +252,7 @@ async fn several_subscribers_share_the_messages() {
     site.registry.close().await.unwrap();
 }
 
-/// A site with a durable subscription over these peers, whose server answers.
+/// Makes a site with a durable subscription over these peers, whose server answers.
 async fn scripted(peers: &[&Peer], definition: DurableDefinition) -> Site {
     let mut nodes = broker(peers[0].port());
     nodes.uris = peers.iter().map(|peer| format!("amqp://127.0.0.1:{}", peer.port())).collect();

@@ -34,7 +34,7 @@ fn federation(name: &str, exchange: &str, topics: &[&str]) -> FederationDefiniti
     definition
 }
 
-/// A site that takes part in a federation over this broker.
+/// Makes a site that takes part in a federation over this broker.
 async fn member(port: u16, definition: FederationDefinition) -> Site {
     let definitions = Definitions {
         connections: vec![broker(port)],
@@ -103,7 +103,7 @@ async fn settled(members: &[&Site]) {
     .await;
 }
 
-/// The next message that is no probe, and none that proxies use among themselves.
+/// Returns the next message that is no probe, and none that proxies use among themselves.
 async fn next_real(subscription: &mut Subscription) -> Message {
     loop {
         let message = next(subscription).await;
@@ -543,7 +543,7 @@ async fn what_was_in_the_spool_of_a_proxy_that_was_killed_arrives() {
     b.registry.close().await.unwrap();
 }
 
-/// A message as another member has published it, for the queue of a member.
+/// Returns a message as another member has published it, for the queue of a member.
 fn from_elsewhere(tag: u64, text: &str) -> Delivery {
     let text = message("orders:new", text);
     let [topic, meta, data] = text.into_frames();

@@ -22,7 +22,7 @@ use common::{Site, answers, ask, broker, message, session};
 
 const MIB: usize = 1 << 20;
 /// How long an answer may take before the request is repeated.
-const ASKED: Duration = Duration::from_secs(20);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn definitions(port: u16, durable: DurableDefinition) -> Definitions {
     let mut node = broker(port);
@@ -35,11 +35,11 @@ fn durable(name: &str) -> DurableDefinition {
     DurableDefinition::new(name, "broker", ["orders"])
 }
 
-/// A session that asks for one message at a time, without an acknowledgement of this one. Returns `None` for
-/// a session that has ended.
+/// Asks for one message of a session, without an acknowledgement of it. Returns `None` for a session that has
+/// ended.
 async fn next(site: &Site, name: &str, session: &Bytes, after: u64) -> Option<Vec<Item>> {
     let request = Request::Next { session: session.clone(), after, ack: 0, max: 1, wait_ms: 200 };
-    match ask(&site.actor, name, request, ASKED).await {
+    match ask(&site.actor, name, request, REQUEST_TIMEOUT).await {
         Reply::Messages(items) => Some(items),
         Reply::UnknownSession => None,
         other => panic!("{other:?}"),
@@ -77,7 +77,7 @@ async fn long_messages_stay_with_the_broker_while_there_is_no_room() {
     let site = Site::within(memory.clone(), definitions(rabbit.port(), durable("room"))).await;
     // The broker sends each of them two.
     publish_long(&site, rabbit, "room", 12).await;
-    let sessions = join_all((0..6).map(|_| session(&site.actor, "room", ASKED))).await;
+    let sessions = join_all((0..6).map(|_| session(&site.actor, "room", REQUEST_TIMEOUT))).await;
     let mut waiting: Vec<_> = sessions.iter().collect();
     let mut came = 0;
     // A message takes twice its length while it comes, and all consumers may hold half of the budget.
@@ -96,7 +96,7 @@ async fn long_messages_stay_with_the_broker_while_there_is_no_room() {
         for (session, number) in holding {
             came += 1;
             let request = Request::End { session: session.clone(), ack: number };
-            assert!(matches!(ask(&site.actor, "room", request, ASKED).await, Reply::Messages(_)));
+            assert!(matches!(ask(&site.actor, "room", request, REQUEST_TIMEOUT).await, Reply::Messages(_)));
         }
         waiting = others;
     }
@@ -113,7 +113,7 @@ async fn whoever_acknowledges_nothing_is_in_the_way_of_others_for_a_lease_only()
     let definition = DurableDefinition { lease: Span::seconds(2), ..durable("way") };
     let site = Site::within(MemoryBudget::new(64 * MIB), definitions(rabbit.port(), definition)).await;
     publish_long(&site, rabbit, "way", 8).await;
-    let sessions = join_all((0..4).map(|_| session(&site.actor, "way", ASKED))).await;
+    let sessions = join_all((0..4).map(|_| session(&site.actor, "way", REQUEST_TIMEOUT))).await;
     // Three of them hold what there is room for, and ask for more.
     let mut has_come = [false; 4];
     let all = async {
@@ -140,27 +140,27 @@ async fn one_subscriber_with_all_places_keeps_nobody_out() {
     answers(&site, "places").await;
     let mut sessions = Vec::new();
     for _ in 0..64 {
-        let session = session(&site.actor, "places", ASKED).await;
+        let session = session(&site.actor, "places", REQUEST_TIMEOUT).await;
         // It has been used.
-        ask(&site.actor, "places", Request::Ack { session: session.clone(), ack: 0 }, ASKED).await;
+        ask(&site.actor, "places", Request::Ack { session: session.clone(), ack: 0 }, REQUEST_TIMEOUT).await;
         sessions.push(session);
     }
-    let reply = ask(&site.actor, "places", Request::Open, ASKED).await;
+    let reply = ask(&site.actor, "places", Request::Open, REQUEST_TIMEOUT).await;
     let Reply::Unavailable(what) = reply else { panic!("{reply:?}") };
     assert!(what.contains("no room for more"), "{what}");
     let other =
         Actor::builder("other").proxy(site.proxy.address().clone()).options(patient()).build().unwrap();
-    let theirs = session(&other, "places", ASKED).await;
+    let theirs = session(&other, "places", REQUEST_TIMEOUT).await;
     let report = site.registry.durable("places").unwrap();
     assert_eq!((report.subscribers, report.gave_way), (64, 1));
     // The session that was silent for longest is gone; that of the other client stays.
     let used = async |actor: &Actor, session: &Bytes| {
         let request = Request::Ack { session: session.clone(), ack: 0 };
-        matches!(ask(actor, "places", request, ASKED).await, Reply::Messages(_))
+        matches!(ask(actor, "places", request, REQUEST_TIMEOUT).await, Reply::Messages(_))
     };
     assert!(!used(&site.actor, &sessions[0]).await && used(&site.actor, &sessions[1]).await);
     assert!(used(&other, &theirs).await);
-    let reply = ask(&site.actor, "places", Request::Open, ASKED).await;
+    let reply = ask(&site.actor, "places", Request::Open, REQUEST_TIMEOUT).await;
     assert!(matches!(reply, Reply::Unavailable(_)), "{reply:?}");
     site.registry.close().await.unwrap();
 }

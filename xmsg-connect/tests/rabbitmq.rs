@@ -21,7 +21,7 @@ use xmsg_tests::{next, within};
 
 use common::{LIMIT, Site, broker, message, outgoing, set_active, write_secret};
 
-/// A site with a connection to the shared broker, and an exchange with a queue that gets everything.
+/// Makes a site with a connection to the shared broker, and an exchange with a queue that gets everything.
 async fn site(name: &str) -> (Site, &'static Broker) {
     let rabbit = Broker::shared().await;
     let site = Site::new().await;

@@ -20,7 +20,7 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// The threads of the AMQP client.
+/// Counts the threads of the AMQP client.
 fn client_threads() -> usize {
     let threads = std::fs::read_dir("/proc/self/task").unwrap();
     // One that ends meanwhile has no name any more.

@@ -117,12 +117,13 @@ async fn every_accepted_message_arrives_whoever_is_killed() {
     assert!(ended.unwrap(), "it has delivered everything");
 
     let arrived = consume(&broker).await;
-    let told = accepted.lock().unwrap();
-    let missing: Vec<_> = told.iter().filter(|number| !arrived.contains_key(number)).take(10).collect();
+    let acknowledged = accepted.lock().unwrap();
+    let missing: Vec<_> =
+        acknowledged.iter().filter(|number| !arrived.contains_key(number)).take(10).collect();
     let copies: usize = arrived.values().map(Vec::len).sum();
     println!(
         "{} accepted, {} arrived, {} of them more than once; {events:?}",
-        told.len(),
+        acknowledged.len(),
         arrived.len(),
         copies - arrived.len()
     );

@@ -271,7 +271,8 @@ async fn what_a_full_spool_does_not_take_at_the_end_is_counted() {
     let report = site.until("full", "losses", |report| report.link.counts.lost_before > 0).await;
     let counts = report.link.counts;
     assert!(counts.accepted > 0 && counts.accepted + counts.lost_before <= published, "{counts:?}");
-    let told = report.link.incidents.iter().any(|incident| incident.what.contains("messages are lost"));
-    assert!(told, "{:?}", report.link.incidents);
+    let is_reported =
+        report.link.incidents.iter().any(|incident| incident.what.contains("messages are lost"));
+    assert!(is_reported, "{:?}", report.link.incidents);
     site.registry.close().await.unwrap();
 }

@@ -116,9 +116,9 @@ async fn long_data_is_cut_and_its_length_is_told() {
     let (_admin, address) = serve(&proxy, false);
     let mut watching = Watching::start(&address, "topic=a", "").await.unwrap();
     let mut publisher = Raw::handshake(proxy.address().publish_port(), "PUB").await;
-    publisher.send_message(&[&b"a"[..], b"", &[b'x'; 1 << 20]]).await;
+    publisher.send_message(&[&b"a"[..], b"", &vec![b'x'; 1 << 20]]).await;
     // Its topic alone is longer than what is shown.
-    publisher.send_message(&[&[b'a'; 17 << 10][..], b"", b"x"]).await;
+    publisher.send_message(&[&vec![b'a'; 17 << 10][..], b"", b"x"]).await;
     publisher.send_message(&[&b"a"[..], b"short"]).await;
     watching.reaches(3).await;
     assert_eq!(watching.left_out, 1);

@@ -34,14 +34,14 @@ use crate::outbound::{Outbound, Stored};
 const TOPIC: &str = "X-Xmsg-Topic";
 const META: &str = "X-Xmsg-Meta";
 /// The memory in bytes behind a body that may be left unused.
-const SPARE: usize = 64 << 10;
+const SPARE_MAX: usize = 64 << 10;
 /// Tables and lists within each other that are shown.
-const NESTED: usize = 16;
+const NESTED_MAX: usize = 16;
 /// The header with the identifier of a message.
 pub(crate) const ID: &str = "X-Xmsg-Id";
 /// The header with the name of the proxy that a message of a federation was published at.
 const ORIGIN: &str = "X-Xmsg-Origin";
-/// Says that the body is plain.
+/// The header that says that the body is plain.
 const BODY: &str = "X-Xmsg-Body";
 const PLAIN: &str = "plain";
 /// The header in which a broker writes why and where a message became a dead letter.
@@ -51,7 +51,7 @@ const TIME: &str = "X-Xmsg-Msg-TS";
 const ZATO_COMPONENT: &str = "X-Zato-Component";
 const ZATO_TIME: &str = "X-Zato-Msg-TS";
 
-/// What is given to the broker.
+/// A message as the broker is given it.
 #[derive(Debug)]
 pub(crate) struct Publish {
     pub(crate) exchange: String,
@@ -62,7 +62,7 @@ pub(crate) struct Publish {
     pub(crate) properties_len: usize,
 }
 
-/// A message on its way out, or why it can't be sent, in words.
+/// Returns what is published for a message, or says in words why it can't be sent.
 pub(crate) fn outbound(
     name: &str,
     stored: &Stored,
@@ -95,7 +95,7 @@ pub(crate) fn outbound(
     let id = stored.id.to_string();
     set.message_id.get_or_insert_with(|| id.clone());
     set.timestamp.get_or_insert(since_1970.as_secs());
-    let as_plain = if plan.body == Body::Plain { plain::of(message) } else { None };
+    let as_plain = if plan.body == Body::Plain { plain::encode(message) } else { None };
     if set.content_type.is_none() {
         set.content_type = as_plain.as_ref().map(|(_, content_type)| (*content_type).to_owned());
     }
@@ -221,24 +221,25 @@ fn len_of(value: &AMQPValue) -> usize {
     }
 }
 
-/// The identifier of a message that this library had sent, of one that came back.
+/// Returns the identifier of a message that this library has sent, from the properties of one that came back.
 pub(crate) fn id_of(properties: &BasicProperties) -> Option<String> {
     let headers = properties.headers().as_ref()?;
     text_of(headers.inner().get(ID)?)
 }
 
-/// Who a message is, for those who get it from us: the same each time it comes from its queue.
+/// The identity of a message. It is the same each time that the message comes from its queue.
 #[derive(Debug, Default)]
 pub(crate) struct Identity {
     id: Option<Uuid>,
     message_id: Option<String>,
-    /// What brokers did with it before, of one of our own: into its metadata nothing is written.
+    /// What brokers did with a message of our own before. It is a header of AMQP, since nothing is written
+    /// into the metadata of such a message.
     history: Option<String>,
 }
 
 impl Identity {
-    /// The message with this identity, where it leaves by an outgoing connection.
-    pub(crate) fn put_on(self, message: Outbound) -> Outbound {
+    /// Gives a message this identity, for a message that leaves by an outgoing connection.
+    pub(crate) fn apply_to(self, message: Outbound) -> Outbound {
         let mut message = match self.id {
             Some(id) => message.id(id),
             None => message,
@@ -251,7 +252,7 @@ impl Identity {
     }
 }
 
-/// The identity of a message of a queue: its header `X-Xmsg-Id`, or what is made of its property
+/// Returns the identity of a message of a queue: its header `X-Xmsg-Id`, or what is made of its property
 /// `message_id`, which stays what it was. One that has neither gets a new one each time.
 pub(crate) fn identity(channel: &str, properties: &BasicProperties) -> Identity {
     let message_id =
@@ -273,7 +274,7 @@ pub(crate) fn identity(channel: &str, properties: &BasicProperties) -> Identity 
     Identity { id, message_id: message_id.filter(|_| !is_ours), history: history.and_then(text_of) }
 }
 
-/// Where a message of a federation was published.
+/// Returns the proxy at which a message of a federation was published.
 pub(crate) fn origin_of(properties: &BasicProperties) -> Option<String> {
     text_of(properties.headers().as_ref()?.inner().get(ORIGIN)?)
 }
@@ -281,22 +282,22 @@ pub(crate) fn origin_of(properties: &BasicProperties) -> Option<String> {
 /// The header in which queues of the type `quorum` count how often a message came back.
 const DELIVERY_COUNT: &str = "x-delivery-count";
 
-/// How often a message came back before, where the queue counts that. A queue that does so sets the header
-/// whenever a message comes back; on one that comes for the first time it is a header that somebody has
-/// published it with.
-pub(crate) fn returned(delivery: &Delivery) -> Option<u32> {
+/// Returns how often a message came back before, where the queue counts that. A queue that does so sets the
+/// header whenever a message comes back; on one that comes for the first time it is a header that somebody
+/// has published it with.
+pub(crate) fn redelivery_count(delivery: &Delivery) -> Option<u32> {
     if !delivery.redelivered {
         return None;
     }
     text_of(delivery.properties.headers().as_ref()?.inner().get(DELIVERY_COUNT)?)?.parse().ok()
 }
 
-/// The topic that a message had in xMsg.
+/// Returns the topic that a message had in xMsg.
 pub(crate) fn topic_of(properties: &BasicProperties) -> Option<Bytes> {
     bytes_of(properties.headers().as_ref()?.inner().get(TOPIC)?)
 }
 
-/// A message of a queue as one of xMsg, for this target; or why it is none, in words.
+/// Makes a message of xMsg from one of a queue, for this target, or says in words why that is impossible.
 ///
 /// One of xMsg's own, by its headers, keeps its metadata and its data as they were. Of a foreign one, the
 /// data is what its content type says: JSON for `application/json` and whatever ends in `+json`, a text for
@@ -304,7 +305,7 @@ pub(crate) fn topic_of(properties: &BasicProperties) -> Option<Bytes> {
 /// topic is that of the target, or its own, or the routing key.
 pub(crate) fn inbound(channel: &str, mut delivery: Delivery, target: &Target) -> Result<Message, String> {
     // The client doubles the buffer of a long message while it comes.
-    if delivery.data.capacity() - delivery.data.len() > SPARE {
+    if delivery.data.capacity() - delivery.data.len() > SPARE_MAX {
         delivery.data.shrink_to_fit();
     }
     let empty = BTreeMap::new();
@@ -329,7 +330,7 @@ pub(crate) fn inbound(channel: &str, mut delivery: Delivery, target: &Target) ->
     if is_plain && let Some(meta) = own_meta {
         let message = Message::from_frames(topic.into_bytes(), meta, Bytes::new());
         let mime_type = message.mime_type().map_err(|error| error.to_string())?;
-        let data = plain::back(mime_type, &delivery.data)
+        let data = plain::decode(mime_type, &delivery.data)
             .ok_or_else(|| format!("its body is no {mime_type}, which its metadata says that it is"))?;
         let [topic, meta, _] = message.into_frames();
         return Ok(Message::from_frames(topic, meta, data));
@@ -354,8 +355,7 @@ pub(crate) fn inbound(channel: &str, mut delivery: Delivery, target: &Target) ->
     Ok(message.with_meta(&meta))
 }
 
-/// What a foreign message says of itself, as headers; those that do not fit are left out, and counted in a
-/// header of their own.
+/// Adds what a foreign message says of itself as headers. Those that do not fit are left out.
 fn add_headers(
     meta: &mut Meta,
     channel: &str,
@@ -401,21 +401,21 @@ fn bytes_of(value: &AMQPValue) -> Option<Bytes> {
     }
 }
 
-/// A value of a header as a text; tables and lists as JSON.
+/// Returns a value of a header as a text. Tables and lists become JSON.
 pub(crate) fn text_of(value: &AMQPValue) -> Option<String> {
     match value {
         AMQPValue::Void => None,
         AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
         AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
         AMQPValue::Boolean(value) => Some(value.to_string()),
-        _ => match json_of(value, NESTED) {
+        _ => match json_of(value, NESTED_MAX) {
             serde_json::Value::String(text) => Some(text),
             other => Some(other.to_string()),
         },
     }
 }
 
-/// A value as JSON; what is nested deeper than this is left out.
+/// Returns a value as JSON. What is nested deeper than this is left out.
 fn json_of(value: &AMQPValue, depth: usize) -> serde_json::Value {
     use serde_json::{Value, json};
     match value {

@@ -1,7 +1,7 @@
 //! AMQP 0-9-1: connections to a broker, and messages as it has them.
 
+mod frame_inspector;
 pub(crate) mod headers;
-mod nesting;
 mod plain;
 mod socket;
 
@@ -15,20 +15,36 @@ use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::memory_budget::Claim;
 use xmsg_zmq::security::read_secret;
 
-use self::socket::{End, TRICKLE, UNLIMITED};
+use self::socket::{SocketGuard, TRICKLE_BYTES, UNLIMITED};
 use crate::definition::ConnectionDefinition;
 use crate::error::{Error, ErrorKind, Result};
-use crate::room::{Held, Room};
+use crate::receive_memory::{ConsumerMemory, ReceiveMemory};
 
-/// How long a broker may take to say goodbye.
-const GOODBYE: Duration = Duration::from_millis(200);
+/// How long a broker may take to answer that a connection is closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 /// The frames that fit into each of the two buffers of the client.
-const BUFFERED: usize = 32;
+const BUFFERED_FRAMES: usize = 32;
+
+/// Codes with which brokers end a channel or a connection: AMQP 0-9-1, section 1.2.
+pub(crate) mod reply_code {
+    pub(crate) const CONTENT_TOO_LARGE: u16 = 311;
+    pub(crate) const CONNECTION_FORCED: u16 = 320;
+    pub(crate) const ACCESS_REFUSED: u16 = 403;
+    pub(crate) const NOT_FOUND: u16 = 404;
+    pub(crate) const RESOURCE_LOCKED: u16 = 405;
+    pub(crate) const PRECONDITION_FAILED: u16 = 406;
+    pub(crate) const FRAME_ERROR: u16 = 501;
+    pub(crate) const SYNTAX_ERROR: u16 = 502;
+    pub(crate) const COMMAND_INVALID: u16 = 503;
+    pub(crate) const UNEXPECTED_FRAME: u16 = 505;
+    pub(crate) const NOT_ALLOWED: u16 = 530;
+    pub(crate) const INTERNAL_ERROR: u16 = 541;
+}
 
 /// A connection to a broker with one channel. Dropping it ends both.
 #[derive(Debug)]
-pub(crate) struct Link {
-    pub(crate) connection: Connection,
+pub(crate) struct BrokerConnection {
+    pub(crate) client: Connection,
     pub(crate) channel: Channel,
     /// The node that it leads to.
     pub(crate) uri: String,
@@ -36,28 +52,29 @@ pub(crate) struct Link {
     pub(crate) frame_max: usize,
     /// How often something is read while messages have to wait: often enough for the client to know that the
     /// broker is there.
-    trickle: Duration,
-    /// What the client holds ends with this, whatever the broker does.
-    end: End,
+    trickle_interval: Duration,
+    /// Breaks the socket when this is dropped, so that the thread of the client ends whatever the broker
+    /// does.
+    guard: SocketGuard,
     /// The buffers of the client.
     _buffers: Claim,
 }
 
-/// The memory in bytes for the buffers of a link to this broker.
-pub(crate) fn buffers(broker: &ConnectionDefinition) -> usize {
-    2 * BUFFERED * broker.frame_max as usize
+/// Returns the memory in bytes for the buffers of a connection to this broker.
+pub(crate) fn buffer_bytes(broker: &ConnectionDefinition) -> usize {
+    2 * BUFFERED_FRAMES * broker.frame_max as usize
 }
 
-impl Link {
+impl BrokerConnection {
     /// Connects to one node of the broker, logs in, and opens a channel; all within the time that the
-    /// definition allows. `turn` says which node: they are tried one after another.
+    /// definition allows. `node_index` says which node: they are tried one after another.
     pub(crate) async fn open(
         broker: &ConnectionDefinition,
         name: &str,
-        turn: usize,
-        room: &Room,
+        node_index: usize,
+        receive_memory: &ReceiveMemory,
     ) -> Result<Self> {
-        let uri = &broker.uris[turn % broker.uris.len()];
+        let uri = &broker.uris[node_index % broker.uris.len()];
         let parsed = full_uri(broker, uri)?;
         let properties = ConnectionProperties::default()
             .with_connection_name(name.into())
@@ -65,72 +82,84 @@ impl Link {
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
         let failed = format!("the broker {uri} can't be reached");
         let open = async {
-            let (socket, end) = socket::connect(&parsed, broker.ca_file.as_deref(), broker.frame_max).await?;
+            let (socket, guard) =
+                socket::connect(&parsed, broker.ca_file.as_deref(), broker.frame_max).await?;
             let logged_in = async {
-                let connection = socket::begin(parsed, socket, properties).await?;
+                let connection = socket::handshake(parsed, socket, properties).await?;
                 let channel = connection.create_channel().await?;
                 Ok::<_, lapin::Error>((connection, channel))
             };
-            let (connection, channel) = logged_in.await.map_err(|error| explain(error, broker, &failed))?;
-            Ok::<_, Error>((connection, channel, end))
+            let (connection, channel) =
+                logged_in.await.map_err(|error| connect_error(error, broker, &failed))?;
+            Ok::<_, Error>((connection, channel, guard))
         };
-        let late = |_| {
+        let timed_out = |_| {
             let what = format!("{failed}: no answer within {}", broker.connect_timeout);
             Error::new(ErrorKind::Unreachable, what)
         };
         let opened = Deadline::after(broker.connect_timeout.get()).limit(Box::pin(open)).await;
-        let (connection, channel, end) = opened.map_err(late)??;
+        let (connection, channel, guard) = opened.map_err(timed_out)??;
         let frame_max = match connection.configuration().frame_max() {
             0 => broker.frame_max as usize,
             frame_max => frame_max as usize,
         };
-        let trickle = broker.heartbeat.get() / 2;
-        let claim = room.claim(buffers(broker));
-        Ok(Self { connection, channel, uri: uri.clone(), frame_max, trickle, end, _buffers: claim })
+        let trickle_interval = broker.heartbeat.get() / 2;
+        let claim = receive_memory.claim(buffer_bytes(broker));
+        Ok(Self {
+            client: connection,
+            channel,
+            uri: uri.clone(),
+            frame_max,
+            trickle_interval,
+            guard,
+            _buffers: claim,
+        })
     }
 
-    /// What is asked of the broker, for at most so long: it may answer heartbeats and nothing else.
-    pub(crate) async fn within<T>(
+    /// Waits for a request to the broker, for at most so long. The time is limited, since a broker may answer
+    /// heartbeats and nothing else.
+    pub(crate) async fn with_timeout<T>(
         &self,
         limit: Duration,
-        asked: impl Future<Output = Result<T>>,
+        request: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        let late = |_| Error::new(ErrorKind::Unreachable, format!("the broker {} does not answer", self.uri));
-        Deadline::after(limit).limit(asked).await.map_err(late)?
+        let timed_out =
+            |_| Error::new(ErrorKind::Unreachable, format!("the broker {} does not answer", self.uri));
+        Deadline::after(limit).limit(request).await.map_err(timed_out)?
     }
 
-    /// From now on, only messages are read for which `held` has room; others stay with the broker. Nothing
-    /// can be asked of it while they wait; what it is told still goes out.
-    pub(crate) fn keep_to(&self, held: &Arc<Held>) {
-        self.end.keep_to(held.clone(), self.trickle);
+    /// Reads, from now on, only messages for which `consumer_memory` has room; others stay with the broker.
+    /// While they wait, no request to the broker is answered, but what goes to the broker is still sent.
+    pub(crate) fn limit_reads_to(&self, consumer_memory: &Arc<ConsumerMemory>) {
+        self.guard.limit_reads_to(consumer_memory.clone(), self.trickle_interval);
     }
 
     /// Waits for `work`. Once that has taken longer than `grace`, nothing more is read from the broker
     /// meanwhile but a few bytes, so that what it sends stays with it.
-    pub(crate) async fn reading_little<T>(&self, grace: Duration, work: impl Future<Output = T>) -> T {
+    pub(crate) async fn throttled_after<T>(&self, grace: Duration, work: impl Future<Output = T>) -> T {
         tokio::pin!(work);
         let mut pause = grace;
-        let mut is_held_back = false;
+        let mut is_throttled = false;
         loop {
             tokio::select! {
                 biased;
                 done = &mut work => {
-                    if is_held_back {
-                        self.end.allow(UNLIMITED);
+                    if is_throttled {
+                        self.guard.allow(UNLIMITED);
                     }
                     return done;
                 }
                 () = tokio::time::sleep(pause) => {
-                    self.end.allow(TRICKLE);
-                    (is_held_back, pause) = (true, self.trickle);
+                    self.guard.allow(TRICKLE_BYTES);
+                    (is_throttled, pause) = (true, self.trickle_interval);
                 }
             }
         }
     }
 
-    /// Says goodbye, for a moment at most.
+    /// Closes the connection, and waits a moment at most for the answer of the broker.
     pub(crate) async fn close(self) {
-        let _ = Deadline::after(GOODBYE).limit(self.connection.close(200, "OK".into())).await;
+        let _ = Deadline::after(CLOSE_TIMEOUT).limit(self.client.close(200, "OK".into())).await;
     }
 }
 
@@ -164,26 +193,25 @@ fn full_uri(broker: &ConnectionDefinition, uri: &str) -> Result<AMQPUri> {
     Ok(parsed)
 }
 
-/// What a broker said when it ended a channel or a connection: the code, its text, and whether only the
-/// channel is concerned.
-pub(crate) fn verdict(error: &lapin::Error) -> Option<(u16, String)> {
+/// Returns the reply code and the text with which a broker has ended a channel or a connection.
+pub(crate) fn protocol_error(error: &lapin::Error) -> Option<(u16, String)> {
     match error.kind() {
         lapin::ErrorKind::ProtocolError(said) => Some((said.get_id(), said.get_message().to_string())),
         _ => None,
     }
 }
 
-/// An error of the client, with its kind, in our words.
-fn explain(error: lapin::Error, broker: &ConnectionDefinition, failed: &str) -> Error {
-    let (kind, what) = match verdict(&error) {
-        Some((403, text)) => {
+/// Makes an error of this library from one that the client had while it connected.
+fn connect_error(error: lapin::Error, broker: &ConnectionDefinition, failed: &str) -> Error {
+    let (kind, what) = match protocol_error(&error) {
+        Some((reply_code::ACCESS_REFUSED, text)) => {
             let what = format!(
                 "the broker does not accept the login {:?} (username, password_file): {text}",
                 broker.username
             );
             (ErrorKind::NotAllowed, what)
         }
-        Some((530, text)) => {
+        Some((reply_code::NOT_ALLOWED, text)) => {
             let what = format!(
                 "the broker does not let {:?} into {:?} (vhost): {text}",
                 broker.username, broker.vhost
@@ -196,17 +224,19 @@ fn explain(error: lapin::Error, broker: &ConnectionDefinition, failed: &str) -> 
     Error::new(kind, what).with_source(error)
 }
 
-/// An error of the client while something was asked for, with its kind.
-pub(crate) fn refused(error: lapin::Error, what: &str) -> Error {
-    let (kind, what) = match verdict(&error) {
-        Some((403, text)) => (ErrorKind::NotAllowed, format!("{what}: the broker says 403: {text}")),
+/// Makes an error of this library from one that the client had while something was asked of the broker.
+pub(crate) fn broker_error(error: lapin::Error, what: &str) -> Error {
+    let (kind, what) = match protocol_error(&error) {
+        Some((reply_code::ACCESS_REFUSED, text)) => {
+            (ErrorKind::NotAllowed, format!("{what}: the broker says 403: {text}"))
+        }
         Some((code, text)) => (ErrorKind::Refused, format!("{what}: the broker says {code}: {text}")),
         None => (ErrorKind::Unreachable, format!("{what}: the connection has ended")),
     };
     Error::new(kind, what).with_source(error)
 }
 
-/// A text that is known to be short enough for AMQP.
+/// Returns a text, which is known to be short enough, as a short string of AMQP.
 pub(crate) fn short(text: &str) -> ShortString {
     text.into()
 }

@@ -11,9 +11,9 @@ use xmsg_core::data::{Data, mime};
 /// The type of a text or a number.
 const TEXT: &str = "text/plain";
 
-/// A body as foreign consumers read it, with its content type. `None` for what stays as it is: bytes, JSON
-/// and objects, which are no protobuf, and what would not come back as the same bytes.
-pub(super) fn of(message: &Message) -> Option<(Bytes, &'static str)> {
+/// Returns a body as foreign consumers read it, with its content type. Returns `None` for what stays as it
+/// is: bytes, JSON and objects, which are no protobuf, and what would not come back as the same bytes.
+pub(super) fn encode(message: &Message) -> Option<(Bytes, &'static str)> {
     let mime_type = message.mime_type().ok()?;
     let data = Data::decode(mime_type, message.data()).ok()?;
     let (body, content_type) = match data {
@@ -22,23 +22,24 @@ pub(super) fn of(message: &Message) -> Option<(Bytes, &'static str)> {
         Data::Sint64(number) | Data::Sfixed64(number) => (number.to_string(), TEXT),
         Data::Float(number) => (format!("{number:?}"), TEXT),
         Data::Double(number) => (format!("{number:?}"), TEXT),
-        Data::Sint32Array(numbers) | Data::Sfixed32Array(numbers) => (list(&numbers), mime::JSON),
-        Data::Sint64Array(numbers) | Data::Sfixed64Array(numbers) => (list(&numbers), mime::JSON),
+        Data::Sint32Array(numbers) | Data::Sfixed32Array(numbers) => (json_list(&numbers), mime::JSON),
+        Data::Sint64Array(numbers) | Data::Sfixed64Array(numbers) => (json_list(&numbers), mime::JSON),
         Data::FloatArray(numbers) if numbers.iter().all(|number| number.is_finite()) => {
-            (list(&numbers), mime::JSON)
+            (json_list(&numbers), mime::JSON)
         }
         Data::DoubleArray(numbers) if numbers.iter().all(|number| number.is_finite()) => {
-            (list(&numbers), mime::JSON)
+            (json_list(&numbers), mime::JSON)
         }
         Data::StringArray(texts) => (serde_json::to_string(&texts).ok()?, mime::JSON),
         _ => return None,
     };
-    let is_lossless = back(mime_type, body.as_bytes()).is_some_and(|data| data == *message.data());
+    let is_lossless = decode(mime_type, body.as_bytes()).is_some_and(|data| data == *message.data());
     is_lossless.then(|| (body.into(), content_type))
 }
 
-/// The data of a message of this type whose body is plain; `None` if it is not of this type.
-pub(super) fn back(mime_type: &str, body: &[u8]) -> Option<Bytes> {
+/// Returns the data of a message of this type whose body is plain, and `None` if the body is not of this
+/// type.
+pub(super) fn decode(mime_type: &str, body: &[u8]) -> Option<Bytes> {
     let text = std::str::from_utf8(body).ok()?;
     let data = match mime_type {
         mime::STRING => Data::String(text.to_owned()),
@@ -48,27 +49,28 @@ pub(super) fn back(mime_type: &str, body: &[u8]) -> Option<Bytes> {
         mime::SFIXED64 => Data::Sfixed64(text.parse().ok()?),
         mime::FLOAT => Data::Float(text.parse().ok()?),
         mime::DOUBLE => Data::Double(text.parse().ok()?),
-        mime::ARRAY_SINT32 => Data::Sint32Array(numbers(text)?),
-        mime::ARRAY_SFIXED32 => Data::Sfixed32Array(numbers(text)?),
-        mime::ARRAY_SINT64 => Data::Sint64Array(numbers(text)?),
-        mime::ARRAY_SFIXED64 => Data::Sfixed64Array(numbers(text)?),
-        mime::ARRAY_FLOAT => Data::FloatArray(numbers(text)?),
-        mime::ARRAY_DOUBLE => Data::DoubleArray(numbers(text)?),
+        mime::ARRAY_SINT32 => Data::Sint32Array(parse_numbers(text)?),
+        mime::ARRAY_SFIXED32 => Data::Sfixed32Array(parse_numbers(text)?),
+        mime::ARRAY_SINT64 => Data::Sint64Array(parse_numbers(text)?),
+        mime::ARRAY_SFIXED64 => Data::Sfixed64Array(parse_numbers(text)?),
+        mime::ARRAY_FLOAT => Data::FloatArray(parse_numbers(text)?),
+        mime::ARRAY_DOUBLE => Data::DoubleArray(parse_numbers(text)?),
         mime::ARRAY_STRING => Data::StringArray(serde_json::from_str(text).ok()?),
         _ => return None,
     };
     Some(data.encode())
 }
 
-/// Numbers as JSON; the way in which Rust shows those with a fraction is the shortest that gives the same
-/// number.
-fn list<N: Debug>(numbers: &[N]) -> String {
+/// Returns numbers as JSON. The way in which Rust shows those with a fraction is the shortest that gives the
+/// same number.
+fn json_list<N: Debug>(numbers: &[N]) -> String {
     let numbers: Vec<_> = numbers.iter().map(|number| format!("{number:?}")).collect();
     format!("[{}]", numbers.join(","))
 }
 
-/// A list of numbers in JSON. They are read one by one, since `serde_json` rounds the last digit of some.
-fn numbers<N: FromStr>(text: &str) -> Option<Vec<N>> {
+/// Reads a list of numbers in JSON. They are read one by one, since `serde_json` rounds the last digit of
+/// some.
+fn parse_numbers<N: FromStr>(text: &str) -> Option<Vec<N>> {
     let inner = text.trim().strip_prefix('[')?.strip_suffix(']')?.trim();
     if inner.is_empty() {
         return Some(Vec::new());
@@ -88,7 +90,7 @@ mod tests {
     }
 
     fn plain(message: &Message) -> Option<(String, &'static str)> {
-        of(message).map(|(body, content_type)| (String::from_utf8(body.to_vec()).unwrap(), content_type))
+        encode(message).map(|(body, content_type)| (String::from_utf8(body.to_vec()).unwrap(), content_type))
     }
 
     #[test]
@@ -125,7 +127,7 @@ mod tests {
         for (mime_type, body) in
             [(mime::SINT32, "4.5"), (mime::ARRAY_DOUBLE, "1,2"), (mime::ARRAY_SINT32, "[1,]")]
         {
-            assert_eq!(back(mime_type, body.as_bytes()), None, "{body}");
+            assert_eq!(decode(mime_type, body.as_bytes()), None, "{body}");
         }
     }
 
@@ -133,8 +135,8 @@ mod tests {
         #[test]
         fn what_is_plain_comes_back_the_same(text in ".{0,40}", doubles in proptest::collection::vec(any::<f64>(), 0..8), floats in proptest::collection::vec(any::<f32>(), 0..8), long in any::<i64>()) {
             for message in [message(text.as_str()), message(doubles), message(floats), message(long)] {
-                if let Some((body, _)) = of(&message) {
-                    prop_assert_eq!(back(message.mime_type().unwrap(), &body), Some(message.data().clone()));
+                if let Some((body, _)) = encode(&message) {
+                    prop_assert_eq!(decode(message.mime_type().unwrap(), &body), Some(message.data().clone()));
                 }
             }
         }

@@ -1,9 +1,9 @@
-//! The way to a broker, beneath the AMQP client: made here, watched over, and ended here.
+//! The socket to a broker, beneath the AMQP client. It is made, watched and ended here.
 //!
 //! The client has a thread for each connection, which waits for its socket without a time limit: against a
 //! broker that accepts and says nothing, each attempt would leave a thread and a socket behind. So the socket
-//! is ours: once the [`End`] of a connection is dropped, it is broken, whatever the broker does, and the
-//! thread ends.
+//! is ours: once the [`SocketGuard`] of a connection is dropped, it is broken, whatever the broker does, and
+//! the thread ends.
 
 use std::fmt;
 use std::future::Future;
@@ -34,44 +34,44 @@ use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
 use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::lock::lock;
 
-use super::nesting::Nesting;
-use crate::background::in_background;
+use super::frame_inspector::FrameInspector;
+use crate::blocking::run_blocking;
 use crate::error::{Error, ErrorKind, Result};
-use crate::room::Held;
+use crate::receive_memory::ConsumerMemory;
 
 /// What is read at a time, at most, in bytes: little enough that messages which come in the same piece need
 /// no room of their own.
-const READ: usize = 256 << 10;
+const READ_MAX: usize = 256 << 10;
 /// What is read at a time, in bytes, while there is no room: enough for the client to know that the broker is
 /// there.
-pub(super) const TRICKLE: usize = 1024;
-/// How often it is tried whether others have made room.
-const LOOK: Duration = Duration::from_millis(50);
+pub(super) const TRICKLE_BYTES: usize = 1024;
+/// How often it is checked whether others have made room.
+const ROOM_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Breaks the connection that it belongs to when it is dropped.
+/// A guard that breaks its connection when it is dropped.
 #[derive(Debug)]
-pub(crate) struct End(Arc<Shared>);
+pub(crate) struct SocketGuard(Arc<Shared>);
 
-impl Drop for End {
+impl Drop for SocketGuard {
     fn drop(&mut self) {
-        self.0.is_over.store(true, Ordering::Release);
+        self.0.is_closed.store(true, Ordering::Release);
         self.0.reader.wake();
         self.0.writer.wake();
     }
 }
 
-impl End {
-    /// At most this many further bytes are read from the broker; [`UNLIMITED`] lifts the limit.
+impl SocketGuard {
+    /// Allows at most this many further bytes to be read from the broker. [`UNLIMITED`] lifts the limit.
     pub(super) fn allow(&self, bytes: usize) {
         self.0.allowed.store(bytes, Ordering::Release);
         self.0.reader.wake();
     }
 
-    /// From now on, messages are read for which `held` has room. While there is none, a few bytes are read in
-    /// each interval of this length.
-    pub(super) fn keep_to(&self, held: Arc<Held>, interval: Duration) {
+    /// Reads, from now on, only messages for which `consumer_memory` has room. While there is none, a few
+    /// bytes are read in each interval of this length.
+    pub(super) fn limit_reads_to(&self, consumer_memory: Arc<ConsumerMemory>, interval: Duration) {
         // A link has one consumer.
-        let _ = self.0.held.set((held, interval));
+        let _ = self.0.consumer_memory.set((consumer_memory, interval));
         self.0.reader.wake();
     }
 }
@@ -81,11 +81,12 @@ pub(super) const UNLIMITED: usize = usize::MAX;
 
 #[derive(Debug)]
 struct Shared {
-    is_over: AtomicBool,
+    is_closed: AtomicBool,
     /// How many bytes may be read from now on.
     allowed: AtomicUsize,
-    /// What bounds the messages that are read, and how often a few bytes are read while there is no room.
-    held: OnceLock<(Arc<Held>, Duration)>,
+    /// The memory that bounds the messages that are read, and the interval in which a few bytes are read
+    /// while there is no room.
+    consumer_memory: OnceLock<(Arc<ConsumerMemory>, Duration)>,
     reader: AtomicWaker,
     writer: AtomicWaker,
 }
@@ -93,7 +94,11 @@ struct Shared {
 /// Connects to this address, with TLS if it says so. `ca_file` has the certificates of those who may vouch
 /// for the broker; without it, those of the system may. The deadline is that of the caller: dropping the
 /// future ends the attempt.
-pub(super) async fn connect(uri: &AMQPUri, ca_file: Option<&Path>, frame_max: u32) -> Result<(Socket, End)> {
+pub(super) async fn connect(
+    uri: &AMQPUri,
+    ca_file: Option<&Path>,
+    frame_max: u32,
+) -> Result<(Socket, SocketGuard)> {
     let (host, port) = (uri.authority.host.as_str(), uri.authority.port);
     let unreachable = |error: io::Error| {
         Error::new(ErrorKind::Unreachable, format!("{host}:{port} can't be reached")).with_source(error)
@@ -107,45 +112,45 @@ pub(super) async fn connect(uri: &AMQPUri, ca_file: Option<&Path>, frame_max: u3
         AMQPScheme::AMQP => plain,
         AMQPScheme::AMQPS => {
             let file = ca_file.map(Path::to_owned);
-            let connector = in_background(move || trusting(file.as_deref())).await?;
+            let connector = run_blocking(move || tls_connector(file.as_deref())).await?;
             let secured = plain.into_rustls(&connector, name).await;
-            secured.map_err(|error| untrusted(error, name, port, ca_file))?
+            secured.map_err(|error| tls_error(error, name, port, ca_file))?
         }
     };
     let shared = Arc::new(Shared {
-        is_over: AtomicBool::new(false),
+        is_closed: AtomicBool::new(false),
         allowed: AtomicUsize::new(UNLIMITED),
-        held: OnceLock::new(),
+        consumer_memory: OnceLock::new(),
         reader: AtomicWaker::new(),
         writer: AtomicWaker::new(),
     });
     let socket = Socket {
         inner,
-        nesting: Nesting::new(frame_max),
-        told: 0,
+        frame_inspector: FrameInspector::new(frame_max),
+        logged: 0,
         shared: shared.clone(),
         pause: Box::pin(tokio::time::sleep(Duration::ZERO)),
         trickles_at: None,
     };
-    Ok((socket, End(shared)))
+    Ok((socket, SocketGuard(shared)))
 }
 
-/// Runs the client over a socket, to the end of the handshake.
-pub(super) async fn begin(
+/// Runs the client over a socket to the end of the handshake.
+pub(super) async fn handshake(
     uri: AMQPUri,
     socket: Socket,
     properties: ConnectionProperties,
 ) -> lapin::Result<Connection> {
     // The client asks once, unless it is told to connect again by itself.
     let socket = Mutex::new(Some(socket));
-    let give = async move |_, _| match lock(&socket).take() {
+    let provide = async move |_, _| match lock(&socket).take() {
         Some(socket) => Ok(AsyncTcpStream::Plain(socket)),
         None => Err(io::Error::from(io::ErrorKind::ConnectionAborted).into()),
     };
-    Connection::connector(uri, Runtime::new(Kit(Tokio::current())), give, properties).await
+    Connection::connector(uri, Runtime::new(SocketRuntime(Tokio::current())), provide, properties).await
 }
 
-fn trusting(ca_file: Option<&Path>) -> Result<lapin::tcp::RustlsConnector> {
+fn tls_connector(ca_file: Option<&Path>) -> Result<lapin::tcp::RustlsConnector> {
     let failed = |error: io::Error| {
         Error::new(ErrorKind::Storage, "the certificates of the system can't be read: name a ca_file")
             .with_source(error)
@@ -169,8 +174,8 @@ fn trusting(ca_file: Option<&Path>) -> Result<lapin::tcp::RustlsConnector> {
     config.connector_with_no_client_auth().map_err(failed)
 }
 
-/// Why TLS with a broker has failed, with what to do.
-fn untrusted(error: io::Error, host: &str, port: u16, ca_file: Option<&Path>) -> Error {
+/// Makes an error that says why TLS with a broker has failed, and what to do.
+fn tls_error(error: io::Error, host: &str, port: u16, ca_file: Option<&Path>) -> Error {
     let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let of = |what: String| {
         Error::new(ErrorKind::NotAllowed, format!("the broker {host}:{port} is not trusted: {what}"))
@@ -205,9 +210,9 @@ fn untrusted(error: io::Error, host: &str, port: u16, ca_file: Option<&Path>) ->
 /// A connection to a broker, as the client reads and writes it.
 pub(super) struct Socket {
     inner: AsyncTcpStream<Compat<TcpStream>>,
-    nesting: Nesting,
+    frame_inspector: FrameInspector,
     /// How many tables that were too deep have been logged.
-    told: u64,
+    logged: u64,
     shared: Arc<Shared>,
     pause: Pin<Box<Sleep>>,
     /// When a few bytes are read next although there is no room.
@@ -221,27 +226,28 @@ impl fmt::Debug for Socket {
 }
 
 impl Socket {
-    fn check(&self) -> io::Result<()> {
-        if self.shared.is_over.load(Ordering::Acquire) {
+    fn check_open(&self) -> io::Result<()> {
+        if self.shared.is_closed.load(Ordering::Acquire) {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         Ok(())
     }
 
-    /// How many bytes may be read now, at most, by what is held. The reader is woken when that changes.
-    fn has_room(&mut self, cx: &mut Context<'_>) -> usize {
-        let Some((held, interval)) = self.shared.held.get() else { return UNLIMITED };
-        if held.may_read(cx.waker()) {
+    /// Returns how many bytes may be read now at most, in view of what the consumer holds. The reader is
+    /// woken when that changes.
+    fn readable_now(&mut self, cx: &mut Context<'_>) -> usize {
+        let Some((consumer_memory, interval)) = self.shared.consumer_memory.get() else { return UNLIMITED };
+        if consumer_memory.may_read(cx.waker()) {
             self.trickles_at = None;
-            return READ;
+            return READ_MAX;
         }
         let next = || Deadline::after(*interval).instant();
         let trickles_at = *self.trickles_at.get_or_insert_with(next);
         if trickles_at <= tokio::time::Instant::now() {
             self.trickles_at = Some(next());
-            return TRICKLE;
+            return TRICKLE_BYTES;
         }
-        self.pause.as_mut().reset(Deadline::after(LOOK).instant().min(trickles_at));
+        self.pause.as_mut().reset(Deadline::after(ROOM_CHECK_INTERVAL).instant().min(trickles_at));
         if self.pause.as_mut().poll(cx).is_ready() {
             cx.waker().wake_by_ref();
         }
@@ -254,9 +260,9 @@ impl AsyncRead for Socket {
         let this = self.get_mut();
         // Before it is looked at: whoever ends it later wakes this.
         this.shared.reader.register(cx.waker());
-        this.check()?;
+        this.check_open()?;
         let allowed = this.shared.allowed.load(Ordering::Acquire);
-        let most = buffer.len().min(allowed).min(this.has_room(cx));
+        let most = buffer.len().min(allowed).min(this.readable_now(cx));
         if most == 0 && !buffer.is_empty() {
             return Poll::Pending;
         }
@@ -265,20 +271,20 @@ impl AsyncRead for Socket {
         let _ = this.shared.allowed.fetch_update(Ordering::AcqRel, Ordering::Acquire, |allowed| {
             (allowed != UNLIMITED).then(|| allowed.saturating_sub(count))
         });
-        this.nesting.read(&mut buffer[..count])?;
-        let held = this.shared.held.get();
-        for bytes in this.nesting.begun() {
-            if let Some((held, _)) = held {
-                held.announce(bytes);
+        this.frame_inspector.read(&mut buffer[..count])?;
+        let consumer_memory = this.shared.consumer_memory.get();
+        for bytes in this.frame_inspector.announced() {
+            if let Some((consumer_memory, _)) = consumer_memory {
+                consumer_memory.announce(bytes);
             }
         }
-        if this.nesting.flattened() > this.told {
-            if this.told == 0 {
+        if this.frame_inspector.flattened() > this.logged {
+            if this.logged == 0 {
                 tracing::warn!(
                     "a message has tables nested too deeply: what is too deep was taken for bytes"
                 );
             }
-            this.told = this.nesting.flattened();
+            this.logged = this.frame_inspector.flattened();
         }
         Poll::Ready(Ok(count))
     }
@@ -288,7 +294,7 @@ impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.shared.writer.register(cx.waker());
-        this.check()?;
+        this.check_open()?;
         Pin::new(&mut this.inner).poll_write(cx, buffer)
     }
 
@@ -299,32 +305,32 @@ impl AsyncWrite for Socket {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.shared.writer.register(cx.waker());
-        this.check()?;
+        this.check_open()?;
         Pin::new(&mut this.inner).poll_write_vectored(cx, buffers)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.shared.writer.register(cx.waker());
-        this.check()?;
+        this.check_open()?;
         Pin::new(&mut this.inner).poll_flush(cx)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.shared.writer.register(cx.waker());
-        this.check()?;
+        this.check_open()?;
         Pin::new(&mut this.inner).poll_close(cx)
     }
 }
 
 /// The runtime that the client is given: tokio, with sockets of our own.
 #[derive(Clone, Debug)]
-struct Kit(Tokio);
+struct SocketRuntime(Tokio);
 
-impl RuntimeKit for Kit {}
+impl RuntimeKit for SocketRuntime {}
 
-impl Executor for Kit {
+impl Executor for SocketRuntime {
     type Task<T: Send + 'static> = <Tokio as Executor>::Task<T>;
 
     fn block_on<T, F: Future<Output = T>>(&self, future: F) -> T {
@@ -346,7 +352,7 @@ impl Executor for Kit {
     }
 }
 
-impl Reactor for Kit {
+impl Reactor for SocketRuntime {
     type TcpStream = Socket;
     type Sleep = <Tokio as Reactor>::Sleep;
 
@@ -381,7 +387,7 @@ mod tests {
     use xmsg_zmq::memory_budget::MemoryBudget;
 
     use super::*;
-    use crate::room::Room;
+    use crate::receive_memory::ReceiveMemory;
 
     const FRAME_MAX: u32 = 131_072;
 
@@ -389,7 +395,7 @@ mod tests {
         gen_frame(frame)(WriteContext::from(Vec::new())).unwrap().into_inner().0
     }
 
-    /// The frames of a message of this length that come before its body.
+    /// Returns the frames of a message of this length that come before its body.
     fn beginning(body_size: u64) -> Vec<u8> {
         let deliver = basic::AMQPMethod::Deliver(basic::Deliver {
             consumer_tag: "a".into(),
@@ -412,10 +418,10 @@ mod tests {
         let ((mut socket, end), (mut broker, _)) =
             tokio::try_join!(async { Ok(connect(&uri, None, FRAME_MAX).await.unwrap()) }, listener.accept())
                 .unwrap();
-        let room = Room::new(MemoryBudget::new(64 << 20), 0);
-        let [other, held] = [room.consumer("other", usize::MAX), room.consumer("a", usize::MAX)];
+        let room = ReceiveMemory::new(MemoryBudget::new(64 << 20), 0);
+        let [other, consumer_memory] = [room.consumer("other", usize::MAX), room.consumer("a", usize::MAX)];
         other.received(0, 30 << 20);
-        end.keep_to(held, Duration::from_secs(3600));
+        end.limit_reads_to(consumer_memory, Duration::from_secs(3600));
         let (message, body) = (beginning(16 << 20), bytes_of(&AMQPFrame::Body(1, vec![b'x'; 100_000])));
         broker.write_all(&message).await.unwrap();
         let mut buffer = vec![0; 1 << 20];
@@ -426,9 +432,9 @@ mod tests {
         broker.write_all(&body).await.unwrap();
         for _ in 0..5 {
             assert!(socket.read(&mut buffer).now_or_never().is_none());
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(ROOM_CHECK_INTERVAL).await;
         }
-        other.let_go(30 << 20);
+        other.release(30 << 20);
         while read < message.len() + body.len() {
             read += socket.read(&mut buffer).await.unwrap();
         }

@@ -14,21 +14,21 @@ use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::fault::restart;
 
 use crate::definition::{
-    ChannelDefinition, ConnectionDefinition, Definitions, Origin, Reconnect, ZmqChannel,
+    ChannelDefinition, ConnectionDefinition, Definitions, Reconnect, Source, ZmqChannel,
 };
 use crate::error::Result;
 use crate::federation::Federation;
-use crate::room::Room;
+use crate::receive_memory::ReceiveMemory;
 use crate::status::{Status, add};
 use crate::supervise::{Plan, supervise};
 
 pub(crate) use target::Targets;
 
-/// What the session of a channel goes by.
+/// The configuration of the session of a channel: its definition with all that it refers to.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ChannelPlan {
     pub(crate) definition: ChannelDefinition,
-    pub(crate) origin: Origin,
+    pub(crate) source: Source,
     /// The broker, if it comes from one.
     pub(crate) broker: Option<ConnectionDefinition>,
     /// The federation whose messages it brings in.
@@ -36,18 +36,18 @@ pub(crate) struct ChannelPlan {
 }
 
 impl ChannelPlan {
-    /// The plan for one of these definitions, whose files are relative to this folder.
+    /// Makes the plan for one of these definitions, whose files are relative to this folder.
     pub(crate) fn of(definition: &ChannelDefinition, all: &Definitions, base: &Path) -> Result<Self> {
-        let origin = match definition.check(all)? {
-            Origin::Zmq(zmq) => Origin::Zmq(ZmqChannel { socket: zmq.socket.resolved(base), ..zmq }),
-            amqp @ Origin::Amqp(_) => amqp,
+        let source = match definition.check(all)? {
+            Source::Zmq(zmq) => Source::Zmq(ZmqChannel { socket: zmq.socket.resolved(base), ..zmq }),
+            amqp @ Source::Amqp(_) => amqp,
         };
         let broker = all.broker(definition.connection.as_ref()).map(|broker| broker.resolved(base));
-        Ok(Self { definition: definition.clone(), origin, broker, federation: None })
+        Ok(Self { definition: definition.clone(), source, broker, federation: None })
     }
 
-    fn as_work(&self) -> Plan<Self> {
-        if self.definition.is_active { Plan::Work(self.clone()) } else { Plan::Rest }
+    fn to_plan(&self) -> Plan<Self> {
+        if self.definition.is_active { Plan::Active(self.clone()) } else { Plan::Inactive }
     }
 
     fn reconnect(&self) -> Reconnect {
@@ -55,7 +55,8 @@ impl ChannelPlan {
     }
 }
 
-/// The longest time for what a channel has received when it ends, beside that of its session.
+/// How long the messages that a channel has received may take to be delivered when it ends, beside the time
+/// of its session.
 const LAST_DELIVERY: Duration = Duration::from_secs(5);
 
 /// A channel at work. Its task ends when it is dropped, or [ended](Self::end).
@@ -64,32 +65,35 @@ pub(crate) struct Channel {
     pub(crate) status: Arc<Status>,
     plan: RwLock<Arc<ChannelPlan>>,
     plans: watch::Sender<Plan<ChannelPlan>>,
-    held: Arc<zmq::Held>,
+    undelivered: Arc<zmq::Undelivered>,
     targets: Targets,
     tasks: TaskTracker,
 }
 
 impl Channel {
     /// Starts the task of this one.
-    pub(crate) fn start(plan: ChannelPlan, targets: Targets, room: Room) -> Self {
+    pub(crate) fn start(plan: ChannelPlan, targets: Targets, receive_memory: ReceiveMemory) -> Self {
         let label = label(&plan.definition.name);
         let status = Arc::new(Status::new(label.clone()));
-        let (plans, session_plans) = watch::channel(plan.as_work());
+        let (plans, session_plans) = watch::channel(plan.to_plan());
         let tasks = TaskTracker::new();
-        let (shared, kept_targets) = (status.clone(), targets.clone());
-        let held = Arc::new(zmq::Held::default());
-        let kept = held.clone();
+        let (shared, own_targets) = (status.clone(), targets.clone());
+        let undelivered = Arc::new(zmq::Undelivered::default());
+        let shared_undelivered = undelivered.clone();
         tasks.spawn(async move {
             let session = |plan: ChannelPlan, attempt, stop| {
-                let (status, targets, held) = (shared.clone(), targets.clone(), kept.clone());
-                let room = room.clone();
+                let (status, targets, undelivered) =
+                    (shared.clone(), targets.clone(), shared_undelivered.clone());
+                let receive_memory = receive_memory.clone();
                 async move {
-                    match &plan.origin {
-                        Origin::Amqp(amqp) => {
-                            amqp::session(&status, &targets, &plan, amqp, &room, attempt, stop).await
+                    match &plan.source {
+                        Source::Amqp(amqp) => {
+                            amqp::session(&status, &targets, &plan, amqp, &receive_memory, attempt, stop)
+                                .await
                         }
-                        Origin::Zmq(zmq) => {
-                            zmq::session(&status, &targets, &plan, zmq, &held, &room, stop).await
+                        Source::Zmq(zmq) => {
+                            zmq::session(&status, &targets, &plan, zmq, &undelivered, &receive_memory, stop)
+                                .await
                         }
                     }
                 }
@@ -98,17 +102,17 @@ impl Channel {
             restart(&label, work).await;
         });
         tasks.close();
-        Self { status, plan: RwLock::new(Arc::new(plan)), plans, held, targets: kept_targets, tasks }
+        Self { status, plan: RwLock::new(Arc::new(plan)), plans, undelivered, targets: own_targets, tasks }
     }
 
     pub(crate) fn plan(&self) -> Arc<ChannelPlan> {
         self.plan.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Goes by this plan from now on; the link is made anew if it differs.
+    /// Follows this plan from now on. The link is made anew if the plan differs.
     pub(crate) fn change(&self, plan: ChannelPlan) {
         self.status.rename(label(&plan.definition.name));
-        let new = plan.as_work();
+        let new = plan.to_plan();
         self.plans.send_if_modified(|current| {
             let differs = *current != new;
             *current = new;
@@ -120,13 +124,13 @@ impl Channel {
     /// Ends the task, and waits for it. What came from a ZeroMQ socket has [`LAST_DELIVERY`] to get to its
     /// target, since nobody else has it; a broker keeps what was not acknowledged.
     pub(crate) async fn end(self) {
-        let Self { status, plan, plans, held, targets, tasks } = self;
+        let Self { status, plan, plans, undelivered, targets, tasks } = self;
         drop(plans);
         tasks.wait().await;
         let plan = plan.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let rest = zmq::deliver_rest(&status, &targets, &plan.definition.target, &held);
+        let rest = zmq::deliver_rest(&status, &targets, &plan.definition.target, &undelivered);
         let _ = Deadline::after(LAST_DELIVERY).limit(rest).await;
-        let lost = held.len();
+        let lost = undelivered.len();
         if lost > 0 {
             add(&status.counters.dead, lost as u64);
             status.note(format!(

@@ -14,9 +14,9 @@ use crate::outbound::Outbound;
 use crate::outgoing;
 
 /// How long the proxy may take to confirm that it has what a channel has published.
-const CONFIRMED_WITHIN: Duration = Duration::from_secs(10);
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// All targets that there are. Clones share them.
+/// All targets. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Targets {
     proxy: ProxyAddress,
@@ -31,7 +31,7 @@ impl Targets {
         Self { proxy, options, outgoing: Arc::default() }
     }
 
-    /// The outgoing connections, from now on.
+    /// Sets the outgoing connections.
     pub(crate) fn set(&self, outgoing: HashMap<String, Arc<outgoing::Shared>>) {
         *self.outgoing.write().unwrap_or_else(PoisonError::into_inner) = outgoing;
     }
@@ -40,8 +40,8 @@ impl Targets {
         self.outgoing.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    /// The way to this target.
-    pub(super) fn open(&self, target: &Target) -> Result<Way> {
+    /// Opens this target.
+    pub(super) fn open(&self, target: &Target) -> Result<OpenTarget> {
         match target {
             Target::Topic(_) | Target::Original => {
                 let connection = Connection::with_options(self.proxy.clone(), self.options.clone());
@@ -49,36 +49,36 @@ impl Targets {
                     Error::new(ErrorKind::InvalidDefinition, "the connection to the proxy can't be made")
                         .with_source(error)
                 })?;
-                Ok(Way::Proxy(Box::new(connection)))
+                Ok(OpenTarget::Proxy(Box::new(connection)))
             }
-            Target::Outgoing(name) => Ok(Way::Outgoing(Box::new((name.clone(), self.clone())))),
+            Target::Outgoing(name) => Ok(OpenTarget::Outgoing(Box::new((name.clone(), self.clone())))),
         }
     }
 }
 
-/// The way to a target. It belongs to one channel: where one is held up, others are not.
+/// A target that was opened for one channel, so that a target that waits holds up no other channel.
 #[derive(Debug)]
-pub(super) enum Way {
+pub(super) enum OpenTarget {
     Proxy(Box<Connection>),
     Outgoing(Box<(String, Targets)>),
 }
 
-impl Way {
+impl OpenTarget {
     /// Gives these messages to the target, in their order. Returns for each whether it has been taken; it is
     /// safe once it is [confirmed](Self::confirm).
-    pub(super) async fn hand_over(&self, messages: &[Outbound]) -> Vec<Result<()>> {
+    pub(super) async fn send(&self, messages: &[Outbound]) -> Vec<Result<()>> {
         match self {
             Self::Proxy(connection) => {
                 let mut outcomes = Vec::with_capacity(messages.len());
                 for Outbound { message, .. } in messages {
                     outcomes.push(
-                        connection.publish(message).await.map_err(|error| not_published(message, error)),
+                        connection.publish(message).await.map_err(|error| publish_error(message, error)),
                     );
                 }
                 outcomes
             }
-            Self::Outgoing(way) => {
-                let (name, targets) = &**way;
+            Self::Outgoing(target) => {
+                let (name, targets) = &**target;
                 let Some(outgoing) = targets.outgoing(name) else {
                     let what = format!("the outgoing connection {name:?} is not there any more (target)");
                     return messages
@@ -86,16 +86,17 @@ impl Way {
                         .map(|_| Err(Error::new(ErrorKind::Unknown, what.clone())))
                         .collect();
                 };
-                // In the order of the messages: it is that in which futures are polled for the first time.
+                // The sends are in the order of the messages, since that is the order in which futures are
+                // polled for the first time.
                 let sends = messages.iter().map(|message| outgoing.relay(message.clone()));
                 join_all(sends).await.into_iter().map(|sent| sent.map(drop)).collect()
             }
         }
     }
 
-    /// Whether what was taken is safe without a [confirmation](Self::confirm).
-    pub(super) fn is_safe_at_once(&self) -> bool {
-        matches!(self, Self::Outgoing(_))
+    /// Returns whether what was taken is safe only after a [confirmation](Self::confirm).
+    pub(super) fn needs_confirmation(&self) -> bool {
+        matches!(self, Self::Proxy(_))
     }
 
     /// Returns once all that was taken is safe: the proxy has confirmed that it has it. What is in a spool is
@@ -103,7 +104,7 @@ impl Way {
     /// over again.
     pub(super) async fn confirm(&self) -> Result<()> {
         match self {
-            Self::Proxy(connection) => connection.flush(CONFIRMED_WITHIN).await.map_err(|error| {
+            Self::Proxy(connection) => connection.flush(CONFIRM_TIMEOUT).await.map_err(|error| {
                 let what = "the proxy has not confirmed that it has the messages";
                 Error::new(ErrorKind::Unreachable, what).with_source(error)
             }),
@@ -112,7 +113,7 @@ impl Way {
     }
 }
 
-fn not_published(message: &Message, error: xmsg_core::Error) -> Error {
+fn publish_error(message: &Message, error: xmsg_core::Error) -> Error {
     let kind = match error.kind() {
         xmsg_core::ErrorKind::TooLarge => ErrorKind::TooLarge,
         xmsg_core::ErrorKind::NotAllowed => ErrorKind::NotAllowed,
@@ -124,7 +125,7 @@ fn not_published(message: &Message, error: xmsg_core::Error) -> Error {
     Error::new(kind, format!("the message can't be published under {}", message.topic())).with_source(error)
 }
 
-/// Whether another attempt may end otherwise: the message itself is not at fault.
-pub(super) fn may_be_tried_again(error: &Error) -> bool {
+/// Returns whether another attempt may succeed, because the message itself is not the cause.
+pub(super) fn is_retryable(error: &Error) -> bool {
     !matches!(error.kind(), ErrorKind::TooLarge | ErrorKind::InvalidMessage | ErrorKind::NotAllowed)
 }

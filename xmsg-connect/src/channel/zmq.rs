@@ -12,21 +12,21 @@ use xmsg_zmq::lock::lock;
 use xmsg_zmq::{Multipart, Pull, SocketEvents, Subscriber};
 
 use super::ChannelPlan;
-use super::target::{Targets, Way, may_be_tried_again};
+use super::target::{OpenTarget, Targets, is_retryable};
 use crate::definition::{ReceivingSocket, Target, ZmqChannel};
 use crate::error::{Error, ErrorKind, Result};
 use crate::outbound::Outbound;
-use crate::room::Room;
+use crate::receive_memory::ReceiveMemory;
 use crate::status::{LinkState, Status, add};
 use crate::supervise::Failure;
-use crate::zmq::{join, nobody, options};
+use crate::zmq::{connect_or_bind, no_peer_reason, options};
 
-/// Messages that are given to the target at a time.
-const AT_A_TIME: usize = 256;
-/// How often the state is looked at while nothing comes.
-const LOOK: Duration = Duration::from_millis(100);
+/// The number of messages that are given to the target at a time.
+const BATCH_MAX: usize = 256;
+/// How often the state is updated while nothing comes.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// The pause before the target is tried again.
-const PAUSE: Duration = Duration::from_millis(500);
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 enum Socket {
@@ -35,33 +35,33 @@ enum Socket {
 }
 
 impl Socket {
-    async fn open(way: &ZmqChannel, room: &Room) -> Result<Self> {
-        let fields = &way.socket;
-        match way.socket_type {
+    async fn open(settings: &ZmqChannel, receive_memory: &ReceiveMemory) -> Result<Self> {
+        let fields = &settings.socket;
+        match settings.socket_type {
             ReceivingSocket::Pull => {
-                let socket = Pull::new(options(fields, room.budget())?);
-                join!(socket, fields)?;
+                let socket = Pull::new(options(fields, receive_memory.budget())?);
+                connect_or_bind!(socket, fields)?;
                 Ok(Self::Pull(socket))
             }
             ReceivingSocket::Sub => {
-                let socket = Subscriber::new(options(fields, room.budget())?);
-                for key in &way.sub_keys {
+                let socket = Subscriber::new(options(fields, receive_memory.budget())?);
+                for key in &settings.sub_keys {
                     socket.subscribe(key.clone().into_bytes()).map_err(|error| {
                         let what = format!("{key:?} can't be subscribed to (sub_keys)");
                         Error::new(ErrorKind::InvalidDefinition, what).with_source(error)
                     })?;
                 }
-                join!(socket, fields)?;
+                connect_or_bind!(socket, fields)?;
                 Ok(Self::Subscriber(Box::new(socket)))
             }
         }
     }
 
-    /// The next message, and those that are there already; none once the socket has ended.
+    /// Receives the next message, and those that are there already. Receives none once the socket has ended.
     async fn receive(&mut self, messages: &mut Vec<Multipart>) {
         match self {
             Self::Pull(socket) => {
-                socket.recv_many(messages, AT_A_TIME).await;
+                socket.recv_many(messages, BATCH_MAX).await;
             }
             Self::Subscriber(socket) => {
                 // Batches that were read at once, so that a message is not waited for more than once.
@@ -108,9 +108,9 @@ impl Socket {
 /// such as for an edit, and the next one delivers them first: there is nobody to give them back to. There are
 /// no more of them than the socket holds, and what is taken from it at a time.
 #[derive(Debug, Default)]
-pub(super) struct Held(Mutex<VecDeque<Outbound>>);
+pub(super) struct Undelivered(Mutex<VecDeque<Outbound>>);
 
-impl Held {
+impl Undelivered {
     pub(super) fn len(&self) -> usize {
         lock(&self.0).len()
     }
@@ -119,32 +119,33 @@ impl Held {
         lock(&self.0).extend(messages);
     }
 
-    /// The first of them. What is not [settled](Taken::settle) is back in its place when this is dropped.
-    fn take(&self) -> Taken<'_> {
-        let mut held = lock(&self.0);
-        let count = held.len().min(AT_A_TIME);
-        Taken { held: self, messages: held.drain(..count).collect() }
+    /// Takes the first messages. Unless the batch is [completed](Batch::complete), they are back in their
+    /// place when it is dropped.
+    fn take_batch(&self) -> Batch<'_> {
+        let mut undelivered = lock(&self.0);
+        let count = undelivered.len().min(BATCH_MAX);
+        Batch { undelivered: self, messages: undelivered.drain(..count).collect() }
     }
 }
 
 /// Messages on their way to the target.
-struct Taken<'a> {
-    held: &'a Held,
+struct Batch<'a> {
+    undelivered: &'a Undelivered,
     messages: Vec<Outbound>,
 }
 
-impl Taken<'_> {
-    /// The target has all of them.
-    fn settle(mut self) {
+impl Batch<'_> {
+    /// Drops the messages, because the target has all of them.
+    fn complete(mut self) {
         self.messages.clear();
     }
 }
 
-impl Drop for Taken<'_> {
+impl Drop for Batch<'_> {
     fn drop(&mut self) {
-        let mut held = lock(&self.held.0);
+        let mut undelivered = lock(&self.undelivered.0);
         for message in self.messages.drain(..).rev() {
-            held.push_front(message);
+            undelivered.push_front(message);
         }
     }
 }
@@ -154,25 +155,25 @@ pub(super) async fn session(
     status: &Arc<Status>,
     targets: &Targets,
     plan: &ChannelPlan,
-    way: &ZmqChannel,
-    held: &Held,
-    room: &Room,
+    settings: &ZmqChannel,
+    undelivered: &Undelivered,
+    receive_memory: &ReceiveMemory,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
     status.set(LinkState::Connecting);
     let target = targets.open(&plan.definition.target)?;
-    let mut socket = Socket::open(way, room).await?;
+    let mut socket = Socket::open(settings, receive_memory).await?;
     let mut events = socket.events();
     add(&status.counters.connections, 1);
-    look(status, way, &socket);
+    update_state(status, settings, &socket);
     let mut received = Vec::new();
     loop {
         // What an earlier session has left goes first.
-        while held.len() > 0 {
+        while undelivered.len() > 0 {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                () = deliver(status, &target, held.take()) => {}
+                () = deliver(status, &target, undelivered.take_batch()) => {}
             }
         }
         tokio::select! {
@@ -180,11 +181,11 @@ pub(super) async fn session(
             () = stop.cancelled() => break,
             () = socket.receive(&mut received) => {}
             Some(_) = events.next() => {
-                look(status, way, &socket);
+                update_state(status, settings, &socket);
                 continue;
             }
-            () = tokio::time::sleep(LOOK) => {
-                look(status, way, &socket);
+            () = tokio::time::sleep(POLL_INTERVAL) => {
+                update_state(status, settings, &socket);
                 continue;
             }
         }
@@ -194,7 +195,7 @@ pub(super) async fn session(
                 had_worked: true,
             });
         }
-        hold(status, plan, &mut received, held);
+        store_received(status, plan, &mut received, undelivered);
     }
     // Nothing more comes from here on; what has come is kept before anything is waited for.
     socket.close().await;
@@ -203,27 +204,37 @@ pub(super) async fn session(
         if received.is_empty() {
             break;
         }
-        hold(status, plan, &mut received, held);
+        store_received(status, plan, &mut received, undelivered);
     }
-    while held.len() > 0 {
-        deliver(status, &target, held.take()).await;
+    while undelivered.len() > 0 {
+        deliver(status, &target, undelivered.take_batch()).await;
     }
     Ok(())
 }
 
 /// Delivers what an ended session has left. The caller limits the time.
-pub(super) async fn deliver_rest(status: &Status, targets: &Targets, target: &Target, held: &Held) {
-    if held.len() == 0 {
+pub(super) async fn deliver_rest(
+    status: &Status,
+    targets: &Targets,
+    target: &Target,
+    undelivered: &Undelivered,
+) {
+    if undelivered.len() == 0 {
         return;
     }
     let Ok(target) = targets.open(target) else { return };
-    while held.len() > 0 {
-        deliver(status, &target, held.take()).await;
+    while undelivered.len() > 0 {
+        deliver(status, &target, undelivered.take_batch()).await;
     }
 }
 
 /// Keeps what has come, as messages of xMsg.
-fn hold(status: &Status, plan: &ChannelPlan, received: &mut Vec<Multipart>, held: &Held) {
+fn store_received(
+    status: &Status,
+    plan: &ChannelPlan,
+    received: &mut Vec<Multipart>,
+    undelivered: &Undelivered,
+) {
     add(&status.counters.accepted, received.len() as u64);
     let messages = received.drain(..).filter_map(|message| {
         match inbound(&plan.definition.name, &message, &plan.definition.target) {
@@ -235,11 +246,11 @@ fn hold(status: &Status, plan: &ChannelPlan, received: &mut Vec<Multipart>, held
             }
         }
     });
-    held.add(messages);
+    undelivered.add(messages);
 }
 
 /// Tries until the target has all of them.
-async fn deliver(status: &Status, target: &Way, mut messages: Taken<'_>) {
+async fn deliver(status: &Status, target: &OpenTarget, mut messages: Batch<'_>) {
     let mut delivered = 0;
     // Those that the target has taken, and has not confirmed: should this be dropped, they are delivered
     // again.
@@ -247,7 +258,7 @@ async fn deliver(status: &Status, target: &Way, mut messages: Taken<'_>) {
     let mut waiting = std::mem::take(&mut messages.messages);
     while !waiting.is_empty() {
         messages.messages = [unconfirmed.as_slice(), waiting.as_slice()].concat();
-        let outcomes = target.hand_over(&waiting).await;
+        let outcomes = target.send(&waiting).await;
         let mut again = Vec::new();
         let mut fault = None;
         for (message, outcome) in waiting.into_iter().zip(outcomes) {
@@ -256,7 +267,7 @@ async fn deliver(status: &Status, target: &Way, mut messages: Taken<'_>) {
                     delivered += 1;
                     unconfirmed.push(message);
                 }
-                Err(error) if may_be_tried_again(&error) => {
+                Err(error) if is_retryable(&error) => {
                     fault = Some(error);
                     again.push(message);
                 }
@@ -266,41 +277,41 @@ async fn deliver(status: &Status, target: &Way, mut messages: Taken<'_>) {
                 }
             }
         }
-        if target.is_safe_at_once() {
+        if !target.needs_confirmation() {
             unconfirmed.clear();
         }
         waiting = again;
         messages.messages = [unconfirmed.as_slice(), waiting.as_slice()].concat();
         if let Some(fault) = fault {
-            pause(status, &fault, waiting.len()).await;
+            pause_before_retry(status, &fault, waiting.len()).await;
         }
     }
     while delivered > 0
         && let Err(fault) = target.confirm().await
     {
-        pause(status, &fault, delivered).await;
+        pause_before_retry(status, &fault, delivered).await;
     }
-    messages.settle();
+    messages.complete();
     add(&status.counters.delivered, delivered as u64);
 }
 
-async fn pause(status: &Status, fault: &Error, messages: usize) {
+async fn pause_before_retry(status: &Status, fault: &Error, messages: usize) {
     add(&status.counters.repeated, messages as u64);
     status.note(format!("{messages} messages are held, and tried again: {}", fault.with_causes()));
-    tokio::time::sleep(PAUSE).await;
+    tokio::time::sleep(RETRY_PAUSE).await;
 }
 
-fn look(status: &Status, way: &ZmqChannel, socket: &Socket) {
+fn update_state(status: &Status, settings: &ZmqChannel, socket: &Socket) {
     if socket.peers() == 0 {
         status.set_peer(None);
-        status.fail(LinkState::Disconnected, nobody(&way.socket, socket.failure().as_ref()));
+        status.fail(LinkState::Disconnected, no_peer_reason(&settings.socket, socket.failure().as_ref()));
     } else {
-        status.set_peer(Some(way.socket.endpoint.to_string()));
+        status.set_peer(Some(settings.socket.endpoint.to_string()));
         status.set(LinkState::Connected);
     }
 }
 
-/// A message of a ZeroMQ socket as one of xMsg.
+/// Makes a message of xMsg from one of a ZeroMQ socket.
 ///
 /// One with three frames, of which the second is metadata, is one of xMsg. Of a foreign one, the last frame
 /// is the data: JSON or a text where it is one, else bytes. With two frames, the first one is the topic, as
@@ -335,7 +346,7 @@ fn inbound(channel: &str, message: &Multipart, target: &Target) -> Result<Messag
     }
 }
 
-/// Foreign data, by what it looks like: nothing says what it is.
+/// Makes a message of foreign data, by what the data looks like, since nothing says what it is.
 fn foreign(topic: Topic, data: &bytes::Bytes) -> Message {
     let text = std::str::from_utf8(data).ok();
     if let Some(text) = text {

@@ -140,7 +140,7 @@ pub struct ChannelDefinition {
     /// Where messages go.
     pub target: Target,
     /// Whether it is at work. Default: true.
-    #[serde(default = "yes")]
+    #[serde(default = "default_is_active")]
     pub is_active: bool,
 
     /// AMQP: the queue.
@@ -190,7 +190,7 @@ pub struct ChannelDefinition {
     pub curve: Option<Curve>,
 }
 
-fn yes() -> bool {
+fn default_is_active() -> bool {
     true
 }
 
@@ -218,13 +218,13 @@ pub(crate) struct ZmqChannel {
 
 /// Where a channel comes from, checked.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Origin {
+pub(crate) enum Source {
     Amqp(AmqpChannel),
     Zmq(ZmqChannel),
 }
 
 impl ChannelDefinition {
-    /// From a queue of the broker that this connection leads to, with the defaults.
+    /// Defines a channel from a queue of the broker that this connection leads to, with the defaults.
     #[must_use]
     pub fn amqp(
         name: impl Into<String>,
@@ -232,11 +232,12 @@ impl ChannelDefinition {
         queue: impl Into<String>,
         target: Target,
     ) -> Self {
-        let empty = Self::empty(name.into(), target);
-        Self { connection: Some(connection.into()), queue: Some(queue.into()), ..empty }
+        let with_defaults = Self::with_defaults(name.into(), target);
+        Self { connection: Some(connection.into()), queue: Some(queue.into()), ..with_defaults }
     }
 
-    /// From a ZeroMQ socket that listens at this address, with the defaults. A SUB takes everything.
+    /// Defines a channel from a ZeroMQ socket that listens at this address, with the defaults. A SUB
+    /// subscribes to everything.
     #[must_use]
     pub fn zmq(
         name: impl Into<String>,
@@ -250,11 +251,11 @@ impl ChannelDefinition {
             socket_type: Some(socket_type),
             address: Some(address.into()),
             sub_keys,
-            ..Self::empty(name.into(), target)
+            ..Self::with_defaults(name.into(), target)
         }
     }
 
-    fn empty(name: String, target: Target) -> Self {
+    fn with_defaults(name: String, target: Target) -> Self {
         Self {
             name,
             kind: None,
@@ -278,7 +279,7 @@ impl ChannelDefinition {
         }
     }
 
-    /// What kind of peer it comes from.
+    /// Returns what kind of peer the channel comes from.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self.kind {
@@ -288,23 +289,25 @@ impl ChannelDefinition {
         }
     }
 
-    fn wrong(&self, field: &str, what: impl Into<String>) -> DefinitionError {
+    fn field_error(&self, field: &str, what: impl Into<String>) -> DefinitionError {
         DefinitionError::new("channel", &self.name, field, what.into())
     }
 
-    /// Whether the values make sense, also beside the other definitions; and where it comes from.
-    pub(crate) fn check(&self, all: &Definitions) -> Result<Origin, DefinitionError> {
+    /// Checks that the values make sense, also beside the other definitions, and returns where the channel
+    /// comes from.
+    pub(crate) fn check(&self, all: &Definitions) -> Result<Source, DefinitionError> {
         check_name("channel", &self.name)?;
         if let Target::Outgoing(name) = &self.target
             && !all.outgoing.iter().any(|outgoing| outgoing.name == *name)
         {
-            return Err(
-                self.wrong("target", format!("names the outgoing connection {name:?}, which is not defined"))
-            );
+            return Err(self.field_error(
+                "target",
+                format!("names the outgoing connection {name:?}, which is not defined"),
+            ));
         }
         match self.kind() {
-            Kind::Amqp => self.check_amqp(all).map(Origin::Amqp),
-            Kind::Zmq => self.check_zmq().map(Origin::Zmq),
+            Kind::Amqp => self.check_amqp(all).map(Source::Amqp),
+            Kind::Zmq => self.check_zmq().map(Source::Zmq),
         }
     }
 
@@ -317,11 +320,11 @@ impl ChannelDefinition {
             ("curve", self.curve.is_some()),
         ];
         if let Some((field, _)) = of_zmq.into_iter().find(|(_, is_set)| *is_set) {
-            return Err(self.wrong(field, "is for ZeroMQ only (kind = \"zmq\"), and this one is AMQP"));
+            return Err(self.field_error(field, "is for ZeroMQ only (kind = \"zmq\"), and this one is AMQP"));
         }
-        all.named_broker(self.connection.as_ref()).map_err(|what| self.wrong("connection", what))?;
+        all.named_broker(self.connection.as_ref()).map_err(|what| self.field_error("connection", what))?;
         let queue = self.queue.clone().filter(|queue| !queue.is_empty());
-        let Some(queue) = queue else { return Err(self.wrong("queue", "is missing")) };
+        let Some(queue) = queue else { return Err(self.field_error("queue", "is missing")) };
         let prefix = self.consumer_tag_prefix.clone().unwrap_or_else(|| "xmsg".to_owned());
         let dead = self.dead_letter.as_ref();
         let short = [
@@ -332,20 +335,22 @@ impl ChannelDefinition {
         ];
         for (field, text) in short {
             if let Some(what) = text.and_then(|text| not_short(text)) {
-                return Err(self.wrong(field, what));
+                return Err(self.field_error(field, what));
             }
         }
         if prefix.len() > 200 {
-            return Err(self.wrong("consumer_tag_prefix", "has more than 200 bytes: the tag adds to it"));
+            return Err(
+                self.field_error("consumer_tag_prefix", "has more than 200 bytes: the tag adds to it")
+            );
         }
         let queue_declare = self.queue_declare.unwrap_or_default();
         if dead.is_some() && queue_declare != QueueDeclare::Active {
             let what = "is for a queue that the channel makes (queue_declare = \"active\"); of another, the broker knows its own";
-            return Err(self.wrong("dead_letter", what));
+            return Err(self.field_error("dead_letter", what));
         }
         let delivery_limit = self.delivery_limit.unwrap_or(5);
         if delivery_limit == 0 {
-            return Err(self.wrong("delivery_limit", "is 0: nothing would be tried"));
+            return Err(self.field_error("delivery_limit", "is 0: nothing would be tried"));
         }
         Ok(AmqpChannel {
             queue,
@@ -374,21 +379,23 @@ impl ChannelDefinition {
             ("dead_letter", self.dead_letter.is_some()),
         ];
         if let Some((field, _)) = of_amqp.into_iter().find(|(_, is_set)| *is_set) {
-            return Err(self.wrong(field, "is for AMQP only, and this one is a ZeroMQ socket"));
+            return Err(self.field_error(field, "is for AMQP only, and this one is a ZeroMQ socket"));
         }
         let Some(socket_type) = self.socket_type else {
-            return Err(self.wrong("socket_type", "is missing: \"PULL\" or \"SUB\""));
+            return Err(self.field_error("socket_type", "is missing: \"PULL\" or \"SUB\""));
         };
         let socket = ZmqFields::check(self.address.as_deref(), self.socket_method, self.curve.as_ref());
-        let socket = socket.map_err(|(field, what)| self.wrong(field, what))?;
+        let socket = socket.map_err(|(field, what)| self.field_error(field, what))?;
         let sub_keys = match (socket_type, &self.sub_keys) {
             (ReceivingSocket::Sub, Some(keys)) if !keys.is_empty() => keys.clone(),
             (ReceivingSocket::Sub, _) => {
-                return Err(self.wrong("sub_keys", "is missing or empty: [\"\"] subscribes to everything"));
+                return Err(
+                    self.field_error("sub_keys", "is missing or empty: [\"\"] subscribes to everything")
+                );
             }
             (ReceivingSocket::Pull, None) => Vec::new(),
             (ReceivingSocket::Pull, Some(_)) => {
-                return Err(self.wrong("sub_keys", "is for SUB only: a PULL takes everything"));
+                return Err(self.field_error("sub_keys", "is for SUB only: a PULL takes everything"));
             }
         };
         Ok(ZmqChannel { socket_type, socket, sub_keys })

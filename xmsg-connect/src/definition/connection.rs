@@ -44,20 +44,20 @@ impl Default for Reconnect {
 pub struct ConnectionDefinition {
     /// Its name, which no other connection has.
     pub name: String,
-    /// Only `amqp`, so far.
-    #[serde(default = "amqp")]
+    /// The kind of the peer. Only `default_kind` is possible so far.
+    #[serde(default = "default_kind")]
     pub kind: Kind,
-    /// Where the broker is: `amqp://host:port` or, with TLS, `amqps://host:port`. The nodes of a cluster, or
+    /// Where the broker is: `default_kind://host:port` or, with TLS, `amqps://host:port`. The nodes of a cluster, or
     /// of two, are tried in turn. Neither user nor password stands here.
     pub uris: Vec<String>,
     /// The virtual host. Default: `/`.
-    #[serde(default = "root", skip_serializing_if = "is_root")]
+    #[serde(default = "default_vhost", skip_serializing_if = "is_default_vhost")]
     pub vhost: String,
-    /// The login. Default: `guest`.
-    #[serde(default = "guest")]
+    /// The login. Default: `default_username`.
+    #[serde(default = "default_username")]
     pub username: String,
     /// The file with the password, which only its owner may read; relative to the folder of the state file.
-    /// Default: the password `guest`, which brokers accept from their own machine.
+    /// Default: the password `default_username`, which brokers accept from their own machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
     /// The file with the certificates (PEM) of those who may vouch for the broker; relative to the folder of
@@ -66,57 +66,57 @@ pub struct ConnectionDefinition {
     pub ca_file: Option<PathBuf>,
     /// How long the broker may be silent before it counts as gone; half of it goes by between signs of life.
     /// Default: `"30s"`.
-    #[serde(default = "half_a_minute")]
+    #[serde(default = "default_heartbeat")]
     pub heartbeat: Span,
     /// The longest frame, in bytes. Default: 131072.
-    #[serde(default = "frame_max")]
+    #[serde(default = "default_frame_max")]
     pub frame_max: u32,
     /// How long an attempt to connect may take, with the login. Default: `"10s"`.
-    #[serde(default = "ten_seconds")]
+    #[serde(default = "default_connect_timeout")]
     pub connect_timeout: Span,
     /// Pauses between attempts.
     #[serde(default)]
     pub reconnect: Reconnect,
 }
 
-fn amqp() -> Kind {
+fn default_kind() -> Kind {
     Kind::Amqp
 }
 
-fn root() -> String {
+fn default_vhost() -> String {
     "/".to_owned()
 }
 
 #[allow(clippy::ptr_arg, reason = "serde gives the field as it is")]
-fn is_root(vhost: &String) -> bool {
+fn is_default_vhost(vhost: &String) -> bool {
     vhost == "/"
 }
 
-fn guest() -> String {
+fn default_username() -> String {
     "guest".to_owned()
 }
 
-fn half_a_minute() -> Span {
+fn default_heartbeat() -> Span {
     Span::seconds(30)
 }
 
-fn frame_max() -> u32 {
+fn default_frame_max() -> u32 {
     131_072
 }
 
-fn ten_seconds() -> Span {
+fn default_connect_timeout() -> Span {
     Span::seconds(10)
 }
 
 /// The smallest frame that the client allows, in bytes.
 const FRAME_MIN: u32 = 8192;
-/// The largest: the client keeps room for 64 of them.
+/// The largest frame, in bytes. The client keeps buffers for 64 of them.
 const FRAME_MAX: u32 = 16 << 20;
-/// A heartbeat is told in whole seconds, in two bytes.
+/// The longest heartbeat in seconds. AMQP has two bytes for it.
 const HEARTBEAT_MAX_S: u64 = 65_535;
 
 impl ConnectionDefinition {
-    /// A broker at this address, with the defaults.
+    /// Defines a connection to a broker at this address, with the defaults.
     ///
     /// ```
     /// use xmsg_connect::definition::ConnectionDefinition;
@@ -130,13 +130,13 @@ impl ConnectionDefinition {
             name: name.into(),
             kind: Kind::Amqp,
             uris: vec![uri.into()],
-            vhost: root(),
-            username: guest(),
+            vhost: default_vhost(),
+            username: default_username(),
             password_file: None,
             ca_file: None,
-            heartbeat: half_a_minute(),
-            frame_max: frame_max(),
-            connect_timeout: ten_seconds(),
+            heartbeat: default_heartbeat(),
+            frame_max: default_frame_max(),
+            connect_timeout: default_connect_timeout(),
             reconnect: Reconnect::default(),
         }
     }
@@ -147,52 +147,56 @@ impl ConnectionDefinition {
         Self { password_file: resolve(&self.password_file), ca_file: resolve(&self.ca_file), ..self.clone() }
     }
 
-    /// Whether the values make sense.
+    /// Checks that the values make sense.
     pub(super) fn check(&self) -> Result<(), DefinitionError> {
-        let wrong = |field: &str, what: String| DefinitionError::new("connection", &self.name, field, what);
+        let field_error =
+            |field: &str, what: String| DefinitionError::new("connection", &self.name, field, what);
         check_name("connection", &self.name)?;
         if self.kind != Kind::Amqp {
             let what = "can only be \"amqp\": a ZeroMQ socket is defined where it is used, by `kind = \"zmq\"` and `address`";
-            return Err(wrong("kind", what.to_owned()));
+            return Err(field_error("kind", what.to_owned()));
         }
         if self.uris.is_empty() {
-            return Err(wrong(
+            return Err(field_error(
                 "uris",
                 "is empty: name the broker, such as \"amqp://127.0.0.1:5672\"".to_owned(),
             ));
         }
         for uri in &self.uris {
-            check_uri(uri).map_err(|what| wrong("uris", what))?;
+            check_uri(uri).map_err(|what| field_error("uris", what))?;
         }
         if let Some(what) = not_short(&self.vhost) {
-            return Err(wrong("vhost", what));
+            return Err(field_error("vhost", what));
         }
         if let Some(what) = not_short(&self.username) {
-            return Err(wrong("username", what));
+            return Err(field_error("username", what));
         }
         if self.frame_max > FRAME_MAX {
-            return Err(wrong(
+            return Err(field_error(
                 "frame_max",
                 format!("is {}; no more than {FRAME_MAX} is possible", self.frame_max),
             ));
         }
         if self.frame_max < FRAME_MIN {
-            return Err(wrong(
+            return Err(field_error(
                 "frame_max",
                 format!("is {}; no less than {FRAME_MIN} is possible", self.frame_max),
             ));
         }
         if !(1..=HEARTBEAT_MAX_S).contains(&self.heartbeat.get().as_secs()) {
-            return Err(wrong(
+            return Err(field_error(
                 "heartbeat",
                 format!("is {}; AMQP has 1 s to {HEARTBEAT_MAX_S} s", self.heartbeat),
             ));
         }
         if self.connect_timeout.get().is_zero() {
-            return Err(wrong("connect_timeout", "is 0: nothing can be reached in that time".to_owned()));
+            return Err(field_error(
+                "connect_timeout",
+                "is 0: nothing can be reached in that time".to_owned(),
+            ));
         }
         if self.reconnect.min.get().is_zero() || self.reconnect.min > self.reconnect.max {
-            return Err(wrong("reconnect", "needs a `min` above 0 that is not above `max`".to_owned()));
+            return Err(field_error("reconnect", "needs a `min` above 0 that is not above `max`".to_owned()));
         }
         Ok(())
     }

@@ -51,8 +51,8 @@ pub use properties::{DeliveryMode, Properties};
 pub use values::{ByteSize, HeaderValue, Span};
 pub use zmq::{Curve, SocketMethod};
 
-pub(crate) use channel::{AmqpChannel, Origin, ZmqChannel};
-pub(crate) use outgoing::{AmqpOutgoing, Way, ZmqOutgoing};
+pub(crate) use channel::{AmqpChannel, Source, ZmqChannel};
+pub(crate) use outgoing::{AmqpOutgoing, Destination, ZmqOutgoing};
 pub(crate) use properties::not_short;
 pub(crate) use zmq::ZmqFields;
 
@@ -135,8 +135,8 @@ pub struct Definitions {
     pub federation: Option<FederationDefinition>,
 }
 
-/// Entries of one sort that there may be.
-const ENTRIES: usize = 1000;
+/// How many entries of one sort there may be.
+const ENTRIES_MAX: usize = 1000;
 
 impl Definitions {
     /// Reads and checks the text of a file.
@@ -149,13 +149,13 @@ impl Definitions {
         Ok(definitions)
     }
 
-    /// The text of a file: reading it gives the same definitions.
+    /// Returns the definitions as the text of a file. Reading it gives the same definitions.
     pub fn to_toml(&self) -> Result<String, DefinitionError> {
         toml::to_string(self)
             .map_err(|error| DefinitionError::file(format!("can't be written as TOML: {error}")))
     }
 
-    /// The broker that an entry with this `connection` leads to.
+    /// Returns the broker that an entry with this `connection` leads to.
     pub(crate) fn broker(&self, connection: Option<&String>) -> Option<&ConnectionDefinition> {
         self.connections.iter().find(|broker| Some(&broker.name) == connection)
     }
@@ -168,7 +168,7 @@ impl Definitions {
         self.broker(connection).ok_or_else(|| format!("names {name:?}, which is not defined"))
     }
 
-    /// Whether all values make sense, each entry alone and beside the others.
+    /// Checks that all values make sense, each entry alone and beside the others.
     pub fn check(&self) -> Result<(), DefinitionError> {
         let spool = |field: &str, what: &str| Err(DefinitionError::new("spool", "", field, what.to_owned()));
         if self.spool.max_bytes.get() == 0 {
@@ -187,7 +187,9 @@ impl Definitions {
         let mut folders = BTreeSet::new();
         for outgoing in &self.outgoing {
             if !folders.insert(outgoing.spool_folder()) {
-                return Err(outgoing.wrong("spool_dir", "is the folder of another outgoing connection, too"));
+                return Err(
+                    outgoing.field_error("spool_dir", "is the folder of another outgoing connection, too")
+                );
             }
         }
         self.connections.iter().try_for_each(ConnectionDefinition::check)?;
@@ -199,8 +201,8 @@ impl Definitions {
 }
 
 impl Definitions {
-    /// Whether names that are not among the `former` ones are free of endings that belong to queues beside
-    /// theirs: `NAME.dead` has the dead letters of a durable subscription, and `NAME.lock` says that a
+    /// Checks that names that are not among the `former` ones are free of endings that belong to queues
+    /// beside theirs: `NAME.dead` has the dead letters of a durable subscription, and `NAME.lock` says that a
     /// federation has the name. Those that are there stay usable.
     pub(crate) fn check_new_names(&self, former: &Self) -> Result<(), DefinitionError> {
         let refused = |sort, name: &str, ending: &str, purpose: &str| {
@@ -233,12 +235,12 @@ fn unique<'a>(sort: &'static str, names: impl Iterator<Item = &'a String>) -> Re
                 "is taken by another entry of this sort".to_owned(),
             ));
         }
-        if seen.len() > ENTRIES {
+        if seen.len() > ENTRIES_MAX {
             return Err(DefinitionError::new(
                 sort,
                 name,
                 "name",
-                format!("is one too many: {ENTRIES} are allowed"),
+                format!("is one too many: {ENTRIES_MAX} are allowed"),
             ));
         }
     }
@@ -248,8 +250,8 @@ fn unique<'a>(sort: &'static str, names: impl Iterator<Item = &'a String>) -> Re
 /// The longest name of an entry, in bytes.
 const NAME_MAX: usize = 64;
 
-/// A name is a folder and the label of a metric, too: letters, digits, `-`, `_` and `.`, with no `.` at the
-/// beginning.
+/// Checks a name. It is a folder and the label of a metric, too, and so has letters, digits, `-`, `_` and `.`
+/// only, with no `.` at the beginning.
 fn check_name(sort: &'static str, name: &str) -> Result<(), DefinitionError> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > NAME_MAX || name.starts_with('.') || !name.chars().all(is_plain) {
@@ -270,7 +272,7 @@ fn check_topics(topics: &[String]) -> Result<(), String> {
     Ok(())
 }
 
-/// Why definitions can't be used: which entry, which field, and what is wrong with it.
+/// The error of definitions that can't be used. It says which entry and which field is wrong, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DefinitionError {
@@ -340,9 +342,9 @@ mod tests {
 
     /// Replaces one line of the file and says what is wrong with it then.
     fn error(line: &str, instead: &str) -> String {
-        let wrong = EVERYTHING.replacen(line, instead, 1);
-        assert_ne!(wrong, EVERYTHING, "{line}");
-        Definitions::parse(&wrong).unwrap_err().to_string()
+        let field_error = EVERYTHING.replacen(line, instead, 1);
+        assert_ne!(field_error, EVERYTHING, "{line}");
+        Definitions::parse(&field_error).unwrap_err().to_string()
     }
 
     #[test]

@@ -93,7 +93,7 @@ pub struct OutgoingDefinition {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subscribe: Vec<String>,
     /// Whether it is at work. Default: true.
-    #[serde(default = "yes")]
+    #[serde(default = "default_is_active")]
     pub is_active: bool,
     /// What happens to messages while it is not. Default: they are stored.
     #[serde(default)]
@@ -110,8 +110,8 @@ pub struct OutgoingDefinition {
     /// What happens when its spool is full. Default: that of `[spool]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_full: Option<OnFull>,
-    /// The folder of its spool, in that of all spools. Default: its name; it stays what it was when the
-    /// connection is renamed.
+    /// Returns the name of the folder of its spool, in the folder of all spools. Default: its name; it stays
+    /// what it was when the connection is renamed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spool_dir: Option<String>,
 
@@ -169,7 +169,7 @@ pub struct OutgoingDefinition {
     pub headers: BTreeMap<String, HeaderValue>,
 }
 
-fn yes() -> bool {
+fn default_is_active() -> bool {
     true
 }
 
@@ -204,16 +204,16 @@ pub(crate) struct AmqpOutgoing {
 }
 
 impl AmqpOutgoing {
-    /// A way to this exchange with this routing key, and the defaults.
+    /// Makes an outgoing connection to this exchange with this routing key, and the defaults.
     pub(crate) fn new(exchange: String, routing_key: Template) -> Self {
         Self {
             exchange,
             routing_key,
             is_mandatory: true,
             confirm_timeout: CONFIRM_TIMEOUT,
-            max_in_flight: IN_FLIGHT as usize,
+            max_in_flight: IN_FLIGHT_DEFAULT as usize,
             on_return: OnReturn::default(),
-            max_message_size: MESSAGE_SIZE.get(),
+            max_message_size: MESSAGE_SIZE_MAX.get(),
             body: Body::default(),
             header_compat: None,
             properties: Properties::default(),
@@ -234,20 +234,21 @@ pub(crate) struct ZmqOutgoing {
 
 /// Where an outgoing connection leads to, checked.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Way {
+pub(crate) enum Destination {
     Amqp(Box<AmqpOutgoing>),
     Zmq(ZmqOutgoing),
 }
 
 /// The largest window of messages that are not confirmed yet.
 const IN_FLIGHT_MAX: u32 = 10_000;
-const IN_FLIGHT: u32 = 256;
+const IN_FLIGHT_DEFAULT: u32 = 256;
 const CONFIRM_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
 /// The longest message that RabbitMQ takes unless it is configured otherwise.
-pub(crate) const MESSAGE_SIZE: ByteSize = ByteSize::of(128 << 20);
+pub(crate) const MESSAGE_SIZE_MAX: ByteSize = ByteSize::of(128 << 20);
 
 impl OutgoingDefinition {
-    /// A way to an exchange of the broker that this connection leads to, with the defaults.
+    /// Defines an outgoing connection to an exchange of the broker that `connection` leads to, with the
+    /// defaults.
     ///
     /// ```
     /// use xmsg_connect::definition::OutgoingDefinition;
@@ -261,11 +262,11 @@ impl OutgoingDefinition {
         Self {
             connection: Some(connection.into()),
             exchange: Some(exchange.into()),
-            ..Self::empty(name.into())
+            ..Self::with_defaults(name.into())
         }
     }
 
-    /// A way to a ZeroMQ socket that listens at this address, with the defaults.
+    /// Defines an outgoing connection to a ZeroMQ socket that listens at this address, with the defaults.
     ///
     /// ```
     /// use xmsg_connect::definition::{OutgoingDefinition, SendingSocket};
@@ -279,11 +280,11 @@ impl OutgoingDefinition {
             kind: Some(Kind::Zmq),
             socket_type: Some(socket_type),
             address: Some(address.into()),
-            ..Self::empty(name.into())
+            ..Self::with_defaults(name.into())
         }
     }
 
-    fn empty(name: String) -> Self {
+    fn with_defaults(name: String) -> Self {
         Self {
             name,
             kind: None,
@@ -315,13 +316,13 @@ impl OutgoingDefinition {
         }
     }
 
-    /// The folder of its spool, in that of all spools.
+    /// Returns the name of the folder of its spool, in the folder of all spools.
     #[must_use]
     pub fn spool_folder(&self) -> &str {
         self.spool_dir.as_deref().unwrap_or(&self.name)
     }
 
-    /// What kind of peer it leads to.
+    /// Returns what kind of peer it leads to.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self.kind {
@@ -331,31 +332,33 @@ impl OutgoingDefinition {
         }
     }
 
-    /// The longest body that it takes, in bytes.
+    /// Returns the length of the longest body that it takes, in bytes.
     pub(crate) fn message_max(&self) -> u64 {
-        self.max_message_size.unwrap_or(MESSAGE_SIZE).get()
+        self.max_message_size.unwrap_or(MESSAGE_SIZE_MAX).get()
     }
 
-    pub(super) fn wrong(&self, field: &str, what: impl Into<String>) -> DefinitionError {
+    pub(super) fn field_error(&self, field: &str, what: impl Into<String>) -> DefinitionError {
         DefinitionError::new("outgoing", &self.name, field, what.into())
     }
 
-    /// Whether the values make sense, also beside the other definitions; and where it leads to.
-    pub(crate) fn check(&self, all: &Definitions) -> Result<Way, DefinitionError> {
+    /// Checks that the values make sense, also beside the other definitions, and returns where the connection
+    /// leads to.
+    pub(crate) fn check(&self, all: &Definitions) -> Result<Destination, DefinitionError> {
         check_name("outgoing", &self.name)?;
         if let Some(folder) = &self.spool_dir {
-            check_name("outgoing", folder).map_err(|_| self.wrong("spool_dir", "has to be a plain name"))?;
+            check_name("outgoing", folder)
+                .map_err(|_| self.field_error("spool_dir", "has to be a plain name"))?;
         }
-        super::check_topics(&self.subscribe).map_err(|what| self.wrong("subscribe", what))?;
+        super::check_topics(&self.subscribe).map_err(|what| self.field_error("subscribe", what))?;
         if self.max_bytes.is_some_and(|bytes| bytes.get() == 0) {
-            return Err(self.wrong("max_bytes", "is 0: nothing could be sent"));
+            return Err(self.field_error("max_bytes", "is 0: nothing could be sent"));
         }
         if self.max_age.is_some_and(|age| age.get().is_zero()) {
-            return Err(self.wrong("max_age", "is 0: everything would be too old"));
+            return Err(self.field_error("max_age", "is 0: everything would be too old"));
         }
         match self.kind() {
-            Kind::Amqp => self.check_amqp(all).map(|way| Way::Amqp(Box::new(way))),
-            Kind::Zmq => self.check_zmq().map(Way::Zmq),
+            Kind::Amqp => self.check_amqp(all).map(|amqp| Destination::Amqp(Box::new(amqp))),
+            Kind::Zmq => self.check_zmq().map(Destination::Zmq),
         }
     }
 
@@ -368,36 +371,40 @@ impl OutgoingDefinition {
             ("curve", self.curve.is_some()),
         ];
         if let Some((field, _)) = of_zmq.into_iter().find(|(_, is_set)| *is_set) {
-            return Err(self.wrong(field, "is for ZeroMQ only (kind = \"zmq\"), and this one is AMQP"));
+            return Err(self.field_error(field, "is for ZeroMQ only (kind = \"zmq\"), and this one is AMQP"));
         }
-        let broker =
-            all.named_broker(self.connection.as_ref()).map_err(|what| self.wrong("connection", what))?;
+        let broker = all
+            .named_broker(self.connection.as_ref())
+            .map_err(|what| self.field_error("connection", what))?;
         let exchange = self.exchange.clone().unwrap_or_default();
         if let Some(what) = not_short(&exchange) {
-            return Err(self.wrong("exchange", what));
+            return Err(self.field_error("exchange", what));
         }
         let template = self.routing_key.as_deref().unwrap_or("{topic}");
-        let routing_key = template.parse().map_err(|what: String| self.wrong("routing_key", what))?;
-        let max_in_flight = self.max_in_flight.unwrap_or(IN_FLIGHT);
+        let routing_key = template.parse().map_err(|what: String| self.field_error("routing_key", what))?;
+        let max_in_flight = self.max_in_flight.unwrap_or(IN_FLIGHT_DEFAULT);
         if !(1..=IN_FLIGHT_MAX).contains(&max_in_flight) {
-            return Err(
-                self.wrong("max_in_flight", format!("is {max_in_flight}, and not from 1 to {IN_FLIGHT_MAX}"))
-            );
+            return Err(self.field_error(
+                "max_in_flight",
+                format!("is {max_in_flight}, and not from 1 to {IN_FLIGHT_MAX}"),
+            ));
         }
         let confirm_timeout = self.confirm_timeout.map_or(CONFIRM_TIMEOUT, Span::get);
         if confirm_timeout.is_zero() {
-            return Err(self.wrong("confirm_timeout", "is 0: no broker confirms in that time"));
+            return Err(self.field_error("confirm_timeout", "is 0: no broker confirms in that time"));
         }
         if let Some((property, what)) = self.properties.invalid(&broker.username) {
-            return Err(self.wrong(&format!("properties.{property}"), what));
+            return Err(self.field_error(&format!("properties.{property}"), what));
         }
         for (name, value) in &self.headers {
             if let Some(what) = not_short(name) {
-                return Err(self.wrong("headers", format!("the name {name:?} {what}")));
+                return Err(self.field_error("headers", format!("the name {name:?} {what}")));
             }
             if matches!(value, HeaderValue::Float(value) if !value.is_finite()) {
                 // It differs from itself: each change of any entry would make this link anew.
-                return Err(self.wrong(&format!("headers.{name}"), format!("is {value}, which is no number")));
+                return Err(
+                    self.field_error(&format!("headers.{name}"), format!("is {value}, which is no number"))
+                );
             }
         }
         Ok(AmqpOutgoing {
@@ -430,13 +437,13 @@ impl OutgoingDefinition {
             ("headers", !self.headers.is_empty()),
         ];
         if let Some((field, _)) = of_amqp.into_iter().find(|(_, is_set)| *is_set) {
-            return Err(self.wrong(field, "is for AMQP only, and this one is a ZeroMQ socket"));
+            return Err(self.field_error(field, "is for AMQP only, and this one is a ZeroMQ socket"));
         }
         let Some(socket_type) = self.socket_type else {
-            return Err(self.wrong("socket_type", "is missing: \"PUSH\", \"PUB\" or \"DEALER\""));
+            return Err(self.field_error("socket_type", "is missing: \"PUSH\", \"PUB\" or \"DEALER\""));
         };
         let socket = ZmqFields::check(self.address.as_deref(), self.socket_method, self.curve.as_ref());
-        let socket = socket.map_err(|(field, what)| self.wrong(field, what))?;
+        let socket = socket.map_err(|(field, what)| self.field_error(field, what))?;
         Ok(ZmqOutgoing { socket_type, socket, frames: self.frames.unwrap_or_default() })
     }
 }

@@ -69,10 +69,10 @@ pub struct Properties {
     pub cluster_id: Option<String>,
 }
 
-/// AMQP writes the length of a short string into one byte.
+/// The longest short string in bytes. AMQP writes its length into one byte.
 pub(crate) const SHORT_STRING: usize = 255;
 
-/// That something is not a short string, in words; `None` if it is one.
+/// Says in words why a text is not a short string of AMQP. Returns `None` if it is one.
 pub(crate) fn not_short(text: &str) -> Option<String> {
     if text.len() > SHORT_STRING {
         return Some(format!("has {} bytes; AMQP allows {SHORT_STRING}", text.len()));
@@ -81,7 +81,7 @@ pub(crate) fn not_short(text: &str) -> Option<String> {
 }
 
 impl Properties {
-    /// These, and where one is not set, that of `template`.
+    /// Returns these properties. Those that are not set come from `template`.
     #[must_use]
     pub fn over(&self, template: &Self) -> Self {
         let text =
@@ -103,8 +103,8 @@ impl Properties {
         }
     }
 
-    /// The name of the first property that AMQP, or a broker where `login` is who we are, does not take, and
-    /// why.
+    /// Returns the name of the first property that AMQP, or a broker that knows us as `login`, does not take,
+    /// and why.
     pub(crate) fn invalid(&self, login: &str) -> Option<(&'static str, String)> {
         let texts = [
             ("content_type", &self.content_type),

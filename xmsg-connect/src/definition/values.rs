@@ -21,24 +21,24 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub struct Span(Duration);
 
 /// The longest time that a definition may name: ten years. Clocks that are set further ahead can overflow.
-const LONGEST: f64 = 10.0 * 366.0 * 86_400.0;
+const SPAN_MAX_S: f64 = 10.0 * 366.0 * 86_400.0;
 const SPAN_UNITS: [(&str, u128); 5] =
     [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 
 impl Span {
-    /// This length of time, in whole milliseconds.
+    /// Makes a span of this length of time, which counts in whole milliseconds.
     #[must_use]
     pub const fn of(time: Duration) -> Self {
         Self(time)
     }
 
-    /// So many seconds.
+    /// Makes a span of so many seconds.
     #[must_use]
     pub const fn seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
 
-    /// The length of time.
+    /// Returns the length of time.
     #[must_use]
     pub const fn get(self) -> Duration {
         self.0
@@ -55,7 +55,7 @@ impl FromStr for Span {
         let number = number.trim().parse::<f64>().ok();
         let seconds = unit.zip(number).map(|((_, millis), number)| number * *millis as f64 / 1000.0);
         match seconds {
-            Some(seconds) if (0.0..=LONGEST).contains(&seconds) => {
+            Some(seconds) if (0.0..=SPAN_MAX_S).contains(&seconds) => {
                 // In the unit that it is written with again.
                 let rounded = Duration::from_secs_f64(seconds + 0.0005);
                 Ok(Self(Duration::from_millis(rounded.as_millis() as u64)))
@@ -100,13 +100,13 @@ const BYTE_UNITS: [(&str, u64); 8] = [
 ];
 
 impl ByteSize {
-    /// So many bytes.
+    /// Makes a size of so many bytes.
     #[must_use]
     pub const fn of(bytes: u64) -> Self {
         Self(bytes)
     }
 
-    /// The number of bytes.
+    /// Returns the number of bytes.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0

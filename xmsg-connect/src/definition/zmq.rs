@@ -49,7 +49,7 @@ impl ZmqFields {
         self
     }
 
-    /// The fields, or the name of the one that is wrong, and why.
+    /// Checks the fields. The error is the name of the field that is wrong, and why it is.
     pub(super) fn check(
         address: Option<&str>,
         method: Option<SocketMethod>,

@@ -1,14 +1,14 @@
-//! The queue of a durable subscription, and the one for what is given up.
+//! The queues of a durable subscription: one for its messages, and one for its dead letters.
 
 use lapin::Channel;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
 
-use crate::amqp::{refused, short, verdict};
+use crate::amqp::{broker_error, protocol_error, reply_code, short};
 use crate::definition::DurableDefinition;
 use crate::error::Result;
 
-/// Makes the queues that are not there.
+/// Declares the queues, which makes those that are not there.
 pub(crate) async fn declare(channel: &Channel, durable: &DurableDefinition) -> Result<()> {
     let queue = durable.queue();
     let mut arguments = quorum(durable, "reject-publish");
@@ -42,21 +42,21 @@ async fn declare_one(channel: &Channel, queue: &str, arguments: FieldTable) -> R
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     let declared = channel.queue_declare(short(queue), options, arguments).await;
     declared.map(drop).map_err(|error| {
-        let what = match verdict(&error) {
-            Some((406, _)) => {
+        let what = match protocol_error(&error) {
+            Some((reply_code::PRECONDITION_FAILED, _)) => {
                 "exists with other limits: set delivery_limit, dead_letter and max_queue_bytes to what they were, or delete the queue at the \
                  broker when it is empty"
             }
             _ => "can't be declared",
         };
-        refused(error, &format!("the queue {queue:?} of the durable subscription {what}"))
+        broker_error(error, &format!("the queue {queue:?} of the durable subscription {what}"))
     })
 }
 
-/// Whether the queue is there.
+/// Checks that the queue is there.
 pub(crate) async fn check(channel: &Channel, durable: &DurableDefinition) -> Result<()> {
     let queue = durable.queue();
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let declared = channel.queue_declare(short(&queue), passive, FieldTable::default()).await;
-    declared.map(drop).map_err(|error| refused(error, &format!("the queue {queue:?} can't be used")))
+    declared.map(drop).map_err(|error| broker_error(error, &format!("the queue {queue:?} can't be used")))
 }

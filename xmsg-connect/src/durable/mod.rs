@@ -15,14 +15,15 @@ mod session;
 use std::path::Path;
 
 use crate::definition::{
-    AmqpOutgoing, ConnectionDefinition, Definitions, DurableDefinition, OutgoingDefinition, Way, WhenInactive,
+    AmqpOutgoing, ConnectionDefinition, Definitions, Destination, DurableDefinition, OutgoingDefinition,
+    WhenInactive,
 };
 use crate::outgoing::OutgoingPlan;
 
 pub(crate) use broker::{check, declare};
-pub(crate) use server::{Counted, DurableServer};
+pub(crate) use server::{CounterValues, DurableServer};
 
-/// What a durable subscription goes by.
+/// The configuration of a durable subscription: its definition, and the broker that it refers to.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct DurablePlan {
     pub(crate) definition: DurableDefinition,
@@ -31,13 +32,13 @@ pub(crate) struct DurablePlan {
 }
 
 impl DurablePlan {
-    /// The plan for one of these definitions, whose files are relative to this folder.
+    /// Makes the plan for one of these definitions, whose files are relative to this folder.
     pub(crate) fn of(definition: &DurableDefinition, all: &Definitions, base: &Path) -> Self {
         let broker = all.broker(Some(&definition.connection)).map(|broker| broker.resolved(base));
         Self { definition: definition.clone(), broker }
     }
 
-    /// The outgoing connection that takes messages to the queue.
+    /// Makes the plan of the outgoing connection that takes messages to the queue.
     pub(crate) fn outgoing_plan(&self) -> OutgoingPlan {
         let durable = &self.definition;
         let mut definition = OutgoingDefinition::amqp(durable.outgoing_name(), &durable.connection, "");
@@ -47,13 +48,13 @@ impl DurablePlan {
         definition.when_inactive = WhenInactive::Store;
         definition.spool_dir = Some(durable.spool_folder());
         definition.max_bytes = durable.max_bytes;
-        let way = AmqpOutgoing {
+        let amqp = AmqpOutgoing {
             durable: Some(durable.clone()),
             ..AmqpOutgoing::new(String::new(), crate::routing::Template::text(durable.queue()))
         };
         OutgoingPlan {
             definition,
-            way: Way::Amqp(Box::new(way)),
+            destination: Destination::Amqp(Box::new(amqp)),
             broker: self.broker.clone(),
             federation: None,
         }

@@ -1,4 +1,5 @@
-//! Answers the requests of subscribers: which session each is for.
+//! The server of a durable subscription. It hands each request of a subscriber to the session that the
+//! request is for.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -19,28 +20,28 @@ use xmsg_zmq::link::throttle::Throttle;
 use xmsg_zmq::lock::lock;
 
 use super::DurablePlan;
-use super::session::{ASKED, Ask, Session, charge_of};
-use crate::amqp::buffers;
-use crate::room::Room;
+use super::session::{Command, REQUEST_TIMEOUT, Session, charge_of_reply};
+use crate::amqp::buffer_bytes;
+use crate::receive_memory::ReceiveMemory;
 
-/// Sessions of one durable subscription at a time.
-const SESSIONS: usize = 64;
-/// Requests that are answered at the same time; of each session, one waits for messages and one acknowledges.
+/// How many sessions one durable subscription may have at a time.
+const SESSIONS_MAX: usize = 64;
+/// How many requests are answered at the same time. Of each session, one waits for messages and one
+/// acknowledges.
 const CONCURRENCY: usize = 256;
-/// Requests of one session that wait for the one before.
-const ASKS: usize = 8;
+/// How many commands of one session may wait for the one before them.
+const COMMANDS_MAX: usize = 8;
 /// The longest topic for answers that is accepted, in bytes. So whether an answer has room for a message does
 /// not depend on who asks.
-const REPLY_TOPIC: usize = 256;
+const REPLY_TOPIC_MAX: usize = 256;
 /// The digits of a serial, with that of the language.
-const SERIAL: usize = 7;
+const SERIAL_LEN: usize = 7;
 /// Characters of a topic in the log.
-const SHOWN: usize = 100;
-/// When there is no place for another session, one that has asked for nothing since it was opened gives way
-/// after this time.
-const UNUSED: Duration = Duration::from_secs(2);
+const LOGGED_CHARS_MAX: usize = 100;
+/// How long a session that has asked for nothing since it was opened is safe from being ended for a new one.
+const UNUSED_GRACE: Duration = Duration::from_secs(2);
 /// The pause before the proxy is asked again for a subscription that it has not confirmed.
-const PAUSE: Duration = Duration::from_secs(1);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How long answers on their way may take at the end.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -67,7 +68,7 @@ pub(crate) struct Counters {
 
 /// The counters of a durable subscription, read at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Counted {
+pub(crate) struct CounterValues {
     pub(crate) subscribers: u64,
     pub(crate) given_out: u64,
     pub(crate) acknowledged: u64,
@@ -87,10 +88,10 @@ pub(crate) struct DurableServer {
 #[derive(Debug)]
 struct Shared {
     plan: DurablePlan,
-    room: Room,
-    sessions: Mutex<HashMap<Bytes, Place>>,
+    receive_memory: ReceiveMemory,
+    sessions: Mutex<HashMap<Bytes, SessionEntry>>,
     counters: Arc<Counters>,
-    /// Lines about requests that can't be answered, and about sessions that are lost.
+    /// Limits log lines about requests that can't be answered, and about sessions that are lost.
     log: Throttle,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -98,13 +99,13 @@ struct Shared {
 
 /// A session as the server knows it.
 #[derive(Debug)]
-struct Place {
-    asks: mpsc::Sender<Ask>,
-    /// Whose it is, as far as that is known.
+struct SessionEntry {
+    commands: mpsc::Sender<Command>,
+    /// The client that opened the session, as far as it is known.
     client: Bytes,
-    /// When it was opened, or asked last.
-    heard: Instant,
-    /// Whether it was asked for something: then whoever opened it has received its identifier.
+    /// When the session was opened, or has received its last request.
+    last_request: Instant,
+    /// Whether the session has received a request. If so, whoever opened it has received its identifier.
     is_used: bool,
     /// Ends it.
     end: CancellationToken,
@@ -112,10 +113,10 @@ struct Place {
 
 impl DurableServer {
     /// Starts to answer.
-    pub(crate) fn start(plan: DurablePlan, actor: Actor, room: Room) -> Self {
+    pub(crate) fn start(plan: DurablePlan, actor: Actor, receive_memory: ReceiveMemory) -> Self {
         let shared = Arc::new(Shared {
             plan: plan.clone(),
-            room,
+            receive_memory,
             sessions: Mutex::default(),
             counters: Arc::default(),
             log: Throttle::default(),
@@ -130,10 +131,10 @@ impl DurableServer {
         Self { plan, shared }
     }
 
-    pub(crate) fn counted(&self) -> Counted {
+    pub(crate) fn counter_values(&self) -> CounterValues {
         let Counters { given_out, acknowledged, sessions_lost, rejected, gave_way, ignored, .. } =
             &*self.shared.counters;
-        Counted {
+        CounterValues {
             subscribers: lock(&self.shared.sessions).len() as u64,
             given_out: given_out.load(Ordering::Relaxed),
             acknowledged: acknowledged.load(Ordering::Relaxed),
@@ -162,10 +163,10 @@ impl Drop for DurableServer {
 async fn serve(shared: Arc<Shared>, actor: Actor) {
     let topic = format!("{TOPIC}{}", shared.plan.definition.name);
     loop {
-        let answering = shared.clone();
+        let serving = shared.clone();
         let (own, sender) = (topic.clone(), actor.clone());
         let handler = move |message: Message| {
-            let (shared, sender) = (answering.clone(), sender.clone());
+            let (shared, sender) = (serving.clone(), sender.clone());
             // A subscription is a prefix: requests for others, whose names begin with this one's, come, too.
             let is_ours = message.topic().as_bytes() == own.as_bytes();
             async move {
@@ -192,7 +193,7 @@ async fn serve(shared: Arc<Shared>, actor: Actor) {
                 );
                 tokio::select! {
                     () = shared.stop.cancelled() => return,
-                    () = tokio::time::sleep(PAUSE) => {}
+                    () = tokio::time::sleep(RETRY_PAUSE) => {}
                 }
             }
         }
@@ -215,22 +216,24 @@ impl Shared {
             Err(error) => (Reply::Unavailable(error.with_causes().to_string()), None),
         };
         // Each answer has a copy of its messages until it is sent.
-        let bytes = charge_of(&reply);
-        let answering = self.room.answer(bytes).await;
+        let bytes = charge_of_reply(&reply);
+        let answer_permit = self.receive_memory.acquire_answer(bytes).await;
         let sent = match message.reply_with(reply.encode()) {
             Ok(Some(answer)) => sender.publish(&answer).await,
             Ok(None) => return,
             Err(error) => Err(error),
         };
-        drop(answering);
+        drop(answer_permit);
         let Err(error) = sent else { return };
         if error.kind() == xmsg_core::ErrorKind::TooLarge
             && let (Some(session), Reply::Messages(items)) = (&session, &reply)
             && let Some(first) = items.first()
         {
-            if let Some(asks) = self.heard(session) {
+            if let Some(commands) = self.touch(session) {
                 // A session that has ended needs to know nothing: its messages are back in the queue.
-                let _ = asks.send(Ask::TooLarge { number: first.number, messages: items.len(), bytes }).await;
+                let _ = commands
+                    .send(Command::TooLarge { number: first.number, messages: items.len(), bytes })
+                    .await;
             }
             // The subscriber asks again at once then.
             if let Ok(Some(answer)) = message.reply_with(Reply::Messages(Vec::new()).encode()) {
@@ -242,15 +245,16 @@ impl Shared {
         tracing::warn!(unlogged, "durable {name:?}: an answer was not sent: {}", error.with_causes());
     }
 
-    /// Whoever may ask chooses the topic of the answer. It is not to be one that means something to others,
-    /// who would take the answer for a message of theirs.
+    /// Counts and logs a request that is not answered because of the topic of its answer. Whoever may ask
+    /// chooses that topic, and it must not be one that means something to others, who would take the answer
+    /// for a message of theirs.
     fn ignore(&self, topic: Option<&Topic>) {
         self.counters.ignored.fetch_add(1, Ordering::Relaxed);
         let Some(unlogged) = self.log.pass("requests for durable subscriptions that are not answered") else {
             return;
         };
         let name = &self.plan.definition.name;
-        let topic = topic.map(|topic| brief(&topic.to_string()));
+        let topic = topic.map(|topic| truncated(&topic.to_string()));
         tracing::warn!(
             unlogged,
             topic,
@@ -258,20 +262,23 @@ impl Shared {
         );
     }
 
-    /// Notes that a session is asked for something.
-    fn heard(&self, session: &Bytes) -> Option<mpsc::Sender<Ask>> {
+    /// Notes that a request for a session has come. Returns where commands for it go.
+    fn touch(&self, session: &Bytes) -> Option<mpsc::Sender<Command>> {
         let mut sessions = lock(&self.sessions);
-        let place = sessions.get_mut(session)?;
-        (place.heard, place.is_used) = (Instant::now(), true);
-        Some(place.asks.clone())
+        let entry = sessions.get_mut(session)?;
+        (entry.last_request, entry.is_used) = (Instant::now(), true);
+        Some(entry.commands.clone())
     }
 
     async fn answer(self: &Arc<Self>, request: Request, client: &[u8]) -> Reply {
         let Some(session) = request.session() else { return self.open(client).await };
-        let Some(asks) = self.heard(session) else { return Reply::UnknownSession };
+        let Some(commands) = self.touch(session) else { return Reply::UnknownSession };
         let (answer, answered) = oneshot::channel();
         // A session that hangs is about to end; meanwhile it holds up no request to another one.
-        match Deadline::after(ASKED).limit(asks.send(Ask::Request { request, answer })).await {
+        match Deadline::after(REQUEST_TIMEOUT)
+            .limit(commands.send(Command::Request { request, answer }))
+            .await
+        {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Reply::UnknownSession,
             Err(_) => return Reply::Unavailable("requests before it still wait for the broker".to_owned()),
@@ -279,7 +286,7 @@ impl Shared {
         answered.await.unwrap_or(Reply::UnknownSession)
     }
 
-    /// Begins a session; the answer comes once it is connected to the broker.
+    /// Begins a session. The answer comes once it is connected to the broker.
     async fn open(self: &Arc<Self>, client: &[u8]) -> Reply {
         let definition = &self.plan.definition;
         let name = &definition.name;
@@ -289,32 +296,39 @@ impl Shared {
             ));
         }
         // The client has a thread and buffers for each connection.
-        let thread = self.room.thread();
-        let has_room = self.room.has_room(self.plan.broker.as_ref().map_or(0, buffers));
+        let thread = self.receive_memory.try_thread();
+        let has_room = self.receive_memory.has_room(self.plan.broker.as_ref().map_or(0, buffer_bytes));
         let (Some(thread), true) = (thread, has_room) else {
             return Reply::Unavailable(format!(
                 "the durable subscription {name:?} has no memory for another subscriber now (--memory-limit)"
             ));
         };
         let id = Bytes::copy_from_slice(Uuid::new_v4().as_bytes());
-        let (asks, asked) = mpsc::channel(ASKS);
+        let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
         let end = self.stop.child_token();
-        let place = Place {
-            asks,
+        let entry = SessionEntry {
+            commands,
             client: Bytes::copy_from_slice(client),
-            heard: Instant::now(),
+            last_request: Instant::now(),
             is_used: false,
             end: end.clone(),
         };
-        if !self.enter(id.clone(), place) {
+        if !self.try_insert(id.clone(), entry) {
             return Reply::Unavailable(format!(
-                "the durable subscription {name:?} has {SESSIONS} subscribers, and no room for more"
+                "the durable subscription {name:?} has {SESSIONS_MAX} subscribers, and no room for more"
             ));
         }
-        let (ready, is_ready) = oneshot::channel();
+        let (ready, opened) = oneshot::channel();
         let (shared, own_id) = (self.clone(), id.clone());
         self.tasks.spawn(async move {
-            let run = Session::run(&shared.plan, &shared.counters, &shared.room, &shared.log, asked, ready);
+            let run = Session::run(
+                &shared.plan,
+                &shared.counters,
+                &shared.receive_memory,
+                &shared.log,
+                command_queue,
+                ready,
+            );
             tokio::select! {
                 ran = catch_in(run) => if let Err(fault) = ran {
                     // The subscriber asks for another session: what it has not acknowledged comes again.
@@ -327,7 +341,7 @@ impl Shared {
             lock(&shared.sessions).remove(&own_id);
             drop(thread);
         });
-        match is_ready.await {
+        match opened.await {
             // It may have had to give way meanwhile.
             Ok(Ok(())) => Reply::Opened { session: id, topics: definition.topics.clone() },
             Ok(Err(error)) => Reply::Unavailable(format!(
@@ -338,65 +352,68 @@ impl Shared {
         }
     }
 
-    /// Gives a new session its place. If there is none, another session may have to give way. Returns whether
-    /// it has one.
-    fn enter(&self, id: Bytes, place: Place) -> bool {
+    /// Inserts a new session, for which another one may have to end. Returns whether there was room for it.
+    fn try_insert(&self, id: Bytes, entry: SessionEntry) -> bool {
         let mut sessions = lock(&self.sessions);
-        if sessions.len() >= SESSIONS {
-            let gives_way = gives_way(&sessions, &place.client, Instant::now());
-            let Some(other) = gives_way.and_then(|other| sessions.remove(&other)) else { return false };
+        if sessions.len() >= SESSIONS_MAX {
+            let session_to_evict = session_to_evict(&sessions, &entry.client, Instant::now());
+            let Some(other) = session_to_evict.and_then(|other| sessions.remove(&other)) else {
+                return false;
+            };
             other.end.cancel();
             self.counters.gave_way.fetch_add(1, Ordering::Relaxed);
             if let Some(unlogged) = self.log.pass("sessions that gave way to those of others") {
                 let name = &self.plan.definition.name;
                 tracing::warn!(
                     unlogged,
-                    client = brief(&String::from_utf8_lossy(&other.client)),
-                    "durable {name:?}: all {SESSIONS} places are taken: a session of the subscriber with most of them, or one that was never used, has ended"
+                    client = truncated(&String::from_utf8_lossy(&other.client)),
+                    "durable {name:?}: all {SESSIONS_MAX} places are taken: a session of the subscriber with most of them, or one that was never used, has ended"
                 );
             }
         }
-        sessions.insert(id, place);
+        sessions.insert(id, entry);
         true
     }
 }
 
-/// Which session gives way to a new one of this client when all places are taken: one that nobody has used,
-/// or one of the client that has most, if those are more than this one would have. Of these, it is the one
-/// that was silent for longest.
-fn gives_way(sessions: &HashMap<Bytes, Place>, client: &Bytes, now: Instant) -> Option<Bytes> {
+/// Returns the session that is ended for a new one of this client when there are as many as there may be: one
+/// that nobody has used, or one of the client that has most, if those are more than this one would have. Of
+/// these, it is the one that was silent for longest.
+fn session_to_evict(sessions: &HashMap<Bytes, SessionEntry>, client: &Bytes, now: Instant) -> Option<Bytes> {
     let mut counts: HashMap<&Bytes, usize> = HashMap::new();
-    for place in sessions.values() {
-        *counts.entry(&place.client).or_default() += 1;
+    for entry in sessions.values() {
+        *counts.entry(&entry.client).or_default() += 1;
     }
-    let count = |place: &Place| counts.get(&place.client).copied().unwrap_or_default();
-    let is_unused = |place: &Place| !place.is_used && now.saturating_duration_since(place.heard) >= UNUSED;
+    let count = |entry: &SessionEntry| counts.get(&entry.client).copied().unwrap_or_default();
+    let is_unused = |entry: &SessionEntry| {
+        !entry.is_used && now.saturating_duration_since(entry.last_request) >= UNUSED_GRACE
+    };
     let own = counts.get(client).copied().unwrap_or_default();
-    let may_go = |place: &Place| is_unused(place) || count(place) > own + 1;
-    let silent = |place: &Place| now.saturating_duration_since(place.heard);
-    let going = sessions.iter().filter(|(_, place)| may_go(place));
-    let going = going.max_by_key(|(_, place)| (is_unused(place), count(place), silent(place)));
+    let may_go = |entry: &SessionEntry| is_unused(entry) || count(entry) > own + 1;
+    let silent = |entry: &SessionEntry| now.saturating_duration_since(entry.last_request);
+    let going = sessions.iter().filter(|(_, entry)| may_go(entry));
+    let going = going.max_by_key(|(_, entry)| (is_unused(entry), count(entry), silent(entry)));
     going.map(|(id, _)| id.clone())
 }
 
-/// Whose request it is whose answer goes to this topic: of `ret:ID:LDDDDDD`, the part before the serial; of
-/// `return:N`, which does not say more, all of it. `None` for a topic that is not for answers.
+/// Returns the client whose answers go to this topic: the part of `ret:ID:LDDDDDD` before the serial, and all
+/// of `return:N`, which does not say more. Returns `None` for a topic that is not for answers.
 fn client_of(topic: &[u8]) -> Option<&[u8]> {
     let is_number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-    if topic.len() > REPLY_TOPIC {
+    if topic.len() > REPLY_TOPIC_MAX {
         return None;
     }
     if let Some(number) = topic.strip_prefix(b"return:") {
         return is_number(number).then_some(topic);
     }
-    let (client, serial) = topic.split_at_checked(topic.len().checked_sub(1 + SERIAL)?)?;
+    let (client, serial) = topic.split_at_checked(topic.len().checked_sub(1 + SERIAL_LEN)?)?;
     let is_serial = serial.strip_prefix(b":").is_some_and(is_number);
     (is_serial && client.strip_prefix(b"ret:").is_some_and(|id| !id.is_empty())).then_some(client)
 }
 
-/// Text of others, as much of it as a line of the log has.
-fn brief(text: &str) -> String {
-    text.chars().take(SHOWN).collect()
+/// Cuts the text of others to what a line of the log has of it.
+fn truncated(text: &str) -> String {
+    text.chars().take(LOGGED_CHARS_MAX).collect()
 }
 
 #[cfg(test)]
@@ -424,14 +441,14 @@ mod tests {
             let found = client_of(topic.as_bytes()).map(|client| std::str::from_utf8(client).unwrap());
             assert_eq!(found, client, "{topic}");
         }
-        let long = format!("ret:{}:4000007", "x".repeat(REPLY_TOPIC));
+        let long = format!("ret:{}:4000007", "x".repeat(REPLY_TOPIC_MAX));
         assert_eq!(client_of(long.as_bytes()), None);
     }
 
-    fn place(client: &'static str, heard: Instant, is_used: bool) -> Place {
-        let (asks, _) = mpsc::channel(1);
+    fn entry(client: &'static str, last_request: Instant, is_used: bool) -> SessionEntry {
+        let (commands, _) = mpsc::channel(1);
         let client = Bytes::from_static(client.as_bytes());
-        Place { asks, client, heard, is_used, end: CancellationToken::new() }
+        SessionEntry { commands, client, last_request, is_used, end: CancellationToken::new() }
     }
 
     #[test]
@@ -439,25 +456,25 @@ mod tests {
         let start = Instant::now();
         let later = |seconds| Deadline::since(start, Duration::from_secs(seconds)).instant();
         let name = |number: u32| Bytes::from(number.to_string());
-        let mut sessions: HashMap<Bytes, Place> =
-            (0..3).map(|number| (name(number), place("many", later(number.into()), true))).collect();
-        sessions.insert(name(3), place("one", start, true));
+        let mut sessions: HashMap<Bytes, SessionEntry> =
+            (0..3).map(|number| (name(number), entry("many", later(number.into()), true))).collect();
+        sessions.insert(name(3), entry("one", start, true));
         let goes = |sessions: &_, client: &'static str, at| {
-            gives_way(sessions, &Bytes::from_static(client.as_bytes()), at)
+            session_to_evict(sessions, &Bytes::from_static(client.as_bytes()), at)
         };
         // The one that was silent for longest.
         assert_eq!(goes(&sessions, "new", later(10)), Some(name(0)));
         assert_eq!(goes(&sessions, "one", later(10)), Some(name(0)));
         assert_eq!(goes(&sessions, "many", later(10)), None);
         // One that nobody has used goes first, once it had the time to be used.
-        sessions.insert(name(4), place("one", later(9), false));
+        sessions.insert(name(4), entry("one", later(9), false));
         assert_eq!(goes(&sessions, "new", later(10)), Some(name(0)));
         assert_eq!(goes(&sessions, "many", later(12)), Some(name(4)));
         // Where nobody has more than the new one would have, nobody gives way.
         let sessions = HashMap::from([
-            (name(0), place("a", start, true)),
-            (name(1), place("b", start, true)),
-            (name(2), place("c", start, true)),
+            (name(0), entry("a", start, true)),
+            (name(1), entry("b", start, true)),
+            (name(2), entry("c", start, true)),
         ]);
         assert_eq!(goes(&sessions, "new", later(100)), None);
     }

@@ -9,8 +9,8 @@
 //! messages go which way, so that none goes in a circle and none arrives twice.
 
 mod broker;
-mod mark;
-mod memory;
+mod duplicates;
+mod origin_header;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,37 +21,37 @@ use xmsg_core::Message;
 use crate::amqp::headers;
 use crate::channel::ChannelPlan;
 use crate::definition::{
-    AckMode, AmqpChannel, AmqpOutgoing, ChannelDefinition, Definitions, FederationDefinition, OnError,
-    Origin, OutgoingDefinition, QueueDeclare, Target, Way, WhenInactive,
+    AckMode, AmqpChannel, AmqpOutgoing, ChannelDefinition, Definitions, Destination, FederationDefinition,
+    OnError, OutgoingDefinition, QueueDeclare, Source, Target, WhenInactive,
 };
 use crate::outgoing::OutgoingPlan;
 use crate::status::{Status, add};
 
 pub(crate) use broker::{check, declare_exchange};
-pub(crate) use mark::routing_key;
-pub(crate) use memory::{Id, Memory, Unsettled};
+pub(crate) use duplicates::{DuplicateFilter, Id, Unconfirmed};
+pub(crate) use origin_header::routing_key;
 
-/// The header of the metadata that marks a message as one that came from another proxy of the federation.
-pub(crate) const MARK: &str = "xmsg-origin";
+/// The header of the metadata that a message has if it came from another proxy of the federation.
+pub(crate) const ORIGIN_HEADER: &str = "xmsg-origin";
 /// The folder of the spool, in that of all spools: no outgoing connection of a definition can have it.
 pub(crate) const SPOOL_FOLDER: &str = ".federation";
-/// Messages on their way to the broker that are not confirmed yet.
+/// How many messages may be on their way to the broker without a confirmation.
 const IN_FLIGHT: usize = 1000;
-/// Messages of the queue that are not acknowledged yet.
+/// How many messages of the queue may be without an acknowledgement.
 const PREFETCH: u16 = 256;
 /// How often a message may come back to the queue before it is given up. It is far more than connections
 /// break in a row, and keeps a message that ends the process whenever it comes from doing so for ever.
-const DELIVERIES: u32 = 1000;
+const DELIVERY_LIMIT: u32 = 1000;
 
 /// A federation at work: its definition, and what its outgoing connection and its channel have in common.
 #[derive(Clone, Debug)]
 pub(crate) struct Federation {
     pub(crate) definition: FederationDefinition,
     imported: Vec<String>,
-    memory: Arc<Memory>,
+    duplicates: Arc<DuplicateFilter>,
 }
 
-/// What is remembered makes no other plan.
+/// Plans are compared by their definitions only, since what is remembered is no reason to begin anew.
 impl PartialEq for Federation {
     fn eq(&self, other: &Self) -> bool {
         self.definition == other.definition
@@ -60,21 +60,26 @@ impl PartialEq for Federation {
 
 /// What becomes of a message of the queue.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// It is published here. The identifier, if it has one, tells it when it comes again.
-    Take(Arc<str>, Option<Id>),
+pub(crate) enum Decision {
+    /// It is published here. By its origin and its identifier, if it has one, it is known when it comes
+    /// again.
+    Import(Arc<str>, Option<Id>),
     /// It is our own, or has a topic that is not taken in.
     PassOver,
     /// It was taken in before.
-    Repeated,
+    Duplicate,
 }
 
 impl Federation {
-    pub(crate) fn new(definition: &FederationDefinition, memory: &Arc<Memory>) -> Self {
-        Self { definition: definition.clone(), imported: definition.imported(), memory: memory.clone() }
+    pub(crate) fn new(definition: &FederationDefinition, duplicates: &Arc<DuplicateFilter>) -> Self {
+        Self {
+            definition: definition.clone(),
+            imported: definition.imported(),
+            duplicates: duplicates.clone(),
+        }
     }
 
-    /// The outgoing connection that takes messages to the exchange.
+    /// Makes the plan of the outgoing connection that takes messages to the exchange.
     pub(crate) fn outgoing_plan(&self, all: &Definitions, base: &Path) -> OutgoingPlan {
         let federation = &self.definition;
         let name = federation.outgoing_name();
@@ -85,7 +90,7 @@ impl Federation {
         definition.spool_dir = Some(SPOOL_FOLDER.to_owned());
         definition.max_bytes = federation.max_bytes;
         definition.mandatory = Some(false);
-        let way = AmqpOutgoing {
+        let amqp = AmqpOutgoing {
             is_mandatory: false,
             max_in_flight: IN_FLIGHT,
             origin: Some(federation.name.clone()),
@@ -94,90 +99,90 @@ impl Federation {
         OutgoingPlan {
             broker: all.broker(Some(&federation.connection)).map(|broker| broker.resolved(base)),
             definition,
-            way: Way::Amqp(Box::new(way)),
+            destination: Destination::Amqp(Box::new(amqp)),
             federation: Some(self.clone()),
         }
     }
 
-    /// The channel that brings messages of the queue in.
+    /// Makes the plan of the channel that brings messages of the queue in.
     pub(crate) fn channel_plan(&self, all: &Definitions, base: &Path) -> ChannelPlan {
         let federation = &self.definition;
         let (name, queue) = (federation.channel_name(), federation.queue());
         let mut definition = ChannelDefinition::amqp(name, &federation.connection, &queue, Target::Original);
         definition.is_active = federation.is_active;
         definition.prefetch_count = Some(PREFETCH);
-        definition.delivery_limit = Some(DELIVERIES);
-        let way = AmqpChannel {
+        definition.delivery_limit = Some(DELIVERY_LIMIT);
+        let amqp = AmqpChannel {
             queue,
             ack_mode: AckMode::OnConfirm,
             prefetch: PREFETCH,
             consumer_tag_prefix: "xmsg".to_owned(),
             on_error: OnError::Requeue,
             requeue_delay: std::time::Duration::from_secs(1),
-            delivery_limit: DELIVERIES,
+            delivery_limit: DELIVERY_LIMIT,
             queue_declare: QueueDeclare::None,
             dead_letter: None,
         };
         ChannelPlan {
             broker: all.broker(Some(&federation.connection)).map(|broker| broker.resolved(base)),
             definition,
-            origin: Origin::Amqp(way),
+            source: Source::Amqp(amqp),
             federation: Some(self.clone()),
         }
     }
 
     /// Waits, right after the start of this program, so that subscribers can come back before anything is
     /// taken in.
-    pub(crate) async fn hold(&self) {
-        self.memory.hold(self.definition.hold.get()).await;
+    pub(crate) async fn wait_for_subscribers(&self) {
+        self.duplicates.wait_since_start(self.definition.hold.get()).await;
     }
 
-    /// Whether a message of the local proxy leaves: not if it was taken in by the federation, or is one that
-    /// proxies use among themselves.
-    pub(crate) fn leaves(&self, message: &Message, status: &Status) -> bool {
+    /// Returns whether a message of the local proxy leaves. It does not if the federation has taken it in, or
+    /// if it is one that proxies use among themselves.
+    pub(crate) fn should_export(&self, message: &Message, status: &Status) -> bool {
         // Requests to a durable subscription are for the one at this proxy.
         let topic = message.topic().as_bytes();
-        let leaves = !topic.starts_with(b"xmsg:")
+        let is_exported = !topic.starts_with(b"xmsg:")
             && !topic.starts_with(xmsg_core::durable::protocol::TOPIC.as_bytes())
-            && mark::origin_of(message).is_none()
-            && !self.memory.was_expected(message);
-        if !leaves {
+            && origin_header::origin_of(message).is_none()
+            && !self.duplicates.take_echo(message);
+        if !is_exported {
             add(&status.counters.passed_over, 1);
         }
-        leaves
+        is_exported
     }
 
-    /// What becomes of a message of the queue.
-    pub(crate) fn judge(&self, delivery: &Delivery) -> Verdict {
+    /// Decides what becomes of a message of the queue.
+    pub(crate) fn decide(&self, delivery: &Delivery) -> Decision {
         let origin = headers::origin_of(&delivery.properties).unwrap_or_default();
         if origin == self.definition.name {
-            return Verdict::PassOver;
+            return Decision::PassOver;
         }
         if let Some(topic) = headers::topic_of(&delivery.properties)
             && !begins_with_any(&topic, &self.imported)
         {
-            return Verdict::PassOver;
+            return Decision::PassOver;
         }
         let id = headers::id_of(&delivery.properties).and_then(|id| id.parse::<uuid::Uuid>().ok());
         match id.map(|id| id.as_u128()) {
-            Some(id) if self.memory.has_seen(&origin, id) => Verdict::Repeated,
-            id => Verdict::Take(origin.into(), id),
+            Some(id) if self.duplicates.is_duplicate(&origin, id) => Decision::Duplicate,
+            id => Decision::Import(origin.into(), id),
         }
     }
 
-    /// A message on its way to the local proxy, from this origin: marked, so that it is known when it comes
-    /// back.
-    pub(crate) fn taken_in(&self, message: Message, origin: &str) -> Message {
-        let (message, is_marked) = mark::marked(message, origin);
-        if !is_marked && begins_with_any(message.topic().as_bytes(), &self.definition.exported()) {
-            self.memory.expect(&message);
+    /// Gives a message of this origin, on its way to the local proxy, the header by which it is known when it
+    /// comes back.
+    pub(crate) fn with_origin(&self, message: Message, origin: &str) -> Message {
+        let (message, has_header) = origin_header::with_origin_header(message, origin);
+        if !has_header && begins_with_any(message.topic().as_bytes(), &self.definition.exported()) {
+            self.duplicates.expect_echo(&message);
         }
         message
     }
 
-    /// The local proxy has these messages.
+    /// Remembers that the local proxy has these messages.
     pub(crate) fn remember<'a>(&self, messages: impl IntoIterator<Item = &'a (Arc<str>, Id)>) {
-        self.memory.remember(messages);
+        self.duplicates.remember(messages);
     }
 }
 
@@ -203,18 +208,18 @@ mod tests {
     fn what_was_taken_in_does_not_leave_again() {
         let (federation, status) = (federation(), Status::new("outgoing \"x\"".into()));
         let own = Message::of("orders:new", 17).unwrap();
-        assert!(federation.leaves(&own, &status));
-        let theirs = federation.taken_in(own, "hall-a");
-        assert!(!federation.leaves(&theirs, &status));
+        assert!(federation.should_export(&own, &status));
+        let theirs = federation.with_origin(own, "hall-a");
+        assert!(!federation.should_export(&theirs, &status));
 
         let [topic, meta, data] = [&b"orders"[..], b"\xff", b"data"].map(Bytes::from_static);
         let unreadable = Message::from_frames(topic, meta, data);
-        let theirs = federation.taken_in(unreadable.clone(), "hall-a");
+        let theirs = federation.with_origin(unreadable.clone(), "hall-a");
         assert_eq!(theirs.clone().into_frames(), unreadable.into_frames(), "it can't be marked");
-        assert!(!federation.leaves(&theirs, &status), "it has come back");
-        assert!(federation.leaves(&theirs, &status), "this one was published here");
+        assert!(!federation.should_export(&theirs, &status), "it has come back");
+        assert!(federation.should_export(&theirs, &status), "this one was published here");
         let control = Message::of("xmsg:control", 1).unwrap();
-        assert!(!federation.leaves(&control, &status));
+        assert!(!federation.should_export(&control, &status));
         assert_eq!(status.counters.read().passed_over, 3);
     }
 
@@ -222,7 +227,7 @@ mod tests {
     fn a_message_that_can_not_come_back_is_not_expected() {
         let federation = federation();
         let [topic, meta, data] = [&b"sensors:hall-a"[..], b"\xff", b"data"].map(Bytes::from_static);
-        let theirs = federation.taken_in(Message::from_frames(topic, meta, data), "hall-a");
-        assert!(!federation.memory.was_expected(&theirs));
+        let theirs = federation.with_origin(Message::from_frames(topic, meta, data), "hall-a");
+        assert!(!federation.duplicates.take_echo(&theirs));
     }
 }

@@ -1,4 +1,5 @@
-//! From the spool to an exchange: publishing with confirmations, returns, and what a broker refuses.
+//! An outgoing connection from the spool to an exchange. It publishes with confirmations, and handles returns
+//! and what a broker refuses.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,21 +14,23 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use xmsg_zmq::deadline::Deadline;
 
-use super::in_flight::{Answer, InFlight, Outcome, Returned, Sent};
+use super::in_flight::{InFlight, Outcome, PublishResult, Returned, Sent};
 use super::{OutgoingPlan, Shared};
-use crate::amqp::{Link, headers, refused, short, verdict};
-use crate::definition::{AmqpOutgoing, ConnectionDefinition, OnReturn, Way};
+use crate::amqp::{BrokerConnection, broker_error, headers, protocol_error, reply_code, short};
+use crate::definition::{AmqpOutgoing, ConnectionDefinition, Destination, OnReturn};
 use crate::error::{Error, ErrorKind, Result};
-use crate::federation::{Unsettled, declare_exchange};
+use crate::federation::{Unconfirmed, declare_exchange};
 use crate::outbound::Stored;
+use crate::sleeping::sleep_until;
 use crate::spool::Entry;
 use crate::status::{LinkState, add};
 use crate::supervise::Failure;
 
-/// What is read from the spool at a time: it costs the spool less than many small reads.
-const PAGE: usize = 1000;
+/// How many entries are read from the spool at a time. A few large reads cost the spool less than many small
+/// ones.
+const PAGE_MAX: usize = 1000;
 const PAGE_BYTES: usize = 4 << 20;
-/// What a frame has besides the properties, with room to spare.
+/// The bytes that a frame has besides the properties, with room to spare.
 const FRAME_OVERHEAD: usize = 512;
 /// The first pause before a message that came back is sent again; it doubles up to the last.
 const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -40,68 +43,72 @@ pub(super) async fn session(
     attempt: usize,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
-    let (Way::Amqp(way), Some(broker)) = (&plan.way, &plan.broker) else { return Ok(()) };
+    let (Destination::Amqp(settings), Some(broker)) = (&plan.destination, &plan.broker) else {
+        return Ok(());
+    };
     let open = async {
         link.wait_for_work().await?;
-        let opened = Link::open(broker, &plan.definition.name, attempt, &link.room).await?;
-        opened.within(broker.connect_timeout.get(), prepare(&opened.channel, way)).await?;
-        Ok::<_, Error>(opened)
+        let connection =
+            BrokerConnection::open(broker, &plan.definition.name, attempt, &link.receive_memory).await?;
+        connection.with_timeout(broker.connect_timeout.get(), prepare(&connection.channel, settings)).await?;
+        Ok::<_, Error>(connection)
     };
-    let opened = tokio::select! {
+    let connection = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
-        opened = open => opened?,
+        connection = open => connection?,
     };
-    link.status.set_peer(Some(opened.uri.clone()));
+    link.status.set_peer(Some(connection.uri.clone()));
     link.status.set(LinkState::Connected);
     add(&link.status.counters.connections, 1);
-    tracing::info!("{}: connected to {}", link.status.label(), opened.uri);
+    tracing::info!("{}: connected to {}", link.status.label(), connection.uri);
     let mut session = Session {
         link,
         plan,
-        way,
+        settings,
         broker,
-        frame_max: opened.frame_max,
-        channel: opened.channel.clone(),
+        frame_max: connection.frame_max,
+        channel: connection.channel.clone(),
         in_flight: InFlight::default(),
         retries: VecDeque::new(),
-        unsettled: Unsettled::default(),
+        unconfirmed: Unconfirmed::default(),
         ready: VecDeque::new(),
         read_until: 0,
         sent_until: 0,
         refused_since: None,
         has_worked: false,
     };
-    let ended = session.run(&opened, &stop).await;
+    let ended = session.run(&connection, &stop).await;
     let had_worked = session.has_worked;
     link.status.in_flight.store(0, Ordering::Relaxed);
     drop(session);
-    opened.close().await;
+    connection.close().await;
     ended.map_err(|error| Failure { error, had_worked })
 }
 
-/// Switches confirmations on, and looks whether the exchange is there; what a federation or a durable
-/// subscription needs is made.
-async fn prepare(channel: &Channel, way: &AmqpOutgoing) -> Result<()> {
+/// Switches confirmations on, and checks that the exchange is there. What a federation or a durable
+/// subscription needs is declared.
+async fn prepare(channel: &Channel, settings: &AmqpOutgoing) -> Result<()> {
     let select = channel.confirm_select(ConfirmSelectOptions::default()).await;
-    select.map_err(|error| refused(error, "the broker offers no confirmations"))?;
-    match (&way.origin, &way.durable) {
-        (Some(_), _) => declare_exchange(channel, &way.exchange).await,
+    select.map_err(|error| broker_error(error, "the broker offers no confirmations"))?;
+    match (&settings.origin, &settings.durable) {
+        (Some(_), _) => declare_exchange(channel, &settings.exchange).await,
         (None, Some(durable)) => crate::durable::declare(channel, durable).await,
-        (None, None) => check_exchange(channel, &way.exchange).await,
+        (None, None) => check_exchange(channel, &settings.exchange).await,
     }
 }
 
-/// Whether this exchange is there. The default exchange always is.
+/// Checks that this exchange is there. The default exchange always is.
 pub(crate) async fn check_exchange(channel: &Channel, exchange: &str) -> Result<()> {
     if exchange.is_empty() {
         return Ok(());
     }
     let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-    // Of a declaration that only looks, the kind does not count.
+    // The broker ignores the kind in a passive declaration.
     let kind = ExchangeKind::Direct;
     let declared = channel.exchange_declare(short(exchange), kind, passive, FieldTable::default()).await;
-    declared.map_err(|error| refused(error, &format!("the exchange {exchange:?} can't be used (exchange)")))
+    declared
+        .map_err(|error| broker_error(error, &format!("the exchange {exchange:?} can't be used (exchange)")))
 }
 
 /// A message that came back, by its place in the spool, and when it is sent again.
@@ -110,13 +117,13 @@ struct Retry {
     at: Instant,
 }
 
-/// Messages that came back and wait to be sent again. With more of them, nothing new is sent.
-const RETRIES: usize = 100_000;
-/// Bytes of messages that are not confirmed yet. One that is longer goes alone.
-const IN_FLIGHT_BYTES: usize = 64 << 20;
+/// How many messages that came back may wait to be sent again. With more of them, nothing new is sent.
+const RETRIES_MAX: usize = 100_000;
+/// The bytes of messages that may be without a confirmation. A message that is longer goes alone.
+const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 /// How often the broker may end a channel while a certain message alone is in flight, until that message is
 /// given up.
-const BLAMED: u32 = 3;
+const CHANNEL_ERRORS_MAX: u32 = 3;
 /// How long the broker may refuse one message after the other, and take none, until another connection is
 /// tried: a channel that was open while the leader of a replicated queue died refuses whatever it is given
 /// from then on, although the queue has a new leader.
@@ -125,16 +132,16 @@ const REFUSED_MAX: Duration = Duration::from_secs(5);
 struct Session<'a> {
     link: &'a Arc<Shared>,
     plan: &'a OutgoingPlan,
-    way: &'a AmqpOutgoing,
+    settings: &'a AmqpOutgoing,
     broker: &'a ConnectionDefinition,
     frame_max: usize,
     channel: Channel,
     in_flight: InFlight,
-    /// In the order of their times.
+    /// Messages that came back, in the order of the times at which they are sent again.
     retries: VecDeque<Retry>,
-    /// In a federation: what was sent and is not at the broker.
-    unsettled: Unsettled,
-    /// Read from the spool, and not sent yet.
+    /// In a federation, the messages that were sent and are not confirmed.
+    unconfirmed: Unconfirmed,
+    /// Entries that were read from the spool and not sent yet.
     ready: VecDeque<Entry>,
     /// The last entry that was read.
     read_until: u64,
@@ -146,9 +153,9 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    async fn run(&mut self, opened: &Link, stop: &CancellationToken) -> Result<()> {
+    async fn run(&mut self, connection: &BrokerConnection, stop: &CancellationToken) -> Result<()> {
         let spool = self.link.spool.get()?;
-        let mut events = Box::pin(opened.connection.events_listener());
+        let mut events = Box::pin(connection.client.events_listener());
         let mut is_blocked = false;
         let mut is_stopping = false;
         loop {
@@ -158,15 +165,15 @@ impl Session<'_> {
             }
             let may_send = !is_blocked && !is_stopping;
             while may_send
-                && !self.in_flight.has_to_settle()
-                && self.room() > 0
-                && self.ready.front().is_some_and(|next| self.unsettled.may_send(next.sequence))
+                && !self.in_flight.has_undecided()
+                && self.capacity() > 0
+                && self.ready.front().is_some_and(|next| self.unconfirmed.may_send(next.sequence))
                 && let Some(entry) = self.ready.pop_front()
             {
                 let sequence = entry.sequence;
-                if let Some(twin) = self.send(entry).await? {
-                    // It waits for the other one, and so do those behind it.
-                    self.ready.push_front(twin);
+                if let Some(delayed) = self.send(entry).await? {
+                    // The entry waits for the other one of its identifier, and so do those behind it.
+                    self.ready.push_front(delayed);
                     break;
                 }
                 self.sent_until = self.sent_until.max(sequence);
@@ -176,13 +183,13 @@ impl Session<'_> {
                 .in_flight
                 .oldest()
                 .filter(|_| !is_blocked)
-                .map(|since| Deadline::since(since, self.way.confirm_timeout).instant());
+                .map(|since| Deadline::since(since, self.settings.confirm_timeout).instant());
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if !is_stopping => is_stopping = true,
-                decided = self.in_flight.decided() => match decided {
-                    Ok(decided) => self.settle(decided).await?,
-                    Err(error) => return Err(self.ended(&error, &opened.uri).await),
+                decided = self.in_flight.next_decided() => match decided {
+                    Ok(decided) => self.apply_outcomes(decided).await?,
+                    Err(error) => return Err(self.ended(&error, &connection.uri).await),
                 },
                 event = events.next() => match event {
                     Some(Event::ConnectionBlocked(reason)) => {
@@ -194,29 +201,29 @@ impl Session<'_> {
                         self.in_flight.restart_clocks();
                         self.link.status.set(LinkState::Connected);
                     }
-                    Some(Event::Error(error)) => return Err(self.ended(&error, &opened.uri).await),
+                    Some(Event::Error(error)) => return Err(self.ended(&error, &connection.uri).await),
                     Some(_) => {}
                     None => {
-                        let what = format!("the connection to the broker {} has ended", opened.uri);
+                        let what = format!("the connection to the broker {} has ended", connection.uri);
                         return Err(Error::new(ErrorKind::Unreachable, what));
                     }
                 },
-                () = at(overdue_at) => {
-                    let count = self.in_flight.overdue(self.way.confirm_timeout);
+                () = sleep_until(overdue_at) => {
+                    let count = self.in_flight.overdue(self.settings.confirm_timeout);
                     if count > 0 {
                         let what = format!(
                             "the broker {} has not confirmed {count} messages within {:?} (confirm_timeout)",
-                            opened.uri, self.way.confirm_timeout
+                            connection.uri, self.settings.confirm_timeout
                         );
                         return Err(Error::new(ErrorKind::Timeout, what));
                     }
                 }
-                () = at(retry_at), if !self.in_flight.has_to_settle() => {
+                () = sleep_until(retry_at), if !self.in_flight.has_undecided() => {
                     if let Some(retry) = self.retries.pop_front() {
                         self.send_again(retry.sequence).await?;
                     }
                 }
-                page = spool.next_after(self.read_until, PAGE, PAGE_BYTES), if may_send && self.ready.is_empty() => {
+                page = spool.next_after(self.read_until, PAGE_MAX, PAGE_BYTES), if may_send && self.ready.is_empty() => {
                     self.ready.extend(page.map_err(super::storage)?);
                     self.read_until = self.ready.back().map_or(self.read_until, |last| last.sequence);
                 }
@@ -224,12 +231,12 @@ impl Session<'_> {
         }
     }
 
-    /// How many messages may be sent now. After the broker has ended a channel because of a message, those
-    /// that were in flight go out one by one, so that the next time it is known which one it was.
-    fn room(&self) -> usize {
+    /// Returns how many messages may be sent now. After the broker has ended a channel because of a message,
+    /// those that were in flight go out one by one, so that the next time it is known which one it was.
+    fn capacity(&self) -> usize {
         let is_probing = self.sent_until < self.link.suspects_until.load(Ordering::Relaxed);
-        let window = if is_probing { 1 } else { self.way.max_in_flight };
-        if self.in_flight.bytes() >= IN_FLIGHT_BYTES || self.retries.len() >= RETRIES {
+        let window = if is_probing { 1 } else { self.settings.max_in_flight };
+        if self.in_flight.bytes() >= IN_FLIGHT_BYTES_MAX || self.retries.len() >= RETRIES_MAX {
             return 0;
         }
         window.saturating_sub(self.in_flight.len())
@@ -238,14 +245,14 @@ impl Session<'_> {
     /// Sends an entry again, if it is still there: it may have become too old.
     async fn send_again(&mut self, sequence: u64) -> Result<()> {
         let next = self.link.spool.get()?.next_after(sequence.saturating_sub(1), 1, 1);
-        // It waits for a later one if there is none.
+        // The spool waits for a later entry if this one is gone.
         let Ok(found) = Deadline::after(RETRY_MIN).limit(next).await else {
-            self.unsettled.settled(sequence);
+            self.unconfirmed.remove(sequence);
             return Ok(());
         };
         let found = found.map_err(super::storage)?;
         if found.first().is_none_or(|entry| entry.sequence != sequence) {
-            self.unsettled.settled(sequence);
+            self.unconfirmed.remove(sequence);
         }
         if let Some(entry) = found.into_iter().find(|entry| entry.sequence == sequence) {
             match self.send(entry).await? {
@@ -256,21 +263,22 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Sends an entry; gives it back if another one of the same identifier is on its way.
+    /// Sends an entry. Returns it if another one of the same identifier is on its way.
     async fn send(&mut self, entry: Entry) -> Result<Option<Entry>> {
         let stored = match Stored::decode(entry.body.clone()) {
             Ok(stored) => stored,
             Err(error) => {
-                self.unsettled.settled(entry.sequence);
-                self.link.bury(&entry, None, &error.with_causes()).await?;
+                self.unconfirmed.remove(entry.sequence);
+                self.link.dead_letter(&entry, None, &error.with_causes()).await?;
                 return Ok(None);
             }
         };
-        if self.in_flight.has(stored.id) {
+        if self.in_flight.contains(stored.id) {
             return Ok(Some(entry));
         }
         let name = &self.plan.definition.name;
-        let publish = headers::outbound(name, &stored, entry.accepted_at, self.way, &self.broker.username);
+        let publish =
+            headers::outbound(name, &stored, entry.accepted_at, self.settings, &self.broker.username);
         let fits = publish.and_then(|publish| {
             let room = self.frame_max.saturating_sub(FRAME_OVERHEAD);
             if publish.properties_len > room {
@@ -284,13 +292,13 @@ impl Session<'_> {
         let publish = match fits {
             Ok(publish) => publish,
             Err(reason) => {
-                self.unsettled.settled(entry.sequence);
-                self.link.bury(&entry, Some(stored.id), &reason).await?;
+                self.unconfirmed.remove(entry.sequence);
+                self.link.dead_letter(&entry, Some(stored.id), &reason).await?;
                 return Ok(None);
             }
         };
         let channel = self.channel.clone();
-        let options = BasicPublishOptions { mandatory: self.way.is_mandatory, immediate: false };
+        let options = BasicPublishOptions { mandatory: self.settings.is_mandatory, immediate: false };
         let answer = async move {
             let exchange = short(&publish.exchange);
             let routing_key = short(&publish.routing_key);
@@ -298,31 +306,31 @@ impl Session<'_> {
                 .basic_publish(exchange, routing_key, options, &publish.body, publish.properties)
                 .await;
             match sent {
-                Ok(confirmation) => answer_of(confirmation.await),
-                Err(error) => Answer::Lost(error),
+                Ok(confirmation) => publish_result(confirmation.await),
+                Err(error) => PublishResult::Lost(error),
             }
         };
         if self.plan.federation.is_some() {
-            self.unsettled.sent(entry.sequence);
+            self.unconfirmed.insert(entry.sequence);
         }
         self.in_flight.push(Sent { entry, id: stored.id, since: Instant::now() }, answer.boxed());
         Ok(None)
     }
 
-    /// Acts on what has become of these messages.
-    async fn settle(&mut self, decided: Vec<(Sent, Outcome)>) -> Result<()> {
+    /// Handles what has become of these messages.
+    async fn apply_outcomes(&mut self, decided: Vec<(Sent, Outcome)>) -> Result<()> {
         let counters = &self.link.status.counters;
-        // First what has arrived, so that nothing else keeps it from being known.
+        // What has arrived is handled first, so that nothing else keeps it from being known.
         let arrived = decided.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Arrived));
         let arrived: Vec<_> = arrived.map(|(sent, _)| (sent.entry.sequence, sent.id)).collect();
         for (sequence, _) in &arrived {
-            self.unsettled.settled(*sequence);
+            self.unconfirmed.remove(*sequence);
         }
         if !arrived.is_empty() {
             (self.has_worked, self.refused_since) = (true, None);
         }
         self.link.delivered(arrived).await?;
-        let mut is_useless = false;
+        let mut is_refusing = false;
         for (sent, outcome) in decided {
             match outcome {
                 Outcome::Arrived => {}
@@ -334,17 +342,17 @@ impl Session<'_> {
                     self.retry(&sent);
                     let since = *self.refused_since.get_or_insert_with(Instant::now);
                     if since.elapsed() >= REFUSED_MAX {
-                        is_useless = true;
+                        is_refusing = true;
                     }
                 }
                 Outcome::Returned(reason) => {
                     (self.has_worked, self.refused_since) = (true, None);
                     add(&counters.returned, 1);
                     let what = format!("the broker returned it: {reason}; no queue is bound for it");
-                    match self.way.on_return {
+                    match self.settings.on_return {
                         OnReturn::DeadLetter => {
-                            self.unsettled.settled(sent.entry.sequence);
-                            self.link.bury(&sent.entry, Some(sent.id), &what).await?;
+                            self.unconfirmed.remove(sent.entry.sequence);
+                            self.link.dead_letter(&sent.entry, Some(sent.id), &what).await?;
                         }
                         OnReturn::Retry => {
                             self.link.status.note(format!("message {} is sent again later: {what}", sent.id));
@@ -354,7 +362,7 @@ impl Session<'_> {
                 }
             }
         }
-        if is_useless {
+        if is_refusing {
             let what = format!(
                 "the broker has refused all messages for {} s; they are sent again over another connection",
                 REFUSED_MAX.as_secs()
@@ -377,25 +385,26 @@ impl Session<'_> {
         self.retries.insert(place, Retry { sequence, at });
     }
 
-    /// The channel or the connection has ended, with this. If the broker ended it because of a message, and
-    /// only one can be meant, that goes to the dead letters.
+    /// Makes the error for a channel or connection that has ended. If the broker ended it because of a
+    /// message, and only one can be meant, that message goes to the dead letters.
     async fn ended(&mut self, error: &lapin::Error, uri: &str) -> Error {
-        let Some((code, text)) = verdict(error) else {
+        let Some((code, text)) = protocol_error(error) else {
             let what = format!("the connection to the broker {uri} has ended");
             return Error::new(ErrorKind::Unreachable, what).with_source(error.clone());
         };
         let said = format!("the broker {uri} has ended it with {code}: {text}");
         let kind = match code {
-            403 => ErrorKind::NotAllowed,
-            // It is going down, or somebody told it to end this connection.
-            320 => ErrorKind::Unreachable,
+            reply_code::ACCESS_REFUSED => ErrorKind::NotAllowed,
+            // The broker is going down, or somebody told it to end this connection.
+            reply_code::CONNECTION_FORCED => ErrorKind::Unreachable,
             _ => ErrorKind::Refused,
         };
         if let Some(sent) = self.in_flight.only_one() {
-            if is_fault_of(&sent.entry, code, &text)
-                || may_be_fault_of(code) && self.link.blame(sent.entry.sequence) >= BLAMED
+            if is_caused_by(&sent.entry, code, &text)
+                || may_be_caused_by(code)
+                    && self.link.count_channel_error(sent.entry.sequence) >= CHANNEL_ERRORS_MAX
             {
-                if let Err(error) = self.link.bury(&sent.entry, Some(sent.id), &said).await {
+                if let Err(error) = self.link.dead_letter(&sent.entry, Some(sent.id), &said).await {
                     return error;
                 }
                 // Nothing is wrong with the connection: what comes next goes out at once.
@@ -412,44 +421,47 @@ impl Session<'_> {
     }
 }
 
-/// Whether a broker that ends a channel with this code means this message, and not the exchange that all go
-/// to. For a routing key that we may not use, the broker says that we have no access to a topic *in* the
-/// exchange: the exchange itself is allowed then.
-fn is_fault_of(entry: &Entry, code: u16, text: &str) -> bool {
+/// Returns whether a broker that ends a channel with this code means this message, and not the exchange that
+/// all go to. For a routing key that we may not use, the broker says that we have no access to a topic *in*
+/// the exchange: the exchange itself is allowed then.
+fn is_caused_by(entry: &Entry, code: u16, text: &str) -> bool {
     match code {
-        311 | 406 | 501 | 502 | 503 | 505 => true,
-        403 if text.contains("access to topic") => true,
-        403 | 404 => {
+        reply_code::CONTENT_TOO_LARGE
+        | reply_code::PRECONDITION_FAILED
+        | reply_code::FRAME_ERROR
+        | reply_code::SYNTAX_ERROR
+        | reply_code::COMMAND_INVALID
+        | reply_code::UNEXPECTED_FRAME => true,
+        reply_code::ACCESS_REFUSED if text.contains("access to topic") => true,
+        reply_code::ACCESS_REFUSED | reply_code::NOT_FOUND => {
             Stored::decode(entry.body.clone()).is_ok_and(|stored| stored.outbound.exchange.is_some())
         }
         _ => false,
     }
 }
 
-/// Whether a broker that ends a channel with this code again and again, while the same message is in flight,
-/// may mean that message. Not when it goes down (320), has a fault of its own (541), or refuses whatever goes
-/// to the exchange (403, 404): then all messages are kept.
-fn may_be_fault_of(code: u16) -> bool {
-    !matches!(code, 320 | 403 | 404 | 541)
+/// Returns whether a broker that ends a channel with this code again and again, while the same message is in
+/// flight, may mean that message. It does not when it goes down, has a fault of its own, or refuses whatever
+/// goes to the exchange. Then all messages are kept.
+fn may_be_caused_by(code: u16) -> bool {
+    !matches!(
+        code,
+        reply_code::CONNECTION_FORCED
+            | reply_code::ACCESS_REFUSED
+            | reply_code::NOT_FOUND
+            | reply_code::INTERNAL_ERROR
+    )
 }
 
-fn answer_of(confirmation: lapin::Result<Confirmation>) -> Answer {
+fn publish_result(confirmation: lapin::Result<Confirmation>) -> PublishResult {
     let returned = |message: lapin::message::BasicReturnMessage| Returned {
         id: headers::id_of(&message.delivery.properties),
         reason: format!("{} {}", message.reply_code, message.reply_text),
     };
     match confirmation {
-        Ok(Confirmation::Ack(came_along)) => Answer::Confirmed(came_along.map(returned)),
-        Ok(Confirmation::Nack(came_along)) => Answer::Refused(came_along.map(returned)),
-        Ok(Confirmation::NotRequested) => Answer::Confirmed(None),
-        Err(error) => Answer::Lost(error),
-    }
-}
-
-/// Waits until then; for ever without a time.
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
-        None => std::future::pending().await,
+        Ok(Confirmation::Ack(came_along)) => PublishResult::Confirmed(came_along.map(returned)),
+        Ok(Confirmation::Nack(came_along)) => PublishResult::Refused(came_along.map(returned)),
+        Ok(Confirmation::NotRequested) => PublishResult::Confirmed(None),
+        Err(error) => PublishResult::Lost(error),
     }
 }

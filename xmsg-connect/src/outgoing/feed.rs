@@ -1,4 +1,4 @@
-//! From the proxy to the spool: an outgoing connection subscribes like everybody else.
+//! The feed of an outgoing connection, from the proxy to its spool. It subscribes like everybody else.
 
 use std::collections::HashMap;
 use std::iter::Peekable;
@@ -12,7 +12,7 @@ use xmsg_core::{Actor, DropReason, Message, Messages, SocketEvent, Subscription,
 use xmsg_zmq::deadline::Deadline;
 
 use super::{Shared, storage};
-use crate::definition::Way;
+use crate::definition::Destination;
 use crate::error::{Error, ErrorKind, Result};
 use crate::outbound::{Outbound, Stored};
 use crate::spool::{Spool, SpoolErrorKind};
@@ -25,10 +25,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long the spool may take for one group of messages once the feed is told to stop. As long as the disk
 /// makes progress, all that has come is stored; a full or broken disk does not keep the program from ending.
 const STALLED: Duration = Duration::from_secs(10);
-/// Messages that are put into the spool at a time, with one fsync, and their bytes.
-const AT_A_TIME: usize = 1000;
-const BYTES: usize = 1 << 20;
-/// What an entry is charged beside the message, with room to spare.
+/// How many messages are put into the spool at a time, with one fsync, and how many bytes of them.
+const GROUP_MAX: usize = 1000;
+const GROUP_BYTES_MAX: usize = 1 << 20;
+/// The bytes that an entry is charged beside the message, with room to spare.
 const OVERHEAD: usize = 256;
 
 /// Subscribes by the plan of the moment, and puts what comes into the spool, until there are no plans any
@@ -37,13 +37,13 @@ pub(super) async fn run(link: &Arc<Shared>, actor: &Actor, mut plans: watch::Rec
     // Nothing is taken from the proxy before there is a place for it.
     while link.spool.get().is_err() {
         tokio::select! {
-            () = link.spool.open_for_good() => {}
+            () = link.spool.wait_until_open() => {}
             changed = plans.changed() => if changed.is_err() { return },
         }
     }
     loop {
         let plan = plans.borrow_and_update().clone();
-        let Plan::Work(topics) = plan else {
+        let Plan::Active(topics) = plan else {
             match plans.changed().await {
                 Ok(()) => continue,
                 Err(_) => return,
@@ -55,10 +55,10 @@ pub(super) async fn run(link: &Arc<Shared>, actor: &Actor, mut plans: watch::Rec
             let feeding = feed(link, actor, &topics, &mut plans, &stop);
             tokio::pin!(feeding);
             // Other topics are no reason to begin anew: what is published meanwhile would be missed.
-            let rests = async { watched.wait_for(|plan| matches!(plan, Plan::Rest)).await.is_err() };
+            let inactive = async { watched.wait_for(|plan| matches!(plan, Plan::Inactive)).await.is_err() };
             tokio::select! {
                 ended = &mut feeding => ended,
-                is_over = rests => {
+                is_over = inactive => {
                     stop.cancel();
                     let ended = feeding.await;
                     if is_over {
@@ -101,19 +101,19 @@ async fn feed(
     })?;
     let mut events = subscription.events();
     let mut losses = Losses::default();
-    let mut holding = link.is_held.subscribe();
+    let mut feed_paused = link.is_feed_paused.subscribe();
     loop {
-        let is_held = *holding.borrow_and_update();
+        let is_feed_paused = *feed_paused.borrow_and_update();
         tokio::select! {
             biased;
             Ok(()) = plans.changed() => {
-                let Plan::Work(subscribe) = plans.borrow_and_update().clone() else { continue };
+                let Plan::Active(subscribe) = plans.borrow_and_update().clone() else { continue };
                 subscription.set_topics(parsed(&subscribe)?).map_err(|error| {
                     let what = "the proxy takes no such subscription; it is tried again (subscribe)";
                     Error::new(ErrorKind::Unreachable, what).with_source(error)
                 })?;
             }
-            Ok(()) = holding.changed() => {}
+            Ok(()) = feed_paused.changed() => {}
             event = events.next() => if let Some(SocketEvent::DroppedByPeer { peer, reason, total, .. }) = event {
                 let messages = losses.since(peer, reason, total);
                 if messages == 0 {
@@ -126,7 +126,7 @@ async fn feed(
                 );
                 link.status.note(what);
             },
-            batch = subscription.next_batch(), if !is_held => match batch {
+            batch = subscription.next_batch(), if !is_feed_paused => match batch {
                 Some(batch) => if !take(link, batch, &mut subscription, stop).await? {
                     return Ok(());
                 },
@@ -134,7 +134,7 @@ async fn feed(
             },
             () = stop.cancelled() => {
                 // It is deleted if it is held now, with what it did not take.
-                if !is_held {
+                if !is_feed_paused {
                     drain(link, &mut subscription, stop).await?;
                 }
                 return Ok(());
@@ -143,7 +143,7 @@ async fn feed(
     }
 }
 
-/// These topics; an empty text is every topic.
+/// Parses topics. An empty text is every topic.
 fn parsed(subscribe: &[String]) -> Result<Vec<Topic>> {
     let parse = |text: &String| if text.is_empty() { Ok(Topic::everything()) } else { text.parse() };
     let topics = subscribe.iter().map(parse).collect::<xmsg_core::Result<Vec<_>>>();
@@ -152,13 +152,13 @@ fn parsed(subscribe: &[String]) -> Result<Vec<Topic>> {
     })
 }
 
-/// What proxies have dropped, by the totals that they tell. They tell them again and again: what was missed
-/// while the spool took nothing is in the next one.
+/// What proxies have dropped, by the totals that they report. They report them again and again, so that what
+/// was missed while the spool took nothing is in the next total.
 #[derive(Debug, Default)]
 struct Losses(HashMap<(String, DropReason), u64>);
 
 impl Losses {
-    /// How many were dropped since this was asked last.
+    /// Returns how many were dropped since this was called last.
     fn since(&mut self, peer: String, reason: DropReason, total: u64) -> u64 {
         let known = self.0.insert((peer, reason), total).unwrap_or_default();
         // A total that has become smaller counts from the beginning.
@@ -200,7 +200,7 @@ async fn take(
     Ok(false)
 }
 
-/// Waits for `work`, but not much longer than `stop`: then there is no result.
+/// Waits for `work`, but not much longer than until `stop` is cancelled. There is no result then.
 async fn unless_stalled<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
     let stalled = async {
         stop.cancelled().await;
@@ -213,10 +213,10 @@ async fn unless_stalled<T>(stop: &CancellationToken, work: impl Future<Output = 
     }
 }
 
-/// Whether a message is a request to a durable subscription, an answer to a request, or one that proxies use
-/// among themselves. A durable subscription to everything would otherwise store its own answers, and answer
-/// with them.
-fn is_of_requests(message: &Message) -> bool {
+/// Returns whether a message is a request to a durable subscription, an answer to a request, or one that
+/// proxies use among themselves. A durable subscription to everything would otherwise store its own answers,
+/// and answer with them.
+fn is_request_traffic(message: &Message) -> bool {
     ["xmsg:", xmsg_core::durable::protocol::TOPIC, "ret:", "return:"]
         .iter()
         .any(|prefix| message.topic().as_bytes().starts_with(prefix.as_bytes()))
@@ -228,16 +228,16 @@ fn is_of_requests(message: &Message) -> bool {
 async fn store(link: &Arc<Shared>, batch: Messages, stop: &CancellationToken) -> Result<u64> {
     let spool = link.spool.get()?;
     let federation = link.plan().federation.clone();
-    let is_durable = matches!(&link.plan().way, Way::Amqp(amqp) if amqp.durable.is_some());
-    let leaves = |message: &Message| {
-        if is_durable && is_of_requests(message) {
+    let is_durable = matches!(&link.plan().destination, Destination::Amqp(amqp) if amqp.durable.is_some());
+    let is_exported = |message: &Message| {
+        if is_durable && is_request_traffic(message) {
             add(&link.status.counters.passed_over, 1);
             return false;
         }
-        federation.as_ref().is_none_or(|one| one.leaves(message, &link.status))
+        federation.as_ref().is_none_or(|one| one.should_export(message, &link.status))
     };
     let messages = batch.filter_map(|message| match message {
-        Ok(message) => leaves(&message).then_some(message),
+        Ok(message) => is_exported(&message).then_some(message),
         Err(error) => {
             add(&link.status.counters.refused, 1);
             link.status.note(format!("a message that is none of xMsg was refused: {}", error.with_causes()));
@@ -258,7 +258,7 @@ async fn store(link: &Arc<Shared>, batch: Messages, stop: &CancellationToken) ->
     }
 }
 
-/// Puts one group into the spool, again and again until it takes it.
+/// Puts one group into the spool, and tries again until the spool takes it.
 async fn append(link: &Arc<Shared>, spool: &Spool, bodies: &[Bytes]) -> Result<()> {
     let count = bodies.len() as u64;
     loop {
@@ -281,13 +281,13 @@ async fn append(link: &Arc<Shared>, spool: &Spool, bodies: &[Bytes]) -> Result<(
     }
 }
 
-/// As many of these as are put into the spool at a time. One that is long goes alone, so that its size
+/// Takes as many messages as are put into the spool at a time. One that is long goes alone, so that its size
 /// concerns no other.
 fn group(messages: &mut Peekable<impl Iterator<Item = Message>>, max_bytes: u64) -> Vec<Bytes> {
     let (mut bodies, mut bytes) = (Vec::new(), 0);
     // A spool is never so small that a group does not fit although each message of it would.
-    let most = BYTES.min(usize::try_from(max_bytes / 4).unwrap_or(BYTES));
-    while bodies.len() < AT_A_TIME
+    let most = GROUP_BYTES_MAX.min(usize::try_from(max_bytes / 4).unwrap_or(GROUP_BYTES_MAX));
+    while bodies.len() < GROUP_MAX
         && let Some(message) =
             messages.next_if(|message| bodies.is_empty() || bytes + message.size() + OVERHEAD <= most)
     {

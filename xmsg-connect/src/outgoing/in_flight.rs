@@ -23,12 +23,12 @@ use uuid::Uuid;
 
 use crate::spool::Entry;
 
-/// What the broker said of one message.
+/// The answer of the broker to the publishing of one message.
 #[derive(Debug)]
-pub(super) enum Answer {
-    /// It has been confirmed; with the return of a message that came along, if one did.
+pub(super) enum PublishResult {
+    /// The message has been confirmed. The answer may carry the return of a message.
     Confirmed(Option<Returned>),
-    /// The broker could not take it; the same.
+    /// The broker could not take the message. The answer may carry the return of a message.
     Refused(Option<Returned>),
     /// The channel has ended.
     Lost(lapin::Error),
@@ -39,7 +39,7 @@ pub(super) enum Answer {
 pub(super) struct Returned {
     /// The identifier of the message, from its header.
     pub(super) id: Option<String>,
-    /// Why, in the words of the broker.
+    /// Why it came back, in the words of the broker.
     pub(super) reason: String,
 }
 
@@ -64,16 +64,16 @@ pub(super) struct Sent {
 
 struct Pending {
     sent: Sent,
-    answer: BoxFuture<'static, Answer>,
+    answer: BoxFuture<'static, PublishResult>,
 }
 
 /// Messages in flight, in the order in which they were sent.
 #[derive(Default)]
 pub(super) struct InFlight {
     pending: VecDeque<Pending>,
-    /// Confirmed along with the return of another message, by their identifiers.
+    /// Messages whose confirmation carried the return of another message, by their identifiers.
     undecided: BTreeMap<String, (Sent, bool)>,
-    /// Returns whose own confirmation has not been seen.
+    /// Reasons of returned messages that were not confirmed yet, by identifier.
     returned: BTreeMap<String, String>,
     /// The identifiers of all of them.
     ids: HashSet<Uuid>,
@@ -88,15 +88,15 @@ impl std::fmt::Debug for InFlight {
 }
 
 impl InFlight {
-    /// Whether a message of this identifier is among them. Another one must not be added then: a return would
-    /// be taken for that of the other.
-    pub(super) fn has(&self, id: Uuid) -> bool {
+    /// Returns whether a message of this identifier is among them. Another one must not be added then: a
+    /// return would be taken for that of the other.
+    pub(super) fn contains(&self, id: Uuid) -> bool {
         self.ids.contains(&id)
     }
 
     /// Adds a message. `answer` is polled once at once, which sends it: so messages are sent in the order of
     /// these calls.
-    pub(super) fn push(&mut self, sent: Sent, mut answer: BoxFuture<'static, Answer>) {
+    pub(super) fn push(&mut self, sent: Sent, mut answer: BoxFuture<'static, PublishResult>) {
         let first = answer.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop()));
         let answer = match first {
             Poll::Pending => answer,
@@ -107,43 +107,44 @@ impl InFlight {
         self.pending.push_back(Pending { sent, answer });
     }
 
-    /// Messages that are not decided.
+    /// Returns the number of messages that are not decided.
     pub(super) fn len(&self) -> usize {
         self.pending.len() + self.undecided.len()
     }
 
-    /// Bytes of these messages.
+    /// Returns the bytes of these messages.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Whether no message may be sent before all that are in flight are decided.
-    pub(super) fn has_to_settle(&self) -> bool {
+    /// Returns whether some messages are undecided, so that none may be sent before all that are in flight
+    /// are decided.
+    pub(super) fn has_undecided(&self) -> bool {
         !self.undecided.is_empty()
     }
 
-    /// When the oldest was sent.
+    /// Returns when the oldest was sent.
     pub(super) fn oldest(&self) -> Option<Instant> {
         self.pending.front().map(|pending| pending.sent.since)
     }
 
-    /// All of them begin to wait now: the time in which the broker took nothing does not count.
+    /// Lets all of them begin to wait now, since the time in which the broker took nothing does not count.
     pub(super) fn restart_clocks(&mut self) {
         let now = Instant::now();
         self.pending.iter_mut().for_each(|pending| pending.sent.since = now);
     }
 
-    /// How many have waited longer than this.
+    /// Returns how many have waited longer than this.
     pub(super) fn overdue(&self, limit: Duration) -> usize {
         self.pending.iter().filter(|pending| pending.sent.since.elapsed() >= limit).count()
     }
 
-    /// The last place in the spool among those that are not decided.
+    /// Returns the last sequence in the spool among those that are not decided.
     pub(super) fn last_sequence(&self) -> Option<u64> {
         self.all().map(|sent| sent.entry.sequence).max()
     }
 
-    /// The message that is meant when only one is in flight.
+    /// Returns the message in flight if it is the only one.
     pub(super) fn only_one(&self) -> Option<&Sent> {
         let mut all = self.all();
         all.next().filter(|_| all.next().is_none())
@@ -156,21 +157,21 @@ impl InFlight {
 
     /// Waits until something is decided; for ever if nothing is in flight. An error is what has ended the
     /// channel: nothing is decided any more then.
-    pub(super) async fn decided(&mut self) -> Result<Vec<(Sent, Outcome)>, lapin::Error> {
+    pub(super) async fn next_decided(&mut self) -> Result<Vec<(Sent, Outcome)>, lapin::Error> {
         poll_fn(|cx| self.poll_decided(cx)).await
     }
 
     fn poll_decided(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<(Sent, Outcome)>, lapin::Error>> {
         let mut answered = Vec::new();
-        // Until a look at all of them finds nothing more: what had completed before any of those that were
-        // found is among them then.
+        // All are polled until nothing more is found. What had completed before any of those that were found
+        // is among them then.
         loop {
             let before = answered.len();
             let mut at = 0;
             while at < self.pending.len() {
                 match Pin::new(&mut self.pending[at].answer).poll(cx) {
                     Poll::Pending => at += 1,
-                    Poll::Ready(Answer::Lost(error)) => return Poll::Ready(Err(error)),
+                    Poll::Ready(PublishResult::Lost(error)) => return Poll::Ready(Err(error)),
                     Poll::Ready(answer) => {
                         let pending = self.pending.remove(at).map(|pending| pending.sent);
                         answered.extend(pending.map(|sent| (sent, answer)));
@@ -187,18 +188,18 @@ impl InFlight {
         Poll::Ready(Ok(self.decide(answered)))
     }
 
-    /// What can be said by now of these, and of those before them.
-    fn decide(&mut self, answered: Vec<(Sent, Answer)>) -> Vec<(Sent, Outcome)> {
+    /// Decides what can be decided by now, of these answers and of those before them.
+    fn decide(&mut self, answered: Vec<(Sent, PublishResult)>) -> Vec<(Sent, Outcome)> {
         let mut unsure = HashSet::new();
         let mut confirmed = Vec::new();
         for (sent, answer) in answered {
             let id = sent.id.to_string();
-            let (came_along, is_good) = match answer {
-                Answer::Confirmed(returned) => (returned, true),
-                Answer::Refused(returned) => (returned, false),
-                Answer::Lost(_) => continue,
+            let (carried, is_good) = match answer {
+                PublishResult::Confirmed(returned) => (returned, true),
+                PublishResult::Refused(returned) => (returned, false),
+                PublishResult::Lost(_) => continue,
             };
-            if let Some(Returned { id: Some(theirs), reason }) = came_along {
+            if let Some(Returned { id: Some(theirs), reason }) = carried {
                 if theirs != id {
                     unsure.insert(id.clone());
                 }
@@ -259,8 +260,8 @@ mod tests {
         Returned { id, reason: "312 NO_ROUTE".into() }
     }
 
-    /// Messages in flight, and what completes them.
-    fn in_flight(messages: u64) -> (InFlight, Vec<Option<oneshot::Sender<Answer>>>) {
+    /// Makes messages in flight, and what completes them.
+    fn in_flight(messages: u64) -> (InFlight, Vec<Option<oneshot::Sender<PublishResult>>>) {
         let mut in_flight = InFlight::default();
         let senders = (0..messages).map(|sequence| {
             let (sender, receiver) = oneshot::channel();
@@ -272,9 +273,9 @@ mod tests {
         (in_flight, senders)
     }
 
-    /// What is decided by now, as places with whether the message arrived.
-    fn decided(in_flight: &mut InFlight) -> Vec<(u64, bool)> {
-        let Some(decided) = in_flight.decided().now_or_never() else { return Vec::new() };
+    /// Returns what is decided by now, as sequences with whether the message arrived.
+    fn next_decided(in_flight: &mut InFlight) -> Vec<(u64, bool)> {
+        let Some(decided) = in_flight.next_decided().now_or_never() else { return Vec::new() };
         let decided = decided.expect("the channel is there");
         decided
             .into_iter()
@@ -286,16 +287,16 @@ mod tests {
     async fn a_return_that_comes_with_the_confirmation_of_another_message_is_that_of_its_own() {
         let (mut in_flight, mut senders) = in_flight(3);
         let mut answer = |place: usize, returned: Option<Returned>| {
-            senders[place].take().unwrap().send(Answer::Confirmed(returned)).unwrap();
+            senders[place].take().unwrap().send(PublishResult::Confirmed(returned)).unwrap();
         };
         // The broker has returned message 2, and confirms all three at once.
         answer(0, Some(returned(2)));
-        assert_eq!(decided(&mut in_flight), [], "message 0 may have been returned, too");
-        assert!(in_flight.has_to_settle());
+        assert_eq!(next_decided(&mut in_flight), [], "message 0 may have been returned, too");
+        assert!(in_flight.has_undecided());
         answer(1, None);
-        assert_eq!(decided(&mut in_flight), [(1, true)]);
+        assert_eq!(next_decided(&mut in_flight), [(1, true)]);
         answer(2, None);
-        assert_eq!(decided(&mut in_flight), [(0, true), (2, false)]);
+        assert_eq!(next_decided(&mut in_flight), [(0, true), (2, false)]);
         assert_eq!(in_flight.len(), 0);
     }
 
@@ -353,14 +354,14 @@ mod tests {
                 waiting.extend(group.iter().filter(|place| script.returned[**place]).map(|place| returned(*place as u64)));
                 random.shuffle(&mut group);
                 for place in group {
-                    let answer = Answer::Confirmed(waiting.pop_front());
+                    let answer = PublishResult::Confirmed(waiting.pop_front());
                     senders[place].take().unwrap().send(answer).unwrap();
                     if random.bool() {
-                        all.extend(decided(&mut in_flight));
+                        all.extend(next_decided(&mut in_flight));
                     }
                 }
             }
-            all.extend(decided(&mut in_flight));
+            all.extend(next_decided(&mut in_flight));
             all.sort_unstable();
             let expected: Vec<_> = script.returned.iter().enumerate().map(|(place, came_back)| (place as u64, !came_back)).collect();
             prop_assert_eq!(all, expected);

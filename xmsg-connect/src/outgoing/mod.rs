@@ -10,7 +10,7 @@
 mod amqp;
 mod feed;
 mod in_flight;
-mod slot;
+mod spool_cell;
 mod zmq;
 
 use std::collections::HashMap;
@@ -28,25 +28,25 @@ use xmsg_zmq::fault::restart;
 use xmsg_zmq::lock::lock;
 
 use crate::definition::{
-    ConnectionDefinition, Definitions, OutgoingDefinition, Reconnect, Way, WhenInactive, ZmqOutgoing,
+    ConnectionDefinition, Definitions, Destination, OutgoingDefinition, Reconnect, WhenInactive, ZmqOutgoing,
     not_short,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::federation::Federation;
 use crate::outbound::{Outbound, Stored};
-use crate::room::Room;
+use crate::receive_memory::ReceiveMemory;
 use crate::spool::{Entry, Spool, SpoolError, SpoolErrorKind, SpoolOptions, SpoolStatus};
 use crate::status::{Counters, LinkState, Status, add};
 use crate::supervise::{Plan, supervise};
 
 pub(crate) use amqp::check_exchange;
-pub(crate) use slot::{Slot, is_marked_purged, mark_purged, unmark_purged};
+pub(crate) use spool_cell::{SpoolCell, has_tombstone, remove_tombstone, write_tombstone};
 
-/// What the session of an outgoing connection goes by.
+/// The configuration of the session of an outgoing connection: its definition with all that it refers to.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct OutgoingPlan {
     pub(crate) definition: OutgoingDefinition,
-    pub(crate) way: Way,
+    pub(crate) destination: Destination,
     /// The broker, if it leads to one.
     pub(crate) broker: Option<ConnectionDefinition>,
     /// The federation whose messages it takes out.
@@ -54,18 +54,20 @@ pub(crate) struct OutgoingPlan {
 }
 
 impl OutgoingPlan {
-    /// The plan for one of these definitions, whose files are relative to this folder.
+    /// Makes the plan for one of these definitions, whose files are relative to this folder.
     pub(crate) fn of(definition: &OutgoingDefinition, all: &Definitions, base: &Path) -> Result<Self> {
-        let way = match definition.check(all)? {
-            Way::Zmq(zmq) => Way::Zmq(ZmqOutgoing { socket: zmq.socket.resolved(base), ..zmq }),
-            amqp @ Way::Amqp(_) => amqp,
+        let destination = match definition.check(all)? {
+            Destination::Zmq(zmq) => {
+                Destination::Zmq(ZmqOutgoing { socket: zmq.socket.resolved(base), ..zmq })
+            }
+            amqp @ Destination::Amqp(_) => amqp,
         };
         let broker = all.broker(definition.connection.as_ref()).map(|broker| broker.resolved(base));
-        Ok(Self { definition: definition.clone(), way, broker, federation: None })
+        Ok(Self { definition: definition.clone(), destination, broker, federation: None })
     }
 
-    fn as_work(&self) -> Plan<Self> {
-        if self.definition.is_active { Plan::Work(self.clone()) } else { Plan::Rest }
+    fn to_plan(&self) -> Plan<Self> {
+        if self.definition.is_active { Plan::Active(self.clone()) } else { Plan::Inactive }
     }
 
     fn reconnect(&self) -> Reconnect {
@@ -81,7 +83,7 @@ impl OutgoingPlan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Accepted {
-    /// Its place in the spool; they only grow.
+    /// Its place in the order of the spool. Later messages have larger ones.
     pub sequence: u64,
     /// Its identifier, which the broker gets, too.
     pub id: Uuid,
@@ -92,58 +94,66 @@ pub struct Accepted {
 pub(crate) struct Outgoing {
     pub(crate) shared: Arc<Shared>,
     plans: watch::Sender<Plan<OutgoingPlan>>,
-    feeds: watch::Sender<Plan<Vec<String>>>,
+    feed_plan_sender: watch::Sender<Plan<Vec<String>>>,
     tasks: TaskTracker,
 }
 
-/// What the tasks of an outgoing connection and those who send have in common.
+/// How often in a row the broker has ended a channel while one message alone was in flight.
+#[derive(Debug, Default)]
+struct ChannelErrors {
+    /// The sequence of the message in the spool.
+    sequence: u64,
+    count: u32,
+}
+
+/// The state that the tasks of an outgoing connection share with those who send.
 #[derive(Debug)]
 pub(crate) struct Shared {
     plan: RwLock<Arc<OutgoingPlan>>,
-    pub(crate) spool: Slot,
+    pub(crate) spool: SpoolCell,
     pub(crate) status: Status,
     waiters: Mutex<HashMap<Uuid, oneshot::Sender<Result<()>>>>,
-    /// AMQP: the broker has ended a channel because of a message, and one up to this place may be the one.
+    /// AMQP: the broker has ended a channel because of a message. It may have been one up to this sequence.
     suspects_until: AtomicU64,
-    /// AMQP: the message for which the broker has ended the channel last, while it alone was in flight, and
-    /// how often.
-    blamed: Mutex<(u64, u32)>,
-    /// It is being deleted, and takes nothing new.
-    is_leaving: AtomicBool,
-    /// What the proxy delivers waits, still subscribed to.
-    is_held: watch::Sender<bool>,
-    room: Room,
+    /// AMQP: how often the broker has ended the channel while the same message alone was in flight.
+    channel_errors: Mutex<ChannelErrors>,
+    /// Whether the connection is being deleted, and takes nothing new.
+    is_being_deleted: AtomicBool,
+    /// Whether nothing is read from the subscription at the proxy, which goes on meanwhile.
+    is_feed_paused: watch::Sender<bool>,
+    receive_memory: ReceiveMemory,
 }
 
 impl Outgoing {
-    /// Starts the tasks of this one, which open its spool in this folder first, once that is `free`.
+    /// Starts the tasks of an outgoing connection. They open its spool in this folder first, once that is
+    /// `folder_free`.
     pub(crate) fn start(
         plan: &OutgoingPlan,
         path: PathBuf,
         options: SpoolOptions,
-        free: Option<CancellationToken>,
+        folder_free: Option<CancellationToken>,
         actor: Actor,
-        room: Room,
+        receive_memory: ReceiveMemory,
     ) -> Self {
         let shared = Arc::new(Shared {
             status: Status::new(label(&plan.definition.name)),
-            spool: Slot::new(path, options),
+            spool: SpoolCell::new(path, options),
             waiters: Mutex::new(HashMap::new()),
             suspects_until: AtomicU64::new(0),
-            blamed: Mutex::default(),
-            is_leaving: AtomicBool::new(false),
-            is_held: watch::Sender::new(false),
+            channel_errors: Mutex::default(),
+            is_being_deleted: AtomicBool::new(false),
+            is_feed_paused: watch::Sender::new(false),
             plan: RwLock::new(Arc::new(plan.clone())),
-            room,
+            receive_memory,
         });
-        let (plans, session_plans) = watch::channel(plan.as_work());
-        let (feeds, feed_plans) = watch::channel(feed_plan(plan));
+        let (plans, session_plans) = watch::channel(plan.to_plan());
+        let (feed_plan_sender, feed_plans) = watch::channel(feed_plan(plan));
         let tasks = TaskTracker::new();
         let link = shared.clone();
         let name = label(&plan.definition.name);
         let own_name = name.clone();
         tasks.spawn(async move {
-            restart(&own_name, || work(&link, session_plans.clone(), free.clone())).await;
+            restart(&own_name, || run_sessions(&link, session_plans.clone(), folder_free.clone())).await;
         });
         let link = shared.clone();
         tasks.spawn(async move {
@@ -151,43 +161,43 @@ impl Outgoing {
             restart(format!("the subscription of {name}"), feed).await;
         });
         tasks.close();
-        Self { shared, plans, feeds, tasks }
+        Self { shared, plans, feed_plan_sender, tasks }
     }
 
-    /// Goes by this plan from now on; the link is made anew if it differs.
+    /// Follows this plan from now on. The link is made anew if the plan differs.
     pub(crate) fn change(&self, plan: OutgoingPlan, options: SpoolOptions) {
         self.shared.status.rename(label(&plan.definition.name));
         self.shared.spool.set_options(options);
-        set(&self.plans, plan.as_work());
+        send_if_changed(&self.plans, plan.to_plan());
         // A subscription that goes on takes over other topics without a gap.
-        set(&self.feeds, feed_plan(&plan));
+        send_if_changed(&self.feed_plan_sender, feed_plan(&plan));
         *self.shared.plan.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(plan);
     }
 
-    /// Takes nothing new from now on: what is in the spool goes out. If that `takes_long`, the subscription
-    /// at the proxy ends, so that nobody waits for it there. If not, what is published waits in it for the
-    /// decision, so that nothing is missed if it is not deleted after all.
-    pub(crate) fn leave(&self, takes_long: bool) {
-        self.shared.is_leaving.store(true, Ordering::Relaxed);
+    /// Takes nothing new from now on, while what is in the spool goes out. If that `takes_long`, the
+    /// subscription at the proxy ends, so that nobody waits for it there. If not, what is published waits in
+    /// it for the decision, so that nothing is missed if it is not deleted after all.
+    pub(crate) fn pause_intake(&self, takes_long: bool) {
+        self.shared.is_being_deleted.store(true, Ordering::Relaxed);
         if takes_long {
-            set(&self.feeds, Plan::Rest);
+            send_if_changed(&self.feed_plan_sender, Plan::Inactive);
         } else {
-            self.shared.is_held.send_replace(true);
+            self.shared.is_feed_paused.send_replace(true);
         }
     }
 
-    /// Takes what is new again: it is not deleted.
-    pub(crate) fn stay(&self) {
-        self.shared.is_leaving.store(false, Ordering::Relaxed);
-        self.shared.is_held.send_replace(false);
-        set(&self.feeds, feed_plan(&self.shared.plan()));
+    /// Takes new messages again, because the connection is not deleted after all.
+    pub(crate) fn resume_intake(&self) {
+        self.shared.is_being_deleted.store(false, Ordering::Relaxed);
+        self.shared.is_feed_paused.send_replace(false);
+        send_if_changed(&self.feed_plan_sender, feed_plan(&self.shared.plan()));
     }
 
     /// Ends the tasks, and waits for them: what is on its way has half a second. Then the spool is closed.
-    /// Returns what is left in it; nothing if it was never open.
+    /// Returns what is left in it, and nothing if it was never open.
     pub(crate) async fn end(self) -> Result<Option<SpoolStatus>> {
-        let Self { shared, plans, feeds, tasks } = self;
-        drop((plans, feeds));
+        let Self { shared, plans, feed_plan_sender, tasks } = self;
+        drop((plans, feed_plan_sender));
         tasks.wait().await;
         shared.fail_waiters();
         shared.spool.close().await?;
@@ -196,23 +206,23 @@ impl Outgoing {
 }
 
 /// Opens the spool, and runs sessions that send what is in it, until there are no plans any more.
-async fn work(
+async fn run_sessions(
     link: &Arc<Shared>,
     mut plans: watch::Receiver<Plan<OutgoingPlan>>,
-    free: Option<CancellationToken>,
+    folder_free: Option<CancellationToken>,
 ) {
     // A spool that is open already stays open.
     let is_open = link.spool.get().is_ok();
-    if !is_open && !link.spool.open(&link.status, &mut plans, free).await {
+    if !is_open && !link.spool.open(&link.status, &mut plans, folder_free).await {
         link.status.set(LinkState::Ended);
         return;
     }
     let session = |plan: OutgoingPlan, attempt, stop| {
         let link = link.clone();
         async move {
-            match &plan.way {
-                Way::Amqp(_) => amqp::session(&link, &plan, attempt, stop).await,
-                Way::Zmq(zmq) => zmq::session(&link, &plan, zmq, stop).await,
+            match &plan.destination {
+                Destination::Amqp(_) => amqp::session(&link, &plan, attempt, stop).await,
+                Destination::Zmq(zmq) => zmq::session(&link, &plan, zmq, stop).await,
             }
         }
     };
@@ -223,8 +233,8 @@ fn label(name: &str) -> String {
     format!("outgoing {name:?}")
 }
 
-/// Sets a plan, and tells of it if it differs.
-fn set<P: PartialEq>(sender: &watch::Sender<Plan<P>>, new: Plan<P>) {
+/// Sends a plan to the receivers if it differs from the one before.
+fn send_if_changed<P: PartialEq>(sender: &watch::Sender<Plan<P>>, new: Plan<P>) {
     sender.send_if_modified(|current| {
         let differs = *current != new;
         *current = new;
@@ -232,18 +242,19 @@ fn set<P: PartialEq>(sender: &watch::Sender<Plan<P>>, new: Plan<P>) {
     });
 }
 
-/// What is subscribed to at the proxy. While the connection is not active and refuses, nothing is.
+/// Returns what is subscribed to at the proxy. While the connection is not active and refuses messages,
+/// nothing is.
 fn feed_plan(plan: &OutgoingPlan) -> Plan<Vec<String>> {
     let definition = &plan.definition;
     let takes = definition.is_active || definition.when_inactive == WhenInactive::Store;
     if takes && !definition.subscribe.is_empty() {
-        Plan::Work(definition.subscribe.clone())
+        Plan::Active(definition.subscribe.clone())
     } else {
-        Plan::Rest
+        Plan::Inactive
     }
 }
 
-/// An error of the spool, as one of ours.
+/// Makes an error of this library from one of the spool.
 pub(crate) fn storage(error: SpoolError) -> Error {
     let kind = match error.kind() {
         SpoolErrorKind::Full => ErrorKind::Full,
@@ -276,8 +287,8 @@ impl Shared {
         let stored = self.prepare(outbound)?;
         let (sender, confirmed) = oneshot::channel();
         lock(&self.waiters).insert(stored.id, sender);
-        // However this future ends, nobody waits any more then.
-        let _guard = Waiting { link: self, id: stored.id };
+        // The guard takes the waiter out again, however this future ends.
+        let _guard = WaiterGuard { link: self, id: stored.id };
         let waiting = async {
             let accepted = self.append(&stored).await?;
             match confirmed.await {
@@ -292,10 +303,10 @@ impl Shared {
         xmsg_zmq::deadline::Deadline::after(limit).limit(waiting).await.map_err(timed_out)?
     }
 
-    /// Takes a message from a channel, as [`send`](Self::send) does. What AMQP has beside it goes along only
-    /// to AMQP.
+    /// Takes a message from a channel, as [`send`](Self::send) does. Properties and headers of AMQP are
+    /// dropped unless the peer is AMQP, too.
     pub(crate) async fn relay(&self, mut outbound: Outbound) -> Result<Accepted> {
-        if matches!(self.plan().way, Way::Zmq(_)) {
+        if matches!(self.plan().destination, Destination::Zmq(_)) {
             outbound = Outbound { id: outbound.id, ..Outbound::new(outbound.message) };
         }
         self.send(outbound).await
@@ -309,12 +320,12 @@ impl Shared {
     fn prepare(&self, outbound: Outbound) -> Result<Stored> {
         let plan = self.plan();
         let definition = &plan.definition;
-        if self.is_leaving.load(Ordering::Relaxed) {
+        if self.is_being_deleted.load(Ordering::Relaxed) {
             return Err(self.error(ErrorKind::Closed, "is being deleted, and takes nothing new"));
         }
-        let is_internal = match &plan.way {
-            Way::Amqp(way) => way.origin.is_some() || way.durable.is_some(),
-            Way::Zmq(_) => false,
+        let is_internal = match &plan.destination {
+            Destination::Amqp(amqp) => amqp.origin.is_some() || amqp.durable.is_some(),
+            Destination::Zmq(_) => false,
         };
         if is_internal {
             let what = "takes what is published at the proxy, and nothing else: publish the message there";
@@ -328,8 +339,8 @@ impl Shared {
             ));
         }
         let wrong = |what: &str| self.error(ErrorKind::InvalidMessage, what);
-        match &plan.way {
-            Way::Zmq(_) => {
+        match &plan.destination {
+            Destination::Zmq(_) => {
                 let is_plain = outbound.exchange.is_none()
                     && outbound.routing_key.is_none()
                     && outbound.properties == crate::definition::Properties::default()
@@ -340,7 +351,7 @@ impl Shared {
                     ));
                 }
             }
-            Way::Amqp(amqp) => {
+            Destination::Amqp(amqp) => {
                 let size = outbound.message.data().len() as u64;
                 if size > amqp.max_message_size {
                     let what = format!(
@@ -374,7 +385,7 @@ impl Shared {
     }
 
     async fn append(&self, stored: &Stored) -> Result<Accepted> {
-        let spool = self.spool.opened().await?;
+        let spool = self.spool.get_or_wait().await?;
         let body = stored.encode();
         let most = spool.options().max_entry_bytes;
         if body.len() > most {
@@ -398,38 +409,41 @@ impl Shared {
         }
     }
 
-    /// The peer has these messages.
+    /// Removes messages from the spool because the peer has them, and wakes those who wait for that.
     async fn delivered(&self, messages: impl IntoIterator<Item = (u64, Uuid)>) -> Result<()> {
         let (sequences, ids): (Vec<_>, Vec<_>) = messages.into_iter().unzip();
         add(&self.counters().delivered, ids.len() as u64);
         for id in ids {
-            self.tell(id, Ok(()));
+            self.complete_waiter(id, Ok(()));
         }
         self.spool.get()?.remove(&sequences).await.map_err(storage)
     }
 
-    /// This entry can't be delivered, for this reason.
-    async fn bury(&self, entry: &Entry, id: Option<Uuid>, reason: &str) -> Result<()> {
-        self.spool.get()?.bury(entry.sequence, reason).await.map_err(storage)?;
+    /// Moves an entry that can't be delivered to the dead letters, with this reason.
+    async fn dead_letter(&self, entry: &Entry, id: Option<Uuid>, reason: &str) -> Result<()> {
+        self.spool.get()?.dead_letter(entry.sequence, reason).await.map_err(storage)?;
         add(&self.counters().dead, 1);
-        self.status.note(format!("message {} goes to the dead letters: {reason}", shown(id)));
+        self.status.note(format!("message {} goes to the dead letters: {reason}", display_id(id)));
         if let Some(id) = id {
             let what =
                 format!("could not deliver the message {id}, which is among the dead letters now: {reason}");
-            self.tell(id, Err(self.error(ErrorKind::Undeliverable, &what)));
+            self.complete_waiter(id, Err(self.error(ErrorKind::Undeliverable, &what)));
         }
         Ok(())
     }
 
-    /// The broker has ended the channel while this message alone was in flight. Returns how often that
-    /// happened in a row.
-    fn blame(&self, sequence: u64) -> u32 {
-        let mut blamed = lock(&self.blamed);
-        *blamed = if blamed.0 == sequence { (sequence, blamed.1 + 1) } else { (sequence, 1) };
-        blamed.1
+    /// Counts that the broker has ended the channel while this message alone was in flight. Returns how often
+    /// that happened in a row.
+    fn count_channel_error(&self, sequence: u64) -> u32 {
+        let mut errors = lock(&self.channel_errors);
+        if errors.sequence != sequence {
+            *errors = ChannelErrors { sequence, count: 0 };
+        }
+        errors.count += 1;
+        errors.count
     }
 
-    fn tell(&self, id: Uuid, outcome: Result<()>) {
+    fn complete_waiter(&self, id: Uuid, outcome: Result<()>) {
         let waiter = lock(&self.waiters).remove(&id);
         if let Some(waiter) = waiter {
             let _ = waiter.send(outcome);
@@ -452,17 +466,17 @@ impl Shared {
     }
 }
 
-fn shown(id: Option<Uuid>) -> String {
+fn display_id(id: Option<Uuid>) -> String {
     id.map_or_else(|| "(unreadable)".to_owned(), |id| id.to_string())
 }
 
-/// Takes a waiter out again when whoever waits is dropped.
-struct Waiting<'a> {
+/// A guard that takes a waiter out again when whoever waits is dropped.
+struct WaiterGuard<'a> {
     link: &'a Shared,
     id: Uuid,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaiterGuard<'_> {
     fn drop(&mut self) {
         lock(&self.link.waiters).remove(&self.id);
     }

@@ -1,4 +1,4 @@
-//! What has a definition: the sorts of entries, and how definitions refer to each other.
+//! The entries of a registry: their sorts, and how definitions refer to each other.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,7 +12,7 @@ use crate::definition::{
 };
 use crate::error::{Error, ErrorKind, Result};
 
-/// Something that has a definition.
+/// The definition of an entry of any sort.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "sort", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -30,7 +30,7 @@ pub enum Definition {
 }
 
 impl Definition {
-    /// Its name.
+    /// Returns its name.
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
@@ -42,7 +42,7 @@ impl Definition {
         }
     }
 
-    /// What sort of entry it is.
+    /// Returns what sort of entry it is.
     #[must_use]
     pub fn sort(&self) -> Sort {
         match self {
@@ -152,7 +152,7 @@ pub(super) fn unknown(sort: Sort, name: &str) -> Error {
 }
 
 impl Definitions {
-    /// The definition of this sort and name.
+    /// Returns the definition of this sort and name.
     #[must_use]
     pub fn find(&self, sort: Sort, name: &str) -> Option<Definition> {
         match sort {
@@ -215,7 +215,7 @@ impl Definitions {
         found.ok_or_else(|| unknown(Sort::Federation, name))
     }
 
-    /// Puts a definition in the place of the one of this name; what refers to it follows when it gets another
+    /// Puts a definition in the place of the one of this name. What refers to it follows when it gets another
     /// name.
     pub(super) fn replace(&mut self, name: &str, definition: Definition) -> Result<()> {
         let (sort, new_name) = (definition.sort(), definition.name().to_owned());
@@ -241,7 +241,7 @@ impl Definitions {
             }
             Definition::Outgoing(mut definition) => {
                 let place = self.outgoing_mut(name)?;
-                // Its messages stay where they are, whatever it is called.
+                // The messages stay where they are, whatever the connection is called.
                 let folder = place.spool_folder().to_owned();
                 definition.spool_dir = (folder != new_name).then_some(folder);
                 *place = *definition;

@@ -1,12 +1,12 @@
 //! The registry: everything that is declared, at work, and changed while it runs.
 
-mod ending;
 mod entry;
 mod files;
-mod keeper;
+mod reconciler;
 mod report;
 mod shared;
 mod state;
+mod teardown;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -22,37 +22,37 @@ use xmsg_zmq::fault::CriticalTasks;
 use xmsg_zmq::lock::lock;
 use xmsg_zmq::memory_budget::MemoryBudget;
 
-use self::ending::{Ending, Endings};
 use self::entry::unknown;
 pub use self::entry::{Definition, OnDelete, Sort};
-use self::files::Allowed;
-use self::keeper::Keeper;
+use self::files::FilePolicy;
+use self::reconciler::Reconciler;
 pub use self::report::{ChannelReport, DurableReport, FederationReport, OutgoingReport, Report};
 use self::report::{report_channel, report_durable, report_federation, report_outgoing};
-use self::shared::{Leaving, Shared};
+use self::shared::{IntakePause, Shared};
 use self::state::{STATE_FILE, absolute, lock_state, read_state};
-use crate::background::{in_background, on_a_thread};
+use self::teardown::{Teardown, Teardowns};
+use crate::blocking::{run_blocking, run_on_own_thread};
 use crate::channel::{Channel, Targets};
 use crate::definition::{Definitions, DurableDefinition};
 use crate::durable::DurableServer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::federation::SPOOL_FOLDER;
 use crate::outbound::Outbound;
-use crate::outgoing::{Accepted, Outgoing, mark_purged, storage, unmark_purged};
+use crate::outgoing::{Accepted, Outgoing, remove_tombstone, storage, write_tombstone};
 use crate::ping;
-use crate::room::Room;
+use crate::receive_memory::ReceiveMemory;
 use crate::status::DeadMessage;
 
-/// Changes that may wait for the one before them. At this number, whoever wants another one waits, too.
-const CHANGES: usize = 64;
-/// How long whoever adds an outgoing connection waits for its spool, and whoever begins waits for those of
-/// all.
+/// How many changes may wait for the one before them. At this number, whoever wants another one waits, too.
+const CHANGES_MAX: usize = 64;
+/// How long whoever adds an outgoing connection waits for its spool, and how long whoever opens a registry
+/// waits for all spools.
 const OPENED_WITHIN: Duration = Duration::from_secs(5);
 const ALL_OPENED_WITHIN: Duration = Duration::from_secs(10);
 /// How long the end of the registry waits for entries that were deleted before.
 const ENDED_WITHIN: Duration = Duration::from_secs(30);
 
-/// How a registry begins.
+/// The options with which a registry is opened.
 #[derive(Clone, Debug)]
 pub struct RegistryOptions {
     /// The folder of its state: the file `connect.toml` with the definitions, and the spools. It is made if
@@ -80,7 +80,7 @@ pub struct RegistryOptions {
 }
 
 impl RegistryOptions {
-    /// A registry with its state in this folder, for this proxy, with nothing declared.
+    /// Makes options for a registry with its state in this folder, for this proxy, with nothing declared.
     #[must_use]
     pub fn new(state_dir: impl Into<PathBuf>, proxy: ProxyAddress) -> Self {
         Self {
@@ -105,15 +105,15 @@ pub struct Registry {
     changes: mpsc::Sender<Change>,
 }
 
-/// Makes other definitions of these. The result has not been checked.
-type Make = Box<dyn FnOnce(&mut Definitions) -> Result<()> + Send>;
+/// An edit of the definitions. Its result is checked after it.
+type Edit = Box<dyn FnOnce(&mut Definitions) -> Result<()> + Send>;
 
 /// A change of the definitions.
 struct Change {
-    make: Make,
+    edit: Edit,
     /// Outgoing connections whose messages are deleted with them.
     purge: Vec<String>,
-    done: oneshot::Sender<Result<Vec<Ending>>>,
+    done: oneshot::Sender<Result<Vec<Teardown>>>,
 }
 
 impl Registry {
@@ -132,7 +132,7 @@ impl Registry {
             let definitions = read_state(&state_dir, initial)?;
             Ok((definitions, state_dir, secrets_dir, locked))
         };
-        let (definitions, state_dir, secrets_dir, locked) = in_background(reading).await?;
+        let (definitions, state_dir, secrets_dir, locked) = run_blocking(reading).await?;
         let actor = Actor::builder("xmsg-connect").proxy(proxy.clone()).options(connect.clone()).build();
         let actor = actor.map_err(|error| {
             Error::new(ErrorKind::InvalidDefinition, "the connection to the proxy can't be made")
@@ -148,32 +148,32 @@ impl Registry {
             state_dir: state_dir.clone(),
             spool_dir,
             targets: Targets::new(proxy, connect),
-            endings: Endings::default(),
+            teardowns: Teardowns::default(),
             critical: CriticalTasks::default(),
             lock: Mutex::new(Some(locked)),
             is_closed: AtomicBool::new(false),
         });
-        let (changes, receiver) = mpsc::channel(CHANGES);
-        let allowed = secrets_dir.map(|within| Allowed {
-            within,
+        let (changes, receiver) = mpsc::channel(CHANGES_MAX);
+        let file_policy = secrets_dir.map(|secrets_dir| FilePolicy {
+            secrets_dir,
             state_dir: state_dir.clone(),
             spool_dir: shared.spool_dir.clone(),
         });
-        let mut keeper = Keeper {
+        let mut reconciler = Reconciler {
             shared: shared.clone(),
-            allowed,
+            file_policy,
             actor,
             state_file: state_dir.join(STATE_FILE),
-            memory: Arc::default(),
-            room: Room::new(memory, thread_space),
+            duplicates: Arc::default(),
+            receive_memory: ReceiveMemory::new(memory, thread_space),
         };
         let folders = definitions.outgoing.iter().map(|outgoing| outgoing.spool_folder().to_owned());
         let of_federation = definitions.federation.iter().map(|_| SPOOL_FOLDER.to_owned());
         let of_durables = definitions.durables.iter().map(DurableDefinition::spool_folder);
         let used = folders.chain(of_federation).chain(of_durables).collect();
-        shared.endings.clear(shared.spool_dir.clone(), used).await?;
-        keeper.apply(definitions, &[])?;
-        keeper.save().await?;
+        shared.teardowns.finish_deletions(shared.spool_dir.clone(), used).await?;
+        reconciler.apply(definitions, &[])?;
+        reconciler.save().await?;
         shared.wait_for_spools(None, ALL_OPENED_WITHIN).await;
         for orphan in shared.orphans() {
             let folder = shared.spool_dir.join(orphan);
@@ -182,7 +182,7 @@ impl Registry {
                 folder.display()
             );
         }
-        tokio::spawn(shared.critical.watch("the keeper of the registry", keeper.run(receiver)));
+        tokio::spawn(shared.critical.watch("the keeper of the registry", reconciler.run(receiver)));
         Ok(Self { shared, changes })
     }
 
@@ -272,34 +272,34 @@ impl Registry {
     /// as it was then, but that what is published while it is drained is not received.
     pub async fn delete(&self, sort: Sort, name: &str, on_delete: OnDelete) -> Result<()> {
         let mut purge = Vec::new();
-        let spooled = self.shared.spooled(sort, name)?;
+        let outgoing_name = self.shared.outgoing_name_of(sort, name)?;
         // What is refused anyway changes nothing.
         self.shared.definitions().check_unused(sort, name)?;
         let takes_long = matches!(on_delete, OnDelete::Drain(_));
-        if let Some(name) = spooled.as_deref().filter(|_| on_delete != OnDelete::Purge) {
-            let spool = self.shared.sending(name)?.spool.status();
+        if let Some(name) = outgoing_name.as_deref().filter(|_| on_delete != OnDelete::Purge) {
+            let spool = self.shared.outgoing(name)?.spool.status();
             if !takes_long || spool.dead_entries > 0 {
                 self.check_empty(name)?;
             }
         }
         // Nothing new is taken from here on, or else it would never be empty. If it is not deleted after all,
         // it goes on.
-        let begin = |name| Leaving::begin(&self.shared, name, takes_long);
-        let leaving = spooled.as_deref().map(begin).transpose()?;
-        if let Some(name) = &spooled {
+        let begin = |name| IntakePause::begin(&self.shared, name, takes_long);
+        let intake_pause = outgoing_name.as_deref().map(begin).transpose()?;
+        if let Some(name) = &outgoing_name {
             match on_delete {
                 OnDelete::Refuse => self.check_empty(name)?,
                 OnDelete::Drain(limit) => self.drain(name, limit).await?,
                 OnDelete::Purge => {
                     let path = self.shared.spool_path(name)?;
-                    on_a_thread("marking a spool", move || mark_purged(&path)).await?;
+                    run_on_own_thread("marking a spool", move || write_tombstone(&path)).await?;
                     purge.push(name.clone());
                 }
             }
         }
         let path = purge.first().and_then(|name| self.shared.spool_path(name).ok());
         let name = name.to_owned();
-        let checked = spooled.clone().filter(|_| on_delete != OnDelete::Purge);
+        let checked = outgoing_name.clone().filter(|_| on_delete != OnDelete::Purge);
         let shared = self.shared.clone();
         let deleted = self.change(purge, move |all| {
             all.find(sort, &name).ok_or_else(|| unknown(sort, &name))?;
@@ -318,25 +318,25 @@ impl Registry {
         let deleted = deleted.await;
         // What was not deleted after all keeps its messages.
         if let Some(path) = path
-            && spooled.as_deref().is_some_and(|name| self.shared.spool_path(name).is_ok())
+            && outgoing_name.as_deref().is_some_and(|name| self.shared.spool_path(name).is_ok())
         {
-            on_a_thread("marking a spool", move || {
-                unmark_purged(&path);
+            run_on_own_thread("marking a spool", move || {
+                remove_tombstone(&path);
                 Ok(())
             })
             .await?;
         }
-        drop(leaving);
+        drop(intake_pause);
         deleted
     }
 
-    /// Puts other definitions in the place of all: those that are not among them are deleted, unless messages
+    /// Puts other definitions in the place of all. Those that are not among them are deleted, unless messages
     /// would be lost.
     pub async fn import(&self, definitions: Definitions) -> Result<()> {
         definitions.check()?;
         let shared = self.shared.clone();
         self.change(Vec::new(), move |all| {
-            // By its folder: that is what its messages are in, whatever it is called.
+            // Spools are told apart by their folders, whatever the connections are called.
             let is_kept =
                 |folder: &str| definitions.outgoing.iter().any(|other| other.spool_folder() == folder);
             for outgoing in all.outgoing.iter().filter(|outgoing| !is_kept(outgoing.spool_folder())) {
@@ -360,13 +360,14 @@ impl Registry {
         .await
     }
 
-    /// Everything that is declared, as it stands in the state file. Secrets are in files of their own.
+    /// Returns everything that is declared, as it stands in the state file. Secrets are in files of their
+    /// own.
     #[must_use]
     pub fn export(&self) -> Definitions {
         (*self.shared.definitions()).clone()
     }
 
-    /// Everything that is declared, and how it is.
+    /// Returns everything that is declared, and how it is.
     #[must_use]
     pub fn report(&self) -> Report {
         let definitions = self.shared.definitions();
@@ -385,19 +386,19 @@ impl Registry {
         }
     }
 
-    /// How one outgoing connection is.
+    /// Returns how one outgoing connection is.
     pub fn outgoing(&self, name: &str) -> Result<OutgoingReport> {
         let entries = self.shared.entries();
         entries.outgoing.get(name).map(report_outgoing).ok_or_else(|| unknown(Sort::Outgoing, name))
     }
 
-    /// How one channel is.
+    /// Returns how one channel is.
     pub fn channel(&self, name: &str) -> Result<ChannelReport> {
         let entries = self.shared.entries();
         entries.channels.get(name).map(report_channel).ok_or_else(|| unknown(Sort::Channel, name))
     }
 
-    /// How the federation is that the proxy takes part in under this name.
+    /// Returns how the federation is that the proxy takes part in under this name.
     pub fn federation(&self, name: &str) -> Result<FederationReport> {
         let entries = self.shared.entries();
         let found = entries.federation.as_ref().filter(|one| one.definition.name == name);
@@ -405,7 +406,7 @@ impl Registry {
         report.ok_or_else(|| unknown(Sort::Federation, name))
     }
 
-    /// How one durable subscription is.
+    /// Returns how one durable subscription is.
     pub fn durable(&self, name: &str) -> Result<DurableReport> {
         let entries = self.shared.entries();
         let report = entries.durables.get(name).and_then(|one| report_durable(one, &entries));
@@ -430,7 +431,7 @@ impl Registry {
     /// [`ErrorKind::TooLarge`], [`ErrorKind::Storage`]: it was not accepted. Messages are accepted in the
     /// order of the calls. Dropping the future has it accepted whole or not at all.
     pub async fn send(&self, outgoing: &str, message: impl Into<Outbound>) -> Result<Accepted> {
-        self.shared.sending(outgoing)?.send(message.into()).await
+        self.shared.outgoing(outgoing)?.send(message.into()).await
     }
 
     /// Sends a message, and waits until the peer has it: until the broker has confirmed it, or until it was
@@ -444,12 +445,12 @@ impl Registry {
         message: impl Into<Outbound>,
         limit: Duration,
     ) -> Result<Accepted> {
-        self.shared.sending(outgoing)?.send_confirmed(message.into(), limit).await
+        self.shared.outgoing(outgoing)?.send_confirmed(message.into(), limit).await
     }
 
-    /// Looks whether the peer of an entry can be reached, and is as it is declared: a broker is logged in to,
-    /// its exchange or queue looked for; with a ZeroMQ socket there has to be a handshake. Returns how long
-    /// that took.
+    /// Checks that the peer of an entry can be reached, and is as it is declared. A broker has to accept the
+    /// login, and to have the exchange or queue. With a ZeroMQ socket there has to be a handshake. Returns
+    /// how long that took.
     pub async fn ping(&self, sort: Sort, name: &str, limit: Duration) -> Result<Duration> {
         let definitions = self.shared.definitions();
         let definition = definitions.find(sort, name).ok_or_else(|| unknown(sort, name))?;
@@ -463,18 +464,19 @@ impl Registry {
         .await
     }
 
-    /// Dead letters of an outgoing connection behind this place, oldest first.
+    /// Returns the dead letters of an outgoing connection with sequences above `after`, oldest first.
     pub async fn dead(&self, outgoing: &str, after: u64, limit: usize) -> Result<Vec<DeadMessage>> {
         let letters = self.shared.spool(outgoing)?.dead(after, limit).await.map_err(storage)?;
         Ok(letters.into_iter().map(DeadMessage::of).collect())
     }
 
-    /// Sends a dead letter again: it goes to the end of the spool.
+    /// Sends a dead letter again. It goes to the end of the spool.
     pub async fn revive(&self, outgoing: &str, sequence: u64) -> Result<()> {
         self.shared.spool(outgoing)?.revive(sequence).await.map(drop).map_err(storage)
     }
 
-    /// Deletes dead letters: these, or all. Returns how many there were.
+    /// Deletes the dead letters with these sequences, or all if there are none given. Returns how many there
+    /// were.
     pub async fn discard_dead(&self, outgoing: &str, sequences: Option<&[u64]>) -> Result<u64> {
         let spool = self.shared.spool(outgoing)?;
         let discarded = match sequences {
@@ -507,7 +509,7 @@ impl Registry {
         };
         self.shared.targets.set(HashMap::new());
         let ended = join_all(outgoing.into_values().map(Outgoing::end)).await;
-        self.shared.endings.wait(ENDED_WITHIN).await;
+        self.shared.teardowns.wait(ENDED_WITHIN).await;
         // Whoever opens the folder next finds the spools closed.
         drop(lock(&self.shared.lock).take());
         let left: u64 = ended.iter().flatten().flatten().map(|left| left.entries).sum();
@@ -520,15 +522,15 @@ impl Registry {
     async fn change(
         &self,
         purge: Vec<String>,
-        make: impl FnOnce(&mut Definitions) -> Result<()> + Send + 'static,
+        edit: impl FnOnce(&mut Definitions) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let closed = || Error::new(ErrorKind::Closed, "the registry has ended");
         let (done, outcome) = oneshot::channel();
-        let change = Change { make: Box::new(make), purge, done };
+        let change = Change { edit: Box::new(edit), purge, done };
         self.changes.send(change).await.map_err(|_| closed())?;
-        let endings = outcome.await.map_err(|_| closed())??;
+        let teardowns = outcome.await.map_err(|_| closed())??;
         // They go on without us, and the next change does not wait for them.
-        join_all(endings).await.into_iter().collect()
+        join_all(teardowns).await.into_iter().collect()
     }
 
     fn check_empty(&self, name: &str) -> Result<()> {
@@ -537,7 +539,7 @@ impl Registry {
 
     /// Waits until everything is delivered.
     async fn drain(&self, name: &str, limit: Duration) -> Result<()> {
-        let outgoing = self.shared.sending(name)?;
+        let outgoing = self.shared.outgoing(name)?;
         let drained = async {
             while outgoing.spool.status().entries > 0 {
                 tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,4 +1,4 @@
-//! What a registry tells of its entries.
+//! The report of a registry about its entries.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::channel::Channel;
 use crate::definition::{
     ChannelDefinition, ConnectionDefinition, DurableDefinition, FederationDefinition, OutgoingDefinition,
 };
-use crate::durable::{Counted, DurableServer};
+use crate::durable::{CounterValues, DurableServer};
 use crate::federation::Federation;
 use crate::outgoing::Outgoing;
 use crate::status::{LinkReport, LinkState, SpoolReport};
@@ -137,8 +137,8 @@ pub(super) fn report_federation(federation: &Federation, entries: &Entries) -> O
 pub(super) fn report_durable(server: &DurableServer, entries: &Entries) -> Option<DurableReport> {
     let definition = server.plan.definition.clone();
     let outgoing = report_outgoing(entries.outgoing.get(&definition.outgoing_name())?);
-    let Counted { subscribers, given_out, acknowledged, sessions_lost, rejected, gave_way, ignored } =
-        server.counted();
+    let CounterValues { subscribers, given_out, acknowledged, sessions_lost, rejected, gave_way, ignored } =
+        server.counter_values();
     let OutgoingReport { link, spool, .. } = outgoing;
     Some(DurableReport {
         definition,

@@ -1,4 +1,4 @@
-//! What the task of a registry and those who use it have in common.
+//! The state that the task of a registry shares with those who use the registry.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use futures::future::join_all;
 
-use super::ending::{Endings, is_deleted};
 use super::entry::unknown;
+use super::teardown::{Teardowns, is_deleted};
 use super::{Definition, Sort};
 use crate::channel::{Channel, Targets};
 use crate::definition::{Definitions, DurableDefinition};
@@ -30,35 +30,35 @@ pub(super) struct Shared {
     pub(super) state_dir: PathBuf,
     pub(super) spool_dir: PathBuf,
     pub(super) targets: Targets,
-    pub(super) endings: Endings,
+    pub(super) teardowns: Teardowns,
     /// The tasks that the registry can't go on without.
     pub(super) critical: CriticalTasks,
     /// Locked until everything has ended.
     pub(super) lock: Mutex<Option<LockedFile>>,
-    /// It was closed: nothing changes any more.
+    /// Whether the registry was closed, so that nothing changes any more.
     pub(super) is_closed: AtomicBool,
 }
 
-/// An outgoing connection takes nothing new for as long as this lives.
-pub(super) struct Leaving<'a> {
+/// A guard during whose life an outgoing connection takes nothing new.
+pub(super) struct IntakePause<'a> {
     shared: &'a Shared,
     name: &'a str,
 }
 
-impl<'a> Leaving<'a> {
+impl<'a> IntakePause<'a> {
     pub(super) fn begin(shared: &'a Shared, name: &'a str, takes_long: bool) -> Result<Self> {
         let entries = shared.entries();
         let outgoing = entries.outgoing.get(name).ok_or_else(|| unknown(Sort::Outgoing, name))?;
-        outgoing.leave(takes_long);
+        outgoing.pause_intake(takes_long);
         Ok(Self { shared, name })
     }
 }
 
-impl Drop for Leaving<'_> {
+impl Drop for IntakePause<'_> {
     fn drop(&mut self) {
-        // It is not there any more if it was deleted.
+        // The connection is gone if it was deleted.
         if let Some(outgoing) = self.shared.entries().outgoing.get(self.name) {
-            outgoing.stay();
+            outgoing.resume_intake();
         }
     }
 }
@@ -68,9 +68,9 @@ impl Drop for Leaving<'_> {
 pub(super) struct Entries {
     pub(super) outgoing: BTreeMap<String, Outgoing>,
     pub(super) channels: BTreeMap<String, Channel>,
-    /// Its outgoing connection and its channel are among the others.
+    /// The federation. Its outgoing connection and its channel are among the others.
     pub(super) federation: Option<Federation>,
-    /// Their outgoing connections are among the others.
+    /// Durable subscriptions. Their outgoing connections are among the others.
     pub(super) durables: BTreeMap<String, DurableServer>,
 }
 
@@ -83,15 +83,15 @@ impl Shared {
         self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn sending(&self, name: &str) -> Result<Arc<outgoing::Shared>> {
+    pub(super) fn outgoing(&self, name: &str) -> Result<Arc<outgoing::Shared>> {
         self.targets.outgoing(name).ok_or_else(|| unknown(Sort::Outgoing, name))
     }
 
     pub(super) fn spool(&self, name: &str) -> Result<Spool> {
-        self.sending(name)?.spool.get().cloned()
+        self.outgoing(name)?.spool.get().cloned()
     }
 
-    /// The folder of the spool of an outgoing connection.
+    /// Returns the path of the spool of an outgoing connection.
     pub(super) fn spool_path(&self, name: &str) -> Result<PathBuf> {
         let definitions = self.definitions();
         let outgoing = definitions.outgoing.iter().find(|outgoing| outgoing.name == *name);
@@ -103,8 +103,8 @@ impl Shared {
         folder.map(|folder| self.spool_dir.join(folder)).ok_or_else(|| unknown(Sort::Outgoing, name))
     }
 
-    /// Waits until the spool of each of these outgoing connections, or of all, is open or could not be
-    /// opened; for at most so long.
+    /// Waits, for at most so long, until the spool of each of these outgoing connections, or of all, is open
+    /// or could not be opened.
     pub(super) async fn wait_for_spools(&self, names: Option<&[String]>, limit: Duration) {
         let waited: Vec<_> = {
             let entries = self.entries();
@@ -112,7 +112,7 @@ impl Shared {
                 entries.outgoing.iter().filter(|(name, _)| names.is_none_or(|names| names.contains(*name)));
             wanted.map(|(_, outgoing)| outgoing.shared.clone()).collect()
         };
-        join_all(waited.iter().map(|outgoing| outgoing.spool.wait(limit))).await;
+        join_all(waited.iter().map(|outgoing| outgoing.spool.wait_for_attempt(limit))).await;
     }
 
     pub(super) fn link_report(&self, sort: Sort, name: &str) -> Option<LinkReport> {
@@ -124,8 +124,8 @@ impl Shared {
         }
     }
 
-    /// The outgoing connection whose messages belong to an entry.
-    pub(super) fn spooled(&self, sort: Sort, name: &str) -> Result<Option<String>> {
+    /// Returns the name of the outgoing connection that has the spool of an entry, if there is one.
+    pub(super) fn outgoing_name_of(&self, sort: Sort, name: &str) -> Result<Option<String>> {
         let definitions = self.definitions();
         let definition = definitions.find(sort, name).ok_or_else(|| unknown(sort, name))?;
         Ok(match definition {
@@ -137,7 +137,7 @@ impl Shared {
     }
 
     pub(super) fn check_empty(&self, name: &str) -> Result<()> {
-        let outgoing = self.sending(name)?;
+        let outgoing = self.outgoing(name)?;
         if let Some(failure) = outgoing.spool.failure() {
             let what = format!(
                 "nobody knows what is in the spool of outgoing {name:?}: delete it with that (purge), or mend it: {failure}"
@@ -155,13 +155,13 @@ impl Shared {
         Err(Error::new(ErrorKind::InUse, what))
     }
 
-    /// Folders of spools that belong to nobody.
+    /// Returns the folders of spools that belong to no entry.
     pub(super) fn orphans(&self) -> Vec<String> {
         let definitions = self.definitions();
         let Ok(folders) = std::fs::read_dir(&self.spool_dir) else { return Vec::new() };
         let names = folders.filter_map(|folder| folder.ok()?.file_name().into_string().ok());
         let mut orphans: Vec<_> = names
-            .filter(|name| !is_deleted(name) && self.endings.free(name).is_none())
+            .filter(|name| !is_deleted(name) && self.teardowns.free(name).is_none())
             .filter(|name| !definitions.outgoing.iter().any(|outgoing| outgoing.spool_folder() == name))
             .filter(|name| !definitions.durables.iter().any(|durable| durable.spool_folder() == *name))
             .filter(|name| definitions.federation.is_none() || name != SPOOL_FOLDER)

@@ -14,14 +14,14 @@ pub(super) const STATE_FILE: &str = "connect.toml";
 /// The file that whoever uses the state directory has locked.
 const LOCK_FILE: &str = "lock";
 
-/// An error of the file system.
-fn failed(what: &str, path: &Path, error: std::io::Error) -> Error {
+/// Makes an error of this library from one of the file system.
+fn storage_error(what: &str, path: &Path, error: std::io::Error) -> Error {
     Error::new(ErrorKind::Storage, format!("{} can't be {what}", path.display())).with_source(error)
 }
 
 /// Makes the state directory if it is not there, and locks it.
 pub(super) fn lock_state(state_dir: &Path) -> Result<LockedFile> {
-    std::fs::create_dir_all(state_dir).map_err(|error| failed("made", state_dir, error))?;
+    std::fs::create_dir_all(state_dir).map_err(|error| storage_error("made", state_dir, error))?;
     let path = state_dir.join(LOCK_FILE);
     match LockedFile::open(&path) {
         Ok(lock) => Ok(lock),
@@ -32,13 +32,13 @@ pub(super) fn lock_state(state_dir: &Path) -> Result<LockedFile> {
             );
             Err(Error::new(ErrorKind::InUse, what))
         }
-        Err(TryLockError::Error(error)) => Err(failed("locked", &path, error)),
+        Err(TryLockError::Error(error)) => Err(storage_error("locked", &path, error)),
     }
 }
 
-/// The path of this folder, whatever the working directory is later.
+/// Returns the absolute path of this folder, so that it stays the same if the working directory changes.
 pub(super) fn absolute(folder: &Path) -> Result<PathBuf> {
-    std::path::absolute(folder).map_err(|error| failed("found", folder, error))
+    std::path::absolute(folder).map_err(|error| storage_error("found", folder, error))
 }
 
 pub(super) fn read_state(state_dir: &Path, initial: Definitions) -> Result<Definitions> {
@@ -53,7 +53,7 @@ pub(super) fn read_state(state_dir: &Path, initial: Definitions) -> Result<Defin
             initial.check_new_names(&Definitions::default())?;
             Ok(initial)
         }
-        Err(error) => Err(failed("read", &file, error)),
+        Err(error) => Err(storage_error("read", &file, error)),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Changes and questions that are rare: what they do within a transaction, and how they are answered.
+//! Rare changes and queries of a spool: what they do within a transaction, and how they are answered.
 
 use std::path::Path;
 
@@ -10,61 +10,61 @@ use super::store::StoreError;
 use super::tables::Tables;
 use super::{Purged, SpoolError, SpoolErrorKind, SpoolOptions};
 
-/// A change or a question that is rare.
+/// A rare change or query.
 #[derive(Debug)]
 pub(super) enum Change {
-    Bury {
+    DeadLetter {
         sequence: u64,
         reason: String,
-        answer: Answer<bool>,
+        answer: DeferredReply<bool>,
     },
     Revive {
         sequence: u64,
-        answer: Answer<u64>,
+        answer: DeferredReply<u64>,
     },
     /// `None`: all of them.
     Discard {
         sequences: Option<Vec<u64>>,
-        answer: Answer<u64>,
+        answer: DeferredReply<u64>,
     },
     Purge {
-        answer: Answer<Purged>,
+        answer: DeferredReply<Purged>,
     },
     Dead {
         after: u64,
         limit: usize,
-        answer: Answer<Vec<DeadLetter>>,
+        answer: DeferredReply<Vec<DeadLetter>>,
     },
-    /// All that was confirmed so far is to be on disk.
+    /// Waits until the removal of all entries that were removed so far is on disk.
     Sync {
-        answer: Answer<()>,
+        answer: DeferredReply<()>,
     },
 }
 
-/// An answer that is known within a transaction, and told after it.
+/// A reply whose result is known within a transaction, and which is sent after it.
 #[derive(Debug)]
-pub(super) struct Answer<T> {
+pub(super) struct DeferredReply<T> {
     reply: Reply<T>,
-    known: Option<Result<T, SpoolError>>,
+    result: Option<Result<T, SpoolError>>,
 }
 
-impl<T> Answer<T> {
-    pub(super) fn to(reply: Reply<T>) -> Self {
-        Self { reply, known: None }
+impl<T> DeferredReply<T> {
+    pub(super) fn new(reply: Reply<T>) -> Self {
+        Self { reply, result: None }
     }
 
     pub(super) fn set(&mut self, answer: Result<T, SpoolError>) {
-        self.known = Some(answer);
+        self.result = Some(answer);
     }
 
-    /// Tells the answer, or why the transaction failed.
-    pub(super) fn tell(self, committed: &Result<(), SpoolError>) {
+    /// Sends the result, or why the transaction failed.
+    pub(super) fn send_answer(self, committed: &Result<(), SpoolError>) {
         let answer = match committed {
-            Ok(()) => self.known,
+            Ok(()) => self.result,
             Err(error) => Some(Err(error.clone())),
         };
         if let Some(answer) = answer {
-            // Nobody listens if the call was cancelled.
+            // The send fails if the call was cancelled.
             let _ = self.reply.send(answer);
         }
     }
@@ -73,16 +73,16 @@ impl<T> Answer<T> {
 #[derive(Debug)]
 pub(super) struct ChangeCall {
     pub change: Change,
-    pub turn: OwnedSemaphorePermit,
+    pub permit: OwnedSemaphorePermit,
 }
 
 impl Change {
-    /// Whether it is part of the transaction that it shares with others.
-    pub(super) fn is_small(&self) -> bool {
+    /// Returns whether the change is made in one transaction with others.
+    pub(super) fn shares_transaction(&self) -> bool {
         !matches!(self, Self::Purge { .. } | Self::Dead { .. })
     }
 
-    /// Does it, if it [is small](Self::is_small).
+    /// Applies the change, if it [shares a transaction](Self::shares_transaction).
     pub(super) fn apply(
         &mut self,
         tables: &mut Tables<'_>,
@@ -91,8 +91,8 @@ impl Change {
         dir: &Path,
     ) -> Result<(), StoreError> {
         match self {
-            Self::Bury { sequence, reason, answer } => {
-                answer.set(Ok(tables.bury(*sequence, DeadCause::Buried, reason, now_ms)?));
+            Self::DeadLetter { sequence, reason, answer } => {
+                answer.set(Ok(tables.dead_letter(*sequence, DeadCause::Undeliverable, reason, now_ms)?));
             }
             Self::Revive { sequence, answer } => answer.set(revive(tables, *sequence, options, now_ms, dir)?),
             Self::Discard { sequences: None, answer } => answer.set(Ok(tables.discard_all()?)),
@@ -111,16 +111,16 @@ impl Change {
 }
 
 impl ChangeCall {
-    /// Tells the answer, or why the transaction failed.
-    pub(super) fn tell(self, committed: &Result<(), SpoolError>) {
+    /// Sends the result, or why the transaction failed.
+    pub(super) fn send_answer(self, committed: &Result<(), SpoolError>) {
         match self.change {
-            Change::Bury { answer, .. } => answer.tell(committed),
-            Change::Revive { answer, .. } | Change::Discard { answer, .. } => answer.tell(committed),
-            Change::Purge { answer } => answer.tell(committed),
-            Change::Dead { answer, .. } => answer.tell(committed),
-            Change::Sync { answer } => answer.tell(committed),
+            Change::DeadLetter { answer, .. } => answer.send_answer(committed),
+            Change::Revive { answer, .. } | Change::Discard { answer, .. } => answer.send_answer(committed),
+            Change::Purge { answer } => answer.send_answer(committed),
+            Change::Dead { answer, .. } => answer.send_answer(committed),
+            Change::Sync { answer } => answer.send_answer(committed),
         }
-        drop(self.turn);
+        drop(self.permit);
     }
 }
 
@@ -144,7 +144,7 @@ fn revive(
             format!("the dead letter {sequence} in the spool {dir} is damaged: it can only be discarded");
         return refused(SpoolErrorKind::Damaged, text);
     }
-    if tables.ledger.bytes + cost_of_body(letter.body.len()) > options.max_bytes {
+    if tables.totals.bytes + cost_of_body(letter.body.len()) > options.max_bytes {
         let text = format!(
             "the spool {dir} is full: the dead letter {sequence} has to wait until entries have left"
         );

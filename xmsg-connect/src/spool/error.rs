@@ -48,7 +48,7 @@ pub struct SpoolError {
 }
 
 impl SpoolError {
-    /// What went wrong, to match on.
+    /// Returns what went wrong, to match on.
     #[must_use]
     pub fn kind(&self) -> SpoolErrorKind {
         self.kind
@@ -70,7 +70,7 @@ impl SpoolError {
         Self::new(SpoolErrorKind::Closed, format!("the spool {} was closed", path.display()))
     }
 
-    /// What the operating system refused, while `doing` with `path`.
+    /// Makes the error for what the operating system refused, while `doing` something with `path`.
     pub(super) fn io(doing: &str, path: &Path, source: io::Error) -> Self {
         let (kind, advice) = if is_disk_full(&source) {
             (SpoolErrorKind::DiskFull, ": make room on this disk, and it works again")
@@ -81,7 +81,7 @@ impl SpoolError {
     }
 }
 
-/// Whether the cause is that the disk, or the quota on it, is full.
+/// Returns whether the cause is that the disk, or the quota on it, is full.
 pub(super) fn is_disk_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

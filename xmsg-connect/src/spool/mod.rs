@@ -1,7 +1,7 @@
-//! The spool: what an outgoing connection has accepted and not delivered yet, on disk, in order.
+//! The spool: messages that an outgoing connection has accepted and not delivered yet, on disk, in order.
 //!
 //! An entry that was [appended](Spool::append) is on disk, and stays there until it is
-//! [removed](Spool::remove) because it was delivered, or [buried](Spool::bury) among the dead letters because
+//! [removed](Spool::remove) because it was delivered, or becomes a [dead letter](Spool::dead_letter) because
 //! it cannot be. A process that is killed at any moment loses nothing that it acknowledged. What was removed
 //! may come back after that, so that delivery is *at least once*.
 //!
@@ -32,7 +32,7 @@
 //! let entries = spool.next_after(0, 100, 1 << 20).await?;
 //! assert_eq!(entries[0].body, "first");
 //! spool.remove(&[entries[0].sequence]).await?;
-//! spool.bury(entries[1].sequence, "no queue is bound to this key").await?;
+//! spool.dead_letter(entries[1].sequence, "no queue is bound to this key").await?;
 //! spool.close().await?;
 //! # Ok(())
 //! # }
@@ -60,7 +60,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use self::change::{Answer, Change, ChangeCall};
+use self::change::{Change, ChangeCall, DeferredReply};
 pub use self::error::{SpoolError, SpoolErrorKind};
 pub use self::options::{Fsync, OnFull, SpoolOptions};
 pub use self::queue::{
@@ -78,7 +78,7 @@ pub const CLOSE_MAX: Duration = Duration::from_secs(30);
 /// Bytes of dead letters that [`Spool::dead`] returns at a time, unless the first one alone has more.
 pub const DEAD_PAGE_MAX_BYTES: usize = 16 << 20;
 
-/// Sequences that go into the queue together.
+/// How many sequences go into the queue together.
 const REMOVAL_MAX: usize = 4096;
 
 /// A handle on a spool. Clones are handles on the same one; it is closed by [`close`](Self::close), or when
@@ -88,11 +88,11 @@ pub struct Spool {
     handles: Arc<Handles>,
 }
 
-/// What a [purge](Spool::purge) took out.
+/// The entries that a [purge](Spool::purge) took out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Purged {
-    /// Entries.
+    /// The number of entries.
     pub entries: u64,
     /// Bytes that were charged for them.
     pub bytes: u64,
@@ -207,9 +207,9 @@ impl Spool {
         max_entries: usize,
         max_bytes: usize,
     ) -> Result<Vec<Entry>, SpoolError> {
-        let turn = self.turn(&self.shared().reads, 1).await?;
+        let permit = self.acquire(&self.shared().reads, 1).await?;
         let (reply, answer) = oneshot::channel();
-        self.shared().read(Read { after: sequence, max_entries, max_bytes, reply, _turn: turn })?;
+        self.shared().read(Read { after: sequence, max_entries, max_bytes, reply, _permit: permit })?;
         answer.await.unwrap_or_else(|_| Err(self.closed()))
     }
 
@@ -224,8 +224,8 @@ impl Spool {
     pub async fn remove(&self, sequences: &[u64]) -> Result<(), SpoolError> {
         for sequences in sequences.chunks(REMOVAL_MAX) {
             // REMOVAL_MAX is less than 32 bits.
-            let room = self.turn(&self.shared().removals, sequences.len() as u32).await?;
-            self.shared().remove(Removal { sequences: sequences.to_vec(), room })?;
+            let permits = self.acquire(&self.shared().removals, sequences.len() as u32).await?;
+            self.shared().remove(Removal { sequences: sequences.to_vec(), permits })?;
         }
         Ok(())
     }
@@ -235,17 +235,18 @@ impl Spool {
         self.change(|answer| Change::Sync { answer }).await
     }
 
-    /// Makes a dead letter of an entry, and returns once that is on disk. `false`: there is no such entry.
+    /// Makes a dead letter of an entry, and returns once that is on disk. Returns `false` if there is no such
+    /// entry.
     ///
     /// Of the reason, [`REASON_MAX_BYTES`] are kept. If the dead letters take more than
     /// [`SpoolOptions::max_dead_bytes`], the oldest are dropped.
-    pub async fn bury(&self, sequence: u64, reason: &str) -> Result<bool, SpoolError> {
-        // What is cut off here, on the way to the limit, need not wait in the queue.
+    pub async fn dead_letter(&self, sequence: u64, reason: &str) -> Result<bool, SpoolError> {
+        // The reason is cut off here already, so that the rest need not wait in the queue.
         let reason: String = reason.chars().take(REASON_MAX_BYTES).collect();
-        self.change(|answer| Change::Bury { sequence, reason, answer }).await
+        self.change(|answer| Change::DeadLetter { sequence, reason, answer }).await
     }
 
-    /// The dead letters with sequences above `after`, in order: at most `limit`, of at most
+    /// Returns the dead letters with sequences above `after`, in order: at most `limit`, of at most
     /// [`DEAD_PAGE_MAX_BYTES`] together, but at least one if there is one.
     pub async fn dead(&self, after: u64, limit: usize) -> Result<Vec<DeadLetter>, SpoolError> {
         self.change(|answer| Change::Dead { after, limit, answer }).await
@@ -280,13 +281,13 @@ impl Spool {
         self.change(|answer| Change::Purge { answer }).await
     }
 
-    /// What is in the spool, and what has happened to it. This never touches the disk.
+    /// Returns what is in the spool, and what has happened to it. This never touches the disk.
     #[must_use]
     pub fn status(&self) -> SpoolStatus {
         self.shared().status()
     }
 
-    /// The options that hold at this moment.
+    /// Returns the options that hold at this moment.
     #[must_use]
     pub fn options(&self) -> SpoolOptions {
         self.shared().options()
@@ -321,25 +322,29 @@ impl Spool {
         })
     }
 
-    /// Returns the sequence of the first one.
+    /// Appends entries together, and returns the sequence of the first one.
     async fn append_all(&self, bodies: Vec<Bytes>) -> Result<u64, SpoolError> {
         let shared = self.shared();
         let (reply, answer) = oneshot::channel();
-        let mut place = Place { shared, ticket: Some(shared.append(Append { bodies, reply })?) };
+        let mut guard = AppendGuard { shared, ticket: Some(shared.append(Append { bodies, reply })?) };
         let answer = answer.await;
-        place.ticket = None;
+        guard.ticket = None;
         answer.unwrap_or_else(|_| Err(self.closed()))
     }
 
-    async fn change<T>(&self, change: impl FnOnce(Answer<T>) -> Change) -> Result<T, SpoolError> {
-        let turn = self.turn(&self.shared().changes, 1).await?;
+    async fn change<T>(&self, change: impl FnOnce(DeferredReply<T>) -> Change) -> Result<T, SpoolError> {
+        let permit = self.acquire(&self.shared().changes, 1).await?;
         let (reply, answer) = oneshot::channel();
-        self.shared().change(ChangeCall { change: change(Answer::to(reply)), turn })?;
+        self.shared().change(ChangeCall { change: change(DeferredReply::new(reply)), permit })?;
         answer.await.unwrap_or_else(|_| Err(self.closed()))
     }
 
-    async fn turn(&self, line: &Arc<Semaphore>, permits: u32) -> Result<OwnedSemaphorePermit, SpoolError> {
-        Arc::clone(line).acquire_many_owned(permits).await.map_err(|_| self.closed())
+    async fn acquire(
+        &self,
+        semaphore: &Arc<Semaphore>,
+        permits: u32,
+    ) -> Result<OwnedSemaphorePermit, SpoolError> {
+        Arc::clone(semaphore).acquire_many_owned(permits).await.map_err(|_| self.closed())
     }
 
     fn shared(&self) -> &Arc<Shared> {
@@ -368,16 +373,16 @@ impl Drop for Handles {
     }
 }
 
-/// A place in the line of appends, which is left when the future is dropped.
-struct Place<'a> {
+/// A guard that cancels an append that waits when its future is dropped.
+struct AppendGuard<'a> {
     shared: &'a Shared,
     ticket: Option<u64>,
 }
 
-impl Drop for Place<'_> {
+impl Drop for AppendGuard<'_> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
-            self.shared.leave(ticket);
+            self.shared.cancel_append(ticket);
         }
     }
 }

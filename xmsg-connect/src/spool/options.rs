@@ -1,4 +1,4 @@
-//! What may be chosen about a spool.
+//! The options of a spool.
 
 use std::time::Duration;
 

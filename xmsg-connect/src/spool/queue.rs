@@ -1,4 +1,4 @@
-//! What handles ask of the thread of a spool, until it comes to it.
+//! The queues of calls that handles make, from which the thread of the spool takes them.
 //!
 //! Everything here is bounded: see the constants. The lock is held for moments only, never while something is
 //! written or awaited.
@@ -16,38 +16,39 @@ use super::record::{Entry, cost_of_body};
 use super::{Fsync, OnFull, SpoolError, SpoolErrorKind, SpoolOptions, SpoolStatus};
 use xmsg_zmq::lock::lock;
 
-/// Entries whose appends may wait, for the disk or for room. One more fails with [`SpoolErrorKind::Full`].
+/// How many entries may wait to be appended, for the disk or for room. One more fails with
+/// [`SpoolErrorKind::Full`].
 pub const APPENDS_WAITING_MAX: usize = 65_536;
-/// Bytes that these may have together: of each its body and the overhead. An append always finds a place when
+/// How many bytes these may have together: of each its body and the overhead. An append is always taken when
 /// no other one waits.
 pub const APPENDS_WAITING_MAX_BYTES: u64 = 64 << 20;
-/// Entries that may be confirmed without their removal being on disk. [`Spool::remove`](super::Spool::remove)
-/// waits for less.
+/// How many entries may be removed without their removal being on disk.
+/// [`Spool::remove`](super::Spool::remove) waits until they are fewer.
 pub const REMOVALS_WAITING_MAX: usize = 65_536;
-/// Calls of [`Spool::next_after`](super::Spool::next_after) that may wait for entries. Others wait for their
-/// turn.
+/// How many calls of [`Spool::next_after`](super::Spool::next_after) may wait for entries. Others wait for
+/// their turn.
 pub const READS_WAITING_MAX: usize = 16;
-/// Calls about dead letters, and others that are rare, at a time. Others wait for their turn.
+/// How many calls about dead letters, and others that are rare, may wait. Others wait for their turn.
 pub const CHANGES_WAITING_MAX: usize = 64;
-/// Entries that are written together, and bytes of them.
+/// How many entries are written together.
 pub const GROUP_MAX: usize = 1024;
-/// Bytes of entries that are written together, unless the first one alone has more.
+/// How many bytes of entries are written together, unless the first one alone has more.
 pub const GROUP_MAX_BYTES: u64 = 4 << 20;
 
 /// How long removals wait for something else to be written with.
 const REMOVALS_LINGER: Duration = Duration::from_millis(20);
 /// How long a group waits for those who were in the last one: they come back as soon as they are told that it
 /// is written.
-const GATHER: Duration = Duration::from_millis(1);
+const GATHER_MAX: Duration = Duration::from_millis(1);
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, SpoolError>>;
 
-/// What handles and the thread share.
+/// The state that handles and the thread share.
 #[derive(Debug)]
 pub(super) struct Shared {
     /// The directory.
     pub dir: PathBuf,
-    work: Mutex<Work>,
+    queues: Mutex<Queues>,
     wake: Condvar,
     pub removals: Arc<Semaphore>,
     pub reads: Arc<Semaphore>,
@@ -57,14 +58,14 @@ pub(super) struct Shared {
 }
 
 #[derive(Debug)]
-struct Work {
-    /// By the order of the calls.
+struct Queues {
+    /// Appends that wait, by the order of the calls.
     appends: BTreeMap<u64, Append>,
-    /// What they are charged together.
+    /// The bytes that these appends are charged together.
     appends_cost: u64,
-    /// How many entries they are together.
+    /// The number of entries in these appends.
     appends_entries: usize,
-    /// A group that is being gathered is written then at the latest.
+    /// When a group that is being gathered is written at the latest.
     gather_until: Option<Instant>,
     next_ticket: u64,
     removals: Vec<Removal>,
@@ -75,15 +76,15 @@ struct Work {
     has_new_options: bool,
     is_closing: bool,
     status: SpoolStatus,
-    /// The thread sleeps until so many entries wait, so that each of a group does not wake it.
-    wanted: usize,
+    /// The number of entries at which the thread is woken, so that each entry of a group does not wake it.
+    wake_threshold: usize,
 }
 
 /// An append that waits: of one entry or several, which are written together.
 #[derive(Debug)]
 pub(super) struct Append {
     pub bodies: Vec<Bytes>,
-    /// Told the sequence of the first one. The others follow.
+    /// Where the sequence of the first entry is sent. The others follow.
     pub reply: Reply<u64>,
 }
 
@@ -97,21 +98,21 @@ impl Append {
 #[derive(Debug)]
 pub(super) struct Removal {
     pub sequences: Vec<u64>,
-    pub room: OwnedSemaphorePermit,
+    pub permits: OwnedSemaphorePermit,
 }
 
-/// Somebody who wants entries.
+/// A call that waits for entries.
 #[derive(Debug)]
 pub(super) struct Read {
     pub after: u64,
     pub max_entries: usize,
     pub max_bytes: usize,
     pub reply: Reply<Vec<Entry>>,
-    /// Given back by being dropped.
-    pub _turn: OwnedSemaphorePermit,
+    /// The permit of the call, which is given back when it is dropped.
+    pub _permit: OwnedSemaphorePermit,
 }
 
-/// What the thread does next.
+/// The work that the thread does next.
 #[derive(Debug)]
 pub(super) struct Job {
     /// A group, in order, that fits into the spool.
@@ -124,20 +125,20 @@ pub(super) struct Job {
     pub reads: VecDeque<Read>,
     pub changes: VecDeque<ChangeCall>,
     pub options: SpoolOptions,
-    /// An append waits for room, so that removals should not linger.
+    /// Whether an append waits for room, so that removals should not linger.
     pub is_blocked: bool,
-    /// No call can come any more, and none waits.
+    /// Whether no call can come any more, and none waits.
     pub is_last: bool,
 }
 
-/// What the thread knows and the queue has to know when it waits for work.
+/// The state of the thread that the queue has to know while the thread waits for work.
 #[derive(Debug, Default)]
 pub(super) struct Wait {
-    /// The thread has something to do at this moment, in any case.
+    /// When the thread has something to do in any case.
     pub until: Option<Instant>,
-    /// The thread has removals that are not on disk.
+    /// Whether the thread has removals that are not on disk.
     pub has_removals: bool,
-    /// Entries of the group before.
+    /// The number of entries in the group before.
     pub last_group: usize,
 }
 
@@ -145,7 +146,7 @@ impl Shared {
     pub(super) fn new(dir: PathBuf, options: SpoolOptions, status: SpoolStatus) -> Self {
         Self {
             dir,
-            work: Mutex::new(Work {
+            queues: Mutex::new(Queues {
                 appends: BTreeMap::new(),
                 appends_cost: 0,
                 appends_entries: 0,
@@ -159,7 +160,7 @@ impl Shared {
                 has_new_options: false,
                 is_closing: false,
                 status,
-                wanted: 1,
+                wake_threshold: 1,
             }),
             wake: Condvar::new(),
             removals: Arc::new(Semaphore::new(REMOVALS_WAITING_MAX)),
@@ -169,46 +170,46 @@ impl Shared {
         }
     }
 
-    /// Puts an append into the line, and returns its place there.
+    /// Puts an append into the queue, and returns its ticket.
     pub(super) fn append(&self, append: Append) -> Result<u64, SpoolError> {
         let (cost, entries) = (append.cost(), append.bodies.len());
-        let mut work = self.lock();
-        work.check_open(self)?;
-        if let Some(error) = work.refusal(self, &append, work.appends_cost) {
-            work.status.refused += entries as u64;
+        let mut queues = self.lock();
+        queues.check_open(self)?;
+        if let Some(error) = queues.refusal(self, &append, queues.appends_cost) {
+            queues.status.refused += entries as u64;
             return Err(error);
         }
-        let is_crowded = work.appends_entries + entries > APPENDS_WAITING_MAX
-            || work.appends_cost + cost > APPENDS_WAITING_MAX_BYTES;
-        if is_crowded && !work.appends.is_empty() {
-            work.status.refused += entries as u64;
+        let is_crowded = queues.appends_entries + entries > APPENDS_WAITING_MAX
+            || queues.appends_cost + cost > APPENDS_WAITING_MAX_BYTES;
+        if is_crowded && !queues.appends.is_empty() {
+            queues.status.refused += entries as u64;
             return Err(SpoolError::new(
                 SpoolErrorKind::Full,
                 format!(
                     "{} entries wait already to be appended to the spool {}",
-                    work.appends_entries,
+                    queues.appends_entries,
                     self.dir.display()
                 ),
             ));
         }
-        let ticket = work.next_ticket;
-        work.next_ticket += 1;
-        work.appends_cost += cost;
-        work.appends_entries += entries;
-        work.appends.insert(ticket, append);
-        let is_wanted = work.appends_entries >= work.wanted;
-        drop(work);
-        if is_wanted {
+        let ticket = queues.next_ticket;
+        queues.next_ticket += 1;
+        queues.appends_cost += cost;
+        queues.appends_entries += entries;
+        queues.appends.insert(ticket, append);
+        let is_enough = queues.appends_entries >= queues.wake_threshold;
+        drop(queues);
+        if is_enough {
             self.wake.notify_one();
         }
         Ok(ticket)
     }
 
-    /// Takes an append out of the line, if it is still there.
-    pub(super) fn leave(&self, ticket: u64) {
-        let mut work = self.lock();
-        let left = work.take_append(ticket);
-        drop(work);
+    /// Takes an append out of the queue, if it still waits.
+    pub(super) fn cancel_append(&self, ticket: u64) {
+        let mut queues = self.lock();
+        let left = queues.take_append(ticket);
+        drop(queues);
         if left.is_some() {
             // Whoever is first now may find room where this one did not.
             self.wake.notify_one();
@@ -216,42 +217,42 @@ impl Shared {
     }
 
     pub(super) fn remove(&self, removal: Removal) -> Result<(), SpoolError> {
-        let mut work = self.lock();
-        work.check_open(self)?;
-        work.status.unsynced_removals += removal.sequences.len() as u64;
-        let is_first = work.removals.is_empty();
-        work.removals.push(removal);
+        let mut queues = self.lock();
+        queues.check_open(self)?;
+        queues.status.unsynced_removals += removal.sequences.len() as u64;
+        let is_first = queues.removals.is_empty();
+        queues.removals.push(removal);
         if is_first {
-            work.removals_due = Some(Instant::now() + REMOVALS_LINGER);
-            drop(work);
+            queues.removals_due = Some(Instant::now() + REMOVALS_LINGER);
+            drop(queues);
             self.wake.notify_one();
         }
         Ok(())
     }
 
     pub(super) fn read(&self, read: Read) -> Result<(), SpoolError> {
-        let mut work = self.lock();
-        work.check_open(self)?;
-        work.reads.push_back(read);
-        drop(work);
+        let mut queues = self.lock();
+        queues.check_open(self)?;
+        queues.reads.push_back(read);
+        drop(queues);
         self.wake.notify_one();
         Ok(())
     }
 
     pub(super) fn change(&self, call: ChangeCall) -> Result<(), SpoolError> {
-        let mut work = self.lock();
-        work.check_open(self)?;
-        work.changes.push_back(call);
-        drop(work);
+        let mut queues = self.lock();
+        queues.check_open(self)?;
+        queues.changes.push_back(call);
+        drop(queues);
         self.wake.notify_one();
         Ok(())
     }
 
     pub(super) fn set_options(&self, options: SpoolOptions) {
-        let mut work = self.lock();
-        work.options = options;
-        work.has_new_options = true;
-        drop(work);
+        let mut queues = self.lock();
+        queues.options = options;
+        queues.has_new_options = true;
+        drop(queues);
         self.wake.notify_one();
     }
 
@@ -265,67 +266,68 @@ impl Shared {
     }
 
     pub(super) fn status(&self) -> SpoolStatus {
-        let work = self.lock();
-        SpoolStatus { waiting: work.appends_entries as u64, ..work.status.clone() }
+        let queues = self.lock();
+        SpoolStatus { waiting: queues.appends_entries as u64, ..queues.status.clone() }
     }
 
     pub(super) fn update(&self, change: impl FnOnce(&mut SpoolStatus)) {
         change(&mut self.lock().status);
     }
 
-    /// Waits for something to do. To be called by the thread of the spool only.
+    /// Waits for something to do. Only the thread of the spool calls this.
     pub(super) fn next_job(&self, wait: &Wait) -> Job {
-        let mut work = self.lock();
+        let mut queues = self.lock();
         loop {
             let now = Instant::now();
             let is_due = |moment: Option<Instant>| moment.is_some_and(|moment| moment <= now);
-            let first = work.first_append(self);
-            let has_removals = wait.has_removals || !work.removals.is_empty();
-            let mut until = [wait.until, work.removals_due].into_iter().flatten().min();
-            work.wanted = 1;
+            let first = queues.first_append(self);
+            let has_removals = wait.has_removals || !queues.removals.is_empty();
+            let mut until = [wait.until, queues.removals_due].into_iter().flatten().min();
+            queues.wake_threshold = 1;
             let mut is_gathered = false;
-            if first == First::Fits {
-                work.wanted = wait.last_group.clamp(1, GROUP_MAX);
-                let gather_until = *work.gather_until.get_or_insert(now + GATHER);
-                is_gathered = work.appends_entries >= work.wanted
+            if first == NextAppend::Fits {
+                queues.wake_threshold = wait.last_group.clamp(1, GROUP_MAX);
+                let gather_until = *queues.gather_until.get_or_insert(now + GATHER_MAX);
+                is_gathered = queues.appends_entries >= queues.wake_threshold
                     || gather_until <= now
-                    || work.options.fsync == Fsync::Always;
+                    || queues.options.fsync == Fsync::Always;
                 until = Some(until.map_or(gather_until, |until| until.min(gather_until)));
             }
             let has_to_write = is_gathered
-                || work.is_closing
-                || work.has_new_options
-                || !work.changes.is_empty()
+                || queues.is_closing
+                || queues.has_new_options
+                || !queues.changes.is_empty()
                 || is_due(wait.until)
-                || is_due(work.removals_due)
-                || (first == First::HasToWait && has_removals);
-            if has_to_write || !work.reads.is_empty() {
+                || is_due(queues.removals_due)
+                || (first == NextAppend::HasToWait && has_removals);
+            if has_to_write || !queues.reads.is_empty() {
                 // A reader is served at once, and does not make a group smaller.
-                return work.take_job(self, has_to_write);
+                return queues.take_job(self, has_to_write);
             }
-            work = match until {
+            queues = match until {
                 Some(until) => {
-                    let result = self.wake.wait_timeout(work, until.saturating_duration_since(now));
+                    let result = self.wake.wait_timeout(queues, until.saturating_duration_since(now));
                     result.unwrap_or_else(PoisonError::into_inner).0
                 }
-                None => self.wake.wait(work).unwrap_or_else(PoisonError::into_inner),
+                None => self.wake.wait(queues).unwrap_or_else(PoisonError::into_inner),
             };
         }
     }
 
-    /// The thread has ended, for whatever reason: whoever still waits is told that the spool is closed.
-    pub(super) fn abandon(&self) {
-        let mut work = self.lock();
-        work.is_closing = true;
+    /// Fails all calls that wait, because the thread has ended. Whoever waits is told that the spool is
+    /// closed.
+    pub(super) fn fail_all(&self) {
+        let mut queues = self.lock();
+        queues.is_closing = true;
         let left = (
-            std::mem::take(&mut work.appends),
-            std::mem::take(&mut work.reads),
-            std::mem::take(&mut work.changes),
+            std::mem::take(&mut queues.appends),
+            std::mem::take(&mut queues.reads),
+            std::mem::take(&mut queues.changes),
         );
-        work.appends_cost = 0;
-        work.appends_entries = 0;
-        work.removals.clear();
-        drop(work);
+        queues.appends_cost = 0;
+        queues.appends_entries = 0;
+        queues.removals.clear();
+        drop(queues);
         drop(left);
         self.removals.close();
         self.reads.close();
@@ -333,15 +335,15 @@ impl Shared {
         self.ended.send_replace(true);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Work> {
+    fn lock(&self) -> MutexGuard<'_, Queues> {
         // Nothing that is done under the lock leaves it half done if it panics.
-        lock(&self.work)
+        lock(&self.queues)
     }
 }
 
-/// What there is to say of the append that is first in line.
+/// The state of the append that is first in line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum First {
+enum NextAppend {
     /// There is none.
     None,
     /// It can be written, or refused.
@@ -350,12 +352,12 @@ enum First {
     HasToWait,
 }
 
-impl Work {
+impl Queues {
     fn check_open(&self, shared: &Shared) -> Result<(), SpoolError> {
         if self.is_closing { Err(SpoolError::closed(&shared.dir)) } else { Ok(()) }
     }
 
-    /// Why this is not accepted, when entries that are charged `before` come before it.
+    /// Returns why an append is not accepted, when entries that are charged `before` come before it.
     fn refusal(&self, shared: &Shared, append: &Append, before: u64) -> Option<SpoolError> {
         let (options, cost) = (&self.options, append.cost());
         if let Some(body) = append.bodies.iter().find(|body| body.len() > options.max_entry_bytes) {
@@ -386,10 +388,14 @@ impl Work {
         })
     }
 
-    fn first_append(&self, shared: &Shared) -> First {
-        let Some((_, first)) = self.appends.first_key_value() else { return First::None };
+    fn first_append(&self, shared: &Shared) -> NextAppend {
+        let Some((_, first)) = self.appends.first_key_value() else { return NextAppend::None };
         let fits = self.status.bytes + first.cost() <= self.options.max_bytes;
-        if fits || self.refusal(shared, first, 0).is_some() { First::Fits } else { First::HasToWait }
+        if fits || self.refusal(shared, first, 0).is_some() {
+            NextAppend::Fits
+        } else {
+            NextAppend::HasToWait
+        }
     }
 
     fn take_append(&mut self, ticket: u64) -> Option<Append> {

@@ -24,10 +24,16 @@ pub const ENTRY_OVERHEAD_BYTES: u64 = 64;
 /// Bytes of a reason that are kept. What is longer is cut off.
 pub const REASON_MAX_BYTES: usize = 1024;
 
-/// The reason of a dead letter that was buried for its age.
+/// The reason of a dead letter that was too old.
 pub(super) const EXPIRED: &str = "expired";
 /// The reason of a dead letter whose bytes are damaged.
 pub(super) const DAMAGED: &str = "damaged: the record does not fit its checksum, and the body may be wrong";
+
+/// Where numbers stand in the header of a record.
+const ACCEPTED_MS_AT: usize = 4;
+const DEAD_SINCE_MS_AT: usize = 12;
+const CAUSE_AT: usize = 20;
+const REASON_LEN_AT: usize = 21;
 
 const ENTRY_HEADER: usize = 4 + 8;
 const DEAD_HEADER: usize = 4 + 8 + 8 + 1 + 2;
@@ -54,7 +60,7 @@ pub struct DeadLetter {
     /// When the entry was accepted, in whole milliseconds.
     pub accepted_at: SystemTime,
     /// When it left, in whole milliseconds.
-    pub buried_at: SystemTime,
+    pub dead_since: SystemTime,
     /// What kind of reason it was.
     pub cause: DeadCause,
     /// Why it left, for people.
@@ -67,8 +73,8 @@ pub struct DeadLetter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DeadCause {
-    /// It was buried by who was to deliver it.
-    Buried,
+    /// It could not be delivered.
+    Undeliverable,
     /// It was older than the spool keeps entries.
     Expired,
     /// Its bytes on disk are damaged.
@@ -82,11 +88,11 @@ pub(super) struct EntryRef<'a> {
     pub body: &'a [u8],
 }
 
-/// The bytes of an entry are damaged. This is what is left of the body.
+/// An entry whose bytes are damaged, with what is left of the body.
 #[derive(Debug)]
 pub(super) struct DamagedRecord<'a>(pub &'a [u8]);
 
-/// Bytes on disk of an entry whose body has `body` bytes.
+/// Returns how many bytes an entry has on disk whose body has `body` bytes.
 pub(super) fn entry_len(body: usize) -> usize {
     ENTRY_HEADER + body
 }
@@ -95,50 +101,50 @@ pub(super) fn entry_len(body: usize) -> usize {
 pub(super) fn encode_entry(record: &mut [u8], sequence: u64, accepted_ms: u64, body: &[u8]) {
     record[4..ENTRY_HEADER].copy_from_slice(&accepted_ms.to_le_bytes());
     record[ENTRY_HEADER..].copy_from_slice(body);
-    seal(record, sequence);
+    write_checksum(record, sequence);
 }
 
 /// Reads an entry.
 pub(super) fn decode_entry(record: &[u8], sequence: u64) -> Result<EntryRef<'_>, DamagedRecord<'_>> {
     let damaged = || DamagedRecord(record.get(ENTRY_HEADER..).unwrap_or_default());
     let (header, body) = record.split_first_chunk::<ENTRY_HEADER>().ok_or_else(damaged)?;
-    if !is_sealed(record, sequence) {
+    if !has_valid_checksum(record, sequence) {
         return Err(damaged());
     }
-    Ok(EntryRef { accepted_ms: number(header, 4), body })
+    Ok(EntryRef { accepted_ms: u64_at(header, ACCEPTED_MS_AT), body })
 }
 
-/// What an entry whose body has `body` bytes is charged.
+/// Returns what an entry is charged whose body has `body` bytes.
 pub(super) fn cost_of_body(body: usize) -> u64 {
     body as u64 + ENTRY_OVERHEAD_BYTES
 }
 
-/// What an entry whose record has `record` bytes was charged.
+/// Returns what an entry was charged whose record has `record` bytes.
 pub(super) fn cost_of_entry(record: usize) -> u64 {
     cost_of_body(record.saturating_sub(ENTRY_HEADER))
 }
 
-/// What a dead letter whose record has `record` bytes was charged.
+/// Returns what a dead letter was charged whose record has `record` bytes.
 pub(super) fn cost_of_dead(record: usize) -> u64 {
     cost_of_body(record.saturating_sub(DEAD_HEADER))
 }
 
-/// The bytes of a dead letter. A reason that is too long is cut off.
+/// Returns the bytes of a dead letter. A reason that is too long is cut off.
 pub(super) fn encode_dead(
     sequence: u64,
     accepted_ms: u64,
-    buried_ms: u64,
+    dead_since_ms: u64,
     cause: DeadCause,
     reason: &str,
     body: &[u8],
 ) -> Vec<u8> {
-    let reason = &reason.as_bytes()[..boundary_below(reason, REASON_MAX_BYTES)];
+    let reason = &reason.as_bytes()[..floor_char_boundary(reason, REASON_MAX_BYTES)];
     let mut record = Vec::with_capacity(DEAD_HEADER + reason.len() + body.len());
     record.extend_from_slice(&[0; 4]);
     record.extend_from_slice(&accepted_ms.to_le_bytes());
-    record.extend_from_slice(&buried_ms.to_le_bytes());
+    record.extend_from_slice(&dead_since_ms.to_le_bytes());
     record.push(match cause {
-        DeadCause::Buried => 0,
+        DeadCause::Undeliverable => 0,
         DeadCause::Expired => 1,
         DeadCause::Damaged => 2,
     });
@@ -146,7 +152,7 @@ pub(super) fn encode_dead(
     record.extend_from_slice(&(reason.len() as u16).to_le_bytes());
     record.extend_from_slice(reason);
     record.extend_from_slice(body);
-    seal(&mut record, sequence);
+    write_checksum(&mut record, sequence);
     record
 }
 
@@ -154,18 +160,20 @@ pub(super) fn encode_dead(
 pub(super) fn decode_dead(record: &[u8], sequence: u64) -> DeadLetter {
     let whole = || {
         let (header, rest) = record.split_first_chunk::<DEAD_HEADER>()?;
-        let (reason, body) =
-            rest.split_at_checked(usize::from(u16::from_le_bytes([header[21], header[22]])))?;
-        let cause = match header[20] {
-            0 => DeadCause::Buried,
+        let (reason, body) = rest.split_at_checked(usize::from(u16::from_le_bytes([
+            header[REASON_LEN_AT],
+            header[REASON_LEN_AT + 1],
+        ])))?;
+        let cause = match header[CAUSE_AT] {
+            0 => DeadCause::Undeliverable,
             1 => DeadCause::Expired,
             2 => DeadCause::Damaged,
             _ => return None,
         };
-        is_sealed(record, sequence).then(|| DeadLetter {
+        has_valid_checksum(record, sequence).then(|| DeadLetter {
             sequence,
-            accepted_at: time(number(header, 4)),
-            buried_at: time(number(header, 12)),
+            accepted_at: time(u64_at(header, ACCEPTED_MS_AT)),
+            dead_since: time(u64_at(header, DEAD_SINCE_MS_AT)),
             cause,
             reason: String::from_utf8_lossy(reason).into_owned(),
             body: Bytes::copy_from_slice(body),
@@ -174,30 +182,30 @@ pub(super) fn decode_dead(record: &[u8], sequence: u64) -> DeadLetter {
     whole().unwrap_or_else(|| DeadLetter {
         sequence,
         accepted_at: SystemTime::UNIX_EPOCH,
-        buried_at: SystemTime::UNIX_EPOCH,
+        dead_since: SystemTime::UNIX_EPOCH,
         cause: DeadCause::Damaged,
         reason: DAMAGED.to_owned(),
         body: Bytes::copy_from_slice(record.get(DEAD_HEADER..).unwrap_or_default()),
     })
 }
 
-/// A time as it is on disk. A time before 1970 becomes 1970.
+/// Returns a time as it is on disk. A time before 1970 becomes 1970.
 pub(super) fn millis(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// A time from disk. One that the system cannot represent becomes 1970.
+/// Returns a time from disk. One that the system cannot represent becomes 1970.
 pub(super) fn time(millis: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-fn seal(record: &mut [u8], sequence: u64) {
+fn write_checksum(record: &mut [u8], sequence: u64) {
     let sum = checksum(record, sequence);
     record[..4].copy_from_slice(&sum.to_le_bytes());
 }
 
-fn is_sealed(record: &[u8], sequence: u64) -> bool {
+fn has_valid_checksum(record: &[u8], sequence: u64) -> bool {
     record.len() >= 4 && record[..4] == checksum(record, sequence).to_le_bytes()
 }
 
@@ -208,16 +216,16 @@ fn checksum(record: &[u8], sequence: u64) -> u32 {
     hasher.finalize()
 }
 
-/// The number at this place of a header, which has at least eight bytes from there on.
-fn number(header: &[u8], at: usize) -> u64 {
+/// Reads the number at this place of a header, which has at least eight bytes from there on.
+fn u64_at(header: &[u8], at: usize) -> u64 {
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&header[at..at + 8]);
     u64::from_le_bytes(bytes)
 }
 
-/// The largest boundary between characters that is at most `max`.
-fn boundary_below(text: &str, max: usize) -> usize {
-    // 0 is always a boundary, so that there is one.
+/// Returns the largest boundary between characters that is at most `max`.
+fn floor_char_boundary(text: &str, max: usize) -> usize {
+    // There is always a boundary, since 0 is one.
     (0..=max.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
 }
 
@@ -251,10 +259,10 @@ mod tests {
 
     #[test]
     fn a_dead_letter_is_read_as_it_was_written_or_as_damaged() {
-        let mut record = encode_dead(7, 1, 2, DeadCause::Buried, "unroutable", b"body");
+        let mut record = encode_dead(7, 1, 2, DeadCause::Undeliverable, "unroutable", b"body");
         let letter = decode_dead(&record, 7);
         assert_eq!((letter.reason.as_str(), &letter.body[..]), ("unroutable", b"body".as_slice()));
-        assert_eq!((letter.accepted_at, letter.buried_at), (time(1), time(2)));
+        assert_eq!((letter.accepted_at, letter.dead_since), (time(1), time(2)));
         for at in 0..record.len() {
             record[at] ^= 0x5a;
             assert_eq!(decode_dead(&record, 7).cause, DeadCause::Damaged, "byte {at}");
@@ -266,9 +274,10 @@ mod tests {
     #[test]
     fn a_long_reason_is_cut_off_between_characters() {
         let reason = "é".repeat(REASON_MAX_BYTES);
-        let letter = decode_dead(&encode_dead(1, 0, 0, DeadCause::Buried, &format!("x{reason}"), b""), 1);
+        let letter =
+            decode_dead(&encode_dead(1, 0, 0, DeadCause::Undeliverable, &format!("x{reason}"), b""), 1);
         assert_eq!(letter.reason.len(), REASON_MAX_BYTES - 1);
-        assert_eq!(letter.cause, DeadCause::Buried);
+        assert_eq!(letter.cause, DeadCause::Undeliverable);
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(super) struct Reserve {
 }
 
 impl Reserve {
-    /// The reserve of this directory. It is held only after [`hold`](Self::hold).
+    /// Makes the reserve of this directory. It is held only after [`hold`](Self::hold).
     pub(super) fn of(dir: &Path) -> Self {
         Self { path: dir.join("reserve"), is_held: false }
     }

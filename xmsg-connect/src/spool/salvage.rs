@@ -1,8 +1,8 @@
-//! What is done when the file of a spool is damaged: what can be read goes into a new file, and the damaged
-//! one is kept aside.
+//! The salvage of a spool whose file is damaged: what can be read goes into a new file, and the damaged one
+//! is kept aside.
 //!
-//! A record whose bytes are damaged is not a case for this: it becomes a dead letter. This is for damage to
-//! the pages that hold the records together, which the database reports as an error or as a panic.
+//! A record whose bytes are damaged is not a case for this, since it becomes a dead letter. This is for
+//! damage to the pages that hold the records together, which the database reports as an error or as a panic.
 //!
 //! The new file is complete and on disk before the damaged one is renamed. A process that dies between the
 //! two renames leaves the new file under its temporary name, and the next [`open`] goes on from there.
@@ -16,20 +16,22 @@ use redb::{ReadOnlyTable, ReadableDatabase, TableDefinition};
 use tracing::error;
 
 use super::record::millis;
-use super::store::{CACHE_BYTES, DEAD, ENTRIES, Store, StoreError, guarded, stored_ledger, sync_folder_of};
-use super::tables::{Ledger, Tables};
+use super::store::{
+    CACHE_BYTES, DEAD, ENTRIES, Store, StoreError, catch_damage, stored_totals, sync_folder_of,
+};
+use super::tables::{Tables, Totals};
 
 /// The name of the file in the directory of a spool.
 pub(super) const FILE: &str = "spool.redb";
 /// The file that is being made of a damaged one.
-const DRAFT: &str = "spool.redb.new";
-/// Damaged files that are kept. Beyond that the oldest one is removed.
-pub(super) const ASIDE_MAX: usize = 4;
-/// Records, and bytes of them, that are copied in one transaction.
+const NEW_FILE: &str = "spool.redb.new";
+/// How many damaged files are kept. Beyond that the oldest one is removed.
+pub(super) const DAMAGED_FILES_MAX: usize = 4;
+/// How many records, and bytes of them, are copied in one transaction.
 const COPIED_AT_ONCE: usize = 4096;
 const COPIED_BYTES: usize = 4 << 20;
 
-/// What was done about a damaged file.
+/// What a rebuild of a damaged file has done.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Rebuilt {
     /// Times that a file was rebuilt.
@@ -40,18 +42,18 @@ pub(super) struct Rebuilt {
 
 /// Opens the store of this directory, and rebuilds it if it has to.
 pub(super) fn open(dir: &Path) -> Result<(Store, Rebuilt), StoreError> {
-    let (file, draft) = (dir.join(FILE), dir.join(DRAFT));
-    if draft.try_exists()? {
+    let (file, new_file) = (dir.join(FILE), dir.join(NEW_FILE));
+    if new_file.try_exists()? {
         if file.try_exists()? {
             // The damaged file is still in its place, so the draft need not be complete.
-            fs::remove_file(&draft)?;
+            fs::remove_file(&new_file)?;
         } else {
-            fs::rename(&draft, &file)?;
+            fs::rename(&new_file, &file)?;
             sync_folder_of(&file)?;
         }
     }
     // The sequences of a file that was lost must not be given again, and it does not say which they were.
-    let is_new = !file.try_exists()? && asides(dir)?.is_empty();
+    let is_new = !file.try_exists()? && damaged_files(dir)?.is_empty();
     let first = if is_new { 1 } else { unused_sequence() };
     match Store::open(&file, first) {
         Err(StoreError::Damaged(cause)) => rebuild(dir, &cause),
@@ -62,40 +64,40 @@ pub(super) fn open(dir: &Path) -> Result<(Store, Rebuilt), StoreError> {
 /// Makes a new file of what can be read of the damaged one, which nobody has open. The damaged one is kept
 /// aside.
 pub(super) fn rebuild(dir: &Path, cause: &str) -> Result<(Store, Rebuilt), StoreError> {
-    let (file, draft) = (dir.join(FILE), dir.join(DRAFT));
-    if draft.try_exists()? {
-        fs::remove_file(&draft)?;
+    let (file, new_file) = (dir.join(FILE), dir.join(NEW_FILE));
+    if new_file.try_exists()? {
+        fs::remove_file(&new_file)?;
     }
-    let mut store = Store::open(&draft, unused_sequence())?;
+    let mut store = Store::open(&new_file, unused_sequence())?;
     let now_ms = millis(SystemTime::now());
     // Without the state of its allocator, which only writing needs, a database can still be read.
-    let copied = guarded(|| Ok(builder().create(&file)?))
+    let copied = catch_damage(|| Ok(builder().create(&file)?))
         .and_then(|damaged| copy_all(damaged, &mut store, now_ms))
         .or_else(|_| {
-            guarded(|| Ok(builder().open_read_only(&file)?))
+            catch_damage(|| Ok(builder().open_read_only(&file)?))
                 .and_then(|damaged| copy_all(damaged, &mut store, now_ms))
         });
     // A database that does not open at all has nothing to read: the new file stays empty then.
     let before = match copied {
         Ok(before) => before,
         Err(StoreError::Damaged(_)) => None,
-        // This says nothing of the file, so that it stays where it is.
+        // The error says nothing of the file, so the file stays where it is.
         Err(error) => return Err(error),
     };
-    let ledger = store.ledger();
+    let totals = store.totals();
     drop(store);
     let lost = before.map(|before| {
-        (before.entries + before.dead_entries).saturating_sub(ledger.entries + ledger.dead_entries)
+        (before.entries + before.dead_entries).saturating_sub(totals.entries + totals.dead_entries)
     });
     let aside = keep_aside(dir, &file)?;
-    fs::rename(&draft, &file)?;
+    fs::rename(&new_file, &file)?;
     sync_folder_of(&file)?;
     error!(
         spool = %dir.display(),
         cause,
         kept_aside = %aside.display(),
-        entries = ledger.entries,
-        dead_letters = ledger.dead_entries,
+        entries = totals.entries,
+        dead_letters = totals.dead_entries,
         lost = lost.map_or_else(|| "an unknown number".to_owned(), |lost| lost.to_string()),
         "the file of the spool is damaged: what could be read is in a new one, and may be delivered again"
     );
@@ -103,8 +105,8 @@ pub(super) fn rebuild(dir: &Path, cause: &str) -> Result<(Store, Rebuilt), Store
     Ok((Store::open(&file, unused_sequence())?, rebuilt))
 }
 
-/// A sequence that is larger than any given before, without knowing them: microseconds since 1970. A spool
-/// that starts with 1 and takes less than a million entries a second stays below that.
+/// Returns a sequence that is larger than any given before, without knowing them: the microseconds since
+/// 1970. A spool that starts with 1 and takes less than a million entries a second stays below that.
 fn unused_sequence() -> u64 {
     millis(SystemTime::now()).saturating_mul(1000)
 }
@@ -116,8 +118,8 @@ fn builder() -> redb::Builder {
 }
 
 /// Copies what can be read. Returns how much there was, if the file says so.
-fn copy_all(from: impl ReadableDatabase, to: &mut Store, now_ms: u64) -> Result<Option<Ledger>, StoreError> {
-    let before = guarded(|| stored_ledger(&from)).ok().flatten();
+fn copy_all(from: impl ReadableDatabase, to: &mut Store, now_ms: u64) -> Result<Option<Totals>, StoreError> {
+    let before = catch_damage(|| stored_totals(&from)).ok().flatten();
     let copied =
         copy(&from, ENTRIES, to, |tables, sequence, record| tables.restore_entry(sequence, record, now_ms))
             .and_then(|()| {
@@ -128,7 +130,7 @@ fn copy_all(from: impl ReadableDatabase, to: &mut Store, now_ms: u64) -> Result<
                 copy(&from, DEAD, to, |tables, sequence, record| tables.restore_dead(sequence, record))
             });
     // A damaged database may panic when it is closed, too.
-    let _ = guarded(|| {
+    let _ = catch_damage(|| {
         drop(from);
         Ok(())
     });
@@ -142,7 +144,7 @@ fn copy(
     to: &mut Store,
     mut put: impl FnMut(&mut Tables<'_>, u64, &[u8]) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let Ok(table) = guarded(|| Ok(from.begin_read()?.open_table(table)?)) else { return Ok(()) };
+    let Ok(table) = catch_damage(|| Ok(from.begin_read()?.open_table(table)?)) else { return Ok(()) };
     let mut next = Some(0);
     while next.is_some() {
         let (mut records, mut bytes) = (Vec::new(), 0);
@@ -150,7 +152,7 @@ fn copy(
             && records.len() < COPIED_AT_ONCE
             && bytes < COPIED_BYTES
         {
-            let Some((sequence, record)) = readable_from(&table, from) else {
+            let Some((sequence, record)) = first_readable(&table, from) else {
                 next = None;
                 break;
             };
@@ -163,10 +165,10 @@ fn copy(
     Ok(())
 }
 
-/// The first record from here on that can be read.
-fn readable_from(table: &ReadOnlyTable<u64, &'static [u8]>, from: u64) -> Option<(u64, Vec<u8>)> {
+/// Returns the first record from here on that can be read.
+fn first_readable(table: &ReadOnlyTable<u64, &'static [u8]>, from: u64) -> Option<(u64, Vec<u8>)> {
     let first = |from: u64| {
-        guarded(|| {
+        catch_damage(|| {
             let Some(record) = table.range(from..)?.next() else { return Ok(None) };
             let (key, value) = record?;
             if key.value() < from {
@@ -198,10 +200,10 @@ fn readable_from(table: &ReadOnlyTable<u64, &'static [u8]>, from: u64) -> Option
 
 /// Gives the damaged file another name.
 fn keep_aside(dir: &Path, file: &Path) -> io::Result<PathBuf> {
-    let mut kept = asides(dir)?;
-    while kept.len() >= ASIDE_MAX {
+    let mut kept = damaged_files(dir)?;
+    while kept.len() >= DAMAGED_FILES_MAX {
         let (_, oldest) = kept.remove(0);
-        error!(file = %oldest.display(), "removed the oldest damaged file: no more than {ASIDE_MAX} are kept");
+        error!(file = %oldest.display(), "removed the oldest damaged file: no more than {DAMAGED_FILES_MAX} are kept");
         fs::remove_file(oldest)?;
     }
     let number = kept.last().map_or(1, |(number, _)| number + 1);
@@ -210,8 +212,8 @@ fn keep_aside(dir: &Path, file: &Path) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
-/// The damaged files that were kept, oldest first, by number.
-fn asides(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+/// Returns the damaged files that were kept with their numbers, oldest first.
+fn damaged_files(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut kept = Vec::new();
     for file in fs::read_dir(dir)? {
         let file = file?;

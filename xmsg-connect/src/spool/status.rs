@@ -1,4 +1,4 @@
-//! What there is to say of a spool at a moment.
+//! The status of a spool at a moment.
 
 use std::time::SystemTime;
 
@@ -8,7 +8,7 @@ use super::SpoolError;
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct SpoolStatus {
-    /// Entries inside.
+    /// The number of entries.
     pub entries: u64,
     /// Bytes that are charged for them: their bodies, and
     /// [`ENTRY_OVERHEAD_BYTES`](super::ENTRY_OVERHEAD_BYTES) for each.
@@ -17,7 +17,7 @@ pub struct SpoolStatus {
     pub oldest_accepted_at: Option<SystemTime>,
     /// The sequence of the latest entry, inside or not; 0 before the first one.
     pub newest_sequence: u64,
-    /// Dead letters inside.
+    /// The number of dead letters.
     pub dead_entries: u64,
     /// Bytes that are charged for them.
     pub dead_bytes: u64,

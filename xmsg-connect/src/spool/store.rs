@@ -1,8 +1,8 @@
 //! The store of one spool: a file of the embedded database `redb`, and what has to hold between its tables.
 //!
-//! One thread owns it, so there are no locks here. Three tables: the entries and the dead letters by
-//! sequence, and the ledger, which says how many there are, so that opening needs no scan. The ledger is
-//! written in the same transaction as what it counts.
+//! One thread owns it, so there are no locks here. It has three tables: the entries and the dead letters by
+//! sequence, and the totals, which say how many there are, so that opening needs no scan. The totals are
+//! written in the same transaction as what they count.
 //!
 //! A transaction saves the state of the database's allocator with it ("quick repair"): a file of 1 GiB then
 //! opens within milliseconds after a `kill -9`. Without that, all of the file is read first.
@@ -17,15 +17,15 @@ use redb::{
 use xmsg_zmq::fault::catch;
 
 use super::record::{DeadLetter, Entry, decode_dead, decode_entry, time};
-use super::tables::{Ledger, Tables};
+use super::tables::{Tables, Totals};
 
 /// Memory that the database may take for pages, of each spool.
 pub(super) const CACHE_BYTES: usize = 4 << 20;
 
 pub(super) const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
 pub(super) const DEAD: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("dead");
-const LEDGER: TableDefinition<'_, u8, &[u8]> = TableDefinition::new("ledger");
-const LEDGER_KEY: u8 = 0;
+const TOTALS: TableDefinition<'_, u8, &[u8]> = TableDefinition::new("ledger");
+const TOTALS_KEY: u8 = 0;
 
 /// Why the store did not do what was asked.
 #[derive(Debug)]
@@ -51,21 +51,21 @@ pub(super) struct Page {
 pub(super) struct Store {
     database: Database,
     path: PathBuf,
-    ledger: Ledger,
+    totals: Totals,
 }
 
 impl Store {
     /// Opens the file, or makes it. A new one gives its first entry the sequence `first`.
     pub(super) fn open(path: &Path, first: u64) -> Result<Self, StoreError> {
-        guarded(|| {
+        catch_damage(|| {
             let is_new = !path.exists();
             let database = redb::Builder::new().set_cache_size(CACHE_BYTES).create(path)?;
-            let mut store = Self { database, path: path.to_owned(), ledger: Ledger::default() };
-            if let Some(ledger) = stored_ledger(&store.database)? {
+            let mut store = Self { database, path: path.to_owned(), totals: Totals::default() };
+            if let Some(totals) = stored_totals(&store.database)? {
                 // Nothing is written in this case, since the disk may be full.
-                store.ledger = ledger;
+                store.totals = totals;
             } else {
-                store.ledger = store.counted_ledger(first)?;
+                store.totals = store.count_all(first)?;
                 store.change(|_| Ok(()))?;
             }
             if is_new {
@@ -75,44 +75,44 @@ impl Store {
         })
     }
 
-    pub(super) fn ledger(&self) -> Ledger {
-        self.ledger
+    pub(super) fn totals(&self) -> Totals {
+        self.totals
     }
 
-    /// Does `work` in one transaction, which is on disk when this returns.
+    /// Runs `work` in one transaction, which is on disk when this returns.
     pub(super) fn change<T>(
         &mut self,
         work: impl FnOnce(&mut Tables<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let (done, ledger) = guarded(|| {
+        let (done, totals) = catch_damage(|| {
             let transaction = self.begin()?;
             let mut tables =
-                Tables::new(transaction.open_table(ENTRIES)?, transaction.open_table(DEAD)?, self.ledger);
+                Tables::new(transaction.open_table(ENTRIES)?, transaction.open_table(DEAD)?, self.totals);
             let done = work(&mut tables)?;
-            let ledger = tables.ledger;
+            let totals = tables.totals;
             drop(tables);
-            finish(transaction, &ledger)?;
-            Ok((done, ledger))
+            finish(transaction, &totals)?;
+            Ok((done, totals))
         })?;
-        self.ledger = ledger;
+        self.totals = totals;
         Ok(done)
     }
 
     /// Takes all entries out.
     pub(super) fn purge(&mut self) -> Result<(), StoreError> {
-        let ledger = Ledger { entries: 0, bytes: 0, ..self.ledger };
-        guarded(|| {
+        let totals = Totals { entries: 0, bytes: 0, ..self.totals };
+        catch_damage(|| {
             let transaction = self.begin()?;
             transaction.delete_table(ENTRIES)?;
             drop(transaction.open_table(ENTRIES)?);
-            finish(transaction, &ledger)
+            finish(transaction, &totals)
         })?;
-        self.ledger = ledger;
+        self.totals = totals;
         Ok(())
     }
 
-    /// The entries after this sequence, but for those that `skip` knows. At least one, if there is one,
-    /// however large it is.
+    /// Returns the entries after this sequence, but for those that `skip` knows. There is at least one if
+    /// there is any, however large it is.
     pub(super) fn read(
         &self,
         after: u64,
@@ -120,7 +120,7 @@ impl Store {
         max_bytes: usize,
         skip: impl Fn(u64) -> bool,
     ) -> Result<Page, StoreError> {
-        guarded(|| {
+        catch_damage(|| {
             let mut page = Page::default();
             let Some(from) = after.checked_add(1) else { return Ok(page) };
             let (mut bytes, mut last) = (0, after);
@@ -156,26 +156,26 @@ impl Store {
         })
     }
 
-    /// When the first entry was accepted. One whose record is damaged counts as new.
+    /// Returns when the first entry was accepted. One whose record is damaged counts as new.
     pub(super) fn oldest_ms(&self) -> Result<Option<u64>, StoreError> {
-        guarded(|| {
+        catch_damage(|| {
             let transaction = self.database.begin_read()?;
             let entries = transaction.open_table(ENTRIES)?;
             Ok(entries.first()?.map(|(key, value)| {
                 decode_entry(value.value(), key.value())
-                    .map_or(self.ledger.newest_ms, |entry| entry.accepted_ms)
+                    .map_or(self.totals.newest_ms, |entry| entry.accepted_ms)
             }))
         })
     }
 
-    /// The dead letters after this sequence.
+    /// Returns the dead letters after this sequence.
     pub(super) fn dead(
         &self,
         after: u64,
         limit: usize,
         max_bytes: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
-        guarded(|| {
+        catch_damage(|| {
             let mut letters = Vec::new();
             let Some(from) = after.checked_add(1) else { return Ok(letters) };
             let (mut bytes, mut last) = (0, after);
@@ -195,13 +195,14 @@ impl Store {
 
     /// Closes the file. A database that is damaged may panic while it does so.
     pub(super) fn discard(self) {
-        let _ = guarded(|| {
+        let _ = catch_damage(|| {
             drop(self);
             Ok(())
         });
     }
 
-    /// Bytes that the file takes on the disk. The database makes it longer than it needs, without filling it.
+    /// Returns how many bytes the file takes on the disk. The database makes it longer than it needs, without
+    /// filling it.
     pub(super) fn file_bytes(&self) -> u64 {
         #[cfg(unix)]
         let taken = |metadata: fs::Metadata| std::os::unix::fs::MetadataExt::blocks(&metadata) * 512;
@@ -210,10 +211,10 @@ impl Store {
         fs::metadata(&self.path).map_or(0, taken)
     }
 
-    /// Gives space in the file that is free back to the file system. Takes about half a second for a file of
-    /// 1 GiB that is nearly empty.
+    /// Gives space in the file that is free back to the file system. That takes about half a second for a
+    /// file of 1 GiB that is nearly empty.
     pub(super) fn compact(&mut self) -> Result<(), StoreError> {
-        guarded(|| Ok(self.database.compact().map(|_| ())?))
+        catch_damage(|| Ok(self.database.compact().map(|_| ())?))
     }
 
     fn begin(&self) -> Result<WriteTransaction, StoreError> {
@@ -224,14 +225,14 @@ impl Store {
     }
 
     /// Counts what is there. It takes a second and a half for 1,000,000 entries.
-    fn counted_ledger(&self, first: u64) -> Result<Ledger, StoreError> {
-        let mut ledger = Ledger { next: first, ..Ledger::default() };
+    fn count_all(&self, first: u64) -> Result<Totals, StoreError> {
+        let mut totals = Totals { next: first, ..Totals::default() };
         let transaction = self.database.begin_read()?;
         match transaction.open_table(ENTRIES) {
             Ok(entries) => {
                 for record in entries.range(0..)? {
                     let (key, value) = record?;
-                    ledger.count_entry(key.value(), value.value());
+                    totals.add_entry(key.value(), value.value());
                 }
             }
             Err(TableError::TableDoesNotExist(_)) => {}
@@ -241,33 +242,34 @@ impl Store {
             Ok(dead) => {
                 for record in dead.range(0..)? {
                     let (key, value) = record?;
-                    ledger.count_dead(key.value(), value.value());
+                    totals.add_dead(key.value(), value.value());
                 }
             }
             Err(TableError::TableDoesNotExist(_)) => {}
             Err(error) => return Err(error.into()),
         }
-        Ok(ledger)
+        Ok(totals)
     }
 }
 
-/// The ledger from the file. `None`: there is none, or it is not to be trusted.
-pub(super) fn stored_ledger(database: &impl ReadableDatabase) -> Result<Option<Ledger>, StoreError> {
+/// Returns the totals from the file, and `None` if there are none or they are not to be trusted.
+pub(super) fn stored_totals(database: &impl ReadableDatabase) -> Result<Option<Totals>, StoreError> {
     let transaction = database.begin_read()?;
-    let table = match transaction.open_table(LEDGER) {
+    let table = match transaction.open_table(TOTALS) {
         Ok(table) => table,
         Err(TableError::TableDoesNotExist(_)) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let Some(ledger) = table.get(LEDGER_KEY)?.and_then(|value| Ledger::decode(value.value())) else {
+    let Some(totals) = table.get(TOTALS_KEY)?.and_then(|value| Totals::decode(value.value())) else {
         return Ok(None);
     };
     let last = transaction.open_table(ENTRIES)?.last()?.map_or(0, |(key, _)| key.value());
-    Ok((last < ledger.next).then_some(ledger))
+    Ok((last < totals.next).then_some(totals))
 }
 
-/// Does `work`, and takes a panic of the database for what it is: its way to say that the file is damaged.
-pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+/// Runs `work`, and returns a panic of the database as [`StoreError::Damaged`], since it panics when the file
+/// is damaged.
+pub(super) fn catch_damage<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
     catch(work).unwrap_or_else(|fault| Err(StoreError::Damaged(format!("the database stopped: {fault}"))))
 }
 
@@ -284,8 +286,8 @@ fn in_order(last: &mut u64, sequence: u64) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn finish(transaction: WriteTransaction, ledger: &Ledger) -> Result<(), StoreError> {
-    transaction.open_table(LEDGER)?.insert(LEDGER_KEY, ledger.encode().as_slice())?;
+fn finish(transaction: WriteTransaction, totals: &Totals) -> Result<(), StoreError> {
+    transaction.open_table(TOTALS)?.insert(TOTALS_KEY, totals.encode().as_slice())?;
     Ok(transaction.commit()?)
 }
 

@@ -1,4 +1,4 @@
-//! What a transaction may do, and the count that it keeps.
+//! The tables of a spool within a transaction, and the totals that go with them.
 
 use redb::{AccessGuard, ReadableTable, Table};
 
@@ -8,16 +8,17 @@ use super::record::{
 };
 use super::store::StoreError;
 
-/// How many there are of what.
+/// How many entries and dead letters there are, and what they are charged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Ledger {
+pub(super) struct Totals {
     /// The sequence of the next entry.
     pub next: u64,
     pub entries: u64,
     pub bytes: u64,
     pub dead_entries: u64,
     pub dead_bytes: u64,
-    /// No entry is accepted earlier than the one before it, whatever the clock does.
+    /// When the newest entry was accepted. No entry is accepted earlier than the one before it, whatever the
+    /// clock does.
     pub newest_ms: u64,
 }
 
@@ -25,7 +26,7 @@ pub(super) struct Ledger {
 pub(super) struct Tables<'t> {
     entries: Table<'t, u64, &'static [u8]>,
     dead: Table<'t, u64, &'static [u8]>,
-    pub ledger: Ledger,
+    pub totals: Totals,
     /// Dead letters that were dropped for want of room.
     pub dead_dropped: u64,
     /// Entries that turned out to be damaged.
@@ -36,20 +37,20 @@ impl<'t> Tables<'t> {
     pub(super) fn new(
         entries: Table<'t, u64, &'static [u8]>,
         dead: Table<'t, u64, &'static [u8]>,
-        ledger: Ledger,
+        totals: Totals,
     ) -> Self {
-        Self { entries, dead, ledger, dead_dropped: 0, damaged: 0 }
+        Self { entries, dead, totals, dead_dropped: 0, damaged: 0 }
     }
 
     /// Appends an entry and returns its sequence.
     pub(super) fn append(&mut self, body: &[u8], now_ms: u64) -> Result<u64, StoreError> {
-        let sequence = self.ledger.next;
-        self.ledger.newest_ms = self.ledger.newest_ms.max(now_ms);
+        let sequence = self.totals.next;
+        self.totals.newest_ms = self.totals.newest_ms.max(now_ms);
         let mut record = self.entries.insert_reserve(sequence, entry_len(body.len()))?;
-        encode_entry(record.as_mut(), sequence, self.ledger.newest_ms, body);
-        self.ledger.next += 1;
-        self.ledger.entries += 1;
-        self.ledger.bytes += cost_of_body(body.len());
+        encode_entry(record.as_mut(), sequence, self.totals.newest_ms, body);
+        self.totals.next += 1;
+        self.totals.entries += 1;
+        self.totals.bytes += cost_of_body(body.len());
         Ok(sequence)
     }
 
@@ -60,14 +61,14 @@ impl<'t> Tables<'t> {
         }
         let expired =
             |value: AccessGuard<'_, &[u8]>| decode_dead(value.value(), sequence).cause == DeadCause::Expired;
-        if self.ledger.dead_entries > 0 && self.dead.get(sequence)?.is_some_and(expired) {
+        if self.totals.dead_entries > 0 && self.dead.get(sequence)?.is_some_and(expired) {
             self.discard(sequence)?;
         }
         Ok(())
     }
 
-    /// Makes a dead letter of an entry. `false`: there is no such entry.
-    pub(super) fn bury(
+    /// Makes a dead letter of an entry. Returns `false` if there is no such entry.
+    pub(super) fn dead_letter(
         &mut self,
         sequence: u64,
         cause: DeadCause,
@@ -75,12 +76,12 @@ impl<'t> Tables<'t> {
         now_ms: u64,
     ) -> Result<bool, StoreError> {
         let Some(record) = self.take(sequence)? else { return Ok(false) };
-        self.bury_record(sequence, &record, cause, reason, now_ms)?;
+        self.insert_dead_letter(sequence, &record, cause, reason, now_ms)?;
         Ok(true)
     }
 
-    /// Makes dead letters of the entries that were accepted before `before_ms`: of `max` at most. Returns how
-    /// many there were.
+    /// Makes dead letters of at most `max` entries that were accepted before `before_ms`. Returns how many
+    /// there were.
     pub(super) fn expire(&mut self, before_ms: u64, max: usize, now_ms: u64) -> Result<u64, StoreError> {
         let mut expired = 0;
         for _ in 0..max {
@@ -95,7 +96,7 @@ impl<'t> Tables<'t> {
                 break;
             }
             let damaged = self.damaged;
-            if !self.bury(sequence, DeadCause::Expired, EXPIRED, now_ms)? {
+            if !self.dead_letter(sequence, DeadCause::Expired, EXPIRED, now_ms)? {
                 return Err(StoreError::Damaged(format!("entry {sequence} is listed, but not found")));
             }
             expired += u64::from(self.damaged == damaged);
@@ -109,17 +110,17 @@ impl<'t> Tables<'t> {
         self.append(&letter.body, now_ms)
     }
 
-    /// The dead letter of this sequence.
+    /// Returns the dead letter of this sequence.
     pub(super) fn letter(&self, sequence: u64) -> Result<Option<DeadLetter>, StoreError> {
         Ok(self.dead.get(sequence)?.map(|value| decode_dead(value.value(), sequence)))
     }
 
-    /// Drops a dead letter. `false`: there is none of this sequence.
+    /// Drops a dead letter. Returns `false` if there is none of this sequence.
     pub(super) fn discard(&mut self, sequence: u64) -> Result<bool, StoreError> {
         let Some(len) = self.dead.remove(sequence)?.map(|value| value.value().len()) else {
             return Ok(false);
         };
-        self.ledger.uncount_dead(len);
+        self.totals.subtract_dead(len);
         Ok(true)
     }
 
@@ -127,7 +128,7 @@ impl<'t> Tables<'t> {
     pub(super) fn discard_all(&mut self) -> Result<u64, StoreError> {
         let mut dropped = 0;
         while let Some(len) = self.dead.pop_first()?.map(|(_, value)| value.value().len()) {
-            self.ledger.uncount_dead(len);
+            self.totals.subtract_dead(len);
             dropped += 1;
         }
         Ok(dropped)
@@ -135,18 +136,18 @@ impl<'t> Tables<'t> {
 
     /// Drops the oldest dead letters until they take at most so many bytes.
     pub(super) fn trim_dead(&mut self, max_bytes: u64) -> Result<(), StoreError> {
-        while self.ledger.dead_bytes > max_bytes {
+        while self.totals.dead_bytes > max_bytes {
             let Some(len) = self.dead.pop_first()?.map(|(_, value)| value.value().len()) else { break };
-            self.ledger.uncount_dead(len);
+            self.totals.subtract_dead(len);
             self.dead_dropped += 1;
         }
         Ok(())
     }
 
-    /// Corrects the count after it turned out that no entry is there. Returns how many were missing.
-    pub(super) fn miss_all(&mut self) -> u64 {
-        self.ledger.bytes = 0;
-        std::mem::take(&mut self.ledger.entries)
+    /// Corrects the totals after it turned out that no entry is there. Returns how many were missing.
+    pub(super) fn clear_entry_totals(&mut self) -> u64 {
+        self.totals.bytes = 0;
+        std::mem::take(&mut self.totals.entries)
     }
 
     /// Puts in an entry as it was in another file. One that is damaged becomes a dead letter.
@@ -156,24 +157,24 @@ impl<'t> Tables<'t> {
         record: &[u8],
         now_ms: u64,
     ) -> Result<(), StoreError> {
-        self.ledger.next = self.ledger.next.max(sequence + 1);
+        self.totals.next = self.totals.next.max(sequence + 1);
         if decode_entry(record, sequence).is_err() {
-            return self.bury_record(sequence, record, DeadCause::Damaged, DAMAGED, now_ms);
+            return self.insert_dead_letter(sequence, record, DeadCause::Damaged, DAMAGED, now_ms);
         }
         self.entries.insert(sequence, record)?;
-        self.ledger.count_entry(sequence, record);
+        self.totals.add_entry(sequence, record);
         Ok(())
     }
 
     /// Puts in a dead letter as it was in another file.
     pub(super) fn restore_dead(&mut self, sequence: u64, record: &[u8]) -> Result<(), StoreError> {
         if self.dead.insert(sequence, record)?.is_none() {
-            self.ledger.count_dead(sequence, record);
+            self.totals.add_dead(sequence, record);
         }
         Ok(())
     }
 
-    fn bury_record(
+    fn insert_dead_letter(
         &mut self,
         sequence: u64,
         record: &[u8],
@@ -189,9 +190,9 @@ impl<'t> Tables<'t> {
             }
         };
         if let Some(len) = self.dead.insert(sequence, letter.as_slice())?.map(|old| old.value().len()) {
-            self.ledger.uncount_dead(len);
+            self.totals.subtract_dead(len);
         }
-        self.ledger.count_dead(sequence, &letter);
+        self.totals.add_dead(sequence, &letter);
         Ok(())
     }
 
@@ -199,13 +200,13 @@ impl<'t> Tables<'t> {
         let Some(record) = self.entries.remove(sequence)?.map(|value| value.value().to_vec()) else {
             return Ok(None);
         };
-        self.ledger.entries = self.ledger.entries.saturating_sub(1);
-        self.ledger.bytes = self.ledger.bytes.saturating_sub(cost_of_entry(record.len()));
+        self.totals.entries = self.totals.entries.saturating_sub(1);
+        self.totals.bytes = self.totals.bytes.saturating_sub(cost_of_entry(record.len()));
         Ok(Some(record))
     }
 }
 
-impl Ledger {
+impl Totals {
     const NUMBERS: usize = 6;
 
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -216,7 +217,7 @@ impl Ledger {
         bytes
     }
 
-    /// `None`: the bytes are damaged.
+    /// Reads totals. Returns `None` if the bytes are damaged.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (numbers, sum) = bytes.split_last_chunk::<4>()?;
         if crc32fast::hash(numbers).to_le_bytes() != *sum {
@@ -228,7 +229,7 @@ impl Ledger {
         Some(Self { next, entries, bytes, dead_entries, dead_bytes, newest_ms })
     }
 
-    pub(super) fn count_entry(&mut self, sequence: u64, record: &[u8]) {
+    pub(super) fn add_entry(&mut self, sequence: u64, record: &[u8]) {
         self.next = self.next.max(sequence + 1);
         self.entries += 1;
         self.bytes += cost_of_entry(record.len());
@@ -237,13 +238,13 @@ impl Ledger {
         }
     }
 
-    pub(super) fn count_dead(&mut self, sequence: u64, record: &[u8]) {
+    pub(super) fn add_dead(&mut self, sequence: u64, record: &[u8]) {
         self.next = self.next.max(sequence + 1);
         self.dead_entries += 1;
         self.dead_bytes += cost_of_dead(record.len());
     }
 
-    fn uncount_dead(&mut self, record: usize) {
+    fn subtract_dead(&mut self, record: usize) {
         self.dead_entries = self.dead_entries.saturating_sub(1);
         self.dead_bytes = self.dead_bytes.saturating_sub(cost_of_dead(record));
     }

@@ -1,8 +1,8 @@
-//! The thread of a spool: it alone touches the files.
+//! The thread of a spool, which alone touches the files.
 //!
-//! It takes what handles ask for, job by job: it serves those who read, then does everything that writes in
-//! one transaction, then tells those who wait. A failure of the operating system fails what was asked, and
-//! the store is opened again; a damaged file is rebuilt.
+//! It takes the calls of handles job by job: it serves those who read, then writes everything in one
+//! transaction, and then answers those who wait. After a failure of the operating system, the calls fail and
+//! the store is opened again. A damaged file is rebuilt.
 
 mod failure;
 
@@ -17,7 +17,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tracing::{error, info, warn};
 use xmsg_zmq::deadline::later;
 
-use self::failure::explain;
+use self::failure::spool_error;
 use xmsg_zmq::fault::catch;
 use xmsg_zmq::lock::LockedFile;
 
@@ -30,18 +30,19 @@ use super::store::Store;
 use super::tables::Tables;
 use super::{DEAD_PAGE_MAX_BYTES, Purged, SpoolError, SpoolOptions, SpoolStatus};
 
-/// Entries that become dead letters for their age in one transaction.
+/// How many entries become dead letters for their age in one transaction.
 const EXPIRED_AT_ONCE: usize = 1024;
-/// Removals in one transaction.
+/// How many removals are made in one transaction.
 const REMOVED_AT_ONCE: usize = 65_536;
-/// The same on a disk that is full, where less space is needed at a time.
+/// How many removals are made in one transaction on a disk that is full, where less space is needed at a
+/// time.
 const REMOVED_AT_ONCE_WHEN_FULL: usize = 256;
 /// How long removals wait after the disk refused them.
 const RETRY: Duration = Duration::from_secs(1);
-/// What has to leave a spool on a full disk, before appends go into its place.
+/// How many bytes have to leave a spool on a full disk before appends take their place.
 const ROOM_AFTER_FULL: u64 = 2 * RESERVE_BYTES as u64;
-/// The longest time until the age of entries is looked at again: the clock may be set.
-const AGE_LOOK_MAX: Duration = Duration::from_secs(60);
+/// The longest time until the age of entries is checked again, since the clock may be set.
+const AGE_CHECK_MAX: Duration = Duration::from_secs(60);
 /// A file is compacted if it has at least so many bytes, holds at most so many, and nothing has been written
 /// for so long.
 const COMPACT_MIN_BYTES: u64 = if cfg!(test) { 4 << 20 } else { 64 << 20 };
@@ -53,26 +54,26 @@ const STACK_BYTES: usize = 1 << 20;
 /// The state of the thread.
 pub(super) struct Writer {
     shared: Arc<Shared>,
-    /// `None`: it could not be opened after a failure. Whatever comes next tries again.
+    /// The store, or `None` if it could not be opened after a failure. The next job tries again.
     store: Option<Store>,
     reserve: Reserve,
-    /// Entries that are delivered, and in the file still.
-    confirmed: BTreeSet<u64>,
-    confirmed_room: Vec<OwnedSemaphorePermit>,
-    confirmed_due: Option<Instant>,
-    /// Those who wait for entries.
+    /// Entries that were delivered, and are still in the file.
+    pending_removals: BTreeSet<u64>,
+    removal_permits: Vec<OwnedSemaphorePermit>,
+    pending_removals_due: Option<Instant>,
+    /// Calls that wait for entries.
     readers: Vec<Read>,
     last_group: usize,
     oldest_ms: Option<u64>,
     max_age: Option<Duration>,
-    /// The disk is full, and so much was inside when that was noticed.
+    /// The bytes in the spool when it was noticed that the disk is full; `None` while it is not.
     full_at: Option<u64>,
-    /// Writing failed the last time. Removals are tried again at this moment.
+    /// When removals are tried again after writing failed the last time.
     retry_at: Option<Instant>,
     compact_due: Option<Instant>,
     /// The size of the file after it was compacted.
     compacted_bytes: u64,
-    /// Held as long as the files are in use.
+    /// The lock of the directory, held as long as the files are in use.
     lock: Option<LockedFile>,
 }
 
@@ -83,14 +84,15 @@ impl Writer {
         lock: LockedFile,
         options: SpoolOptions,
     ) -> Result<Arc<Shared>, SpoolError> {
-        let (store, rebuilt) = salvage::open(dir).map_err(|error| explain(dir, "open the spool", error))?;
+        let (store, rebuilt) =
+            salvage::open(dir).map_err(|error| spool_error(dir, "open the spool", error))?;
         let status = SpoolStatus { rebuilt: rebuilt.times, lost: rebuilt.lost, ..SpoolStatus::default() };
         let mut writer = Self {
             store: Some(store),
             reserve: Reserve::of(dir),
-            confirmed: BTreeSet::new(),
-            confirmed_room: Vec::new(),
-            confirmed_due: None,
+            pending_removals: BTreeSet::new(),
+            removal_permits: Vec::new(),
+            pending_removals_due: None,
             readers: Vec::new(),
             last_group: 0,
             oldest_ms: None,
@@ -104,7 +106,7 @@ impl Writer {
         };
         // If the disk has no room for it now, it is tried again when entries are written.
         let _ = writer.reserve.hold();
-        writer.publish(|_| {});
+        writer.update_status(|_| {});
         let shared = Arc::clone(&writer.shared);
         let name = format!("spool {}", dir.file_name().unwrap_or_default().display());
         let thread = thread::Builder::new().name(name.clone()).stack_size(STACK_BYTES);
@@ -125,41 +127,41 @@ impl Writer {
     fn run(mut self) {
         loop {
             let until = [self.removals_due(), self.age_due(), self.compact_due].into_iter().flatten().min();
-            let has_removals = !self.confirmed.is_empty() && self.retry_at.is_none();
+            let has_removals = !self.pending_removals.is_empty() && self.retry_at.is_none();
             let job = self.shared.next_job(&Wait { until, has_removals, last_group: self.last_group });
             let is_last = job.is_last;
-            self.work(job);
+            self.run_job(job);
             if is_last {
                 break;
             }
         }
     }
 
-    fn work(&mut self, job: Job) {
+    fn run_job(&mut self, job: Job) {
         self.max_age = job.options.max_age;
         for (append, error) in job.refused {
             let _ = append.reply.send(Err(error));
         }
         for removal in job.removals {
-            self.confirmed.extend(&removal.sequences);
-            self.confirmed_room.push(removal.room);
+            self.pending_removals.extend(&removal.sequences);
+            self.removal_permits.push(removal.permits);
         }
-        self.confirmed_due = [self.confirmed_due, job.removals_due].into_iter().flatten().min();
+        self.pending_removals_due = [self.pending_removals_due, job.removals_due].into_iter().flatten().min();
         self.readers.extend(job.reads);
         self.readers.retain(|read| !read.reply.is_closed());
-        if !self.age_due().is_some_and(is_over) {
+        if !self.age_due().is_some_and(has_passed) {
             self.serve_readers();
         }
         let has_others = !job.appends.is_empty() || !job.changes.is_empty() || job.is_last;
-        if !has_others && self.compact_due.is_some_and(is_over) {
+        if !has_others && self.compact_due.is_some_and(has_passed) {
             self.compact();
         }
         if has_others
-            || self.age_due().is_some_and(is_over)
-            || self.removals_due().is_some_and(is_over)
-            || (job.is_blocked && self.retry_at.is_none() && !self.confirmed.is_empty())
+            || self.age_due().is_some_and(has_passed)
+            || self.removals_due().is_some_and(has_passed)
+            || (job.is_blocked && self.retry_at.is_none() && !self.pending_removals.is_empty())
         {
-            // Whoever is concerned has been told how it went.
+            // Those who wait have been answered already.
             let _ = self.write(job.appends, job.changes.into(), &job.options);
             self.serve_readers();
         }
@@ -169,7 +171,7 @@ impl Writer {
         }
     }
 
-    /// Everything of a job that writes, in one transaction.
+    /// Writes everything of a job in one transaction.
     fn write(
         &mut self,
         mut appends: Vec<Append>,
@@ -184,15 +186,15 @@ impl Writer {
         if !appends.is_empty()
             && let Err(error) = self.check_disk(&appends)
         {
-            self.fail(std::mem::take(&mut appends), &error);
+            self.reject_appends(std::mem::take(&mut appends), &error);
         }
         let (mut changes, others): (Vec<_>, Vec<_>) =
-            calls.into_iter().partition(|call| call.change.is_small());
+            calls.into_iter().partition(|call| call.change.shares_transaction());
         let at_once = if self.full_at.is_some() { REMOVED_AT_ONCE_WHEN_FULL } else { REMOVED_AT_ONCE };
-        let removals: Vec<u64> = self.confirmed.iter().copied().take(at_once).collect();
+        let removals: Vec<u64> = self.pending_removals.iter().copied().take(at_once).collect();
         let (now_ms, dir) = (millis(SystemTime::now()), self.shared.dir.clone());
         let age_ms = options.max_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-        let expired_before = if self.age_due().is_some_and(is_over) {
+        let expired_before = if self.age_due().is_some_and(has_passed) {
             age_ms.map(|age| now_ms.saturating_sub(age).saturating_add(1))
         } else {
             None
@@ -208,7 +210,7 @@ impl Writer {
             };
             let mut written = Written { expired, ..Written::default() };
             for append in &appends {
-                written.sequences.push(tables.ledger.next);
+                written.sequences.push(tables.totals.next);
                 written.accepted += append.bodies.len() as u64;
                 for body in &append.bodies {
                     tables.append(body, now_ms)?;
@@ -225,7 +227,7 @@ impl Writer {
         let committed = match result {
             Ok(written) => {
                 if is_needed {
-                    self.written(&written, &removals);
+                    self.record_commit(&written, &removals);
                 }
                 for (append, sequence) in appends.into_iter().zip(written.sequences) {
                     let _ = append.reply.send(Ok(sequence));
@@ -233,25 +235,25 @@ impl Writer {
                 Ok(())
             }
             Err(error) => {
-                self.fail(appends, &error);
+                self.reject_appends(appends, &error);
                 Err(error)
             }
         };
         for call in changes {
             if matches!(call.change, Change::Sync { .. }) {
-                call.tell(&self.write_removals(options));
+                call.send_answer(&self.write_removals(options));
             } else {
-                call.tell(&committed);
+                call.send_answer(&committed);
             }
         }
         for call in others {
-            self.answer(call);
+            self.run_alone(call);
         }
         committed
     }
 
-    /// Tells those who append why they failed.
-    fn fail(&self, appends: Vec<Append>, error: &SpoolError) {
+    /// Answers appends with why they failed.
+    fn reject_appends(&self, appends: Vec<Append>, error: &SpoolError) {
         let entries: usize = appends.iter().map(|append| append.bodies.len()).sum();
         self.shared.update(|status| status.failed += entries as u64);
         for append in appends {
@@ -259,26 +261,26 @@ impl Writer {
         }
     }
 
-    /// All removals, in as many transactions as they need.
+    /// Writes all removals, in as many transactions as they need.
     fn write_removals(&mut self, options: &SpoolOptions) -> Result<(), SpoolError> {
-        while !self.confirmed.is_empty() {
+        while !self.pending_removals.is_empty() {
             self.write(Vec::new(), Vec::new(), options)?;
         }
         Ok(())
     }
 
-    /// The books after a transaction.
-    fn written(&mut self, written: &Written, removals: &[u64]) {
+    /// Updates the state of the thread after a transaction.
+    fn record_commit(&mut self, written: &Written, removals: &[u64]) {
         for sequence in removals {
-            self.confirmed.remove(sequence);
+            self.pending_removals.remove(sequence);
         }
         if self.retry_at.take().is_some() {
             info!(spool = %self.shared.dir.display(), "the spool writes again");
         }
         let mut synced = 0;
-        self.confirmed_due = None;
-        if self.confirmed.is_empty() {
-            synced = self.confirmed_room.drain(..).map(|room| room.num_permits() as u64).sum();
+        self.pending_removals_due = None;
+        if self.pending_removals.is_empty() {
+            synced = self.removal_permits.drain(..).map(|permits| permits.num_permits() as u64).sum();
         }
         if written.accepted > 0 {
             self.last_group = written.accepted as usize;
@@ -291,7 +293,7 @@ impl Writer {
                 "entries were damaged, or dead letters dropped for want of room"
             );
         }
-        self.publish(|status| {
+        self.update_status(|status| {
             status.commits += 1;
             status.accepted += written.accepted;
             status.expired += written.expired;
@@ -304,18 +306,18 @@ impl Writer {
     fn serve_readers(&mut self) {
         let mut damaged = Vec::new();
         for read in std::mem::take(&mut self.readers) {
-            if self.store.as_ref().is_some_and(|store| store.ledger().next <= read.after.saturating_add(1)) {
+            if self.store.as_ref().is_some_and(|store| store.totals().next <= read.after.saturating_add(1)) {
                 self.readers.push(read);
                 continue;
             }
-            let confirmed = std::mem::take(&mut self.confirmed);
+            let pending_removals = std::mem::take(&mut self.pending_removals);
             let page = self.with_store(|store| {
                 store.read(read.after, read.max_entries, read.max_bytes, |sequence| {
-                    confirmed.contains(&sequence)
+                    pending_removals.contains(&sequence)
                 })
             });
-            // What a failed write left behind, with_store may have added meanwhile.
-            self.confirmed.extend(confirmed);
+            // What a failed write left behind, `with_store` may have added meanwhile.
+            self.pending_removals.extend(pending_removals);
             match page {
                 Ok(page) => {
                     damaged.extend(page.damaged);
@@ -331,17 +333,17 @@ impl Writer {
             }
         }
         if !damaged.is_empty() {
-            self.bury_damaged(&damaged);
+            self.dead_letter_damaged(&damaged);
         }
     }
 
-    fn bury_damaged(&mut self, sequences: &[u64]) {
+    fn dead_letter_damaged(&mut self, sequences: &[u64]) {
         let now_ms = millis(SystemTime::now());
         let max_dead_bytes = self.shared.options().max_dead_bytes;
         let result = self.with_store(|store| {
             store.change(|tables| {
                 for &sequence in sequences {
-                    tables.bury(sequence, DeadCause::Damaged, DAMAGED, now_ms)?;
+                    tables.dead_letter(sequence, DeadCause::Damaged, DAMAGED, now_ms)?;
                 }
                 tables.trim_dead(max_dead_bytes)?;
                 Ok(Written {
@@ -352,21 +354,21 @@ impl Writer {
             })
         });
         if let Ok(written) = result {
-            self.written(&written, &[]);
+            self.record_commit(&written, &[]);
         }
     }
 
-    /// Calls that are not part of the common transaction.
-    fn answer(&mut self, mut call: ChangeCall) {
+    /// Runs a call that does not share a transaction with others.
+    fn run_alone(&mut self, mut call: ChangeCall) {
         match &mut call.change {
             Change::Purge { answer } => {
                 let purged = self.with_store(|store| {
-                    let ledger = store.ledger();
+                    let totals = store.totals();
                     store.purge()?;
-                    Ok(Purged { entries: ledger.entries, bytes: ledger.bytes })
+                    Ok(Purged { entries: totals.entries, bytes: totals.bytes })
                 });
                 if purged.is_ok() {
-                    self.publish(|status| status.commits += 1);
+                    self.update_status(|status| status.commits += 1);
                 }
                 answer.set(purged);
             }
@@ -375,53 +377,53 @@ impl Writer {
             }
             _ => {}
         }
-        call.tell(&Ok(()));
+        call.send_answer(&Ok(()));
     }
 
-    /// Tells handles what is in the store.
-    fn publish(&mut self, change: impl FnOnce(&mut SpoolStatus)) {
+    /// Updates the status that handles see.
+    fn update_status(&mut self, change: impl FnOnce(&mut SpoolStatus)) {
         let Some(store) = &mut self.store else { return self.shared.update(change) };
         let oldest_ms = store.oldest_ms();
         let mut missing = 0;
-        if matches!(oldest_ms, Ok(None)) && store.ledger().entries > 0 {
+        if matches!(oldest_ms, Ok(None)) && store.totals().entries > 0 {
             // Without this, entries that damage made vanish would take up room for ever.
-            missing = store.change(|tables| Ok(tables.miss_all())).unwrap_or(0);
+            missing = store.change(|tables| Ok(tables.clear_entry_totals())).unwrap_or(0);
         }
         // A failure here is one of reading, and shows where somebody wants to read.
         let oldest_ms = oldest_ms.unwrap_or_default();
         self.oldest_ms = oldest_ms;
-        let (ledger, file_bytes) = (store.ledger(), store.file_bytes());
-        let content = ledger.bytes + ledger.dead_bytes;
+        let (totals, file_bytes) = (store.totals(), store.file_bytes());
+        let content = totals.bytes + totals.dead_bytes;
         let is_hollow = file_bytes >= COMPACT_MIN_BYTES.max(2 * self.compacted_bytes);
         let is_worth_it = is_hollow && content <= COMPACT_CONTENT_MAX_BYTES;
         self.compact_due = is_worth_it.then(|| Instant::now() + COMPACT_IDLE);
         self.shared.update(|status| {
-            status.entries = ledger.entries;
-            status.bytes = ledger.bytes;
+            status.entries = totals.entries;
+            status.bytes = totals.bytes;
             status.oldest_accepted_at = oldest_ms.map(time);
-            status.newest_sequence = ledger.next.saturating_sub(1);
-            status.dead_entries = ledger.dead_entries;
-            status.dead_bytes = ledger.dead_bytes;
+            status.newest_sequence = totals.next.saturating_sub(1);
+            status.dead_entries = totals.dead_entries;
+            status.dead_bytes = totals.dead_bytes;
             status.file_bytes = file_bytes;
             status.lost += missing;
             change(status);
         });
     }
 
-    /// When to look at the age of entries, which may be now.
+    /// Returns when to check the age of entries, which may be now.
     fn age_due(&self) -> Option<Instant> {
         let (oldest_ms, max_age) = (self.oldest_ms?, self.max_age?);
         let age = SystemTime::now().duration_since(time(oldest_ms)).unwrap_or_default();
-        let due = later(Instant::now(), max_age.saturating_sub(age).min(AGE_LOOK_MAX));
+        let due = later(Instant::now(), max_age.saturating_sub(age).min(AGE_CHECK_MAX));
         Some(self.retry_at.map_or(due, |retry_at| retry_at.max(due)))
     }
 
-    /// When removals are written, if nothing else is before that.
+    /// Returns when removals are written, if nothing else is before that.
     fn removals_due(&self) -> Option<Instant> {
-        if self.confirmed.is_empty() {
+        if self.pending_removals.is_empty() {
             return None;
         }
-        self.retry_at.or(self.confirmed_due).or_else(|| Some(Instant::now()))
+        self.retry_at.or(self.pending_removals_due).or_else(|| Some(Instant::now()))
     }
 }
 
@@ -432,7 +434,7 @@ impl Drop for Writer {
         }
         // The directory is free before anybody is told that it is.
         self.lock = None;
-        self.shared.abandon();
+        self.shared.fail_all();
     }
 }
 
@@ -442,18 +444,18 @@ impl fmt::Debug for Writer {
     }
 }
 
-/// What a transaction did.
+/// The result of a transaction.
 #[derive(Debug, Default)]
 struct Written {
-    /// The first one of each append, in order.
+    /// The sequence of the first entry of each append, in order.
     sequences: Vec<u64>,
-    /// Entries of all appends.
+    /// The number of entries of all appends.
     accepted: u64,
     expired: u64,
     damaged: u64,
     dead_dropped: u64,
 }
 
-fn is_over(moment: Instant) -> bool {
+fn has_passed(moment: Instant) -> bool {
     moment <= Instant::now()
 }

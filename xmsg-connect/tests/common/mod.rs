@@ -24,7 +24,7 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// With nothing declared.
+    /// Makes a site with nothing declared.
     pub(crate) async fn new() -> Self {
         Self::with(Definitions::default()).await
     }
@@ -33,14 +33,14 @@ impl Site {
         Self::at(proxy().start().await.unwrap(), initial).await
     }
 
-    /// Beside this proxy.
+    /// Makes a site beside this proxy.
     pub(crate) async fn at(proxy: Proxy, initial: Definitions) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let registry = open(&proxy, folder.path(), initial).await;
         Self::of(proxy, registry, folder)
     }
 
-    /// With a registry that has this much memory.
+    /// Makes a site with a registry that has this much memory.
     pub(crate) async fn within(memory: MemoryBudget, initial: Definitions) -> Self {
         let proxy = proxy().start().await.unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -116,7 +116,7 @@ fn options(proxy: &Proxy, folder: &Path, initial: Definitions) -> RegistryOption
     }
 }
 
-/// A connection to the broker at this port of the loopback that is tried again soon.
+/// Defines a connection to the broker at this port of the loopback, which is tried again soon.
 pub(crate) fn broker(port: u16) -> ConnectionDefinition {
     let reconnect = Reconnect {
         min: Span::of(Duration::from_millis(20)),
@@ -129,7 +129,7 @@ pub(crate) fn broker(port: u16) -> ConnectionDefinition {
     }
 }
 
-/// An outgoing connection to this exchange of it.
+/// Defines an outgoing connection to this exchange of that broker.
 pub(crate) fn outgoing(name: &str, exchange: &str) -> OutgoingDefinition {
     OutgoingDefinition::amqp(name, "broker", exchange)
 }

@@ -13,7 +13,7 @@ use xmsg_connect::spool::{
 
 use crate::common::{all, bodies, body, open, poll, until};
 
-/// Room for so many entries of 100 bytes.
+/// Returns options with room for so many entries of 100 bytes.
 fn room_for(entries: u64) -> SpoolOptions {
     let mut options = SpoolOptions::default();
     options.max_bytes = entries * (100 + ENTRY_OVERHEAD_BYTES);
@@ -322,7 +322,7 @@ async fn entries_that_are_too_old_become_dead_letters() {
     let letters = spool.dead(0, 2).await.unwrap();
     assert_eq!((letters[0].reason.as_str(), letters[0].cause), ("expired", DeadCause::Expired));
     assert_eq!(letters[0].body, "0");
-    assert!(letters[0].buried_at >= letters[0].accepted_at);
+    assert!(letters[0].dead_since >= letters[0].accepted_at);
     // It was on its way, and is confirmed after all.
     spool.remove(&[letters[0].sequence]).await.unwrap();
     spool.sync().await.unwrap();
@@ -337,9 +337,9 @@ async fn dead_letters_are_kept_and_revived_and_dropped() {
     for n in 1..=4 {
         spool.append(body(&n.to_string())).await.unwrap();
     }
-    assert!(spool.bury(2, "no such queue").await.unwrap());
-    assert!(!spool.bury(2, "again").await.unwrap());
-    assert!(spool.bury(3, "too long").await.unwrap());
+    assert!(spool.dead_letter(2, "no such queue").await.unwrap());
+    assert!(!spool.dead_letter(2, "again").await.unwrap());
+    assert!(spool.dead_letter(3, "too long").await.unwrap());
     spool.close().await.unwrap();
 
     let spool = open(dir.path());
@@ -352,8 +352,8 @@ async fn dead_letters_are_kept_and_revived_and_dropped() {
     assert_eq!(bodies(&spool).await, ["1", "4", "2"]);
     assert_eq!(spool.discard_dead(&[2, 3]).await.unwrap(), 1);
     assert_eq!((spool.status().dead_entries, spool.status().dead_bytes), (0, 0));
-    spool.bury(1, "").await.unwrap();
-    spool.bury(4, "").await.unwrap();
+    spool.dead_letter(1, "").await.unwrap();
+    spool.dead_letter(4, "").await.unwrap();
     assert_eq!(spool.discard_all_dead().await.unwrap(), 2);
     assert_eq!((spool.status().entries, spool.status().dead_entries), (1, 0));
 }
@@ -366,7 +366,7 @@ async fn dead_letters_have_a_bound_and_the_oldest_make_room() {
     let spool = Spool::open(dir.path(), options).unwrap();
     for n in 1..=3 {
         spool.append(hundred_bytes()).await.unwrap();
-        spool.bury(n, "").await.unwrap();
+        spool.dead_letter(n, "").await.unwrap();
     }
     assert_eq!((spool.status().dead_entries, spool.status().dead_dropped), (2, 1));
     assert_eq!(spool.dead(0, 10).await.unwrap()[0].sequence, 2);
@@ -385,7 +385,7 @@ async fn a_purge_takes_all_entries_and_no_sequence_comes_again() {
     for _ in 0..3 {
         spool.append(hundred_bytes()).await.unwrap();
     }
-    spool.bury(2, "").await.unwrap();
+    spool.dead_letter(2, "").await.unwrap();
     let purged = spool.purge().await.unwrap();
     assert_eq!((purged.entries, purged.bytes), (2, 2 * (100 + ENTRY_OVERHEAD_BYTES)));
     let status = spool.status();

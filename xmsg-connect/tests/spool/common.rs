@@ -20,7 +20,7 @@ pub(crate) fn body(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }
 
-/// All entries, in order.
+/// Returns all entries, in order.
 pub(crate) async fn all(spool: &Spool) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
     while (entries.len() as u64) < spool.status().entries {

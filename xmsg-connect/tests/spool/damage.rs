@@ -11,12 +11,12 @@ use xmsg_connect::spool::{DeadCause, Spool, SpoolErrorKind, SpoolOptions};
 
 use crate::common::{all, body, open, until};
 
-/// The file of a spool.
+/// Returns the path of the file of a spool.
 fn file(dir: &Path) -> PathBuf {
     dir.join("spool.redb")
 }
 
-/// A kibibyte that is found again in the file, and differs from entry to entry.
+/// Returns a kibibyte that is found again in the file, and differs from entry to entry.
 fn kibibyte(n: u64) -> Bytes {
     Bytes::from(format!("<{n:08}>").repeat(1024 / 10))
 }

@@ -16,8 +16,8 @@ const WRITERS: u64 = 32;
 /// The directory, for the process that is killed.
 const DIR: &str = "XMSG_TEST_SPOOL_DIR";
 
-/// Not a test by itself: the process that is killed. It appends and removes until then, and says what it has
-/// done, line by line.
+/// This is not a test by itself, but the process that is killed. It appends and removes until then, and says
+/// what it has done, line by line.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child() {
     let Some(dir) = std::env::var_os(DIR) else { return };
@@ -47,7 +47,7 @@ async fn child() {
                 spool.remove(&[after]).await.unwrap();
             } else if after % 9 == 0 {
                 say(format!("removing {after}\n"));
-                spool.bury(after, "nine").await.unwrap();
+                spool.dead_letter(after, "nine").await.unwrap();
             }
         }
     }

@@ -14,7 +14,7 @@ enum Operation {
     Append(usize),
     /// The place among the entries, which may be beyond the last one. So below.
     Remove(usize),
-    Bury(usize),
+    DeadLetter(usize),
     Revive(usize),
     Discard(usize),
     DiscardAll,
@@ -27,7 +27,7 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
     let operation = prop_oneof![
         12 => prop_oneof![0..200_usize, 1000..20_000_usize].prop_map(Operation::Append),
         6 => (0..12_usize).prop_map(Operation::Remove),
-        3 => (0..12_usize).prop_map(Operation::Bury),
+        3 => (0..12_usize).prop_map(Operation::DeadLetter),
         2 => (0..4_usize).prop_map(Operation::Revive),
         2 => (0..4_usize).prop_map(Operation::Discard),
         1 => Just(Operation::DiscardAll),
@@ -38,7 +38,7 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
     proptest::collection::vec(operation, 1..60)
 }
 
-/// The sequence at this place, or one that never was.
+/// Returns the sequence at this place, or one that never was.
 fn at(map: &BTreeMap<u64, Bytes>, place: usize) -> u64 {
     map.keys().nth(place).copied().unwrap_or(1_000_000)
 }
@@ -60,10 +60,10 @@ async fn check(operations: Vec<Operation>) {
                 spool.remove(&[sequence]).await.unwrap();
                 entries.remove(&sequence);
             }
-            Operation::Bury(place) => {
+            Operation::DeadLetter(place) => {
                 let sequence = at(&entries, place);
                 let body = entries.remove(&sequence);
-                assert_eq!(spool.bury(sequence, "why").await.unwrap(), body.is_some());
+                assert_eq!(spool.dead_letter(sequence, "why").await.unwrap(), body.is_some());
                 dead.extend(body.map(|body| (sequence, body)));
             }
             Operation::Revive(place) => {

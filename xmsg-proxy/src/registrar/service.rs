@@ -625,9 +625,9 @@ mod tests {
     #[test]
     fn only_changes_change() {
         for owner in OwnerType::ALL {
-            assert!(changes(Action::Register(owner)) && changes(Action::Remove(owner)));
-            assert!(!changes(Action::Find(owner)) && !changes(Action::All(owner)));
+            assert!(is_change(Action::Register(owner)) && is_change(Action::Remove(owner)));
+            assert!(!is_change(Action::Find(owner)) && !is_change(Action::All(owner)));
         }
-        assert!(changes(Action::RemoveAll));
+        assert!(is_change(Action::RemoveAll));
     }
 }

@@ -145,8 +145,8 @@ pub struct Totals {
     /// The number of received messages that wait for room in a subscriber's queue (`block`) now. A publisher
     /// that has to wait holds them, and they are in no queue.
     pub held: u64,
-    /// The number of received messages that nobody had subscribed to. Those who watch messages on the web page
-    /// do not count as subscribers.
+    /// The number of received messages that nobody had subscribed to. Whoever watches messages on the web
+    /// page does not count.
     pub unmatched: u64,
     /// The number of connections that were refused in the handshake, or because there were too many.
     pub refused: u64,

@@ -102,7 +102,7 @@ fn a_second_has_room_for_so_much() {
 fn whoever_does_not_read_makes_nobody_wait_and_everything_is_counted() {
     let (observer, samples) = Observer::new(1000);
     let short: &[&[u8]] = &[b"a", b"", b"x"];
-    let (wire, spans) = wire(&[short; 4096]);
+    let (wire, spans) = wire(&vec![short; 4096]);
     for _ in 0..3 {
         observer.pass(&wire, &spans, &[run(0, 4096)]);
     }

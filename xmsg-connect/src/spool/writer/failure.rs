@@ -1,4 +1,4 @@
-//! What the thread does when the store fails: it says why, and opens the file again or rebuilds it.
+//! The handling of failures of the store: the thread says why, and opens the file again or rebuilds it.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,13 +13,13 @@ use crate::spool::store::{Store, StoreError};
 use crate::spool::{APPENDS_WAITING_MAX, SpoolError, SpoolErrorKind, salvage};
 
 impl Writer {
-    /// Whether there may be room for these appends on the disk, after there was none.
+    /// Checks that there may be room for these appends on the disk, after there was none.
     pub(super) fn check_disk(&mut self, appends: &[Append]) -> Result<(), SpoolError> {
         let Err(error) = self.reserve.hold() else {
             self.full_at = None;
             return Ok(());
         };
-        let inside = self.store.as_ref().map_or(0, |store| store.ledger().bytes + store.ledger().dead_bytes);
+        let inside = self.store.as_ref().map_or(0, |store| store.totals().bytes + store.totals().dead_bytes);
         let full_at = *self.full_at.get_or_insert(inside);
         let cost: u64 = appends.iter().map(Append::cost).sum();
         if inside + cost + ROOM_AFTER_FULL <= full_at {
@@ -27,7 +27,7 @@ impl Writer {
             return Ok(());
         }
         let error = SpoolError::io("keep space for removals in", &self.shared.dir, error);
-        self.failing(&error);
+        self.record_failure(&error);
         Err(error)
     }
 
@@ -37,12 +37,12 @@ impl Writer {
         let result = self.with_store(Store::compact);
         self.compacted_bytes = self.store.as_ref().map_or(0, Store::file_bytes);
         if result.is_ok() {
-            self.publish(|_| {});
+            self.update_status(|_| {});
         }
     }
 
-    /// Does `work` with the store. What failed is explained; the store is opened again or rebuilt, and after
-    /// the latter `work` is done once more.
+    /// Runs `work` with the store. If that fails, the store is opened again or rebuilt, and after the latter
+    /// `work` is run once more.
     pub(super) fn with_store<T>(
         &mut self,
         mut work: impl FnMut(&mut Store) -> Result<T, StoreError>,
@@ -51,9 +51,9 @@ impl Writer {
         loop {
             let mut store = match self.store.take() {
                 Some(store) => store,
-                None => self.open_again()?,
+                None => self.reopen()?,
             };
-            let ledger = store.ledger();
+            let totals = store.totals();
             let error = match work(&mut store) {
                 Ok(done) => {
                     self.store = Some(store);
@@ -66,16 +66,16 @@ impl Writer {
                 StoreError::Damaged(cause) if !is_second => cause,
                 error => {
                     if matches!(&error, StoreError::Io(error) if is_disk_full(error)) {
-                        self.full_at.get_or_insert(ledger.bytes + ledger.dead_bytes);
+                        self.full_at.get_or_insert(totals.bytes + totals.dead_bytes);
                         self.reserve.give_up();
                     }
-                    let error = explain(&self.shared.dir, "use the spool", error);
-                    self.failing(&error);
-                    if let Ok(store) = self.open_again() {
+                    let error = spool_error(&self.shared.dir, "use the spool", error);
+                    self.record_failure(&error);
+                    if let Ok(store) = self.reopen() {
                         // Whoever appended these is told that they are not there.
                         let left =
-                            ledger.next..store.ledger().next.min(ledger.next + APPENDS_WAITING_MAX as u64);
-                        self.confirmed.extend(left);
+                            totals.next..store.totals().next.min(totals.next + APPENDS_WAITING_MAX as u64);
+                        self.pending_removals.extend(left);
                         self.store = Some(store);
                     }
                     return Err(error);
@@ -90,15 +90,15 @@ impl Writer {
                         self.shared.dir.display()
                     );
                     let error = SpoolError::new(SpoolErrorKind::Damaged, text).with_source(cause);
-                    self.publish(|status| {
+                    self.update_status(|status| {
                         status.rebuilt += rebuilt.times;
                         status.lost += rebuilt.lost;
                         status.last_error = Some(error);
                     });
                 }
                 Err(error) => {
-                    let error = explain(&self.shared.dir, "rebuild the spool", error);
-                    self.failing(&error);
+                    let error = spool_error(&self.shared.dir, "rebuild the spool", error);
+                    self.record_failure(&error);
                     return Err(error);
                 }
             }
@@ -106,7 +106,7 @@ impl Writer {
     }
 
     /// Opens the store after a failure.
-    fn open_again(&mut self) -> Result<Store, SpoolError> {
+    fn reopen(&mut self) -> Result<Store, SpoolError> {
         match salvage::open(&self.shared.dir) {
             Ok((store, rebuilt)) => {
                 self.shared.update(|status| {
@@ -116,15 +116,15 @@ impl Writer {
                 Ok(store)
             }
             Err(error) => {
-                let error = explain(&self.shared.dir, "open the spool again", error);
-                self.failing(&error);
+                let error = spool_error(&self.shared.dir, "open the spool again", error);
+                self.record_failure(&error);
                 Err(error)
             }
         }
     }
 
-    /// The books after a failure.
-    fn failing(&mut self, error: &SpoolError) {
+    /// Updates the state of the thread after a failure.
+    fn record_failure(&mut self, error: &SpoolError) {
         // With the reserve given up, removals are worth a try at once; after that, now and then.
         let wait = if self.retry_at.is_some() { RETRY } else { Duration::ZERO };
         if self.retry_at.is_none() {
@@ -135,8 +135,8 @@ impl Writer {
     }
 }
 
-/// An error of the store, for people.
-pub(super) fn explain(dir: &Path, doing: &str, error: StoreError) -> SpoolError {
+/// Makes an error of the spool from one of the store.
+pub(super) fn spool_error(dir: &Path, doing: &str, error: StoreError) -> SpoolError {
     match error {
         StoreError::Io(error) => SpoolError::io(doing, dir, error),
         StoreError::Damaged(cause) => {

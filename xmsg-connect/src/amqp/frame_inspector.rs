@@ -1,6 +1,6 @@
-//! Reads along with what a broker sends: it says how long the messages are that begin to come, and keeps
-//! tables that are nested deeply from the AMQP client, whose parser calls itself for each level: some
-//! ten thousand of them, which fit into one frame, would overflow its stack and end the process.
+//! This module inspects the frames that a broker sends. It says how long the messages are that begin to come,
+//! and keeps tables that are nested deeply from the AMQP client, whose parser calls itself for each level:
+//! some ten thousand of them, which fit into one frame, would overflow its stack and end the process.
 //!
 //! A table or list below [`DEPTH_MAX`] is given to the client as an array of bytes. Both have a type, a
 //! length and so many bytes, so that one letter is changed where it stands, and the message keeps its length
@@ -27,8 +27,8 @@ const START: u32 = method(10, 10);
 const DELIVER: u32 = method(60, 60);
 /// The longest message in bytes that a broker may announce: RabbitMQ never has a longer one.
 const MESSAGE_MAX: u64 = 512 << 20;
-/// Those with tables that only clients send: a peer that sends them is no broker.
-const OF_CLIENTS: [u32; 8] = [
+/// Methods with tables that only clients send. A peer that sends one of them is no broker.
+const CLIENT_METHODS: [u32; 8] = [
     method(10, 11),
     method(40, 10),
     method(40, 30),
@@ -39,7 +39,7 @@ const OF_CLIENTS: [u32; 8] = [
     method(60, 20),
 ];
 
-/// A class and a method of it, as they stand in a frame.
+/// Returns a class and one of its methods as the number that stands in a frame.
 const fn method(class: u32, method: u32) -> u32 {
     class * 0x1_0000 + method
 }
@@ -61,9 +61,9 @@ enum Next {
     BodyLength,
     /// What a content header begins with, to the flags that say which properties it has.
     Flags,
-    /// The length of a short text; so many more follow before the table.
+    /// The length of a short text. So many more short texts follow before the table.
     Texts(u8),
-    /// The length of the table that nothing is around.
+    /// The length of the outermost table.
     Table,
     /// The name of a field, or the type of one in a list, or the end of what is open.
     Field,
@@ -75,17 +75,17 @@ enum Next {
     End,
 }
 
-/// Something with fields that has begun and not ended.
+/// A table or list that has begun and not ended.
 #[derive(Clone, Copy, Debug)]
-struct Open {
+struct OpenContainer {
     is_table: bool,
     /// Bytes that are left of it.
     left: u32,
 }
 
-/// Reads along with a stream from a broker, in pieces of any size.
+/// Inspects a stream from a broker, which may come in pieces of any size.
 #[derive(Debug)]
-pub(super) struct Nesting {
+pub(super) struct FrameInspector {
     frame_max: u32,
     next: Next,
     /// A number that is being read: its value so far, and the bytes that are missing.
@@ -95,7 +95,7 @@ pub(super) struct Nesting {
     skip: u32,
     /// Bytes that are left of the frame.
     left: u32,
-    open: Vec<Open>,
+    open: Vec<OpenContainer>,
     /// Tables and lists that were changed into bytes.
     flattened: u64,
     /// The channel of the frame.
@@ -103,11 +103,11 @@ pub(super) struct Nesting {
     /// The channel on which the content header of a delivery comes next.
     delivering: Option<u16>,
     /// The lengths of messages that have begun to come, in bytes.
-    begun: Vec<usize>,
+    announced: Vec<usize>,
 }
 
-impl Nesting {
-    /// For a connection with frames of at most this many bytes.
+impl FrameInspector {
+    /// Makes an inspector for a connection with frames of at most this many bytes.
     pub(super) fn new(frame_max: u32) -> Self {
         Self {
             frame_max,
@@ -120,16 +120,16 @@ impl Nesting {
             flattened: 0,
             channel: 0,
             delivering: None,
-            begun: Vec::new(),
+            announced: Vec::new(),
         }
     }
 
     /// Takes out the lengths of the deliveries that have begun to come, in bytes.
-    pub(super) fn begun(&mut self) -> impl Iterator<Item = usize> + '_ {
-        self.begun.drain(..)
+    pub(super) fn announced(&mut self) -> impl Iterator<Item = usize> + '_ {
+        self.announced.drain(..)
     }
 
-    /// How many tables and lists were changed into bytes.
+    /// Returns how many tables and lists were changed into bytes.
     pub(super) fn flattened(&self) -> u64 {
         self.flattened
     }
@@ -148,12 +148,12 @@ impl Nesting {
             }
             let byte = bytes[at];
             if self.missing == 0 {
-                let wanted = self.wanted();
-                if wanted == 0 {
-                    self.take(0)?;
+                let number_len = self.number_len();
+                if number_len == 0 {
+                    self.on_number(0)?;
                     continue;
                 }
-                (self.number, self.missing) = (0, wanted);
+                (self.number, self.missing) = (0, number_len);
             }
             if self.next == Next::Type && self.is_too_deep(byte) {
                 bytes[at] = b'x';
@@ -164,14 +164,14 @@ impl Nesting {
             at += 1;
             if self.missing == 0 {
                 let number = self.number;
-                self.take(number)?;
+                self.on_number(number)?;
             }
         }
         Ok(())
     }
 
-    /// The bytes of the number that comes next; 0 where nothing is to be read.
-    fn wanted(&self) -> u32 {
+    /// Returns how many bytes the number has that comes next, and 0 where nothing is to be read.
+    fn number_len(&self) -> u32 {
         match self.next {
             Next::Frame | Next::Texts(_) | Next::Type | Next::End => 1,
             Next::Version => 7,
@@ -180,7 +180,7 @@ impl Nesting {
             Next::Method | Next::Table | Next::FieldLength(_) => 4,
             Next::Versions | Next::Flags => 2,
             Next::Field => match self.open.last() {
-                Some(Open { left: 1.., is_table: true }) => 1,
+                Some(OpenContainer { left: 1.., is_table: true }) => 1,
                 _ => 0,
             },
         }
@@ -191,55 +191,61 @@ impl Nesting {
     }
 
     /// Acts on a number that has been read.
-    fn take(&mut self, number: u64) -> io::Result<()> {
+    fn on_number(&mut self, number: u64) -> io::Result<()> {
         // Most numbers below have at most four bytes.
         let short = number as u32;
         match self.next {
             Next::Frame => match short as u8 {
                 kind @ (METHOD | HEADER | BODY | HEARTBEAT) => self.next = Next::Length(kind),
                 b'A' => self.next = Next::Version,
-                kind => return Err(wrong(&format!("a frame of the type {kind}, which AMQP does not have"))),
+                kind => {
+                    return Err(protocol_violation(&format!(
+                        "a frame of the type {kind}, which AMQP does not have"
+                    )));
+                }
             },
             Next::Version => self.next = Next::Frame,
             Next::Length(kind) => {
                 if short > self.frame_max.saturating_sub(FRAME_OVERHEAD) {
                     let what =
                         format!("a frame of {short} bytes, and allowed are {} (frame_max)", self.frame_max);
-                    return Err(wrong(&what));
+                    return Err(protocol_violation(&what));
                 }
                 (self.left, self.channel) = (short, (number >> 32) as u16);
                 match kind {
                     METHOD => self.expect(4, Next::Method)?,
                     HEADER => {
-                        self.spend(4)?;
+                        self.consume(4)?;
                         self.skip = 4;
                         self.expect(8, Next::BodyLength)?;
                     }
-                    _ => self.rest(),
+                    _ => self.skip_frame(),
                 }
             }
             Next::Method => match short {
                 START => self.expect(2, Next::Versions)?,
                 DELIVER => {
                     self.delivering = Some(self.channel);
-                    self.rest();
+                    self.skip_frame();
                 }
-                method if OF_CLIENTS.contains(&method) => {
-                    return Err(wrong(&format!(
+                method if CLIENT_METHODS.contains(&method) => {
+                    return Err(protocol_violation(&format!(
                         "the method {}.{}, which only clients send",
                         method >> 16,
                         method & 0xFFFF
                     )));
                 }
-                _ => self.rest(),
+                _ => self.skip_frame(),
             },
             Next::Versions => self.expect(4, Next::Table)?,
             Next::BodyLength => {
                 if number > MESSAGE_MAX {
-                    return Err(wrong(&format!("a message of {number} bytes, which no broker has")));
+                    return Err(protocol_violation(&format!(
+                        "a message of {number} bytes, which no broker has"
+                    )));
                 }
                 if self.delivering.take_if(|channel| *channel == self.channel).is_some() {
-                    self.begun.push(number as usize);
+                    self.announced.push(number as usize);
                 }
                 self.expect(2, Next::Flags)?;
             }
@@ -247,31 +253,31 @@ impl Nesting {
                 // From the highest bit on: the type of the content, its encoding, the headers.
                 let texts = (short >> 15 & 1) + (short >> 14 & 1);
                 let has_headers = short >> 13 & 1 == 1;
-                if has_headers { self.texts(texts as u8)? } else { self.rest() }
+                if has_headers { self.expect_texts(texts as u8)? } else { self.skip_frame() }
             }
             Next::Texts(more) => {
-                self.spend(short)?;
+                self.consume(short)?;
                 self.skip = short;
-                self.texts(more)?;
+                self.expect_texts(more)?;
             }
-            Next::Table => self.begin(true, short)?,
+            Next::Table => self.open_table(true, short)?,
             Next::Field => match self.open.last().copied() {
-                None => self.rest(),
-                Some(Open { left: 0, .. }) => drop(self.open.pop()),
-                Some(Open { is_table: true, .. }) => {
+                None => self.skip_frame(),
+                Some(OpenContainer { left: 0, .. }) => drop(self.open.pop()),
+                Some(OpenContainer { is_table: true, .. }) => {
                     // The length of the name has been read; the name and the type follow.
-                    self.spend_field(1)?;
-                    self.spend_field(short)?;
+                    self.consume_field(1)?;
+                    self.consume_field(short)?;
                     self.skip = short;
                     self.next = Next::Type;
                 }
                 Some(_) => self.next = Next::Type,
             },
             Next::Type => {
-                self.spend_field(1)?;
+                self.consume_field(1)?;
                 match short as u8 {
                     kind @ (b'S' | b'x' | b'F' | b'A') => {
-                        self.spend_field(4)?;
+                        self.consume_field(4)?;
                         self.next = Next::FieldLength(kind);
                     }
                     kind => {
@@ -283,20 +289,20 @@ impl Nesting {
                             b'D' => 5,
                             b'V' => 0,
                             _ => {
-                                return Err(wrong(&format!(
+                                return Err(protocol_violation(&format!(
                                     "a field of the type {kind}, which AMQP does not have"
                                 )));
                             }
                         };
-                        self.spend_field(self.skip)?;
+                        self.consume_field(self.skip)?;
                         self.next = Next::Field;
                     }
                 }
             }
             Next::FieldLength(kind) => {
-                self.spend_field(short)?;
+                self.consume_field(short)?;
                 if matches!(kind, b'F' | b'A') {
-                    self.open.push(Open { is_table: kind == b'F', left: short });
+                    self.open.push(OpenContainer { is_table: kind == b'F', left: short });
                 } else {
                     self.skip = short;
                 }
@@ -304,7 +310,7 @@ impl Nesting {
             }
             Next::End => {
                 if short as u8 != FRAME_END {
-                    return Err(wrong("a frame without its end"));
+                    return Err(protocol_violation("a frame without its end"));
                 }
                 self.next = Next::Frame;
             }
@@ -312,52 +318,52 @@ impl Nesting {
         Ok(())
     }
 
-    /// Short texts, of which so many are left, and then the table.
-    fn texts(&mut self, count: u8) -> io::Result<()> {
+    /// Expects so many short texts, and then the table.
+    fn expect_texts(&mut self, count: u8) -> io::Result<()> {
         match count.checked_sub(1) {
             Some(more) => self.expect(1, Next::Texts(more)),
             None => self.expect(4, Next::Table),
         }
     }
 
-    fn begin(&mut self, is_table: bool, len: u32) -> io::Result<()> {
-        self.spend(len)?;
-        self.open.push(Open { is_table, left: len });
+    fn open_table(&mut self, is_table: bool, len: u32) -> io::Result<()> {
+        self.consume(len)?;
+        self.open.push(OpenContainer { is_table, left: len });
         self.next = Next::Field;
         Ok(())
     }
 
-    /// A number of so many bytes comes next.
+    /// Expects a number of so many bytes.
     fn expect(&mut self, bytes: u32, next: Next) -> io::Result<()> {
-        self.spend(bytes)?;
+        self.consume(bytes)?;
         self.next = next;
         Ok(())
     }
 
-    /// Nothing more of this frame is looked at.
-    fn rest(&mut self) {
+    /// Skips the rest of this frame.
+    fn skip_frame(&mut self) {
         self.open.clear();
         self.skip = std::mem::take(&mut self.left);
         self.next = Next::End;
     }
 
-    /// Takes bytes off the frame.
-    fn spend(&mut self, bytes: u32) -> io::Result<()> {
+    /// Subtracts bytes from what is left of the frame.
+    fn consume(&mut self, bytes: u32) -> io::Result<()> {
         let left = self.left.checked_sub(bytes);
-        self.left = left.ok_or_else(|| wrong("something that is longer than its frame"))?;
+        self.left = left.ok_or_else(|| protocol_violation("something that is longer than its frame"))?;
         Ok(())
     }
 
-    /// Takes bytes off the table or list that is open.
-    fn spend_field(&mut self, bytes: u32) -> io::Result<()> {
+    /// Subtracts bytes from what is left of the table or list that is open.
+    fn consume_field(&mut self, bytes: u32) -> io::Result<()> {
         let Some(open) = self.open.last_mut() else { return Ok(()) };
         let left = open.left.checked_sub(bytes);
-        open.left = left.ok_or_else(|| wrong("a field that is longer than its table"))?;
+        open.left = left.ok_or_else(|| protocol_violation("a field that is longer than its table"))?;
         Ok(())
     }
 }
 
-fn wrong(what: &str) -> io::Error {
+fn protocol_violation(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the peer has sent {what}"))
 }
 
@@ -385,8 +391,8 @@ mod tests {
         AMQPFrame::Header(1, AMQPContentHeader { class_id: 60, body_size: 3, properties })
     }
 
-    /// A content header with so many lists within each other, each of five bytes, in a table with one field
-    /// `a`.
+    /// Returns a content header with so many lists within each other, each of five bytes, in a table with one
+    /// field `a`.
     fn nested(kind: u8, levels: usize) -> Vec<u8> {
         let (mut fields, mut len) = (Vec::new(), 0_usize);
         // From within: what is around is written before it.
@@ -454,16 +460,16 @@ mod tests {
             announced(2, 60 << 20),
         ];
         for piece in [1, 7, 1 << 20] {
-            let (mut nesting, mut found) = (Nesting::new(FRAME_MAX), Vec::new());
+            let (mut frame_inspector, mut found) = (FrameInspector::new(FRAME_MAX), Vec::new());
             for piece in stream.concat().chunks_mut(piece) {
-                nesting.read(piece).unwrap();
-                found.extend(nesting.begun());
+                frame_inspector.read(piece).unwrap();
+                found.extend(frame_inspector.announced());
             }
             assert_eq!(found, [100, 60 << 20]);
         }
-        let mut nesting = Nesting::new(FRAME_MAX);
-        nesting.read(&mut deliver(1)).unwrap();
-        let refused = nesting.read(&mut announced(1, 1 << 40)).unwrap_err();
+        let mut frame_inspector = FrameInspector::new(FRAME_MAX);
+        frame_inspector.read(&mut deliver(1)).unwrap();
+        let refused = frame_inspector.read(&mut announced(1, 1 << 40)).unwrap_err();
         assert!(refused.to_string().contains("which no broker has"), "{refused}");
     }
 
@@ -476,13 +482,13 @@ mod tests {
             let after = bytes_of(&AMQPFrame::Heartbeat);
             let mut stream = [before.clone(), nested(kind, levels), after.clone()].concat();
             let len = stream.len();
-            let mut nesting = Nesting::new(FRAME_MAX);
-            nesting.read(&mut stream).unwrap();
-            assert_eq!((nesting.flattened(), stream.len()), (1, len));
-            let (rest, first) = parse_frame(&stream[..]).unwrap();
+            let mut frame_inspector = FrameInspector::new(FRAME_MAX);
+            frame_inspector.read(&mut stream).unwrap();
+            assert_eq!((frame_inspector.flattened(), stream.len()), (1, len));
+            let (skip_frame, first) = parse_frame(&stream[..]).unwrap();
             assert_eq!(bytes_of(&first), before);
-            let (rest, frame) = parse_frame(rest).unwrap();
-            assert_eq!(rest, &after[..]);
+            let (skip_frame, frame) = parse_frame(skip_frame).unwrap();
+            assert_eq!(skip_frame, &after[..]);
             let AMQPFrame::Header(_, AMQPContentHeader { properties, .. }) = frame else {
                 panic!("{frame:?}")
             };
@@ -499,12 +505,12 @@ mod tests {
     fn what_is_as_deep_as_it_may_be_stays() {
         let frame = nested(b'A', DEPTH_MAX - 1);
         let mut read = frame.clone();
-        let mut nesting = Nesting::new(FRAME_MAX);
-        nesting.read(&mut read).unwrap();
-        assert_eq!((nesting.flattened(), &read), (0, &frame));
+        let mut frame_inspector = FrameInspector::new(FRAME_MAX);
+        frame_inspector.read(&mut read).unwrap();
+        assert_eq!((frame_inspector.flattened(), &read), (0, &frame));
         let mut deeper = nested(b'A', DEPTH_MAX);
-        nesting.read(&mut deeper).unwrap();
-        assert_eq!(nesting.flattened(), 1);
+        frame_inspector.read(&mut deeper).unwrap();
+        assert_eq!(frame_inspector.flattened(), 1);
     }
 
     #[test]
@@ -523,9 +529,9 @@ mod tests {
             locales: "en_US".into(),
         });
         let mut bytes = bytes_of(&AMQPFrame::Method(0, AMQPClass::Connection(start)));
-        let mut nesting = Nesting::new(FRAME_MAX);
-        nesting.read(&mut bytes).unwrap();
-        assert_eq!(nesting.flattened(), 1);
+        let mut frame_inspector = FrameInspector::new(FRAME_MAX);
+        frame_inspector.read(&mut bytes).unwrap();
+        assert_eq!(frame_inspector.flattened(), 1);
         parse_frame(&bytes[..]).unwrap();
     }
 
@@ -553,10 +559,10 @@ mod tests {
             (no_end, "without its end"),
             (too_long, "longer than its table"),
         ] {
-            let error = Nesting::new(FRAME_MAX).read(&mut bytes).unwrap_err();
+            let error = FrameInspector::new(FRAME_MAX).read(&mut bytes).unwrap_err();
             assert!(error.to_string().contains(says), "{error}");
         }
-        Nesting::new(FRAME_MAX).read(&mut b"AMQP\x00\x00\x09\x01".to_vec()).unwrap();
+        FrameInspector::new(FRAME_MAX).read(&mut b"AMQP\x00\x00\x09\x01".to_vec()).unwrap();
     }
 
     fn value() -> impl Strategy<Value = AMQPValue> {
@@ -603,14 +609,14 @@ mod tests {
             let body = AMQPFrame::Body(1, b"AAF".to_vec());
             let stream = [bytes_of(&header(headers.clone())), bytes_of(&body), bytes_of(&header(headers))].concat();
             let mut read = stream.clone();
-            let mut nesting = Nesting::new(FRAME_MAX);
+            let mut frame_inspector = FrameInspector::new(FRAME_MAX);
             let (mut at, mut pieces) = (0, pieces.into_iter().cycle());
             while at < read.len() {
                 let end = read.len().min(at + pieces.next().unwrap());
-                nesting.read(&mut read[at..end]).unwrap();
+                frame_inspector.read(&mut read[at..end]).unwrap();
                 at = end;
             }
-            prop_assert_eq!(nesting.next, Next::Frame);
+            prop_assert_eq!(frame_inspector.next, Next::Frame);
             prop_assert_eq!(read, stream);
         }
 
@@ -619,7 +625,7 @@ mod tests {
         fn nonsense_does_no_harm(kind in 1..4_u8, mut bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let mut frame = vec![kind, 0, 1, 0, 0, 1, 0];
             frame.append(&mut bytes);
-            let _ = Nesting::new(FRAME_MAX).read(&mut frame);
+            let _ = FrameInspector::new(FRAME_MAX).read(&mut frame);
         }
     }
 }

@@ -4,8 +4,8 @@ use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Runs what waits for the disk, where it holds up nobody.
-pub(crate) async fn in_background<T: Send + 'static>(
+/// Runs what waits for the disk on a thread of the runtime for that, where it holds up no task.
+pub(crate) async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let ended = tokio::task::spawn_blocking(work).await;
@@ -14,13 +14,13 @@ pub(crate) async fn in_background<T: Send + 'static>(
 
 /// Runs what waits for a disk that may not answer, on a thread of its own: others that wait for theirs find
 /// the threads for that free.
-pub(crate) async fn on_a_thread<T: Send + 'static>(
+pub(crate) async fn run_on_own_thread<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let (done, answer) = oneshot::channel();
     let work = move || {
-        // Nobody may wait any more.
+        // The send fails if nobody waits any more.
         let _ = done.send(work());
     };
     let failed =

@@ -1,5 +1,5 @@
-//! What a federation remembers so that nothing arrives twice: identifiers of messages that were taken in, and
-//! messages that could not be marked.
+//! The filter by which nothing of a federation arrives twice. It remembers identifiers of messages that were
+//! taken in, and messages that could not get the header of their origin.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
@@ -11,148 +11,150 @@ use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::lock::lock;
 
 /// Identifiers that are remembered of one origin. However long the broker refuses a message, its origin sends
-/// no more than [`AHEAD`] others before it is sent again, so that it is remembered still.
-const WINDOW: usize = 65_536;
+/// no more than [`AHEAD_MAX`] others before it is sent again, so that it is remembered still.
+const WINDOW_MAX: usize = 65_536;
 /// How far an origin goes ahead of its oldest message that the broker has not taken, in places of its spool.
 /// The other half of the window is for messages that were on their way when a connection broke, and are in
 /// the queue twice.
-pub(crate) const AHEAD: u64 = WINDOW as u64 / 2;
+pub(crate) const AHEAD_MAX: u64 = WINDOW_MAX as u64 / 2;
 /// Identifiers that are remembered of all origins: some 50 MB at most. Beyond that, the origin that was
 /// silent for the longest time is forgotten.
-const IDENTIFIERS: usize = 1 << 20;
+const IDENTIFIERS_MAX: usize = 1 << 20;
 /// Origins of which identifiers are remembered. A federation has far fewer members; whoever may publish to
 /// its exchange can make up others.
-const ORIGINS: usize = 4096;
+const ORIGINS_MAX: usize = 4096;
 /// The longest name in bytes of an origin whose identifiers are remembered. No member has a longer one.
-const ORIGIN_LEN: usize = 255;
-/// Messages without a mark that are expected back from the proxy. Beyond that, the oldest are forgotten.
-const UNMARKED: usize = 65_536;
-/// How long one of them is expected: the proxy holds messages for a subscriber that is behind.
-const EXPECTED: Duration = Duration::from_secs(600);
+const ORIGIN_LEN_MAX: usize = 255;
+/// How many messages without the header of their origin may be expected back from the proxy. Beyond that, the
+/// oldest are forgotten.
+const ECHOES_MAX: usize = 65_536;
+/// How long such a message is expected, since the proxy holds messages for a subscriber that is behind.
+const ECHO_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// An identifier of a message, as a number.
 pub(crate) type Id = u128;
 
-/// The memory of a federation, which its outgoing connection and its channel share. It outlives their links.
+/// The filter of a federation, which its outgoing connection and its channel share. It outlives their links.
 #[derive(Debug)]
-pub(crate) struct Memory {
+pub(crate) struct DuplicateFilter {
     /// When this program began to take part.
     since: Instant,
-    seen: Mutex<Seen>,
-    unmarked: Mutex<Unmarked>,
+    windows: Mutex<IdWindows>,
+    echoes: Mutex<ExpectedEchoes>,
     fingerprints: Fingerprints,
 }
 
-impl Default for Memory {
+impl Default for DuplicateFilter {
     fn default() -> Self {
         Self {
             since: Instant::now(),
-            seen: Mutex::default(),
-            unmarked: Mutex::default(),
+            windows: Mutex::default(),
+            echoes: Mutex::default(),
             fingerprints: Fingerprints::default(),
         }
     }
 }
 
-impl Memory {
+impl DuplicateFilter {
     /// Waits until this program has been there for so long.
-    pub(crate) async fn hold(&self, time: Duration) {
+    pub(crate) async fn wait_since_start(&self, time: Duration) {
         Deadline::since(self.since.into(), time).passed().await;
     }
 
-    /// Whether a message of this origin was taken in before.
-    pub(crate) fn has_seen(&self, origin: &str, id: Id) -> bool {
-        lock(&self.seen).contains(origin, id)
+    /// Returns whether a message of this origin was taken in before.
+    pub(crate) fn is_duplicate(&self, origin: &str, id: Id) -> bool {
+        lock(&self.windows).contains(origin, id)
     }
 
-    /// These messages have been taken in.
+    /// Remembers that these messages have been taken in.
     pub(crate) fn remember<'a>(&self, messages: impl IntoIterator<Item = &'a (Arc<str>, Id)>) {
-        let mut seen = lock(&self.seen);
+        let mut windows = lock(&self.windows);
         for (origin, id) in messages {
-            seen.insert(origin, *id);
+            windows.insert(origin, *id);
         }
     }
 
-    /// This message is about to be published without a mark: it will come back.
-    pub(crate) fn expect(&self, message: &Message) {
+    /// Expects that this message comes back, since it is about to be published without the header of its
+    /// origin.
+    pub(crate) fn expect_echo(&self, message: &Message) {
         let fingerprint = self.fingerprints.of(message);
-        lock(&self.unmarked).push(fingerprint, Instant::now());
+        lock(&self.echoes).push(fingerprint, Instant::now());
     }
 
-    /// Whether this message is one that was expected. It is not expected any more after that.
-    pub(crate) fn was_expected(&self, message: &Message) -> bool {
+    /// Takes this message out of those that are expected. Returns whether it was one of them.
+    pub(crate) fn take_echo(&self, message: &Message) -> bool {
         // Nearly always nothing is expected: then no fingerprint is needed.
-        if lock(&self.unmarked).order.is_empty() {
+        if lock(&self.echoes).order.is_empty() {
             return false;
         }
         let fingerprint = self.fingerprints.of(message);
-        lock(&self.unmarked).take(fingerprint, Instant::now())
+        lock(&self.echoes).take(fingerprint, Instant::now())
     }
 }
 
-/// What has been sent and is not at the broker yet, by place in the spool: it bounds how far others may go
-/// ahead of a message that is sent again.
+/// Messages that were sent and are not confirmed yet, by their sequences in the spool. They bound how far
+/// others may go ahead of a message that is sent again.
 #[derive(Debug, Default)]
-pub(crate) struct Unsettled(BTreeSet<u64>);
+pub(crate) struct Unconfirmed(BTreeSet<u64>);
 
-impl Unsettled {
-    pub(crate) fn sent(&mut self, sequence: u64) {
+impl Unconfirmed {
+    pub(crate) fn insert(&mut self, sequence: u64) {
         self.0.insert(sequence);
     }
 
-    pub(crate) fn settled(&mut self, sequence: u64) {
+    pub(crate) fn remove(&mut self, sequence: u64) {
         self.0.remove(&sequence);
     }
 
-    /// Whether this one may be sent now.
+    /// Returns whether the message of this sequence may be sent now.
     pub(crate) fn may_send(&self, sequence: u64) -> bool {
-        self.0.first().is_none_or(|oldest| sequence.saturating_sub(*oldest) <= AHEAD)
+        self.0.first().is_none_or(|oldest| sequence.saturating_sub(*oldest) <= AHEAD_MAX)
     }
 }
 
 /// Windows of identifiers by origin.
 #[derive(Debug, Default)]
-struct Seen {
+struct IdWindows {
     origins: HashMap<Arc<str>, Window>,
-    /// All origins by the turn in which they were used last.
-    by_turn: BTreeMap<u64, Arc<str>>,
+    /// All origins by when they were used last, as counted by `clock`.
+    by_last_use: BTreeMap<u64, Arc<str>>,
     identifiers: usize,
-    turn: u64,
+    clock: u64,
 }
 
 #[derive(Debug, Default)]
 struct Window {
     ids: HashSet<Id>,
     order: VecDeque<Id>,
-    used: u64,
+    last_used: u64,
 }
 
-impl Seen {
+impl IdWindows {
     fn contains(&self, origin: &str, id: Id) -> bool {
         self.origins.get(origin).is_some_and(|window| window.ids.contains(&id))
     }
 
     fn insert(&mut self, origin: &Arc<str>, id: Id) {
-        if origin.len() > ORIGIN_LEN {
+        if origin.len() > ORIGIN_LEN_MAX {
             return;
         }
-        self.turn += 1;
+        self.clock += 1;
         let window = self.origins.entry(origin.clone()).or_default();
-        let name = self.by_turn.remove(&window.used).unwrap_or_else(|| origin.clone());
-        window.used = self.turn;
-        self.by_turn.insert(self.turn, name);
+        let name = self.by_last_use.remove(&window.last_used).unwrap_or_else(|| origin.clone());
+        window.last_used = self.clock;
+        self.by_last_use.insert(self.clock, name);
         if window.ids.insert(id) {
             window.order.push_back(id);
             self.identifiers += 1;
-            if window.order.len() > WINDOW
+            if window.order.len() > WINDOW_MAX
                 && let Some(oldest) = window.order.pop_front()
             {
                 window.ids.remove(&oldest);
                 self.identifiers -= 1;
             }
         }
-        while (self.identifiers > IDENTIFIERS || self.origins.len() > ORIGINS)
-            && let Some((_, silent)) = self.by_turn.pop_first()
+        while (self.identifiers > IDENTIFIERS_MAX || self.origins.len() > ORIGINS_MAX)
+            && let Some((_, silent)) = self.by_last_use.pop_first()
         {
             let forgotten = self.origins.remove(&silent);
             self.identifiers -= forgotten.map_or(0, |window| window.order.len());
@@ -162,15 +164,15 @@ impl Seen {
 
 /// Messages that are expected, as a multiset: two that are the same byte for byte come back twice.
 #[derive(Debug, Default)]
-struct Unmarked {
+struct ExpectedEchoes {
     counts: HashMap<u128, u32>,
     order: VecDeque<(u128, Instant)>,
 }
 
-impl Unmarked {
+impl ExpectedEchoes {
     fn push(&mut self, fingerprint: u128, now: Instant) {
         self.forget(now);
-        if self.order.len() == UNMARKED {
+        if self.order.len() == ECHOES_MAX {
             self.pop();
         }
         *self.counts.entry(fingerprint).or_default() += 1;
@@ -191,7 +193,7 @@ impl Unmarked {
     }
 
     fn forget(&mut self, now: Instant) {
-        while self.order.front().is_some_and(|(_, since)| now.duration_since(*since) >= EXPECTED) {
+        while self.order.front().is_some_and(|(_, since)| now.duration_since(*since) >= ECHO_TIMEOUT) {
             self.pop();
         }
     }
@@ -219,7 +221,7 @@ impl Unmarked {
 struct Fingerprints([RandomState; 2]);
 
 impl Fingerprints {
-    /// A number that messages with other bytes do not have, but for one in some billions of billions.
+    /// Returns a number that messages with other bytes do not have, but for one in some billions of billions.
     fn of(&self, message: &Message) -> u128 {
         let frames = message.clone().into_frames();
         let [high, low] = self.0.each_ref().map(|keys| {
@@ -246,97 +248,103 @@ mod tests {
 
     #[test]
     fn identifiers_are_remembered_by_origin_up_to_the_window() {
-        let memory = Memory::default();
+        let memory = DuplicateFilter::default();
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         memory.remember(&[(a.clone(), 1), (b.clone(), 2), (a.clone(), 1)]);
-        assert!(memory.has_seen("a", 1) && memory.has_seen("b", 2));
-        assert!(!memory.has_seen("a", 2) && !memory.has_seen("c", 1));
-        let more: Vec<_> = (10..10 + WINDOW as u128).map(|id| (a.clone(), id)).collect();
+        assert!(memory.is_duplicate("a", 1) && memory.is_duplicate("b", 2));
+        assert!(!memory.is_duplicate("a", 2) && !memory.is_duplicate("c", 1));
+        let more: Vec<_> = (10..10 + WINDOW_MAX as u128).map(|id| (a.clone(), id)).collect();
         memory.remember(&more);
-        assert!(!memory.has_seen("a", 1), "the oldest is forgotten");
-        assert!(memory.has_seen("a", 10) && memory.has_seen("b", 2), "another origin is not");
+        assert!(!memory.is_duplicate("a", 1), "the oldest is forgotten");
+        assert!(memory.is_duplicate("a", 10) && memory.is_duplicate("b", 2), "another origin is not");
     }
 
     #[test]
     fn a_message_that_is_sent_again_is_remembered_still() {
-        let (mut unsettled, mut seen) = (Unsettled::default(), Seen::default());
+        let (mut unconfirmed, mut windows) = (Unconfirmed::default(), IdWindows::default());
         let origin: Arc<str> = "a".into();
         // The first one is refused again and again by one queue, and taken by another one. All others are
         // taken, and sent for as long as that is allowed.
         let mut sequence = 1;
-        unsettled.sent(sequence);
-        seen.insert(&origin, sequence.into());
-        while unsettled.may_send(sequence + 1) {
+        unconfirmed.insert(sequence);
+        windows.insert(&origin, sequence.into());
+        while unconfirmed.may_send(sequence + 1) {
             sequence += 1;
-            unsettled.sent(sequence);
-            seen.insert(&origin, sequence.into());
-            unsettled.settled(sequence);
+            unconfirmed.insert(sequence);
+            windows.insert(&origin, sequence.into());
+            unconfirmed.remove(sequence);
             assert!(sequence < 1 << 20, "there is an end");
         }
-        assert_eq!(sequence, 1 + AHEAD);
-        assert!(seen.contains("a", 1));
-        unsettled.settled(1);
-        assert!(unsettled.may_send(sequence + 1) && unsettled.may_send(u64::MAX));
+        assert_eq!(sequence, 1 + AHEAD_MAX);
+        assert!(windows.contains("a", 1));
+        unconfirmed.remove(1);
+        assert!(unconfirmed.may_send(sequence + 1) && unconfirmed.may_send(u64::MAX));
     }
 
     #[test]
     fn all_windows_together_have_a_bound() {
-        let mut seen = Seen::default();
+        let mut windows = IdWindows::default();
         for origin in 0..20_u128 {
             let name: Arc<str> = origin.to_string().into();
-            for id in 0..WINDOW as u128 {
-                seen.insert(&name, id);
+            for id in 0..WINDOW_MAX as u128 {
+                windows.insert(&name, id);
             }
-            assert!(seen.identifiers <= IDENTIFIERS);
+            assert!(windows.identifiers <= IDENTIFIERS_MAX);
         }
-        assert!(!seen.contains("0", 5) && seen.contains("19", 5), "the one that was silent is forgotten");
-        let held: usize = seen.origins.values().map(|window| window.order.len()).sum();
-        assert_eq!(held, seen.identifiers);
+        assert!(
+            !windows.contains("0", 5) && windows.contains("19", 5),
+            "the one that was silent is forgotten"
+        );
+        let held: usize = windows.origins.values().map(|window| window.order.len()).sum();
+        assert_eq!(held, windows.identifiers);
     }
 
     /// Each takes more than its identifiers do.
     #[test]
     fn made_up_origins_are_bounded_and_take_no_time_of_others() {
-        let mut seen = Seen::default();
-        for origin in 0..20 * ORIGINS {
-            seen.insert(&origin.to_string().into(), 1);
+        let mut windows = IdWindows::default();
+        for origin in 0..20 * ORIGINS_MAX {
+            windows.insert(&origin.to_string().into(), 1);
             // One that goes on is remembered.
-            seen.insert(&"a".into(), origin as u128);
+            windows.insert(&"a".into(), origin as u128);
         }
-        assert_eq!((seen.origins.len(), seen.by_turn.len()), (ORIGINS, ORIGINS));
-        assert!(seen.contains("a", 20 * ORIGINS as u128 - 1) && seen.contains("a", 20 * ORIGINS as u128 - 5));
-        assert!(!seen.contains("5", 1) && seen.contains(&(20 * ORIGINS - 1).to_string(), 1));
-        let held: usize = seen.origins.values().map(|window| window.order.len()).sum();
-        assert_eq!(held, seen.identifiers);
-        seen.insert(&"x".repeat(ORIGIN_LEN + 1).into(), 1);
-        assert_eq!(seen.origins.len(), ORIGINS);
+        assert_eq!((windows.origins.len(), windows.by_last_use.len()), (ORIGINS_MAX, ORIGINS_MAX));
+        assert!(
+            windows.contains("a", 20 * ORIGINS_MAX as u128 - 1)
+                && windows.contains("a", 20 * ORIGINS_MAX as u128 - 5)
+        );
+        assert!(!windows.contains("5", 1) && windows.contains(&(20 * ORIGINS_MAX - 1).to_string(), 1));
+        let held: usize = windows.origins.values().map(|window| window.order.len()).sum();
+        assert_eq!(held, windows.identifiers);
+        windows.insert(&"x".repeat(ORIGIN_LEN_MAX + 1).into(), 1);
+        assert_eq!(windows.origins.len(), ORIGINS_MAX);
     }
 
     #[test]
     fn a_message_without_a_mark_is_expected_as_often_as_it_was_published() {
-        let memory = Memory::default();
-        assert!(!memory.was_expected(&message(b"x")));
-        memory.expect(&message(b"x"));
-        memory.expect(&message(b"x"));
-        memory.expect(&message(b"y"));
-        assert!(!memory.was_expected(&message(b"z")));
+        let memory = DuplicateFilter::default();
+        assert!(!memory.take_echo(&message(b"x")));
+        memory.expect_echo(&message(b"x"));
+        memory.expect_echo(&message(b"x"));
+        memory.expect_echo(&message(b"y"));
+        assert!(!memory.take_echo(&message(b"z")));
         for (data, is_expected) in [(b"x", true), (b"y", true), (b"x", true), (b"x", false), (b"y", false)] {
-            assert_eq!(memory.was_expected(&message(data)), is_expected, "{data:?}");
+            assert_eq!(memory.take_echo(&message(data)), is_expected, "{data:?}");
         }
     }
 
     #[test]
     fn what_does_not_come_back_is_forgotten() {
-        let (mut unmarked, start) = (Unmarked::default(), Instant::now());
-        unmarked.push(1, start);
-        unmarked.push(2, start + EXPECTED / 2);
-        assert!(!unmarked.take(1, start + EXPECTED));
-        assert!(unmarked.take(2, start + EXPECTED));
-        for number in 0..2 * UNMARKED as u128 {
-            unmarked.push(number, start);
+        let (mut echoes, start) = (ExpectedEchoes::default(), Instant::now());
+        echoes.push(1, start);
+        echoes.push(2, start + ECHO_TIMEOUT / 2);
+        assert!(!echoes.take(1, start + ECHO_TIMEOUT));
+        assert!(echoes.take(2, start + ECHO_TIMEOUT));
+        for number in 0..2 * ECHOES_MAX as u128 {
+            echoes.push(number, start);
         }
-        assert_eq!((unmarked.order.len(), unmarked.counts.len()), (UNMARKED, UNMARKED));
-        assert!(!unmarked.take(0, start) && unmarked.take(UNMARKED as u128, start));
+        assert_eq!((echoes.order.len(), echoes.counts.len()), (ECHOES_MAX, ECHOES_MAX));
+        assert!(!echoes.take(0, start) && echoes.take(ECHOES_MAX as u128, start));
     }
 
     /// With other keys a message has another number, so that it can't be made for a number that is wanted.

@@ -12,42 +12,42 @@ use xmsg_zmq::files::create_anew;
 use xmsg_zmq::lock::lock;
 
 use super::{OutgoingPlan, storage};
-use crate::background::on_a_thread;
+use crate::blocking::run_on_own_thread;
 use crate::definition::Reconnect;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spool::{Spool, SpoolOptions, SpoolStatus};
 use crate::status::{LinkState, Status};
-use crate::supervise::{Pauses, Plan};
+use crate::supervise::{Backoff, Plan};
 
 /// How long a send waits for a spool that is being opened.
 const OPENED_WITHIN: Duration = Duration::from_secs(5);
 /// The file in the folder of a spool which says that all of it is to be deleted.
-const PURGE: &str = "purge";
+const TOMBSTONE: &str = "purge";
 
-/// A spool, once it is open.
+/// A cell that holds a spool once it is open.
 #[derive(Debug)]
-pub(crate) struct Slot {
+pub(crate) struct SpoolCell {
     path: PathBuf,
     options: Mutex<SpoolOptions>,
     spool: OnceLock<Spool>,
     /// Why it could not be opened last; `None` while that is tried, and after it has succeeded.
     failure: watch::Sender<Option<Error>>,
-    /// Says when somebody has looked for it: it is open, or there is a failure.
-    tried: CancellationToken,
+    /// Cancelled after the first attempt to open it, which has succeeded or failed.
+    attempted: CancellationToken,
 }
 
-impl Slot {
+impl SpoolCell {
     pub(super) fn new(path: PathBuf, options: SpoolOptions) -> Self {
         Self {
             path,
             options: Mutex::new(options),
             spool: OnceLock::new(),
             failure: watch::Sender::new(None),
-            tried: CancellationToken::new(),
+            attempted: CancellationToken::new(),
         }
     }
 
-    /// The spool, or why it can't be used.
+    /// Returns the spool, or why it can't be used.
     pub(crate) fn get(&self) -> Result<&Spool> {
         self.spool.get().ok_or_else(|| match self.failure.borrow().clone() {
             Some(error) => error,
@@ -59,15 +59,15 @@ impl Slot {
     }
 
     /// Returns the spool, and waits for a moment while it is being opened.
-    pub(super) async fn opened(&self) -> Result<&Spool> {
+    pub(super) async fn get_or_wait(&self) -> Result<&Spool> {
         if self.spool.get().is_none() {
-            self.wait(OPENED_WITHIN).await;
+            self.wait_for_attempt(OPENED_WITHIN).await;
         }
         self.get()
     }
 
     /// Waits until it is open, however long that takes.
-    pub(super) async fn open_for_good(&self) {
+    pub(super) async fn wait_until_open(&self) {
         let mut failures = self.failure.subscribe();
         while self.spool.get().is_none() {
             // The sender is here, so that it can't have gone.
@@ -76,16 +76,16 @@ impl Slot {
     }
 
     /// Waits until it is open or could not be opened, for at most this time.
-    pub(crate) async fn wait(&self, limit: Duration) {
-        let _ = Deadline::after(limit).limit(self.tried.cancelled()).await;
+    pub(crate) async fn wait_for_attempt(&self, limit: Duration) {
+        let _ = Deadline::after(limit).limit(self.attempted.cancelled()).await;
     }
 
-    /// What is in it; nothing is known while it is not open.
+    /// Returns what is in it. Nothing is known while it is not open.
     pub(crate) fn status(&self) -> SpoolStatus {
         self.spool.get().map(Spool::status).unwrap_or_default()
     }
 
-    /// Why it can't be used, if it can't.
+    /// Returns why it can't be used, if it can't.
     pub(crate) fn failure(&self) -> Option<Error> {
         self.get().err()
     }
@@ -104,44 +104,44 @@ impl Slot {
         }
     }
 
-    /// Opens it, and tries that again after pauses and whenever the plan changes, until there are no plans
-    /// any more: then it returns false. `free` says when whoever had the folder before has left it.
+    /// Opens it, and tries that again after pauses and whenever the plan changes. Returns false when there
+    /// are no plans any more. `folder_free` says when whoever had the folder before has left it.
     pub(super) async fn open(
         &self,
         status: &Status,
         plans: &mut watch::Receiver<Plan<OutgoingPlan>>,
-        free: Option<CancellationToken>,
+        folder_free: Option<CancellationToken>,
     ) -> bool {
-        if let Some(free) = free {
+        if let Some(folder_free) = folder_free {
             tokio::select! {
-                () = free.cancelled() => {}
-                () = ended(plans) => return false,
+                () = folder_free.cancelled() => {}
+                () = plans_ended(plans) => return false,
             }
         }
-        let mut pauses = Pauses::default();
+        let mut backoff = Backoff::default();
         loop {
             plans.mark_unchanged();
             let options = lock(&self.options).clone();
             let opened = tokio::select! {
                 opened = open_on_a_thread(self.path.clone(), options) => opened,
-                () = ended(plans) => return false,
+                () = plans_ended(plans) => return false,
             };
             match opened {
                 Ok(spool) => {
-                    // They may have changed meanwhile.
+                    // The options may have changed meanwhile.
                     spool.set_options(lock(&self.options).clone());
                     let _ = self.spool.set(spool);
                     self.failure.send_replace(None);
-                    self.tried.cancel();
+                    self.attempted.cancel();
                     return true;
                 }
                 Err(error) => {
                     status.fail(LinkState::Faulted, error.with_causes());
                     self.failure.send_replace(Some(error));
-                    self.tried.cancel();
+                    self.attempted.cancel();
                 }
             }
-            let pause = Deadline::after(pauses.next(Reconnect::default()));
+            let pause = Deadline::after(backoff.next(Reconnect::default()));
             tokio::select! {
                 () = pause.passed() => {}
                 changed = plans.changed() => if changed.is_err() { return false },
@@ -151,7 +151,7 @@ impl Slot {
 }
 
 /// Returns once there are no plans any more. What else changes is seen later.
-async fn ended(plans: &watch::Receiver<Plan<OutgoingPlan>>) {
+async fn plans_ended(plans: &watch::Receiver<Plan<OutgoingPlan>>) {
     let mut plans = plans.clone();
     while plans.changed().await.is_ok() {}
 }
@@ -160,42 +160,42 @@ async fn ended(plans: &watch::Receiver<Plan<OutgoingPlan>>) {
 /// It is closed again if nobody waits any more.
 async fn open_on_a_thread(path: PathBuf, options: SpoolOptions) -> Result<Spool> {
     let work = move || {
-        // Its entry is there: whoever had it deleted was cut short before that counted.
-        match std::fs::remove_file(path.join(PURGE)) {
-            Err(error) if !is_absent(&error) => Err(unusable(&path, error)),
+        // The entry of this spool exists, so a deletion was cut short before it counted.
+        match std::fs::remove_file(path.join(TOMBSTONE)) {
+            Err(error) if !is_absent(&error) => Err(spool_error(&path, error)),
             _ => Spool::open(&path, options).map_err(storage),
         }
     };
-    on_a_thread("opening a spool", work).await
+    run_on_own_thread("opening a spool", work).await
 }
 
 fn is_absent(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
 }
 
-fn unusable(path: &Path, error: std::io::Error) -> Error {
+fn spool_error(path: &Path, error: std::io::Error) -> Error {
     Error::new(ErrorKind::Storage, format!("the spool {} can't be used", path.display())).with_source(error)
 }
 
-/// Says on the disk that all of this folder is to be deleted: also by whoever finds it after a crash.
-pub(crate) fn mark_purged(path: &Path) -> Result<()> {
-    let mark = || {
-        create_anew(&path.join(PURGE))?.sync_all()?;
+/// Writes a file that says that all of this folder is to be deleted, also by whoever finds it after a crash.
+pub(crate) fn write_tombstone(path: &Path) -> Result<()> {
+    let write = || {
+        create_anew(&path.join(TOMBSTONE))?.sync_all()?;
         std::fs::File::open(path)?.sync_all()
     };
-    match mark() {
-        // What is no folder is moved away as it is.
+    match write() {
+        // A path that is no folder is moved away as it is.
         Err(error) if is_absent(&error) => Ok(()),
-        marked => marked.map_err(|error| unusable(path, error)),
+        written => written.map_err(|error| spool_error(path, error)),
     }
 }
 
-/// Takes back what [`mark_purged`] has said.
-pub(crate) fn unmark_purged(path: &Path) {
-    let _ = std::fs::remove_file(path.join(PURGE));
+/// Removes the file that [`write_tombstone`] has written.
+pub(crate) fn remove_tombstone(path: &Path) {
+    let _ = std::fs::remove_file(path.join(TOMBSTONE));
 }
 
-/// Whether all of this folder is to be deleted.
-pub(crate) fn is_marked_purged(path: &Path) -> bool {
-    path.join(PURGE).exists()
+/// Returns whether a file says that all of this folder is to be deleted.
+pub(crate) fn has_tombstone(path: &Path) -> bool {
+    path.join(TOMBSTONE).exists()
 }

@@ -1,4 +1,4 @@
-//! The one task that changes what is declared.
+//! The task that changes what is declared, and makes what is at work follow it.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -8,64 +8,65 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::mpsc;
 use xmsg_core::Actor;
 
-use super::ending::Ending;
-use super::files::Allowed;
+use super::files::FilePolicy;
 use super::state::replace_file;
-use super::{Change, Make, Shared};
-use crate::background::in_background;
+use super::teardown::Teardown;
+use super::{Change, Edit, Shared};
+use crate::blocking::run_blocking;
 use crate::channel::{Channel, ChannelPlan};
 use crate::definition::{Definitions, Fsync, OnFull, OutgoingDefinition, SpoolDefinition};
 use crate::durable::{DurablePlan, DurableServer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::federation::{Federation, Memory};
+use crate::federation::{DuplicateFilter, Federation};
 use crate::outgoing::{Outgoing, OutgoingPlan};
-use crate::room::Room;
+use crate::receive_memory::ReceiveMemory;
 use crate::spool::SpoolOptions;
 
 /// Bytes of a message beside its body in the spool: topic, metadata, headers, properties.
 const BESIDE_BODY: usize = 1 << 20;
 
-/// The one task that changes definitions: one change after another, each saved before it counts.
-pub(super) struct Keeper {
+/// The task that changes definitions. It makes one change after another, and saves each before it counts.
+pub(super) struct Reconciler {
     pub(super) shared: Arc<Shared>,
     pub(super) actor: Actor,
     pub(super) state_file: PathBuf,
-    /// Which files a change may name; `None`: any.
-    pub(super) allowed: Option<Allowed>,
-    /// What the federation remembers; it outlives each definition of it.
-    pub(super) memory: Arc<Memory>,
-    pub(super) room: Room,
+    /// Which files a change may name, or `None` if it may name any.
+    pub(super) file_policy: Option<FilePolicy>,
+    /// The filter of the federation, which outlives each definition of it.
+    pub(super) duplicates: Arc<DuplicateFilter>,
+    pub(super) receive_memory: ReceiveMemory,
 }
 
-impl Keeper {
+impl Reconciler {
     pub(super) async fn run(mut self, mut changes: mpsc::Receiver<Change>) {
-        while let Some(Change { make, purge, done }) = changes.recv().await {
-            let outcome = self.change(make, &purge).await;
+        while let Some(Change { edit, purge, done }) = changes.recv().await {
+            let outcome = self.change(edit, &purge).await;
             let _ = done.send(outcome);
         }
     }
 
-    async fn change(&mut self, make: Make, purge: &[String]) -> Result<Vec<Ending>> {
+    async fn change(&mut self, edit: Edit, purge: &[String]) -> Result<Vec<Teardown>> {
         if self.shared.is_closed.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Closed, "the registry was closed"));
         }
         let before = self.shared.definitions();
         let mut definitions = (*before).clone();
-        make(&mut definitions)?;
+        edit(&mut definitions)?;
         definitions.check()?;
         definitions.check_new_names(&before)?;
-        if let Some(allowed) = self.allowed.clone() {
+        if let Some(file_policy) = self.file_policy.clone() {
             let after = definitions.clone();
-            in_background(move || allowed.check(&before, &after)).await?;
+            run_blocking(move || file_policy.check(&before, &after)).await?;
         }
         if let Err(error) = self.write(&definitions).await {
-            // It may have got there all the same: what was refused must not count after a restart.
+            // The file may have been written all the same, and what was refused must not count after a
+            // restart.
             let _ = self.save().await;
             return Err(error);
         }
         let applied = self.apply(definitions, purge);
         if applied.is_err() {
-            // The file says again what is at work.
+            // The file has to say again what is at work.
             self.save().await?;
         }
         applied
@@ -82,12 +83,12 @@ impl Keeper {
             definitions.to_toml()?
         );
         let file = self.state_file.clone();
-        in_background(move || replace_file(&file, &text)).await
+        run_blocking(move || replace_file(&file, &text)).await
     }
 
-    /// Makes what is at work what these say. What can fail is done first, and nothing is waited for: what
-    /// ends is returned.
-    pub(super) fn apply(&mut self, definitions: Definitions, purge: &[String]) -> Result<Vec<Ending>> {
+    /// Makes what is at work follow these definitions. What can fail is done first, and nothing is waited
+    /// for. Returns the teardowns of what ends.
+    pub(super) fn apply(&mut self, definitions: Definitions, purge: &[String]) -> Result<Vec<Teardown>> {
         let base = &self.shared.state_dir;
         let outgoing_plans =
             definitions.outgoing.iter().map(|outgoing| OutgoingPlan::of(outgoing, &definitions, base));
@@ -95,7 +96,7 @@ impl Keeper {
         let channel_plans =
             definitions.channels.iter().map(|channel| ChannelPlan::of(channel, &definitions, base));
         let mut channel_plans = channel_plans.collect::<Result<Vec<_>>>()?;
-        let federation = definitions.federation.as_ref().map(|one| Federation::new(one, &self.memory));
+        let federation = definitions.federation.as_ref().map(|one| Federation::new(one, &self.duplicates));
         outgoing_plans.extend(federation.iter().map(|one| one.outgoing_plan(&definitions, base)));
         let durable_plans: Vec<_> =
             definitions.durables.iter().map(|durable| DurablePlan::of(durable, &definitions, base)).collect();
@@ -115,14 +116,22 @@ impl Keeper {
                 let name = plan.definition.name.clone();
                 let folder = plan.definition.spool_folder();
                 let options = spool_options(&definitions.spool, &plan.definition);
-                let at_work = if let Some((_, there)) = outgoing.remove(folder) {
-                    there.change(plan, options);
-                    there
+                let running = if let Some((_, existing)) = outgoing.remove(folder) {
+                    existing.change(plan, options);
+                    existing
                 } else {
-                    let (path, free) = (self.shared.spool_dir.join(folder), self.shared.endings.free(folder));
-                    Outgoing::start(&plan, path, options, free, self.actor.clone(), self.room.clone())
+                    let (path, free) =
+                        (self.shared.spool_dir.join(folder), self.shared.teardowns.free(folder));
+                    Outgoing::start(
+                        &plan,
+                        path,
+                        options,
+                        free,
+                        self.actor.clone(),
+                        self.receive_memory.clone(),
+                    )
                 };
-                entries.outgoing.insert(name, at_work);
+                entries.outgoing.insert(name, running);
             }
             let shared =
                 entries.outgoing.iter().map(|(name, outgoing)| (name.clone(), outgoing.shared.clone()));
@@ -130,11 +139,11 @@ impl Keeper {
             for plan in channel_plans {
                 let name = plan.definition.name.clone();
                 let channel = match channels.remove(&name) {
-                    Some(there) => {
-                        there.change(plan);
-                        there
+                    Some(existing) => {
+                        existing.change(plan);
+                        existing
                     }
-                    None => Channel::start(plan, self.shared.targets.clone(), self.room.clone()),
+                    None => Channel::start(plan, self.shared.targets.clone(), self.receive_memory.clone()),
                 };
                 entries.channels.insert(name, channel);
             }
@@ -146,29 +155,29 @@ impl Keeper {
                 // Another definition ends the sessions: what was not acknowledged comes again in the next
                 // ones.
                 let server = match durables.remove(&name) {
-                    Some(there) if there.plan == plan => there,
+                    Some(existing) if existing.plan == plan => existing,
                     former => {
                         durables.extend(former.map(|former| (name.clone(), former)));
-                        DurableServer::start(plan, self.actor.clone(), self.room.clone())
+                        DurableServer::start(plan, self.actor.clone(), self.receive_memory.clone())
                     }
                 };
                 entries.durables.insert(name, server);
             }
             (channels, outgoing, durables)
         };
-        let endings = &self.shared.endings;
+        let teardowns = &self.shared.teardowns;
         let mut ended: Vec<_> =
-            ended_channels.into_values().map(|channel| endings.channel(channel)).collect();
-        ended.extend(ended_durables.into_values().map(|server| endings.durable(server)));
+            ended_channels.into_values().map(|channel| teardowns.channel(channel)).collect();
+        ended.extend(ended_durables.into_values().map(|server| teardowns.durable(server)));
         ended.extend(ended_outgoing.into_iter().map(|(folder, (name, outgoing))| {
             let purge = purge.contains(&name);
-            endings.outgoing(name, self.shared.spool_dir.join(folder), outgoing, purge)
+            teardowns.outgoing(name, self.shared.spool_dir.join(folder), outgoing, purge)
         }));
         Ok(ended)
     }
 }
 
-/// Bytes that an entry of this one's spool may have: the longest body, and what is beside it.
+/// Returns how many bytes an entry of the spool may have: the longest body, and what is beside it.
 fn entry_max(outgoing: &OutgoingDefinition) -> usize {
     let body = usize::try_from(outgoing.message_max()).unwrap_or(usize::MAX);
     body.saturating_add(BESIDE_BODY)

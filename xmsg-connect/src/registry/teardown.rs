@@ -1,5 +1,5 @@
-//! How entries end: beside the task that changes what is declared, so that a disk that does not answer holds
-//! up no other change.
+//! The teardown of entries. It runs beside the task that changes what is declared, so that a disk that does
+//! not answer holds up no other change.
 //!
 //! A spool that is deleted with what is in it goes in steps, each of which a crash may follow: its folder is
 //! marked, the state file says that there is no such entry, the spool is closed, the folder gets another
@@ -21,34 +21,34 @@ use uuid::Uuid;
 use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::lock::lock;
 
-use crate::background::on_a_thread;
+use crate::blocking::run_on_own_thread;
 use crate::channel::Channel;
 use crate::durable::DurableServer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::outgoing::{Outgoing, is_marked_purged};
+use crate::outgoing::{Outgoing, has_tombstone};
 
-/// What the name of a folder begins with whose files are being removed.
+/// The prefix of the name of a folder whose files are being removed.
 const DELETED: &str = ".deleted-";
 
-/// The end of an entry, to be waited for; it goes on when nobody waits.
-pub(super) type Ending = BoxFuture<'static, Result<()>>;
+/// The teardown of an entry. It can be awaited, and goes on when nobody awaits it.
+pub(super) type Teardown = BoxFuture<'static, Result<()>>;
 
-/// Entries that are ending. Clones share them.
+/// The teardowns that are running. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Endings {
-    /// Folders of spools that are still in use, with what says when they are not.
+pub(super) struct Teardowns {
+    /// Folders of spools that are still in use, each with a token that is cancelled when it is free.
     folders: Arc<Mutex<HashMap<String, CancellationToken>>>,
     tasks: TaskTracker,
 }
 
-impl Endings {
-    /// When this folder is free; `None` if it is.
+impl Teardowns {
+    /// Returns a token that is cancelled when this folder is free, and `None` if it is free.
     pub(super) fn free(&self, folder: &str) -> Option<CancellationToken> {
         lock(&self.folders).get(folder).cloned()
     }
 
     /// Ends a channel.
-    pub(super) fn channel(&self, channel: Channel) -> Ending {
+    pub(super) fn channel(&self, channel: Channel) -> Teardown {
         self.spawn(async move {
             channel.end().await;
             Ok(())
@@ -56,7 +56,7 @@ impl Endings {
     }
 
     /// Ends the sessions of a durable subscription.
-    pub(super) fn durable(&self, server: DurableServer) -> Ending {
+    pub(super) fn durable(&self, server: DurableServer) -> Teardown {
         self.spawn(async move {
             server.end().await;
             Ok(())
@@ -64,10 +64,10 @@ impl Endings {
     }
 
     /// Ends an outgoing connection. The folder of its spool is deleted if it is empty, or to be purged.
-    pub(super) fn outgoing(&self, name: String, path: PathBuf, outgoing: Outgoing, purge: bool) -> Ending {
+    pub(super) fn outgoing(&self, name: String, path: PathBuf, outgoing: Outgoing, purge: bool) -> Teardown {
         let folder = outgoing.shared.plan().definition.spool_folder().to_owned();
-        let is_free = CancellationToken::new();
-        lock(&self.folders).insert(folder.clone(), is_free.clone());
+        let folder_free = CancellationToken::new();
+        lock(&self.folders).insert(folder.clone(), folder_free.clone());
         let folders = self.folders.clone();
         self.spawn(async move {
             let ended = end(&name, path, outgoing, purge).await;
@@ -75,15 +75,15 @@ impl Endings {
                 tracing::warn!("outgoing {name:?}: {}", error.with_causes());
             }
             lock(&folders).remove(&folder);
-            is_free.cancel();
+            folder_free.cancel();
             ended
         })
     }
 
-    /// Finishes what a crash has cut short: folders in `spool_dir` that were to be deleted, but for those
-    /// that entries `use`. Those cannot be taken for spools any more when this returns; their files are
-    /// removed after that.
-    pub(super) async fn clear(&self, spool_dir: PathBuf, used: BTreeSet<String>) -> Result<()> {
+    /// Finishes deletions that a crash has cut short, of folders in `spool_dir` that no entry uses (`used`).
+    /// When this returns, these folders cannot be taken for spools any more. Their files are removed after
+    /// that.
+    pub(super) async fn finish_deletions(&self, spool_dir: PathBuf, used: BTreeSet<String>) -> Result<()> {
         let looking = move || {
             let Ok(folders) = std::fs::read_dir(&spool_dir) else { return Ok(Vec::new()) };
             let names = folders.filter_map(|folder| folder.ok()?.file_name().into_string().ok());
@@ -92,14 +92,14 @@ impl Endings {
                 let path = spool_dir.join(&name);
                 if is_deleted(&name) {
                     deleted.push(path);
-                } else if is_marked_purged(&path) {
-                    deleted.push(put_aside(&path)?);
+                } else if has_tombstone(&path) {
+                    deleted.push(rename_aside(&path)?);
                 }
             }
             Ok(deleted)
         };
-        for path in on_a_thread("spools", looking).await? {
-            drop(self.spawn(on_a_thread("deleting", move || remove(&path))));
+        for path in run_on_own_thread("spools", looking).await? {
+            drop(self.spawn(run_on_own_thread("deleting", move || remove(&path))));
         }
         Ok(())
     }
@@ -110,18 +110,18 @@ impl Endings {
         let _ = Deadline::after(limit).limit(self.tasks.wait()).await;
     }
 
-    fn spawn(&self, ending: impl Future<Output = Result<()>> + Send + 'static) -> Ending {
+    fn spawn(&self, teardown: impl Future<Output = Result<()>> + Send + 'static) -> Teardown {
         let (done, ended) = oneshot::channel();
         self.tasks.spawn(async move {
             // Whoever has changed the definitions may not wait for it.
-            let _ = done.send(ending.await);
+            let _ = done.send(teardown.await);
         });
         let gone = |_| Error::new(ErrorKind::Closed, "the runtime has ended");
         async move { ended.await.map_err(gone)? }.boxed()
     }
 }
 
-/// Whether a folder of this name is one whose files are being removed.
+/// Returns whether a folder of this name is one whose files are being removed.
 pub(super) fn is_deleted(name: &str) -> bool {
     name.starts_with(DELETED)
 }
@@ -141,34 +141,34 @@ async fn end(name: &str, path: PathBuf, outgoing: Outgoing, purge: bool) -> Resu
     if !is_empty && !purge {
         return Ok(());
     }
-    on_a_thread("deleting", move || {
+    run_on_own_thread("deleting", move || {
         if !path.exists() {
             return Ok(());
         }
-        remove(&put_aside(&path)?)
+        remove(&rename_aside(&path)?)
     })
     .await
 }
 
 /// Gives a folder a name that is none of a spool.
-fn put_aside(path: &Path) -> Result<PathBuf> {
+fn rename_aside(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().unwrap_or_default().display();
     let aside = path.with_file_name(format!("{DELETED}{name}-{}", Uuid::new_v4()));
-    std::fs::rename(path, &aside).map_err(|error| not_deleted(path, error))?;
+    std::fs::rename(path, &aside).map_err(|error| delete_error(path, error))?;
     Ok(aside)
 }
 
 fn remove(path: &Path) -> Result<()> {
-    // What is no folder is no spool, and was in the place of one.
+    // A path that is no folder was in the place of a spool.
     let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     match removed {
         // Somebody was faster.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        removed => removed.map_err(|error| not_deleted(path, error)),
+        removed => removed.map_err(|error| delete_error(path, error)),
     }
 }
 
-fn not_deleted(path: &Path, error: std::io::Error) -> Error {
+fn delete_error(path: &Path, error: std::io::Error) -> Error {
     Error::new(ErrorKind::Storage, format!("the spool {} can't be deleted", path.display()))
         .with_source(error)
 }
