@@ -1,4 +1,4 @@
-//! Who may ask what: the tokens, and the sessions that browsers get for them.
+//! Access to the HTTP server: who may ask what, the tokens, and the sessions that browsers get for them.
 //!
 //! | who asks | may look | may change |
 //! |---|---|---|
@@ -29,39 +29,39 @@ use xmsg_zmq::lock::lock;
 use super::links::Links;
 use super::token::Token;
 
-/// Sessions at a time. A further one ends the oldest.
-pub(super) const SESSIONS: usize = 64;
+/// How many sessions there may be. A further one ends the oldest.
+pub(super) const SESSIONS_MAX: usize = 64;
 /// How long a session lasts: a shift, and some more.
 const SESSION_TIME: Duration = Duration::from_secs(12 * 3600);
-/// Changes that a session may make at once, and in a second after that.
-const CHANGES: f64 = 60.0;
+/// How many changes a session may make at once, and in a second after that.
+const CHANGES_AT_ONCE: f64 = 60.0;
 const CHANGES_PER_S: f64 = 20.0;
-/// Sessions that may begin at once with the same token, and in a second after that. Each is logged, and may
-/// end an older one.
-const LOGINS: f64 = 128.0;
+/// How many sessions may begin at once with the same token, and in a second after that. Each is logged, and
+/// may end an older one.
+const LOGINS_AT_ONCE: f64 = 128.0;
 const LOGINS_PER_S: f64 = 1.0;
-/// Random bytes of a session's key.
-const KEY: usize = 32;
+/// The number of random bytes of a session's key.
+const KEY_LEN: usize = 32;
 /// A header that pages of other sites can't add without being asked by the browser whether they may, which is
 /// never answered. In a change with a session it holds the second secret of the session.
 pub(super) const OWN_HEADER: &str = "x-xmsg-page";
 
-/// What somebody may do.
+/// The role of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Role {
-    /// Looks.
+    /// A viewer may look.
     Viewer,
-    /// Looks, and changes.
+    /// An operator may look, and change what can be changed.
     Operator,
 }
 
 /// The tokens that requests may bring.
 #[derive(Clone, Debug, Default)]
 pub struct Tokens {
-    /// Whoever brings it may look, and change what can be changed.
+    /// The operator's token. Whoever brings it may look, and change what can be changed.
     pub operator: Option<Token>,
-    /// Whoever brings it may look.
+    /// The viewer's token. Whoever brings it may look.
     pub viewer: Option<Token>,
     /// Whether everybody on this machine may look without one. It says nothing where others can reach the
     /// server.
@@ -72,14 +72,14 @@ pub struct Tokens {
 }
 
 impl From<Option<Token>> for Tokens {
-    /// With a token, everybody needs it; without, everybody who gets there may look.
+    /// Requires the token from everybody if there is one, and lets everybody look if there is none.
     fn from(operator: Option<Token>) -> Self {
         Self { open_to_look: operator.is_none(), operator, ..Self::default() }
     }
 }
 
 impl Tokens {
-    /// The role of whoever brings this one.
+    /// Returns the role of whoever brings this token.
     fn role(&self, candidate: &[u8]) -> Option<Role> {
         // Both are compared, so that time does not tell which of them there are.
         let is = |token: &Option<Token>| token.as_ref().is_some_and(|token| token.is(candidate));
@@ -88,43 +88,43 @@ impl Tokens {
     }
 }
 
-/// Somebody who was let in.
+/// A client that was let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Caller {
     pub(super) role: Role,
     /// The number of the session that was used.
     pub(super) session: Option<u64>,
-    /// Which tokens were in force.
+    /// The generation of the tokens that were in force.
     generation: u64,
 }
 
-/// Why somebody was not.
+/// Why a client was not let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Denied {
-    /// Nothing was brought.
+    /// The request brings neither a token nor a session.
     Nothing,
-    /// A token that is none of ours.
+    /// The token is none of ours.
     WrongToken,
-    /// A change that may come from a page of another site.
+    /// The change may come from a page of another site.
     Foreign,
-    /// More changes in a second than a session may make.
+    /// The session makes more changes in a second than it may.
     TooMany,
 }
 
 #[derive(Debug)]
 struct Session {
     number: u64,
-    key: [u8; KEY],
-    /// What a change has to bring beside the key.
-    secret: [u8; KEY],
+    key: [u8; KEY_LEN],
+    /// The secret that a change has to bring beside the key.
+    secret: [u8; KEY_LEN],
     role: Role,
     until: Deadline,
-    changes: Bucket,
+    changes: TokenBucket,
 }
 
 impl Session {
-    /// Whether a request brings the second secret.
-    fn is_bound(&self, headers: &HeaderMap) -> bool {
+    /// Returns whether a request brings the second secret.
+    fn has_secret(&self, headers: &HeaderMap) -> bool {
         let brought = headers.get(OWN_HEADER).and_then(|value| unhex(value.to_str().ok()?));
         brought.is_some_and(|secret| self.secret.ct_eq(&secret).into())
     }
@@ -132,26 +132,26 @@ impl Session {
 
 /// A token bucket: how often something may be done at once, and in a second after that.
 #[derive(Debug)]
-struct Bucket {
-    most: f64,
+struct TokenBucket {
+    capacity: f64,
     per_s: f64,
-    left: f64,
+    tokens_left: f64,
     refilled: Instant,
 }
 
-impl Bucket {
-    fn new(most: f64, per_s: f64) -> Self {
-        Self { most, per_s, left: most, refilled: Instant::now() }
+impl TokenBucket {
+    fn new(capacity: f64, per_s: f64) -> Self {
+        Self { capacity, per_s, tokens_left: capacity, refilled: Instant::now() }
     }
 
-    /// Takes one from the bucket, and returns `false` if it is empty.
+    /// Takes one token from the bucket, and returns `false` if it is empty.
     fn take(&mut self, now: Instant) -> bool {
         let time = now.saturating_duration_since(self.refilled).as_secs_f64();
-        self.left = (self.left + time * self.per_s).min(self.most);
+        self.tokens_left = (self.tokens_left + time * self.per_s).min(self.capacity);
         self.refilled = now;
-        let may = self.left >= 1.0;
+        let may = self.tokens_left >= 1.0;
         if may {
-            self.left -= 1.0;
+            self.tokens_left -= 1.0;
         }
         may
     }
@@ -159,7 +159,7 @@ impl Bucket {
 
 /// Why no session has begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NoLogin {
+pub(super) enum LoginError {
     /// The token, or the code of a link, is none of ours; or the link was used already.
     Wrong,
     /// Too many sessions begin with this token, or operators have all of them.
@@ -170,36 +170,43 @@ pub(super) enum NoLogin {
 #[derive(Debug)]
 pub(super) struct Login {
     pub(super) caller: Caller,
-    /// What the browser sends with each request.
+    /// The cookie that the browser sends with each request.
     pub(super) cookie: HeaderValue,
-    /// What the page sends with each change.
+    /// The secret that the page sends with each change.
     pub(super) secret: String,
 }
 
-/// The sessions at a time, the oldest first.
+/// All sessions, the oldest first.
 #[derive(Debug)]
 struct Sessions {
     all: VecDeque<Session>,
     next: u64,
-    /// Viewers who log in again and again keep no operator out.
-    viewer_logins: Bucket,
-    operator_logins: Bucket,
+    /// The logins of viewers have a limit of their own, so that viewers who log in again and again keep no
+    /// operator out.
+    viewer_logins: TokenBucket,
+    operator_logins: TokenBucket,
 }
 
 impl Default for Sessions {
     fn default() -> Self {
-        let logins = || Bucket::new(LOGINS, LOGINS_PER_S);
+        let logins = || TokenBucket::new(LOGINS_AT_ONCE, LOGINS_PER_S);
         Self { all: VecDeque::new(), next: 0, viewer_logins: logins(), operator_logins: logins() }
     }
+}
+
+/// The tokens in force, and how often they were replaced.
+#[derive(Clone, Debug)]
+struct InForce {
+    generation: u64,
+    tokens: Tokens,
 }
 
 /// Tokens and sessions of one server.
 #[derive(Debug)]
 pub(super) struct Access {
-    /// Those in force, and how often they were replaced.
-    tokens: RwLock<(u64, Tokens)>,
+    tokens: RwLock<InForce>,
     sessions: Mutex<Sessions>,
-    /// Taken before `sessions`.
+    /// The links. This lock is taken before that of `sessions`.
     links: Mutex<Links>,
     /// The name of the cookie. Browsers do not tell ports apart, so that it has the port in it.
     cookie: String,
@@ -208,7 +215,7 @@ pub(super) struct Access {
 impl Access {
     pub(super) fn new(tokens: Tokens, port: u16) -> Self {
         Self {
-            tokens: RwLock::new((0, tokens)),
+            tokens: RwLock::new(InForce { generation: 0, tokens }),
             sessions: Mutex::default(),
             links: Mutex::default(),
             cookie: format!("xmsg_session_{port}"),
@@ -219,29 +226,30 @@ impl Access {
         lock(&self.sessions)
     }
 
-    /// Other tokens count from now on. All sessions end: whoever had the former ones is to show that the new
-    /// ones are known.
+    /// Replaces the tokens, and ends all sessions, since whoever had the former tokens is to show that the
+    /// new ones are known.
     pub(super) fn replace(&self, tokens: Tokens) {
         let mut in_force = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
-        *in_force = (in_force.0 + 1, tokens);
+        *in_force = InForce { generation: in_force.generation + 1, tokens };
         // Under the same lock: nobody who has shown a former token, or a link that was made while it was in
         // force, begins a session after this.
         lock(&self.links).clear();
         self.sessions().all.clear();
     }
 
-    /// Those in force.
+    /// Returns the tokens in force.
     pub(super) fn tokens(&self) -> Tokens {
-        self.in_force().1.clone()
+        self.in_force().tokens.clone()
     }
 
-    fn in_force(&self) -> RwLockReadGuard<'_, (u64, Tokens)> {
+    fn in_force(&self) -> RwLockReadGuard<'_, InForce> {
         self.tokens.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who asks, by what the request brings; `Ok(None)`: nobody in particular, and everybody may look.
+    /// Returns who asks, by what the request brings. `Ok(None)` means nobody in particular, where everybody
+    /// may look.
     pub(super) fn caller(&self, method: &Method, headers: &HeaderMap) -> Result<Option<Caller>, Denied> {
-        let (generation, tokens) = self.in_force().clone();
+        let InForce { generation, tokens } = self.in_force().clone();
         let has_tokens = tokens.operator.is_some() || tokens.viewer.is_some();
         if has_tokens && headers.contains_key(header::AUTHORIZATION) {
             let role = bearer(headers).and_then(|token| tokens.role(token)).ok_or(Denied::WrongToken)?;
@@ -255,7 +263,7 @@ impl Access {
         if tokens.open_to_look { Ok(None) } else { Err(Denied::Nothing) }
     }
 
-    /// Whose session has this key; `None`: it has ended.
+    /// Returns whose session has this key, and `None` if the session has ended.
     fn session(
         &self,
         key: &[u8],
@@ -270,7 +278,7 @@ impl Access {
         };
         let caller = Caller { role: session.role, session: Some(session.number), generation };
         if !method.is_safe() {
-            if !is_own_page(headers) || !session.is_bound(headers) {
+            if !is_own_page(headers) || !session.has_secret(headers) {
                 return Err(Denied::Foreign);
             }
             if !session.changes.take(Instant::now()) {
@@ -280,73 +288,73 @@ impl Access {
         Ok(Some(caller))
     }
 
-    /// Whether somebody who was let in would still be.
+    /// Returns whether somebody who was let in would still be let in.
     pub(super) fn still(&self, caller: Option<Caller>) -> bool {
         match caller {
             None => self.tokens().open_to_look,
             Some(Caller { session: Some(number), .. }) => {
                 self.sessions().all.iter().any(|one| one.number == number && !one.until.has_passed())
             }
-            Some(Caller { generation, .. }) => generation == self.in_force().0,
+            Some(Caller { generation, .. }) => generation == self.in_force().generation,
         }
     }
 
-    /// Whether somebody may see what is in messages, as far as tokens decide.
+    /// Returns whether somebody may see what is in messages, as far as tokens decide.
     pub(super) fn may_watch(&self, caller: Option<Caller>) -> bool {
-        let tokens = &self.in_force().1;
+        let tokens = &self.in_force().tokens;
         caller.map_or(tokens.open_to_look, |caller| caller.role == Role::Operator || tokens.viewer_may_watch)
     }
 
-    /// Makes a link, and returns its code: whoever opens it first is an operator. `None`: there is no
-    /// operator's token, or no randomness.
+    /// Makes a link, and returns its code. Whoever opens it first is an operator. Returns `None` if there is
+    /// no operator's token, or no randomness.
     pub(super) fn make_link(&self) -> Option<String> {
         let in_force = self.in_force();
-        in_force.1.operator.as_ref()?;
+        in_force.tokens.operator.as_ref()?;
         lock(&self.links).make()
     }
 
-    /// Whether nobody has used this link yet.
+    /// Returns whether nobody has used this link yet.
     pub(super) fn is_unused(&self, code: &str) -> bool {
         lock(&self.links).is_good(code)
     }
 
     /// Begins a session with this token.
-    pub(super) fn log_in(&self, token: &str, is_encrypted: bool) -> Result<Login, NoLogin> {
+    pub(super) fn log_in(&self, token: &str, is_encrypted: bool) -> Result<Login, LoginError> {
         let in_force = self.in_force();
-        let role = in_force.1.role(token.as_bytes()).ok_or(NoLogin::Wrong)?;
-        self.begin(role, in_force.0, is_encrypted)
+        let role = in_force.tokens.role(token.as_bytes()).ok_or(LoginError::Wrong)?;
+        self.begin(role, in_force.generation, is_encrypted)
     }
 
     /// Begins a session with the code of a link, which is used up by it. Where no session can begin now, the
     /// link stays good.
-    pub(super) fn follow_link(&self, code: &str, is_encrypted: bool) -> Result<Login, NoLogin> {
+    pub(super) fn follow_link(&self, code: &str, is_encrypted: bool) -> Result<Login, LoginError> {
         let in_force = self.in_force();
         let mut links = lock(&self.links);
         if !links.is_good(code) {
-            return Err(NoLogin::Wrong);
+            return Err(LoginError::Wrong);
         }
-        let login = self.begin(Role::Operator, in_force.0, is_encrypted)?;
+        let login = self.begin(Role::Operator, in_force.generation, is_encrypted)?;
         links.use_up(code);
         Ok(login)
     }
 
-    fn begin(&self, role: Role, generation: u64, is_encrypted: bool) -> Result<Login, NoLogin> {
-        let (mut key, mut secret) = ([0; KEY], [0; KEY]);
-        getrandom::fill(&mut key).map_err(|_| NoLogin::TooMany)?;
-        getrandom::fill(&mut secret).map_err(|_| NoLogin::TooMany)?;
+    fn begin(&self, role: Role, generation: u64, is_encrypted: bool) -> Result<Login, LoginError> {
+        let (mut key, mut secret) = ([0; KEY_LEN], [0; KEY_LEN]);
+        getrandom::fill(&mut key).map_err(|_| LoginError::TooMany)?;
+        getrandom::fill(&mut secret).map_err(|_| LoginError::TooMany)?;
         let mut sessions = self.sessions();
         let logins = match role {
             Role::Viewer => &mut sessions.viewer_logins,
             Role::Operator => &mut sessions.operator_logins,
         };
         if !logins.take(Instant::now()) {
-            return Err(NoLogin::TooMany);
+            return Err(LoginError::TooMany);
         }
         sessions.all.retain(|session| !session.until.has_passed());
-        while sessions.all.len() >= SESSIONS {
+        while sessions.all.len() >= SESSIONS_MAX {
             // A viewer never ends the session of an operator.
             let viewer = sessions.all.iter().position(|one| one.role == Role::Viewer);
-            let oldest = viewer.or((role == Role::Operator).then_some(0)).ok_or(NoLogin::TooMany)?;
+            let oldest = viewer.or((role == Role::Operator).then_some(0)).ok_or(LoginError::TooMany)?;
             sessions.all.remove(oldest);
         }
         sessions.next += 1;
@@ -358,7 +366,7 @@ impl Access {
             secret,
             role,
             until,
-            changes: Bucket::new(CHANGES, CHANGES_PER_S),
+            changes: TokenBucket::new(CHANGES_AT_ONCE, CHANGES_PER_S),
         });
         let cookie =
             self.cookie(&hex(&key), SESSION_TIME, is_encrypted).expect("hex digits are a header value");
@@ -383,23 +391,24 @@ impl Access {
         Some(cookie)
     }
 
-    /// The key in the cookie of a request.
+    /// Returns the key in the cookie of a request.
     fn key(&self, headers: &HeaderMap) -> Option<Vec<u8>> {
         let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
         let mut pairs = all.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
         let (_, key) = pairs.find(|(name, _)| *name == self.cookie)?;
-        unhex(key).filter(|key| key.len() == KEY)
+        unhex(key).filter(|key| key.len() == KEY_LEN)
     }
 }
 
-/// The token that a request brings.
+/// Returns the token that a request brings.
 pub(super) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let (scheme, token) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
 }
 
-/// Whether the browser says that this does not come from a page of this server, whatever else it brings.
-/// Other ports of this host are the same site, and not the same origin. What is no browser does not say.
+/// Returns whether the browser says that a request does not come from a page of this server, whatever else it
+/// brings. Other ports of this host are the same site, but not the same origin. Clients that are no browsers
+/// say nothing.
 pub(super) fn is_from_elsewhere(headers: &HeaderMap) -> bool {
     let site = headers.get("sec-fetch-site");
     site.is_some_and(|site| !matches!(site.as_bytes(), b"same-origin" | b"none"))
@@ -418,14 +427,14 @@ fn has_foreign_origin(headers: &HeaderMap) -> bool {
     }
 }
 
-/// Whether a request comes from a page of this server: it has our own header, and nothing in it says
+/// Returns whether a request comes from a page of this server: it has our own header, and nothing in it says
 /// otherwise.
 pub(super) fn is_own_page(headers: &HeaderMap) -> bool {
     let is_same_site = headers.get("sec-fetch-site").is_none_or(|site| site.as_bytes() == b"same-origin");
     headers.contains_key(OWN_HEADER) && is_same_site && !has_foreign_origin(headers)
 }
 
-/// Bytes as hexadecimal digits.
+/// Returns bytes as hexadecimal digits.
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes
         .iter()
@@ -459,7 +468,7 @@ mod tests {
         pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
     }
 
-    /// What a browser sends back of a cookie.
+    /// Returns what a browser sends back of a cookie.
     fn pair(cookie: &HeaderValue) -> String {
         cookie.to_str().unwrap().split(';').next().unwrap().to_owned()
     }
@@ -552,9 +561,10 @@ mod tests {
     #[test]
     fn sessions_are_few_and_end_with_their_tokens() {
         let access = access(false);
-        assert_eq!(access.log_in("operator-0123456788", false).unwrap_err(), NoLogin::Wrong);
+        assert_eq!(access.log_in("operator-0123456788", false).unwrap_err(), LoginError::Wrong);
         let first = access.log_in(VIEWER, false).unwrap().caller;
-        let others: Vec<_> = (0..SESSIONS).map(|_| access.log_in(VIEWER, false).unwrap().caller).collect();
+        let others: Vec<_> =
+            (0..SESSIONS_MAX).map(|_| access.log_in(VIEWER, false).unwrap().caller).collect();
         assert!(!access.still(Some(first)), "the oldest gave way");
         assert!(others.iter().all(|one| access.still(Some(*one))));
         access.replace(access.tokens());
@@ -567,17 +577,17 @@ mod tests {
         let code = access.make_link().unwrap();
         assert_eq!(
             access.follow_link("00112233445566778899aabbccddeeff", false).unwrap_err(),
-            NoLogin::Wrong
+            LoginError::Wrong
         );
         assert!(access.is_unused(&code));
         assert_eq!(access.follow_link(&code, false).unwrap().caller.role, Role::Operator);
         assert!(!access.is_unused(&code));
-        assert_eq!(access.follow_link(&code, false).unwrap_err(), NoLogin::Wrong);
+        assert_eq!(access.follow_link(&code, false).unwrap_err(), LoginError::Wrong);
 
         // A link that can't be followed now is not lost.
         while access.log_in(OPERATOR, false).is_ok() {}
         let code = access.make_link().unwrap();
-        assert_eq!(access.follow_link(&code, false).unwrap_err(), NoLogin::TooMany);
+        assert_eq!(access.follow_link(&code, false).unwrap_err(), LoginError::TooMany);
         assert!(access.is_unused(&code));
 
         access.replace(access.tokens());
@@ -600,15 +610,15 @@ mod tests {
     fn viewers_end_no_session_of_an_operator() {
         let access = access(false);
         let first = access.log_in(OPERATOR, false).unwrap().caller;
-        for _ in 0..2 * SESSIONS {
+        for _ in 0..2 * SESSIONS_MAX {
             access.log_in(VIEWER, false).unwrap();
         }
         assert!(access.still(Some(first)));
-        for _ in 0..SESSIONS {
+        for _ in 0..SESSIONS_MAX {
             access.log_in(OPERATOR, false).unwrap();
         }
         assert!(!access.still(Some(first)), "the oldest gave way to operators");
-        assert_eq!(access.log_in(VIEWER, false).unwrap_err(), NoLogin::TooMany, "all are operators");
+        assert_eq!(access.log_in(VIEWER, false).unwrap_err(), LoginError::TooMany, "all are operators");
     }
 
     #[test]
@@ -637,8 +647,8 @@ mod tests {
         for cookies in
             ["xmsg_session_7775=", "xmsg_session_7775=zz", "xmsg_session_7775=abcd", "xmsg_session_7775"]
         {
-            let asked = access.caller(&Method::GET, &headers(&[("cookie", cookies)]));
-            assert_eq!(asked, Err(Denied::Nothing), "{cookies}");
+            let caller = access.caller(&Method::GET, &headers(&[("cookie", cookies)]));
+            assert_eq!(caller, Err(Denied::Nothing), "{cookies}");
         }
     }
 
@@ -647,7 +657,7 @@ mod tests {
         let access = access(false);
         let begun = (0..1000).take_while(|_| access.log_in(VIEWER, false).is_ok()).count();
         assert!((128..200).contains(&begun), "{begun}");
-        assert_eq!(access.log_in(VIEWER, false).unwrap_err(), NoLogin::TooMany);
+        assert_eq!(access.log_in(VIEWER, false).unwrap_err(), LoginError::TooMany);
         assert!(access.log_in(OPERATOR, false).is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! Answers on their way to clients: what is not read yet counts in the memory of all peers, and is bounded.
+//! Answers on their way to clients. What is not read yet counts in the memory of all peers, and is bounded.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -11,49 +11,53 @@ use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 use xmsg_zmq::memory_budget::{Claim, MemoryBudget};
 
-/// Answers up to this length are never refused: of those there is one for each connection at most.
-const SMALL: usize = 256 << 10;
-/// Bytes of longer answers that clients have yet to read, at most; or, if that is less, this part of the
-/// memory for all peers.
-const MOST: usize = 64 << 20;
-const PART: usize = 16;
-/// An answer is handed over to its connection in slices of this length: the connection holds a copy of no
-/// more.
+/// The longest answer in bytes that is never refused. Of such answers there is one for each connection at
+/// most.
+const SMALL_MAX: usize = 256 << 10;
+/// How many bytes of longer answers clients may have yet to read. It is the memory for all peers divided by
+/// [`MEMORY_DIVISOR`] if that is less.
+const UNREAD_MAX: usize = 64 << 20;
+const MEMORY_DIVISOR: usize = 16;
+/// The length of the slices in which an answer is given to its connection, which holds a copy of no more.
 const SLICE: usize = 32 << 10;
 
-/// All long answers that are not read yet.
+/// The long answers that are not read yet.
 #[derive(Debug, Default)]
-pub(super) struct Answers {
+pub(super) struct UnreadAnswers {
     memory: MemoryBudget,
     unread: Arc<AtomicUsize>,
 }
 
-impl Answers {
-    /// Those that count in this budget.
+impl UnreadAnswers {
+    /// Makes the limit of answers that count in this budget.
     pub(super) fn new(memory: MemoryBudget) -> Self {
         Self { memory, unread: Arc::default() }
     }
 
-    /// Whether there is room for another long one, of whatever length.
+    /// Returns whether there is room for another long answer, of whatever length.
     pub(super) fn has_room(&self) -> bool {
-        self.unread.load(Ordering::Relaxed) < self.most() && self.memory.has_room(0)
+        self.unread.load(Ordering::Relaxed) < self.unread_max() && self.memory.has_room(0)
     }
 
-    fn most(&self) -> usize {
-        MOST.min(self.memory.limit() / PART)
+    fn unread_max(&self) -> usize {
+        UNREAD_MAX.min(self.memory.limit() / MEMORY_DIVISOR)
     }
 
-    /// The body of an answer; `None`: there is no room for it.
+    /// Makes the body of an answer. Returns `None` if there is no room for it.
     pub(super) fn body(&self, text: Bytes) -> Option<Body> {
         let len = text.len();
-        let mut answer =
-            Answer { rest: text, claim: self.memory.claim_shared(), long: 0, unread: self.unread.clone() };
-        if len > SMALL {
+        let mut answer = UnreadAnswer {
+            rest: text,
+            claim: self.memory.claim_shared(),
+            counted_len: 0,
+            unread: self.unread.clone(),
+        };
+        if len > SMALL_MAX {
             let before = self.unread.fetch_add(len, Ordering::Relaxed);
-            // It is given back when the answer is dropped.
-            answer.long = len;
-            // One alone may be longer.
-            let has_room = (before == 0 || before + len <= self.most()) && self.memory.has_room(len);
+            // The bytes are subtracted when the answer is dropped.
+            answer.counted_len = len;
+            // A single answer may be longer.
+            let has_room = (before == 0 || before + len <= self.unread_max()) && self.memory.has_room(len);
             if !has_room {
                 return None;
             }
@@ -64,15 +68,15 @@ impl Answers {
 }
 
 /// An answer that is not read to its end.
-struct Answer {
+struct UnreadAnswer {
     rest: Bytes,
     claim: Claim,
-    /// What it counts for among the long ones.
-    long: usize,
+    /// The bytes that it counts among the long answers, which is 0 if it is short.
+    counted_len: usize,
     unread: Arc<AtomicUsize>,
 }
 
-impl hyper::body::Body for Answer {
+impl hyper::body::Body for UnreadAnswer {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -96,9 +100,9 @@ impl hyper::body::Body for Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for UnreadAnswer {
     fn drop(&mut self) {
-        self.unread.fetch_sub(self.long, Ordering::Relaxed);
+        self.unread.fetch_sub(self.counted_len, Ordering::Relaxed);
     }
 }
 
@@ -109,17 +113,17 @@ mod tests {
     #[test]
     fn what_is_not_read_is_bounded_and_counts() {
         let memory = MemoryBudget::new(32 << 20);
-        let answers = Answers::new(memory.clone());
+        let answers = UnreadAnswers::new(memory.clone());
         let text = |len| Bytes::from(vec![b'x'; len]);
-        let long = answers.body(text(3 << 20)).expect("one alone may be longer");
+        let counted_len = answers.body(text(3 << 20)).expect("one alone may be longer");
         assert_eq!(memory.used(), 3 << 20);
-        assert!(!answers.has_room() && answers.body(text(SMALL + 1)).is_none());
+        assert!(!answers.has_room() && answers.body(text(SMALL_MAX + 1)).is_none());
         let small: Vec<_> =
-            (0..9).map(|_| answers.body(text(SMALL)).expect("they are never refused")).collect();
-        drop(long);
+            (0..9).map(|_| answers.body(text(SMALL_MAX)).expect("they are never refused")).collect();
+        drop(counted_len);
         assert!(answers.has_room());
         let two = [answers.body(text(1 << 20)), answers.body(text(1 << 20))];
-        assert!(two.iter().all(Option::is_some) && answers.body(text(SMALL + 1)).is_none());
+        assert!(two.iter().all(Option::is_some) && answers.body(text(SMALL_MAX + 1)).is_none());
         drop((two, small));
         assert_eq!((memory.used(), answers.unread.load(Ordering::Relaxed)), (0, 0));
     }

@@ -6,12 +6,13 @@
 pub(super) enum TextFormat {
     /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
     OpenMetrics,
-    /// <https://prometheus.io/docs/instrumenting/exposition_formats/>, version 0.0.4: all that some collectors read.
+    /// <https://prometheus.io/docs/instrumenting/exposition_formats/>, version 0.0.4: all that some
+    /// collectors read.
     Classic,
 }
 
 impl TextFormat {
-    /// Returns the format that this `Accept` header prefers. Whoever does not care gets `OpenMetrics`.
+    /// Returns the format that this `Accept` header prefers. The default is `OpenMetrics`.
     pub(super) fn wanted(accept: &str) -> Self {
         let open_metrics = quality(accept, ["application", "openmetrics-text"], &["1.0.0", "0.0.1"]);
         let classic = quality(accept, ["text", "plain"], &["0.0.4"]);
@@ -25,7 +26,7 @@ impl TextFormat {
         }
     }
 
-    /// Returns these metrics, which are written as `OpenMetrics`, in this format.
+    /// Converts metrics, which are written as `OpenMetrics`, to this format.
     pub(super) fn write(self, text: String) -> String {
         match self {
             Self::OpenMetrics => text,
@@ -34,7 +35,7 @@ impl TextFormat {
     }
 }
 
-/// Returns how much a media type is wanted, from 0 to 1: the most specific range of the header counts (RFC
+/// Returns how much a media type is wanted, from 0 to 1. The most specific range of the header counts (RFC
 /// 9110, section 12.5.1).
 fn quality(accept: &str, [kind, subtype]: [&str; 2], versions: &[&str]) -> f32 {
     let ranges = accept.split(',').filter_map(|range| {
@@ -64,8 +65,8 @@ fn quality(accept: &str, [kind, subtype]: [&str; 2], versions: &[&str]) -> f32 {
     best.map_or(0.0, |(_, quality)| quality)
 }
 
-/// Translates `OpenMetrics` into classic text: the type of a counter is that of its samples, which end in
-/// `_total`; there is no `info`, no unit, and no end.
+/// Converts `OpenMetrics` to classic text. In that, the type of a counter is that of its samples, which end
+/// in `_total`, and there is no `info`, no unit, and no end.
 fn classic(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     // The help of a family comes before its type, which says what it is called.

@@ -20,7 +20,7 @@ pub(super) struct Composed {
 }
 
 impl Composed {
-    /// The message; the error names the field that is wrong, and says what is wrong with it.
+    /// Makes the message. The error names the field that is wrong, and says what is wrong with it.
     pub(super) fn message(&self) -> Result<Message, (&'static str, String)> {
         let topic: Topic =
             self.topic.parse().map_err(|error: xmsg_core::Error| ("topic", error.to_string()))?;

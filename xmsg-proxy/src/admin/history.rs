@@ -1,4 +1,5 @@
-//! What has flowed, second by second: kept in memory of constant size, the older the coarser.
+//! The history of what has flowed, second by second. It is kept in memory of constant size, the older the
+//! coarser.
 
 use std::collections::VecDeque;
 
@@ -40,7 +41,7 @@ impl Sample {
         [received, delivered, dropped, received_bytes, delivered_bytes, publisher_wait, memory, cpu]
     }
 
-    /// The mean of several.
+    /// Returns the mean of several samples.
     fn mean<'a>(samples: impl ExactSizeIterator<Item = &'a Self>) -> Self {
         let (mut mean, count) = (Self::default(), samples.len().max(1) as f32);
         for sample in samples {
@@ -73,7 +74,7 @@ pub(super) enum Span {
 struct Tier {
     /// Seconds from one sample to the next.
     step: usize,
-    /// Samples that are kept.
+    /// How many samples are kept.
     kept: usize,
     samples: VecDeque<Sample>,
 }
@@ -82,7 +83,7 @@ struct Tier {
 #[derive(Debug)]
 pub(super) struct History {
     tiers: [Tier; 3],
-    /// Seconds so far.
+    /// The number of seconds so far.
     seconds: usize,
 }
 
@@ -94,7 +95,7 @@ impl Default for History {
 }
 
 impl History {
-    /// Adds what the last second was like.
+    /// Adds the sample of the last second.
     pub(super) fn push(&mut self, sample: Sample) {
         self.seconds += 1;
         let mut next = sample;
@@ -115,7 +116,7 @@ impl History {
         }
     }
 
-    /// Seconds between two samples of a span, and the samples, the oldest first.
+    /// Returns the seconds between two samples of a span, and the samples, the oldest first.
     pub(super) fn of(&self, span: Span) -> (usize, Vec<Sample>) {
         let tier = &self.tiers[span as usize];
         (tier.step, tier.samples.iter().copied().collect())

@@ -1,4 +1,4 @@
-//! Links that begin a session without the token: each has a code that is good once.
+//! Links that begin a session without the token. Each has a code that is good once.
 //!
 //! A browser writes the addresses that it opens into its history, and may send it to other devices. A link
 //! with the token in it would be good there for as long as the token is; the code of a link that was used is
@@ -10,10 +10,10 @@ use subtle::ConstantTimeEq;
 
 use super::access::{hex, unhex};
 
-/// Links that were made and not used, at a time. A further one takes the place of the oldest.
-pub(super) const LINKS: usize = 8;
-/// Random bytes of a code.
-const CODE: usize = 16;
+/// How many links there may be that were made and not used. A further one takes the place of the oldest.
+pub(super) const LINKS_MAX: usize = 8;
+/// The number of random bytes of a code.
+const CODE_LEN: usize = 16;
 
 /// The codes that are good now, the oldest first.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ pub(super) struct Links {
 }
 
 /// One code. It is compared in constant time, and never shown but to whoever made it.
-struct Code([u8; CODE]);
+struct Code([u8; CODE_LEN]);
 
 impl std::fmt::Debug for Code {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -31,41 +31,41 @@ impl std::fmt::Debug for Code {
 }
 
 impl Links {
-    /// Makes a code: hexadecimal digits. `None`: the operating system gives no randomness.
+    /// Makes a code of hexadecimal digits. Returns `None` if the operating system gives no randomness.
     pub(super) fn make(&mut self) -> Option<String> {
-        let mut code = [0; CODE];
+        let mut code = [0; CODE_LEN];
         getrandom::fill(&mut code).ok()?;
-        while self.codes.len() >= LINKS {
+        while self.codes.len() >= LINKS_MAX {
             self.codes.pop_front();
         }
         self.codes.push_back(Code(code));
         Some(hex(&code))
     }
 
-    /// Whether this code is good. All are compared, so that time does not tell how many there are.
+    /// Returns whether this code is good. All are compared, so that time does not tell how many there are.
     pub(super) fn is_good(&self, code: &str) -> bool {
-        self.place(code).is_some()
+        self.position(code).is_some()
     }
 
     /// Uses this code up.
     pub(super) fn use_up(&mut self, code: &str) {
-        if let Some(place) = self.place(code) {
-            self.codes.remove(place);
+        if let Some(position) = self.position(code) {
+            self.codes.remove(position);
         }
     }
 
-    fn place(&self, code: &str) -> Option<usize> {
+    fn position(&self, code: &str) -> Option<usize> {
         let code = unhex(code)?;
         let mut found = None;
-        for (place, one) in self.codes.iter().enumerate() {
+        for (position, one) in self.codes.iter().enumerate() {
             if bool::from(one.0.ct_eq(&code)) {
-                found = Some(place);
+                found = Some(position);
             }
         }
         found
     }
 
-    /// Makes all of them good for nothing.
+    /// Makes all codes invalid.
     pub(super) fn clear(&mut self) {
         self.codes.clear();
     }
@@ -79,7 +79,7 @@ mod tests {
     fn a_code_is_good_until_it_was_used() {
         let mut links = Links::default();
         let (one, other) = (links.make().unwrap(), links.make().unwrap());
-        assert!(one != other && one.len() == 2 * CODE);
+        assert!(one != other && one.len() == 2 * CODE_LEN);
         assert!(links.is_good(&one) && links.is_good(&other));
         links.use_up(&one);
         assert!(!links.is_good(&one) && links.is_good(&other));
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn links_are_few_and_the_oldest_gives_way() {
         let mut links = Links::default();
-        let codes: Vec<_> = (0..=LINKS).map(|_| links.make().unwrap()).collect();
+        let codes: Vec<_> = (0..=LINKS_MAX).map(|_| links.make().unwrap()).collect();
         assert!(!links.is_good(&codes[0]));
         assert!(codes[1..].iter().all(|code| links.is_good(code)));
     }

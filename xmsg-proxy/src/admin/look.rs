@@ -25,21 +25,21 @@ use crate::{Monitor, Totals};
 
 /// Time from one look to the next.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long rates are made after the last who wanted them. It is longer than pages take from one question to
-/// the next.
+/// How long rates are made after somebody has wanted them last. It is longer than pages take from one
+/// question to the next.
 const WANTED_FOR: Duration = Duration::from_secs(10);
-/// Connections in trouble that an overview has.
+/// How many connections in trouble an overview has.
 const SLOW: usize = 10;
-/// Topics that an overview has: those with the highest rates.
+/// How many topics an overview has: those with the highest rates.
 const TOPICS: usize = 10;
 /// How much the last second counts in the rate of a topic, where rates are estimated from samples: as much as
 /// one of six seconds would. The few samples of a single second would let each rate, and the order of topics,
 /// jump up and down.
 const WEIGHT: f32 = 0.3;
-/// A lower rate is none.
+/// The lowest rate. A lower one counts as 0.
 const RATE_MIN: f32 = 0.01;
 
-/// What is told once a second.
+/// The overview of a proxy, which is sent once a second.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct Overview {
     /// When it was made, seconds since 1970.
@@ -102,28 +102,44 @@ pub(super) struct TopicRate {
     pub(super) messages: u64,
 }
 
-/// What the last look found, while somebody watches.
+/// Messages and bytes a second.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Rates {
+    pub(super) messages_per_s: f32,
+    pub(super) bytes_per_s: f32,
+}
+
+/// One topic, as the last look has found it.
+#[derive(Debug)]
+pub(super) struct FoundTopic {
+    pub(super) topic: Box<[u8]>,
+    /// The messages and bytes since somebody began to watch.
+    amount: Amount,
+    pub(super) rates: Rates,
+}
+
+/// The result of the last look, while somebody watches.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) at: Instant,
     /// Messages and bytes a second of each connection, by its number.
-    rates: HashMap<u32, [f32; 2]>,
+    rates: HashMap<u32, Rates>,
     /// All topics that are known, with the highest rates first.
-    pub(super) topics: Vec<(Box<[u8]>, Amount, [f32; 2])>,
-    /// Of topics for which there was no room.
+    pub(super) topics: Vec<FoundTopic>,
+    /// The messages and bytes of topics for which there was no room.
     pub(super) others: Amount,
     /// For how long topics have been watched.
     pub(super) watched: Duration,
 }
 
-/// The last look, and what it is told as.
+/// The last look, and the overview that was made of it.
 #[derive(Debug)]
 struct Last {
     found: Arc<Found>,
     overview: Overview,
 }
 
-/// Everything that looks have found.
+/// The results of all looks.
 #[derive(Debug)]
 pub(super) struct Looks {
     started: Instant,
@@ -149,7 +165,7 @@ impl Default for Looks {
 }
 
 impl Looks {
-    /// Whoever asks now wants to go on.
+    /// Notes that somebody wants rates, now and for some time.
     fn want(&self) {
         let until = (self.started.elapsed().saturating_add(WANTED_FOR)).as_millis() as u64;
         self.wanted_until.fetch_max(until, Ordering::Relaxed);
@@ -160,25 +176,26 @@ impl Looks {
             || u128::from(self.wanted_until.load(Ordering::Relaxed)) > self.started.elapsed().as_millis()
     }
 
-    /// Overviews as events, one each second from now on.
+    /// Returns a receiver of overviews as events, one each second from now on.
     pub(super) fn subscribe(&self) -> watch::Receiver<Bytes> {
         self.want();
         self.overview.subscribe()
     }
 
-    /// Samples of this span: seconds between two of them, and all of them.
+    /// Returns the samples of this span: the seconds between two of them, and all of them.
     pub(super) fn history(&self, span: Span) -> (usize, Vec<Sample>) {
         lock(&self.history).of(span)
     }
 
-    /// What the last look found; `None`: nobody has watched, and from now on somebody does.
+    /// Returns what the last look found. Returns `None` if nobody has watched so far. From now on somebody
+    /// does.
     pub(super) fn found(&self) -> Option<Arc<Found>> {
         self.want();
         let last = lock(&self.last);
         last.as_ref().map(|last| last.found.clone()).filter(|found| found.is_fresh())
     }
 
-    /// How this proxy does: as of the last look, or, if nobody has watched, as of now without rates.
+    /// Returns the overview as of the last look, or, if nobody has watched, as of now without rates.
     pub(super) fn overview(&self, proxy: &Monitor, phase: &'static str) -> Overview {
         self.want();
         if let Some(last) = lock(&self.last).as_ref()
@@ -190,7 +207,7 @@ impl Looks {
         Looker { before: None, proxy: proxy.clone() }.look(None, now, phase).1
     }
 
-    /// Looks once a second until it is told to stop. `phase` is that of the daemon.
+    /// Looks once a second until `stop` is cancelled. `phase` returns that of the daemon.
     pub(super) async fn run(
         &self,
         proxy: Monitor,
@@ -204,7 +221,7 @@ impl Looks {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(due.left()) => {}
             }
-            // What was missed is not made up for.
+            // Looks that were missed are not made up for.
             due = Deadline::after(INTERVAL);
             let sample = looker.second();
             lock(&self.history).push(sample);
@@ -232,7 +249,7 @@ struct Before {
     totals: Totals,
     cpu_s: Option<f64>,
     /// Messages and bytes of each connection, while somebody watches.
-    clients: HashMap<u32, [u64; 2]>,
+    clients: HashMap<u32, Amount>,
     topics: HashMap<Box<[u8]>, Known>,
 }
 
@@ -240,12 +257,12 @@ struct Before {
 #[derive(Clone, Copy, Debug)]
 struct Known {
     amount: Amount,
-    /// Messages and bytes a second; `None`: it was the first look.
-    rates: Option<[f32; 2]>,
+    /// Its rates, or `None` after the first look.
+    rates: Option<Rates>,
 }
 
 impl Looker {
-    /// What the time since the last call was like.
+    /// Returns the sample of the time since the last call.
     fn second(&mut self) -> Sample {
         let (totals, at, cpu_s) = (self.proxy.totals(), Instant::now(), Process::cpu());
         let mut sample = Sample { memory: self.proxy.memory().used() as f32, ..Sample::default() };
@@ -270,7 +287,7 @@ impl Looker {
         sample
     }
 
-    /// Rates since the last look, if there was one, and the overview.
+    /// Makes a look: rates since the last one, if there was one, and the overview.
     fn look(&mut self, last: Option<Instant>, now: Sample, phase: &'static str) -> (Found, Overview) {
         let at = Instant::now();
         let seconds = last.map(|last| at.saturating_duration_since(last).as_secs_f64().max(1e-3));
@@ -283,16 +300,17 @@ impl Looker {
         let rate =
             |now: u64, then: u64| seconds.map_or(0.0, |time| (now.saturating_sub(then) as f64 / time) as f32);
         let (publishers, subscribers) = (self.proxy.publishers(), self.proxy.subscribers());
-        let counts = (publishers.len(), subscribers.len());
+        let (publisher_count, subscriber_count) = (publishers.len(), subscribers.len());
         let moved = publishers.iter().map(|one| (one.id, one.received));
         let moved = moved.chain(subscribers.iter().map(|one| (one.id, one.delivered)));
-        let clients: HashMap<u32, [u64; 2]> =
-            moved.map(|(id, amount)| (id, [amount.messages, amount.bytes])).collect();
-        let rates: HashMap<u32, [f32; 2]> = clients
+        let clients: HashMap<u32, Amount> = moved.collect();
+        let rates_since = |now: Amount, then: Amount| Rates {
+            messages_per_s: rate(now.messages, then.messages),
+            bytes_per_s: rate(now.bytes, then.bytes),
+        };
+        let rates: HashMap<u32, Rates> = clients
             .iter()
-            .filter_map(|(id, now)| {
-                then.get(id).map(|then| (*id, [rate(now[0], then[0]), rate(now[1], then[1])]))
-            })
+            .filter_map(|(id, now)| then.get(id).map(|then| (*id, rates_since(*now, *then))))
             .collect();
 
         let watched = self.proxy.watch();
@@ -303,17 +321,22 @@ impl Looker {
             .map(|(topic, amount)| {
                 let known = topics_then.get(&topic).copied();
                 let then = known.map(|known| known.amount).unwrap_or_default();
-                let mut rates = [rate(amount.messages, then.messages), rate(amount.bytes, then.bytes)];
+                let mut rates = rates_since(amount, then);
                 if let Some(before) = known.and_then(|known| known.rates)
                     && is_estimated
                 {
-                    rates = [smoothed(rates[0], before[0]), smoothed(rates[1], before[1])];
+                    rates = Rates {
+                        messages_per_s: smoothed(rates.messages_per_s, before.messages_per_s),
+                        bytes_per_s: smoothed(rates.bytes_per_s, before.bytes_per_s),
+                    };
                 }
-                (topic, amount, rates)
+                FoundTopic { topic, amount, rates }
             })
             .collect();
-        topics.sort_by(|(a, all, now), (b, other, then)| {
-            then[0].total_cmp(&now[0]).then(other.messages.cmp(&all.messages)).then_with(|| a.cmp(b))
+        topics.sort_by(|a, b| {
+            (b.rates.messages_per_s.total_cmp(&a.rates.messages_per_s))
+                .then(b.amount.messages.cmp(&a.amount.messages))
+                .then_with(|| a.topic.cmp(&b.topic))
         });
         let found = Found { at, rates, topics, others: watched.others, watched: watched.time };
 
@@ -332,7 +355,7 @@ impl Looker {
             before.clients = clients;
             let known = |amount, rates| Known { amount, rates: seconds.map(|_| rates) };
             before.topics = (found.topics.iter())
-                .map(|(topic, amount, rates)| (topic.clone(), known(*amount, *rates)))
+                .map(|found| (found.topic.clone(), known(found.amount, found.rates)))
                 .collect();
         }
         let overview = Overview {
@@ -350,8 +373,8 @@ impl Looker {
             denied: totals.denied,
             connections_refused: totals.refused,
             subscribers_disconnected: totals.disconnected,
-            publishers: counts.0,
-            subscribers: counts.1,
+            publishers: publisher_count,
+            subscribers: subscriber_count,
             subscriptions: self.proxy.subscriptions(),
             memory_used: self.proxy.memory().used(),
             memory_limit: self.proxy.memory().limit(),
@@ -365,7 +388,7 @@ impl Looker {
     }
 }
 
-/// A rate that is estimated, from that of the last second and the one that was told before.
+/// Estimates a rate from that of the last second and the estimate before it.
 fn smoothed(now: f32, before: f32) -> f32 {
     let rate = before + (now - before) * WEIGHT;
     if rate < RATE_MIN { 0.0 } else { rate }
@@ -376,28 +399,28 @@ impl Found {
         self.at.elapsed() < INTERVAL * 3
     }
 
-    /// A connection with its rates.
+    /// Returns a connection with its rates.
     pub(super) fn client(&self, row: Row) -> Client {
         client(row, Some(&self.rates))
     }
 }
 
-/// A connection, with its rates if they are known.
-pub(super) fn client(row: Row, rates: Option<&HashMap<u32, [f32; 2]>>) -> Client {
+/// Returns a connection, with its rates if they are known.
+pub(super) fn client(row: Row, rates: Option<&HashMap<u32, Rates>>) -> Client {
     let own = rates.and_then(|rates| rates.get(&row.id));
-    let messages_per_s = own.map(|own| own[0]);
+    let messages_per_s = own.map(|own| own.messages_per_s);
     let queued = row.subscriber.as_ref().map_or(0, |part| part.queued.messages);
     let behind_s = match messages_per_s {
         Some(rate) if queued > 0 && rate > 0.0 => Some(queued as f32 / rate),
         _ => None,
     };
-    Client { row, messages_per_s, bytes_per_s: own.map(|own| own[1]), behind_s }
+    Client { row, messages_per_s, bytes_per_s: own.map(|own| own.bytes_per_s), behind_s }
 }
 
-/// A topic as it is told.
-pub(super) fn topic_rate((topic, amount, rates): &(Box<[u8]>, Amount, [f32; 2])) -> TopicRate {
-    let [messages_per_s, bytes_per_s] = *rates;
-    TopicRate { topic: text(topic), messages_per_s, bytes_per_s, messages: amount.messages }
+/// Returns a topic as answers have it.
+pub(super) fn topic_rate(found: &FoundTopic) -> TopicRate {
+    let Rates { messages_per_s, bytes_per_s } = found.rates;
+    TopicRate { topic: text(&found.topic), messages_per_s, bytes_per_s, messages: found.amount.messages }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! `/metrics`: everything that is counted, in the `OpenMetrics` text format.
-//! [`classic_text`](super::classic_text) translates it for whoever wants the older format.
+//! The path `/metrics`: everything that is counted, in the `OpenMetrics` text format.
+//! [`classic_text`](super::classic_text) converts it for those who want the older format.
 //!
 //! Nothing is counted here. What the parts count anyway is read when somebody asks, so that metrics cost the
 //! data plane nothing.
@@ -24,8 +24,8 @@ use crate::security::LoginCounts;
 use crate::switch::{Drops, SubscriberStats, Totals};
 use crate::upstream::UpstreamStats;
 
-/// Subscribers with time series of their own: those with the longest queues. Every one that ever connects
-/// costs whoever stores the series.
+/// How many subscribers have time series of their own: those with the longest queues. Whoever stores the
+/// series pays for every subscriber that ever connects.
 pub(super) const SUBSCRIBER_SERIES: usize = 100;
 
 pub(super) const BYTES: Option<&Unit> = Some(&Unit::Bytes);
@@ -43,12 +43,12 @@ pub(super) fn encode(state: &State) -> Result<String, fmt::Error> {
 /// All counts at one time.
 #[derive(Debug)]
 struct Snapshot {
-    /// What names start with: `xmsg_proxy`.
+    /// The prefix of names, such as `xmsg_proxy`.
     prefix: String,
     is_ready: bool,
     started_unix_s: f64,
     process: Process,
-    turned_away: [(&'static str, u64); 5],
+    refused_requests: [(&'static str, u64); 5],
     logins: Option<LoginCounts>,
     log_lines_lost: Option<u64>,
     proxy: Option<ProxySnapshot>,
@@ -77,7 +77,7 @@ struct ProxySnapshot {
     subscriptions: usize,
     memory: MemoryBudget,
     queued: Amount,
-    /// Those with series of their own.
+    /// The subscribers with series of their own.
     detailed: Vec<SubscriberStats>,
 }
 
@@ -105,8 +105,8 @@ impl Snapshot {
             prefix: state.name.replace('-', "_"),
             is_ready: state.is_ready(),
             started_unix_s: unix_s(state.started_at),
-            process: Process::look(),
-            turned_away: state.turned_away.counts(),
+            process: Process::read_all(),
+            refused_requests: state.refused_requests.counts(),
             logins: state.authority.as_ref().map(|authority| authority.logins()),
             log_lines_lost: state.log.as_ref().map(LogQueue::lost),
             proxy,
@@ -123,7 +123,7 @@ impl Snapshot {
     }
 }
 
-/// What waits for all of them.
+/// Returns what waits for all subscribers together.
 pub(super) fn queued(subscribers: &[SubscriberStats]) -> Amount {
     subscribers.iter().fold(Amount::default(), |sum, one| sum + one.queued)
 }
@@ -143,7 +143,7 @@ impl Collector for Snapshot {
         }
         let help =
             "HTTP requests to the admin interface that were refused because the token was missing or wrong.";
-        let values = self.turned_away.map(|(reason, count)| ([("reason", reason.to_owned())], count));
+        let values = self.refused_requests.map(|(reason, count)| ([("reason", reason.to_owned())], count));
         out.counters(&name("admin_refused_requests"), help, None, values)?;
         if let Some(counts) = self.logins {
             let help = "Attempts to log in with a password (PLAIN), by outcome.";
@@ -170,7 +170,7 @@ impl ProxySnapshot {
         let Totals {
             received,
             delivered,
-            // The sum of `drops`.
+            // This is the sum of `drops`.
             dropped: _,
             drops,
             waits,
@@ -321,7 +321,7 @@ impl ProxySnapshot {
     }
 }
 
-/// What became of logins with a password.
+/// Returns the outcomes of logins with a password.
 pub(super) fn logins(counts: LoginCounts) -> [(&'static str, u64); 5] {
     let LoginCounts { admitted, recognized, refused, too_soon, too_many } = counts;
     [
@@ -333,7 +333,7 @@ pub(super) fn logins(counts: LoginCounts) -> [(&'static str, u64); 5] {
     ]
 }
 
-/// What was dropped, by the policy that chose it.
+/// Returns what was dropped, by the policy that chose it.
 fn reasons(
     drops: Drops,
     value: fn(Amount) -> u64,
@@ -344,7 +344,8 @@ fn reasons(
         .map(move |(reason, amount)| ([("reason", reason.to_owned())], value(amount)))
 }
 
-/// For each reason, also those that there were none of yet: an alarm needs something to start from.
+/// Writes the violations of each reason, also of those that there were none of yet, since an alarm needs
+/// something to start from.
 fn encode_violations(name: &str, counts: ViolationCounts, out: &mut Families<'_>) -> Result<(), fmt::Error> {
     let help = "Connections that were ended because the peer broke a rule or a limit.";
     let values = counts.iter().map(|(reason, count)| ([("reason", reason.to_string())], count));
@@ -401,7 +402,7 @@ impl RegistrarSnapshot {
 }
 
 impl Process {
-    /// Under the names that all exporters use.
+    /// Writes the metrics of the process under the names that all exporters use.
     fn encode(&self, started_unix_s: f64, out: &mut Families<'_>) -> Result<(), fmt::Error> {
         if let Some(cpu_s) = self.cpu_s {
             let help = "Processor time of the process, user and system.";

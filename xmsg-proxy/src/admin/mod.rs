@@ -33,11 +33,11 @@ mod metrics;
 mod page;
 mod pending;
 mod process;
+mod refused_requests;
 mod routes;
 mod server;
 mod tap;
 mod token;
-mod turned_away;
 mod upstreams;
 
 use std::net::{SocketAddr, TcpListener};
@@ -64,43 +64,43 @@ use crate::log::LogQueue;
 use crate::security::Authority;
 use crate::{Monitor, registrar};
 use access::{Access, Caller};
-use answers::Answers;
+use answers::UnreadAnswers;
 use api::Streams;
 use look::Looks;
+use refused_requests::RefusedRequests;
 use tap::Client;
-use turned_away::TurnedAway;
 
-/// What the kernel holds of an answer that is not read, bytes. By itself it would take some MiB of each,
+/// How many bytes the kernel holds of an answer that is not read. By itself it would take some MiB of each,
 /// which count nowhere.
 const SEND_BUFFER: usize = 128 << 10;
 
-/// What there is to watch.
+/// The parts of a process that the HTTP server shows.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
-    /// A proxy.
+    /// The proxy.
     pub proxy: Option<Monitor>,
-    /// A registrar.
+    /// The registrar.
     pub registrar: Option<registrar::Monitor>,
-    /// Outgoing connections and channels.
+    /// The outgoing connections and channels.
     #[cfg(feature = "connect")]
     pub connect: Option<Connect>,
-    /// Who is let in to proxy and registrar.
+    /// The rules of who is let in to proxy and registrar.
     pub authority: Option<Arc<Authority>>,
-    /// The log on its way out.
+    /// The queue of the log.
     pub log: Option<LogQueue>,
-    /// What a reload of the settings would change.
+    /// The changes that a reload of the settings would make.
     pub pending: Option<Pending>,
     /// Where the proxy is reached, so that messages can be published.
     pub reach: Option<Reach>,
 }
 
-/// Where in its life a daemon is.
+/// The phase of a daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Phase {
-    /// It accepts connections.
+    /// The daemon accepts connections.
     Ready,
-    /// It was told to stop, and delivers what it has.
+    /// The daemon was told to stop, and delivers what it has.
     Draining,
 }
 
@@ -115,7 +115,7 @@ pub struct Admin {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What requests are answered from.
+/// The state from which requests are answered.
 #[derive(Debug)]
 struct State {
     /// The name of the daemon.
@@ -127,8 +127,8 @@ struct State {
     authority: Option<Arc<Authority>>,
     log: Option<LogQueue>,
     pending: Option<pending::Reader>,
-    turned_away: TurnedAway,
-    answers: Answers,
+    refused_requests: RefusedRequests,
+    answers: UnreadAnswers,
     phase: AtomicU8,
     access: Access,
     looks: Looks,
@@ -147,7 +147,7 @@ impl State {
         self.phase() == Phase::Ready && self.is_writable()
     }
 
-    /// Whether what is registered can be stored.
+    /// Returns whether what is registered can be stored.
     fn is_writable(&self) -> bool {
         self.registrar.as_ref().is_none_or(registrar::Monitor::is_writable)
     }
@@ -163,7 +163,7 @@ impl State {
         }
     }
 
-    /// Whether there is a web page: it is about a proxy.
+    /// Returns whether there is a web page, which is about a proxy.
     fn has_page(&self) -> bool {
         self.proxy.is_some()
     }
@@ -216,11 +216,11 @@ impl Admin {
         let failed = |error| Error::new(ErrorKind::Io, "cannot serve HTTP").with_source(error);
         let address = socket.local_addr().map_err(failed)?;
         permitted(address, &mut tokens)?;
-        // Of a registrar there are no long answers.
+        // A registrar has no long answers.
         let memory = sources.proxy.as_ref().map(|proxy| proxy.memory().clone());
         let state = Arc::new(State {
             name,
-            answers: Answers::new(memory.unwrap_or_default()),
+            answers: UnreadAnswers::new(memory.unwrap_or_default()),
             proxy: sources.proxy,
             registrar: sources.registrar,
             #[cfg(feature = "connect")]
@@ -228,7 +228,7 @@ impl Admin {
             authority: sources.authority,
             log: sources.log,
             pending: sources.pending.map(pending::Reader::new),
-            turned_away: TurnedAway::default(),
+            refused_requests: RefusedRequests::default(),
             phase: AtomicU8::new(Phase::Ready as u8),
             access: Access::new(tokens, address.port()),
             looks: Looks::default(),
@@ -240,7 +240,7 @@ impl Admin {
             runtime: Handle::current(),
         });
         let mut runtime = tokio::runtime::Builder::new_current_thread();
-        // Nothing of it blocks.
+        // Nothing on this runtime blocks.
         let runtime = runtime.enable_all().max_blocking_threads(1).build().map_err(failed)?;
         let listener = {
             let _entered = runtime.enter();
@@ -273,7 +273,7 @@ impl Admin {
         Ok(Self { address, state, stop, closer, thread: Some(thread) })
     }
 
-    /// Where it listens.
+    /// Returns the address at which it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -281,26 +281,26 @@ impl Admin {
 
     /// Makes a link to the web page that begins a session: whoever opens it first may change what can be
     /// changed, as with the operator's token. It is good once, and until the tokens change; eight links are
-    /// good at a time, and a further one takes the place of the oldest. `None`: there is no operator's token,
-    /// or the operating system gives no randomness.
+    /// good at a time, and a further one takes the place of the oldest. Returns `None` if there is no
+    /// operator's token, or if the operating system gives no randomness.
     #[must_use]
     pub fn link(&self) -> Option<String> {
         let code = self.state.access.make_link()?;
         Some(format!("http://{}{}", self.address, api::link(&code)))
     }
 
-    /// Whether nobody has used this link yet, and it would begin a session.
+    /// Returns whether nobody has used this link yet, and it would begin a session.
     #[must_use]
     pub fn is_unused(&self, link: &str) -> bool {
         link.rsplit_once("#code=").is_some_and(|(_, code)| self.state.access.is_unused(code))
     }
 
-    /// Says where in its life the daemon is.
+    /// Sets the phase of the daemon.
     pub fn set_phase(&self, phase: Phase) {
         self.state.phase.store(phase as u8, Ordering::Relaxed);
     }
 
-    /// Requests have to bring these tokens from now on, and all sessions end. Refused like in
+    /// Replaces the tokens that requests have to bring, and ends all sessions. This is refused as in
     /// [`start`](Self::start).
     pub fn set_tokens(&self, tokens: impl Into<Tokens>) -> Result<()> {
         let mut tokens = tokens.into();
@@ -309,7 +309,7 @@ impl Admin {
         Ok(())
     }
 
-    /// The settings are these now.
+    /// Replaces the settings that are shown.
     pub fn set_config(&self, config: serde_json::Value) {
         *self.state.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
     }
@@ -324,7 +324,7 @@ impl Admin {
     }
 }
 
-/// Others may ask only with a token; without one, only this machine may look.
+/// Checks that a server that others can reach has a token. Without one, only this machine may look.
 fn permitted(address: SocketAddr, tokens: &mut Tokens) -> Result<()> {
     if address.ip().to_canonical().is_loopback() {
         return Ok(());

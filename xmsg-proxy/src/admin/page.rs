@@ -1,4 +1,4 @@
-//! The web page: its files, in the program itself. Nothing of it comes from elsewhere.
+//! The files of the web page, which are in the program itself. Nothing of the page comes from elsewhere.
 
 use std::sync::Arc;
 
@@ -68,19 +68,19 @@ pub(super) fn router() -> Router<Arc<State>> {
     })
 }
 
-/// The page itself.
+/// Returns the page itself.
 pub(super) fn index(headers: &HeaderMap) -> Response {
     INDEX.answer(headers)
 }
 
-/// Whether whoever asks is a browser that is to show something.
+/// Returns whether the client is a browser that is to show something.
 pub(super) fn is_wanted(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     accepted.flat_map(|value| value.split(',')).any(|kind| kind.trim().starts_with("text/html"))
 }
 
 impl File {
-    /// A tag that is another one whenever the file is.
+    /// Returns a tag that is another one whenever the file is.
     fn tag(&self) -> String {
         // FNV-1a: two versions of a file are to be told apart, and nobody attacks it.
         let hash = self.text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {

@@ -1,4 +1,4 @@
-//! What a reload of the settings would change, as the daemon finds out that has them.
+//! The changes that a reload of the settings would make, as the daemon finds them out.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use xmsg_zmq::deadline::Deadline;
 
 use crate::settings::{Change, SettingsError};
 
-/// How long an answer is good for: files are read no more often, whoever asks.
-const GOOD_FOR: Duration = Duration::from_secs(1);
+/// How long a result is used again, so that files are not read more often, however many ask.
+const CACHED_FOR: Duration = Duration::from_secs(1);
 /// How long reading may take. A file can let whoever reads it wait for as long as it likes.
 const READ_TIME: Duration = Duration::from_secs(5);
 
@@ -27,11 +27,11 @@ pub struct PendingChanges {
     pub contents: Vec<(&'static str, bool)>,
 }
 
-type Found = Result<PendingChanges, SettingsError>;
+type PendingResult = Result<PendingChanges, SettingsError>;
 
 /// Finds out what a reload would change. It reads files, and may take as long as these.
 #[derive(Clone)]
-pub struct Pending(Arc<dyn Fn() -> Found + Send + Sync>);
+pub struct Pending(Arc<dyn Fn() -> PendingResult + Send + Sync>);
 
 impl fmt::Debug for Pending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -40,17 +40,17 @@ impl fmt::Debug for Pending {
 }
 
 impl Pending {
-    /// Finds it out with this function, which is called on a thread that may block.
+    /// Makes it of a function that finds out the changes. It is called on a thread that may block.
     pub fn new(find: impl Fn() -> Result<PendingChanges, SettingsError> + Send + Sync + 'static) -> Self {
         Self(Arc::new(find))
     }
 }
 
-/// Reads for all who ask together: one at a time, and not again within a moment.
+/// A reader that all requests share. It reads one at a time, and not again within a moment.
 #[derive(Debug)]
 pub(super) struct Reader {
     pending: Pending,
-    last: Arc<Mutex<Option<(Instant, Found)>>>,
+    last: Arc<Mutex<Option<(Instant, PendingResult)>>>,
 }
 
 impl Reader {
@@ -58,17 +58,17 @@ impl Reader {
         Self { pending, last: Arc::default() }
     }
 
-    /// What a reload would change; `None`: the files are still being read.
-    pub(super) async fn read(&self, runtime: &Handle) -> Option<Found> {
+    /// Returns what a reload would change, and `None` if the files are still being read.
+    pub(super) async fn read(&self, runtime: &Handle) -> Option<PendingResult> {
         let (pending, last) = (self.pending.clone(), self.last.clone());
         let read = async {
             let mut last = last.lock_owned().await;
             if let Some((at, found)) = &*last
-                && at.elapsed() < GOOD_FOR
+                && at.elapsed() < CACHED_FOR
             {
                 return Some(found.clone());
             }
-            // The lock goes with it: however many ask, one thread at most waits for a file.
+            // The lock moves into the thread, so that one thread at most waits for a file, however many ask.
             let reading = runtime.spawn_blocking(move || {
                 let found = (pending.0)();
                 *last = Some((Instant::now(), found.clone()));
@@ -96,7 +96,7 @@ mod tests {
         }));
         let runtime = Handle::current();
         let (one, other) = tokio::join!(reader.read(&runtime), reader.read(&runtime));
-        let says = |found: Option<Found>| found.unwrap().unwrap_err().to_string();
+        let says = |found: Option<PendingResult>| found.unwrap().unwrap_err().to_string();
         assert_eq!((says(one), says(other)), ("a mistake".to_owned(), "a mistake".to_owned()));
         assert_eq!(calls.load(Ordering::Relaxed), 1);
     }

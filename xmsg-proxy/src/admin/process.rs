@@ -1,4 +1,4 @@
-//! What the system says of this process. What it does not say is left out.
+//! Statistics of this process from the system. What the system does not say is left out.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,37 +16,38 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Processor time so far, seconds.
+    /// Returns the processor time so far, in seconds.
     pub(super) fn cpu() -> Option<f64> {
         std::fs::read_to_string("/proc/self/stat").ok().as_deref().and_then(cpu_s)
     }
 
-    /// Memory that it occupies now, bytes. It is cheap: once a second is often enough to matter.
+    /// Returns the memory that the process occupies now, in bytes. It is cheap, because it is read once a
+    /// second.
     pub(super) fn resident() -> Option<u64> {
         std::fs::read_to_string("/proc/self/status").ok().as_deref().and_then(|text| kib(text, "VmRSS:"))
     }
 
-    /// All of it. It takes the longer the more connections there are, whose descriptors are counted.
-    pub(super) fn look() -> Self {
+    /// Reads everything. That takes the longer the more connections there are, whose descriptors are counted.
+    pub(super) fn read_all() -> Self {
         let read = |file: &str| std::fs::read_to_string(format!("/proc/self/{file}")).ok();
         let status = read("status");
         Self {
             cpu_s: read("stat").as_deref().and_then(cpu_s),
             resident_bytes: status.as_deref().and_then(|text| kib(text, "VmRSS:")),
             virtual_bytes: status.as_deref().and_then(|text| kib(text, "VmSize:")),
-            // One of them is the one that the folder is read with.
+            // One of the descriptors is that with which the folder is read.
             open_fds: std::fs::read_dir("/proc/self/fd").ok().map(|files| files.count() as u64 - 1),
             max_fds: read("limits").as_deref().and_then(max_fds),
         }
     }
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 pub(super) fn unix_s(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
 }
 
-/// User and system time. The name of the program, in brackets, may hold anything.
+/// Returns user and system time. The name of the program, in brackets, may hold anything.
 fn cpu_s(stat: &str) -> Option<f64> {
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks = |at: usize| fields.get(at)?.parse::<u64>().ok();
@@ -83,7 +84,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn finds_itself() {
-        let me = Process::look();
+        let me = Process::read_all();
         assert!(me.resident_bytes > Some(100 << 10) && me.virtual_bytes >= me.resident_bytes, "{me:?}");
         assert!(Process::resident() > Some(100 << 10) && Process::cpu().is_some());
         assert!(me.open_fds >= Some(3) && me.max_fds >= me.open_fds && me.cpu_s.is_some(), "{me:?}");

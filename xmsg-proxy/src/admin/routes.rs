@@ -1,4 +1,4 @@
-//! What the paths answer, and who gets an answer.
+//! The paths, what they answer, and who gets an answer.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,23 +28,23 @@ use crate::registrar;
 use crate::stats::{DropRow, Kind, Row, SubscriberPart, Sum};
 use crate::switch::Ending;
 
-/// The runtime that moves messages counts as stuck when a task does not get its turn for so long.
-const STUCK: Duration = Duration::from_secs(10);
-/// Entries of a list, unless asked for more.
+/// How long a task may wait for its turn until the runtime counts as stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(10);
+/// How many entries a list has, unless the request asks for more.
 const LIMIT_DEFAULT: usize = 100;
-/// Entries of a list at most.
+/// How many entries a list has at most.
 const LIMIT_MAX: usize = 10_000;
-/// Bytes of prefixes in a list at most: peers choose them, and what is not text takes six times as much in an
-/// answer.
+/// How many bytes of prefixes a list has at most. Peers choose the prefixes, and what is not text takes six
+/// times as much in an answer.
 const PREFIXES_MAX: usize = 512 << 10;
 /// Paths with long answers.
-const LISTS: [&str; 6] =
+const LONG_ANSWER_PATHS: [&str; 6] =
     ["/connz", "/subsz", "/statsz", "/api/v1/connections", "/api/v1/stats", "/api/v1/topics"];
 /// Paths with events that are told as they happen. Each takes one of few places for as long as it is read, so
 /// that pages of other sites are not to open them, though they could not read them.
 const STREAMS: [&str; 3] = ["/api/v1/events", "/api/v1/log", "/api/v1/tap"];
-/// Paths that probes ask for, which can't know a token. They tell nothing else.
-const OPEN: [&str; 2] = ["/healthz", "/readyz"];
+/// Paths for probes, which can't know a token. Their answers say nothing else.
+const PUBLIC_PATHS: [&str; 2] = ["/healthz", "/readyz"];
 
 const INDEX: &str = "/healthz\n/readyz\n/metrics\n/varz\n";
 const PROXY_INDEX: &str = "/connz?limit=&offset=&sort=&kind=\n/subsz?limit=&prefix=\n/statsz\n\
@@ -78,22 +78,23 @@ pub(super) fn router(state: Arc<State>) -> Router {
     router.layer(from_fn_with_state(state.clone(), guard)).with_state(state)
 }
 
-/// A request has brought the operator's token, or a session that was made with it. Whoever changes something
-/// has to show this: that there is a token now does not say that there was one when the request was let in.
+/// Proof that a request has brought the operator's token, or a session that was made with it. A handler that
+/// changes something needs this proof, since a token that is there now need not have been there when the
+/// request was let in.
 #[derive(Clone, Debug)]
 pub(super) struct Authorized {
-    /// Who that is, for the log.
+    /// The name of the client in the log.
     pub(super) by: String,
 }
 
-/// Who a request comes from.
+/// The client that a request comes from.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asked {
-    /// `None`: nobody in particular, where everybody may look.
+pub(super) struct Requester {
+    /// The caller, or `None` for nobody in particular, where everybody may look.
     pub(super) caller: Option<Caller>,
 }
 
-/// What is said where there is no token at all.
+/// Returns the text of the error where there is no token at all.
 pub(super) fn no_token(daemon: &str) -> String {
     let variable = daemon.replace('-', "_").to_uppercase();
     format!(
@@ -102,7 +103,7 @@ pub(super) fn no_token(daemon: &str) -> String {
     )
 }
 
-/// Finds out who asks, and turns away whoever has no business here.
+/// Finds out who asks, and rejects requests that may not be answered.
 async fn guard(Shared(state): Shared<Arc<State>>, mut request: Request, next: Next) -> Response {
     let connection = request.extensions().get::<Arc<Connection>>().cloned();
     let refusal = match admit(&state, &request) {
@@ -113,14 +114,14 @@ async fn guard(Shared(state): Shared<Arc<State>>, mut request: Request, next: Ne
                 let by = session.map_or(from.clone(), |number| format!("{from}, session {number}"));
                 request.extensions_mut().insert(Authorized { by });
             }
-            request.extensions_mut().insert(Asked { caller });
+            request.extensions_mut().insert(Requester { caller });
             None
         }
         Err(refusal) => Some(refuse(&state, connection.as_deref(), refusal).await),
     };
     let mut response = match refusal {
         Some(refusal) => refusal,
-        None if LISTS.contains(&request.uri().path()) && !state.answers.has_room() => {
+        None if LONG_ANSWER_PATHS.contains(&request.uri().path()) && !state.answers.has_room() => {
             no_room(&state, connection.as_deref())
         }
         None => {
@@ -148,17 +149,17 @@ async fn guard(Shared(state): Shared<Arc<State>>, mut request: Request, next: Ne
     response
 }
 
-/// Why a request is turned away.
-enum Away {
+/// Why a request is rejected.
+enum RejectReason {
     Denied(Denied),
     /// A page of another site, or of another port, would follow what happens here.
     ForeignStream,
-    /// It is for a name that may have been made to lead here.
+    /// The request is for a name that may have been made to lead here.
     Name,
 }
 
-/// Who asks, or why that is not answered.
-fn admit(state: &State, request: &Request) -> Result<Option<Caller>, Away> {
+/// Returns who asks, or why the request is rejected.
+fn admit(state: &State, request: &Request) -> Result<Option<Caller>, RejectReason> {
     let (path, headers) = (request.uri().path(), request.headers());
     // A page in a browser on this machine could ask under a name of its own that leads here (DNS rebinding).
     // Whoever has a token, or a cookie, which is for one name, has shown more than that.
@@ -168,66 +169,69 @@ fn admit(state: &State, request: &Request) -> Result<Option<Caller>, Away> {
     // Who has no session yet gets the page, which asks for the token. A token that is brought is always
     // looked at: wrong ones count.
     let asks_who = path == api::SESSION && !headers.contains_key(header::AUTHORIZATION);
-    if OPEN.contains(&path) || (state.has_page() && (is_page || asks_who)) {
-        return if is_local || !tokens.open_to_look { Ok(None) } else { Err(Away::Name) };
+    if PUBLIC_PATHS.contains(&path) || (state.has_page() && (is_page || asks_who)) {
+        return if is_local || !tokens.open_to_look { Ok(None) } else { Err(RejectReason::Name) };
     }
     // Whatever else the request brings: a browser that says where it comes from is believed.
     if is_from_elsewhere(headers) {
         if STREAMS.contains(&path) {
-            return Err(Away::ForeignStream);
+            return Err(RejectReason::ForeignStream);
         }
         if !request.method().is_safe() {
-            return Err(Away::Denied(Denied::Foreign));
+            return Err(RejectReason::Denied(Denied::Foreign));
         }
     }
-    match state.access.caller(request.method(), headers).map_err(Away::Denied)? {
-        None if !is_local => Err(Away::Name),
+    match state.access.caller(request.method(), headers).map_err(RejectReason::Denied)? {
+        None if !is_local => Err(RejectReason::Name),
         caller => Ok(caller),
     }
 }
 
-async fn refuse(state: &State, connection: Option<&Connection>, why: Away) -> Response {
+async fn refuse(state: &State, connection: Option<&Connection>, why: RejectReason) -> Response {
     let text = "send the token: Authorization: Bearer TOKEN\n";
     let unauthorized = (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], text);
     match why {
-        Away::Denied(Denied::Nothing) => {
-            state.turned_away.without(connection);
+        RejectReason::Denied(Denied::Nothing) => {
+            state.refused_requests.no_token(connection);
             unauthorized.into_response()
         }
-        Away::Denied(Denied::WrongToken) => {
-            state.turned_away.wrong(connection).await;
+        RejectReason::Denied(Denied::WrongToken) => {
+            state.refused_requests.wrong_token(connection).await;
             unauthorized.into_response()
         }
-        Away::Denied(Denied::Foreign) => {
-            state.turned_away.foreign(connection);
+        RejectReason::Denied(Denied::Foreign) => {
+            state.refused_requests.foreign(connection);
             let text = "a change in a browser has to come from a page of this server, with the header X-Xmsg-Page, which has the secret from the \
                         answer to the login: log in again\n";
             (StatusCode::FORBIDDEN, text).into_response()
         }
-        Away::Denied(Denied::TooMany) => {
-            state.turned_away.too_many(connection);
+        RejectReason::Denied(Denied::TooMany) => {
+            state.refused_requests.too_many(connection);
             let text = "more changes in a second than a session may make: wait a moment\n";
             (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "1")], text).into_response()
         }
-        Away::ForeignStream => {
-            state.turned_away.foreign(connection);
+        RejectReason::ForeignStream => {
+            state.refused_requests.foreign(connection);
             let text = "what happens here is told to pages of this server and to programs, and a browser asked for a page of another site or \
                         port: open the page at this address\n";
             (StatusCode::FORBIDDEN, text).into_response()
         }
-        Away::Name => (StatusCode::FORBIDDEN, "ask for localhost, or for an IP address\n").into_response(),
+        RejectReason::Name => {
+            (StatusCode::FORBIDDEN, "ask for localhost, or for an IP address\n").into_response()
+        }
     }
 }
 
-/// The answer in place of one that is long, while others are not read yet.
+/// Returns the answer in place of a long one, while others are not read yet.
 fn no_room(state: &State, connection: Option<&Connection>) -> Response {
-    state.turned_away.no_room(connection);
+    state.refused_requests.no_room(connection);
     let text = "there is no room for a long answer now: others are not read yet, or the memory for all peers is used up. \
                 Ask again, with a smaller limit\n";
     (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], text).into_response()
 }
 
-/// Whether the request is for `localhost` or an IP address. Without any name it does not come from a browser.
+/// Returns whether the request is for `localhost` or an IP address. A request without any name does not come
+/// from a browser.
 fn is_local_name(uri: &Uri, headers: &HeaderMap) -> bool {
     let named = |text: &str| {
         let host = match text.strip_prefix('[') {
@@ -253,7 +257,7 @@ async fn index(Shared(state): Shared<Arc<State>>, headers: HeaderMap) -> Respons
     format!("{} {}\n\n{INDEX}{proxy}{connect}{api}", state.name, env!("CARGO_PKG_VERSION")).into_response()
 }
 
-/// Asks the runtimes that do the work for a turn.
+/// Checks that the runtimes that do the work give a task its turn.
 async fn healthz(Shared(state): Shared<Arc<State>>) -> Answer {
     let own = state.registrar.as_ref().map(registrar::Monitor::runtime);
     #[cfg(feature = "connect")]
@@ -263,12 +267,12 @@ async fn healthz(Shared(state): Shared<Arc<State>>) -> Answer {
     let runtimes = [Some(&state.runtime), own, connect].into_iter().flatten();
     let mut turns: Vec<_> = runtimes.map(|runtime| runtime.spawn(async {})).collect();
     let unavailable = |text| (StatusCode::SERVICE_UNAVAILABLE, text);
-    match tokio::time::timeout(STUCK, futures::future::try_join_all(turns.iter_mut())).await {
+    match tokio::time::timeout(STUCK_AFTER, futures::future::try_join_all(turns.iter_mut())).await {
         Ok(Ok(_)) => Ok("ok\n".into_response()),
         Ok(Err(_)) => Err(unavailable("the runtime has ended\n".to_owned())),
         Err(_) => {
             turns.iter().for_each(tokio::task::JoinHandle::abort);
-            Err(unavailable(format!("the runtime is stuck: no turn within {STUCK:?}\n")))
+            Err(unavailable(format!("the runtime is stuck: no turn within {STUCK_AFTER:?}\n")))
         }
     }
 }
@@ -294,7 +298,7 @@ async fn prometheus(Shared(state): Shared<Arc<State>>, headers: HeaderMap) -> An
     }
 }
 
-/// All reasons for which connections are ended, and how many were.
+/// Returns how many connections were ended, by reason.
 fn by_reason(counts: ViolationCounts) -> serde_json::Value {
     counts
         .iter()
@@ -304,7 +308,7 @@ fn by_reason(counts: ViolationCounts) -> serde_json::Value {
 }
 
 async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
-    let process = Process::look();
+    let process = Process::read_all();
     let mut found = json!({
         "name": state.name,
         "version": env!("CARGO_PKG_VERSION"),
@@ -344,7 +348,7 @@ async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
             "queue": Sum::from(metrics::queued(&subscribers)),
         });
     }
-    found["admin_refused_requests"] = json!(BTreeMap::from(state.turned_away.counts()));
+    found["admin_refused_requests"] = json!(BTreeMap::from(state.refused_requests.counts()));
     if let Some(authority) = &state.authority {
         found["logins"] = json!(BTreeMap::from(metrics::logins(authority.logins())));
     }
@@ -370,7 +374,7 @@ async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
     Json(found)
 }
 
-/// Whom to list, and in what order.
+/// The query of a list of connections: which ones, and in what order.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ConnzQuery {
@@ -388,7 +392,7 @@ enum Sort {
     #[default]
     Id,
     Peer,
-    /// The longest first; so with those that follow.
+    /// The connections that exist longest come first. The sorts below also put the largest first.
     Connected,
     Messages,
     Bytes,
@@ -414,9 +418,9 @@ impl Sort {
     }
 }
 
-/// The number of entries that a request may have.
-fn limit(asked: Option<usize>) -> Result<usize, (StatusCode, String)> {
-    match asked {
+/// Returns the number of entries that a request may have.
+fn limit(requested: Option<usize>) -> Result<usize, (StatusCode, String)> {
+    match requested {
         None => Ok(LIMIT_DEFAULT),
         Some(limit) if limit <= LIMIT_MAX => Ok(limit),
         Some(_) => Err((StatusCode::BAD_REQUEST, format!("the limit is at most {LIMIT_MAX}\n"))),
@@ -443,7 +447,7 @@ async fn connz(Shared(state): Shared<Arc<State>>, Query(query): Query<ConnzQuery
     Ok(Json(ConnzAnswer { total, offset: query.offset, limit, connections }).into_response())
 }
 
-/// A list of connections. Written as it is: made of values first, it would take many times as much memory.
+/// A list of connections. It is serialized directly, since JSON values would take many times as much memory.
 #[derive(Serialize)]
 struct ConnzAnswer {
     total: usize,
@@ -467,18 +471,18 @@ struct PrefixRow {
     subscribers: usize,
 }
 
-/// Which prefixes to list.
+/// The query of a list of prefixes.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SubszQuery {
     limit: Option<usize>,
-    /// What they start with.
+    /// The start of the prefixes that are listed.
     #[serde(default)]
     prefix: String,
 }
 
-/// Those with the most subscribers first, as many as there is room for. Bytes that are no UTF-8 are shown as
-/// `\xff`.
+/// Lists the prefixes with the most subscribers first, as many as there is room for. Bytes that are no UTF-8
+/// are shown as `\xff`.
 async fn subsz(Shared(state): Shared<Arc<State>>, Query(query): Query<SubszQuery>) -> Answer {
     let limit = limit(query.limit)?;
     let proxy = state.proxy.as_ref().ok_or((StatusCode::NOT_FOUND, String::new()))?;
@@ -507,7 +511,7 @@ async fn subsz(Shared(state): Shared<Arc<State>>, Query(query): Query<SubszQuery
     Ok(Json(SubszAnswer { total, subscriptions, limit, prefixes }).into_response())
 }
 
-/// What the control request `stats` is answered with.
+/// Answers as the control request `stats` is answered.
 async fn statsz(Shared(state): Shared<Arc<State>>) -> Answer {
     let proxy = state.proxy.as_ref().ok_or((StatusCode::NOT_FOUND, String::new()))?;
     Ok(([(header::CONTENT_TYPE, "application/json")], proxy.stats()).into_response())
@@ -518,10 +522,10 @@ async fn end_connection(
     Shared(state): Shared<Arc<State>>,
     Path(id): Path<String>,
     authorized: Option<Extension<Authorized>>,
-    Extension(asked): Extension<Asked>,
+    Extension(requester): Extension<Requester>,
 ) -> Answer {
     let Some(Extension(Authorized { by })) = authorized else {
-        return Err((StatusCode::FORBIDDEN, format!("{}\n", state.what_is_missing(asked))));
+        return Err((StatusCode::FORBIDDEN, format!("{}\n", state.missing_right(requester))));
     };
     let ending = id.parse().ok().and_then(|id| state.proxy.as_ref()?.end_connection(id, &by));
     let Some(Ending { id, peer, side }) = ending else {

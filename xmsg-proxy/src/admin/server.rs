@@ -26,32 +26,33 @@ use xmsg_zmq::link::transport::{Listener, Stream};
 
 use super::api::Streamed;
 
-/// Connections at a time. Above it, the oldest one that has sent a wrong token gives way to a new one; else
-/// the oldest that is not being answered and has had its time to ask.
-pub(super) const CONNECTIONS: usize = 64;
-/// The time that everybody has to ask, from when nothing of a request was there to be read: nobody gives way
-/// before, so that a crowd of newcomers cuts off nobody who is about to ask, or has asked.
+/// How many connections there may be. Above it, the oldest one that has sent a wrong token is ended for a new
+/// one. If there is none, it is the oldest one that is not being answered and has had its time to ask.
+pub(super) const CONNECTIONS_MAX: usize = 64;
+/// The time that every client has to ask, from when nothing of a request was there to be read. No connection
+/// is ended for others before, so that a crowd of newcomers cuts off nobody who is about to ask, or has
+/// asked.
 const GRACE: Duration = Duration::from_millis(250);
 /// How long a request may take to arrive, and a connection may be silent between two.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a client may read nothing of its answer. Then its connection ends, and what the answer takes is
-/// free.
+/// How long a client may read nothing of its answer. Then its connection ends, and the memory of the answer
+/// is free.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes of a request's line and headers.
+/// How many bytes the line and the headers of a request may have.
 const HEADER_MAX: usize = 16 << 10;
-/// Headers of a request.
-const HEADERS: usize = 64;
+/// How many headers a request may have.
+const HEADERS_MAX: usize = 64;
 
 /// An open connection.
 #[derive(Debug)]
-struct Open {
-    /// It is served by this task.
+struct OpenConnection {
+    /// The task that serves the connection.
     task: task::Id,
     shared: Arc<Connection>,
 }
 
-impl Open {
-    /// When it is one that gives way to others; `None`: not before something changes.
+impl OpenConnection {
+    /// Returns when it may be ended for others, and `None` if not before something changes.
     fn gives_way_at(&self) -> Option<Instant> {
         if self.is_suspect() {
             return Some(self.shared.since);
@@ -69,54 +70,53 @@ impl Open {
     }
 }
 
-/// What the server and the task of a connection both know. Every request brings it.
+/// The state that the server shares with the task of a connection. Every request has it among its extensions.
 #[derive(Debug)]
 pub(super) struct Connection {
     peer: SocketAddr,
-    /// An answer is being worked out. While it is only written, a client that does not read must not count as
-    /// busy.
+    /// Whether an answer is being made. While an answer is only written, the connection is not busy, since
+    /// the client may not read.
     is_busy: AtomicBool,
-    /// Events are sent to it without end, and it reads them.
+    /// Whether events are sent to the client without end.
     is_stream: AtomicBool,
-    /// It has sent a wrong token.
+    /// Whether the client has sent a wrong token.
     is_suspect: AtomicBool,
     since: Instant,
     /// When there was nothing to read for the first time.
     waiting: OnceLock<Instant>,
-    /// Tells the server that one of these has changed.
+    /// Notifies the server when one of these has changed.
     changed: Arc<Notify>,
     cut: CancellationToken,
 }
 
 impl Connection {
-    /// Whose it is.
+    /// Returns the address of the client.
     pub(super) fn peer(&self) -> SocketAddr {
         self.peer
     }
 
     /// Notes that there was nothing to read.
-    fn waits(&self) {
+    fn note_waiting(&self) {
         if self.waiting.set(Instant::now()).is_ok() {
             self.changed.notify_one();
         }
     }
 
-    /// Notes that the rest of its request is waited for: meanwhile it gives way to others as one that has yet
-    /// to ask.
-    pub(super) fn awaits_rest(&self) {
+    /// Notes that the body of its request is awaited. Meanwhile it may be ended for others like one that has
+    /// yet to ask.
+    pub(super) fn waits_for_body(&self) {
         self.is_busy.store(false, Ordering::Relaxed);
-        self.waits();
+        self.note_waiting();
         self.changed.notify_one();
     }
 
-    /// Notes that its request is there.
-    pub(super) fn has_rest(&self) {
+    /// Notes that the body of its request has arrived.
+    pub(super) fn has_body(&self) {
         self.is_busy.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that it has sent a wrong token: its answer waits, and it gives way to others before any of them
-    /// does.
-    pub(super) fn suspect(&self) {
+    /// Notes that it has sent a wrong token. Its answer waits, and it is the first to be ended for others.
+    pub(super) fn set_suspect(&self) {
         self.is_suspect.store(true, Ordering::Relaxed);
         self.is_busy.store(false, Ordering::Relaxed);
         self.changed.notify_one();
@@ -133,13 +133,16 @@ pub(super) async fn run(mut listener: Listener, router: Router, stop: Cancellati
 
 async fn accept(listener: &mut Listener, router: &Router, stop: &CancellationToken) {
     let mut tasks = JoinSet::new();
-    // The oldest first.
-    let mut open: VecDeque<Open> = VecDeque::new();
+    // The open connections, the oldest first.
+    let mut open: VecDeque<OpenConnection> = VecDeque::new();
     let changed = Arc::new(Notify::new());
     loop {
-        let is_full = open.len() >= CONNECTIONS;
-        let room_at =
-            if is_full { open.iter().filter_map(Open::gives_way_at).min() } else { Some(Instant::now()) };
+        let is_full = open.len() >= CONNECTIONS_MAX;
+        let room_at = if is_full {
+            open.iter().filter_map(OpenConnection::gives_way_at).min()
+        } else {
+            Some(Instant::now())
+        };
         let has_room = room_at.is_some_and(|at| at <= Instant::now());
         let accepted = tokio::select! {
             biased;
@@ -154,12 +157,12 @@ async fn accept(listener: &mut Listener, router: &Router, stop: &CancellationTok
             () = tokio::time::sleep_until(room_at.unwrap_or_else(Instant::now)), if !has_room && room_at.is_some() => continue,
             () = changed.notified(), if is_full => continue,
         };
-        // It listens to nothing else.
+        // The listener has TCP connections only.
         let (Stream::Tcp(stream), _) = accepted else { continue };
-        let suspect = || open.iter().position(Open::is_suspect);
-        let gives_way = |one: &Open| one.gives_way_at().is_some_and(|at| at <= Instant::now());
+        let suspect = || open.iter().position(OpenConnection::is_suspect);
+        let gives_way = |one: &OpenConnection| one.gives_way_at().is_some_and(|at| at <= Instant::now());
         let idle = || open.iter().position(|one| gives_way(one) && !one.is_stream());
-        // Somebody follows what happens there: one that only waits goes before it.
+        // A client follows events there, so a connection that only waits is ended before it.
         let followed = || open.iter().position(gives_way);
         if is_full
             && let Some(idle) = suspect().or_else(idle).or_else(followed)
@@ -167,7 +170,7 @@ async fn accept(listener: &mut Listener, router: &Router, stop: &CancellationTok
         {
             oldest.shared.cut.cancel();
         }
-        // Whoever has gone already has nothing to ask.
+        // A client that has gone already has nothing to ask.
         let Ok(peer) = stream.peer_addr() else { continue };
         let shared = Arc::new(Connection {
             peer,
@@ -180,7 +183,7 @@ async fn accept(listener: &mut Listener, router: &Router, stop: &CancellationTok
             cut: CancellationToken::new(),
         });
         let task = tasks.spawn(serve(stream, router.clone(), shared.clone())).id();
-        open.push_back(Open { task, shared });
+        open.push_back(OpenConnection { task, shared });
         // Whoever has asked already is to be read before it is looked at again who gives way: a request that
         // has come makes its connection busy, and one with a wrong token a suspect.
         task::yield_now().await;
@@ -190,14 +193,14 @@ async fn accept(listener: &mut Listener, router: &Router, stop: &CancellationTok
 
 /// The stream of a connection, which notes when its client is waited for, and gives up one that does not
 /// read.
-struct Watched<'a> {
+struct WatchedStream<'a> {
     stream: TcpStream,
     shared: &'a Connection,
     /// Ends the wait for the client to read.
     unread: Option<Pin<Box<Sleep>>>,
 }
 
-impl AsyncRead for Watched<'_> {
+impl AsyncRead for WatchedStream<'_> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -205,13 +208,13 @@ impl AsyncRead for Watched<'_> {
     ) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         if read.is_pending() {
-            self.shared.waits();
+            self.shared.note_waiting();
         }
         read
     }
 }
 
-impl AsyncWrite for Watched<'_> {
+impl AsyncWrite for WatchedStream<'_> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
         if written.is_ready() {
@@ -244,8 +247,8 @@ async fn serve(stream: TcpStream, router: Router, shared: Arc<Connection>) {
                 response.as_ref().is_ok_and(|answer| answer.extensions().get::<Streamed>().is_some());
             shared.is_stream.store(is_stream, Ordering::Relaxed);
             shared.is_busy.store(false, Ordering::Relaxed);
-            // From here on its client is waited for, to read the answer and to ask again.
-            shared.waits();
+            // From here on the client is awaited, to read the answer and to ask again.
+            shared.note_waiting();
             shared.changed.notify_one();
             response
         }
@@ -254,8 +257,8 @@ async fn serve(stream: TcpStream, router: Router, shared: Arc<Connection>) {
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(HEADER_MAX)
-        .max_headers(HEADERS)
-        .serve_connection(TokioIo::new(Watched { stream, shared: &shared, unread: None }), service);
+        .max_headers(HEADERS_MAX)
+        .serve_connection(TokioIo::new(WatchedStream { stream, shared: &shared, unread: None }), service);
     tokio::select! {
         () = shared.cut.cancelled() => {}
         result = connection => {

@@ -8,13 +8,13 @@ use xmsg_zmq::security::read_secret;
 
 use super::access::hex;
 
-/// A shorter one could be guessed.
+/// The shortest token in bytes. A shorter one could be guessed.
 const LEN_MIN: usize = 16;
-/// A longer one would not fit into a header.
+/// The longest token in bytes. A longer one would not fit into a header.
 const LEN_MAX: usize = 1024;
 
-/// Random bytes of a token that is made: nobody guesses 128 bits, and a link with it fits into a line of a
-/// terminal.
+/// The number of random bytes of a token that is made. Nobody guesses 128 bits, and the token fits into a
+/// line of a terminal.
 const RANDOM: usize = 16;
 
 /// A bearer token. It is never shown, and compared in constant time.
@@ -45,7 +45,7 @@ impl Token {
         })
     }
 
-    /// Makes one that nobody can guess: 16 random bytes as hexadecimal digits.
+    /// Makes a token that nobody can guess: 16 random bytes as hexadecimal digits.
     ///
     /// ```
     /// use xmsg_proxy::admin::Token;
@@ -61,14 +61,15 @@ impl Token {
         Self::new(&hex(&bytes))
     }
 
-    /// The token itself, for whoever is to know it. It belongs into no log.
+    /// Returns the token itself, for whoever is to know it. It belongs into no log.
     #[must_use]
     pub fn reveal(&self) -> &str {
         // It was made of ASCII.
         str::from_utf8(&self.0).unwrap_or_default()
     }
 
-    /// Whether this is it. How long that takes tells at most whether the length is right.
+    /// Returns whether the candidate is the token. How long that takes tells at most whether the length is
+    /// right.
     pub(super) fn is(&self, candidate: &[u8]) -> bool {
         self.0.ct_eq(candidate).into()
     }

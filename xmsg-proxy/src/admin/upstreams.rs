@@ -1,4 +1,4 @@
-//! Metrics of the links to upstreams, each with its address. There are few of them, and whoever sets the
+//! The metrics of the links to upstreams, each with its address. There are few links, and whoever sets the
 //! proxy up names them.
 
 use std::fmt;

@@ -12,7 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{Answer, Operator, Problem};
 use crate::admin::State;
 use crate::admin::look::{Client, TopicRate, client, topic_rate};
-use crate::stats::{Kind, Row, text};
+use crate::stats::{Kind, Row, SubscriberPart, text};
 use crate::switch::Ending;
 
 /// How many entries an answer has, unless asked for others, and at most.
@@ -26,9 +26,9 @@ pub(super) struct Limit {
 pub(super) const ROWS: Limit = Limit { default: 100, max: 1000 };
 
 impl Limit {
-    /// The number of entries for a request that asks for so many.
-    pub(super) fn of(self, asked: Option<usize>) -> Result<usize, Problem> {
-        let limit = asked.unwrap_or(self.default);
+    /// Returns the number of entries for a request that asks for so many.
+    pub(super) fn of(self, requested: Option<usize>) -> Result<usize, Problem> {
+        let limit = requested.unwrap_or(self.default);
         if limit <= self.max {
             return Ok(limit);
         }
@@ -79,29 +79,27 @@ pub(super) enum Sort {
 
 impl Sort {
     fn apply(self, rows: &mut [Client]) {
-        let part = |row: &Client| {
-            row.row
-                .subscriber
-                .as_ref()
-                .map_or((0, 0, 0), |own| (own.dropped.messages, own.queued.bytes, own.subscriptions as u64))
-        };
+        let part =
+            |row: &Client, value: fn(&SubscriberPart) -> u64| row.row.subscriber.as_ref().map_or(0, value);
+        let dropped = |row: &Client| part(row, |own| own.dropped.messages);
+        let queued = |row: &Client| part(row, |own| own.queued.bytes);
+        let subscriptions = |row: &Client| part(row, |own| own.subscriptions as u64);
         let rate = |row: &Client| row.messages_per_s.unwrap_or(0.0);
         rows.sort_by_key(|row| row.row.id);
         match self {
             Self::Id => {}
             Self::Trouble => rows.sort_by_key(|row| {
-                let (dropped, queued, _) = part(row);
                 let is_slow = row.row.subscriber.as_ref().is_some_and(|own| own.slow_s.is_some());
-                (Reverse(is_slow), Reverse(dropped), Reverse(queued), Reverse(row.row.messages))
+                (Reverse(is_slow), Reverse(dropped(row)), Reverse(queued(row)), Reverse(row.row.messages))
             }),
             Self::Peer => rows.sort_by(|a, b| a.row.peer.cmp(&b.row.peer)),
             Self::Connected => rows.sort_by(|a, b| b.row.connected_s.total_cmp(&a.row.connected_s)),
             Self::Messages => rows.sort_by_key(|row| Reverse(row.row.messages)),
             Self::Bytes => rows.sort_by_key(|row| Reverse(row.row.bytes)),
             Self::Rate => rows.sort_by(|a, b| rate(b).total_cmp(&rate(a))),
-            Self::Queue => rows.sort_by_key(|row| Reverse(part(row).1)),
-            Self::Drops => rows.sort_by_key(|row| Reverse(part(row).0)),
-            Self::Subscriptions => rows.sort_by_key(|row| Reverse(part(row).2)),
+            Self::Queue => rows.sort_by_key(|row| Reverse(queued(row))),
+            Self::Drops => rows.sort_by_key(|row| Reverse(dropped(row))),
+            Self::Subscriptions => rows.sort_by_key(|row| Reverse(subscriptions(row))),
         }
     }
 }
@@ -240,7 +238,7 @@ pub(super) async fn topics(
     let mut matching = 0;
     let mut topics = Vec::new();
     for topic in &found.topics {
-        if wanted.is_empty() || text(&topic.0).contains(wanted) {
+        if wanted.is_empty() || text(&topic.topic).contains(wanted) {
             matching += 1;
             if topics.len() < limit {
                 topics.push(topic_rate(topic));

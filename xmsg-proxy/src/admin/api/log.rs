@@ -11,7 +11,7 @@ use super::events::{Follow, Place, event};
 use super::{Operator, Problem};
 use crate::admin::State;
 use crate::admin::access::Caller;
-use crate::admin::routes::Asked;
+use crate::admin::routes::Requester;
 use crate::log::Follower;
 
 /// Lines of the log, as server-sent events `lines`, each a list of texts: first the last thousand, then what
@@ -24,21 +24,21 @@ use crate::log::Follower;
 pub(super) async fn tail(
     Shared(state): Shared<Arc<State>>,
     _: Operator,
-    asked: Asked,
+    requester: Requester,
 ) -> Result<Response, Problem> {
     let log = state.log.as_ref().ok_or_else(|| {
         Problem::new(StatusCode::NOT_FOUND, "unknown", "this process keeps no log of its own")
     })?;
     let reader = Reader {
         lines: log.follow(),
-        caller: asked.caller,
-        _place: state.streams.place(asked.caller)?,
+        caller: requester.caller,
+        _place: state.streams.place(requester.caller)?,
         state: state.clone(),
     };
     Ok(reader.stream())
 }
 
-/// Somebody who reads the log.
+/// A client that reads the log.
 struct Reader {
     lines: Follower,
     state: Arc<State>,

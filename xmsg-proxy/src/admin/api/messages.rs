@@ -16,7 +16,7 @@ use super::{Answer, Operator, Problem};
 use crate::admin::State;
 use crate::admin::access::Caller;
 use crate::admin::compose::Composed;
-use crate::admin::routes::Asked;
+use crate::admin::routes::Requester;
 use crate::admin::tap::{Counts, RATE_DEFAULT, RATE_MAX, Tap, Told};
 use crate::switch::Watcher;
 
@@ -32,13 +32,13 @@ pub(super) struct TapQuery {
     rate: Option<u32>,
 }
 
-fn no_way() -> Problem {
+fn no_identity() -> Problem {
     let what = "this proxy has security, and its page no identity of its own to publish with: use xmsg pub with your keys";
     Problem::new(StatusCode::FORBIDDEN, "not_allowed", what)
 }
 
-/// Why somebody may not see messages who may look at the rest.
-fn may_not(caller: Option<Caller>) -> Problem {
+/// Says why somebody may not see messages who may look at the rest.
+fn refused_to_watch(caller: Option<Caller>) -> Problem {
     let what = if caller.is_some() {
         "this token is for looking, and not at what is in messages: bring the operator's, or have the settings allow it \
          (admin.viewer_may_watch)"
@@ -48,7 +48,7 @@ fn may_not(caller: Option<Caller>) -> Problem {
     Problem::new(StatusCode::FORBIDDEN, "not_allowed", what)
 }
 
-fn failed(error: &Error) -> Problem {
+fn client_problem(error: &Error) -> Problem {
     let (status, kind) = match error.kind() {
         ErrorKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
         ErrorKind::NotAllowed => (StatusCode::FORBIDDEN, "not_allowed"),
@@ -68,7 +68,7 @@ fn failed(error: &Error) -> Problem {
 )]
 pub(super) async fn tap(
     Shared(state): Shared<Arc<State>>,
-    asked: Asked,
+    requester: Requester,
     Query(query): Query<TapQuery>,
 ) -> Result<Response, Problem> {
     let rate = query.rate.unwrap_or(RATE_DEFAULT);
@@ -76,17 +76,17 @@ pub(super) async fn tap(
         let what = format!("the rate is from 1 to {RATE_MAX} messages a second");
         return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_request", what).at("rate"));
     }
-    if !state.may_watch(asked.caller) {
-        return Err(may_not(asked.caller));
+    if !state.may_watch(requester.caller) {
+        return Err(refused_to_watch(requester.caller));
     }
-    let place = state.streams.place(asked.caller)?;
-    let watcher = if asked.caller.is_some() { Watcher::Trusted } else { Watcher::Anybody };
+    let place = state.streams.place(requester.caller)?;
+    let watcher = if requester.caller.is_some() { Watcher::Trusted } else { Watcher::Anybody };
     let observation = state.monitor()?.observe(query.topic.into(), rate, watcher).await;
-    let tap = Tap::new(observation.map_err(|error| failed(&error).at("topic"))?);
-    Ok(Follower { tap, state, caller: asked.caller, is_first: true, _place: place }.stream())
+    let tap = Tap::new(observation.map_err(|error| client_problem(&error).at("topic"))?);
+    Ok(Follower { tap, state, caller: requester.caller, is_first: true, _place: place }.stream())
 }
 
-/// Somebody who watches messages.
+/// A client that watches messages.
 struct Follower {
     tap: Tap,
     state: Arc<State>,
@@ -98,17 +98,17 @@ struct Follower {
 impl Follow for Follower {
     async fn next(&mut self) -> Option<Bytes> {
         if std::mem::take(&mut self.is_first) {
-            // The publishers know of it: whatever is published from now on comes.
+            // The publishers know of it, so whatever is published from now on comes.
             return Some(event("counts", b"{\"messages\":0,\"left_out\":0}"));
         }
-        let told = tokio::select! {
+        let event_of_tap = tokio::select! {
             () = self.state.streams.stop.cancelled() => return None,
-            told = self.tap.next() => told?,
+            event = self.tap.next() => event?,
         };
         if !self.state.access.still(self.caller) || !self.state.may_watch(self.caller) {
             return None;
         }
-        Some(match told {
+        Some(match event_of_tap {
             Told::Message(json) => event("message", &json),
             Told::Counts(json) => event("counts", &json),
         })
@@ -139,8 +139,8 @@ pub(super) async fn publish(
     let message = composed.message().map_err(|(field, what)| {
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_message", what).at(field)
     })?;
-    let published = state.client.publish(&message).await.ok_or_else(no_way)?;
-    published.map_err(|error| failed(&error))?;
+    let published = state.client.publish(&message).await.ok_or_else(no_identity)?;
+    published.map_err(|error| client_problem(&error))?;
     let length = message.data().len();
     tracing::info!(by = operator.by, topic = composed.topic, length, "HTTP: a message was published");
     Ok(Json(Published { topic: composed.topic, length }))

@@ -1,5 +1,6 @@
-//! `/api/v1`: what the page shows and does, for programs, too. Answers are JSON; what moves is told in
-//! server-sent events. The types are those of the document `/api/v1/openapi.json`, which is made from them.
+//! The paths `/api/v1`: what the page shows and does, for programs, too. Answers are JSON, and what changes
+//! all the time is sent as server-sent events. The types are those of the document `/api/v1/openapi.json`,
+//! which is made from them.
 //!
 //! | module | |
 //! |---|---|
@@ -37,17 +38,17 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::State;
-use super::routes::{Asked, Authorized};
+use super::routes::{Authorized, Requester};
 
 pub(super) use events::{Streamed, Streams, event};
 pub(super) use session::link;
 
-/// Who has no session yet begins one here.
+/// The path at which whoever has no session begins one.
 pub(super) const SESSION: &str = "/api/v1/session";
-/// What the index says of it.
+/// The line of the index for these paths.
 pub(super) const INDEX: &str = "/api/v1/openapi.json\n";
 
-/// What does not depend on the types.
+/// The part of the document that does not depend on the types.
 #[derive(OpenApi)]
 #[openapi(info(
     title = "xmsg-proxy",
@@ -61,7 +62,7 @@ struct Document;
 pub(super) struct Problem {
     #[serde(skip)]
     status: StatusCode,
-    /// A word to match on.
+    /// The kind of the problem, as a word to match on.
     kind: &'static str,
     /// The field of the request that is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,7 +93,7 @@ impl IntoResponse for Problem {
 
 type Answer<T> = Result<Json<T>, Problem>;
 
-/// Proof that whoever asks may change something, and who that is, for the log.
+/// Proof that whoever asks may change something. It says who that is, for the log.
 #[derive(Debug)]
 struct Operator {
     by: String,
@@ -105,15 +106,15 @@ impl FromRequestParts<Arc<State>> for Operator {
         if let Some(Authorized { by }) = parts.extensions.get::<Authorized>() {
             return Ok(Self { by: by.clone() });
         }
-        let asked = Asked::from_request_parts(parts, state).await?;
-        Err(Problem::new(StatusCode::FORBIDDEN, "not_allowed", state.what_is_missing(asked)))
+        let requester = Requester::from_request_parts(parts, state).await?;
+        Err(Problem::new(StatusCode::FORBIDDEN, "not_allowed", state.missing_right(requester)))
     }
 }
 
 impl State {
-    /// What somebody lacks who may look and not change.
-    pub(super) fn what_is_missing(&self, asked: Asked) -> String {
-        if asked.caller.is_some() {
+    /// Says what somebody lacks who may look and not change.
+    pub(super) fn missing_right(&self, requester: Requester) -> String {
+        if requester.caller.is_some() {
             "this token is for looking only: bring the operator's".to_owned()
         } else if self.access.tokens().operator.is_some() {
             "bring the token: the page asks for it under \"Log in\", curl sends it with -H \"Authorization: Bearer TOKEN\"".to_owned()
@@ -127,8 +128,8 @@ impl State {
     }
 }
 
-/// Who asks, as the guard has found out.
-impl FromRequestParts<Arc<State>> for Asked {
+/// Takes who asks from the request, as the guard has found it out.
+impl FromRequestParts<Arc<State>> for Requester {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &Arc<State>) -> Result<Self, Problem> {
@@ -137,9 +138,9 @@ impl FromRequestParts<Arc<State>> for Asked {
     }
 }
 
-/// All paths, and the document that describes them.
+/// Returns all paths, and the document that describes them.
 ///
-/// `beside` are paths that others have made, to be described with these.
+/// `beside` has paths of other modules, which are described with these.
 pub(super) fn router(beside: OpenApiRouter<Arc<State>>) -> Router<Arc<State>> {
     let (router, document) = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(session::look, session::log_in, session::log_out))

@@ -13,7 +13,7 @@ use super::{Answer, Problem};
 use crate::admin::State;
 use crate::admin::history::{Sample, Span};
 use crate::admin::look::Overview;
-use crate::admin::routes::Asked;
+use crate::admin::routes::Requester;
 
 /// How it does: as of the last second while somebody watches, else as of now, without rates.
 #[utoipa::path(get, path = "/api/v1/overview", responses((status = 200, body = Overview)))]
@@ -27,9 +27,12 @@ pub(super) async fn overview(Shared(state): Shared<Arc<State>>) -> Answer<Overvi
     get, path = "/api/v1/events",
     responses((status = 200, content_type = "text/event-stream", body = Overview), (status = 503, body = Problem))
 )]
-pub(super) async fn events(Shared(state): Shared<Arc<State>>, asked: Asked) -> Result<Response, Problem> {
+pub(super) async fn events(
+    Shared(state): Shared<Arc<State>>,
+    requester: Requester,
+) -> Result<Response, Problem> {
     state.monitor()?;
-    state.streams.overview(&state, asked.caller)
+    state.streams.overview(&state, requester.caller)
 }
 
 /// Totals, the 1,000 most important connections, and the topics with the most messages, all of the same

@@ -121,7 +121,7 @@ pub(super) async fn registrations(
     let Some(registrar) = &state.registrar else {
         return Ok(Json(Registrations { offset, limit, ..Registrations::default() }));
     };
-    let asked = registrar::Query {
+    let search = registrar::Query {
         owner: query.kind.map(|side| match side {
             Side::Publisher => OwnerType::Publisher,
             Side::Subscriber => OwnerType::Subscriber,
@@ -131,7 +131,7 @@ pub(super) async fn registrations(
         offset,
         limit,
     };
-    let page = Deadline::after(SEARCH_TIME).limit(registrar.browse(asked)).await.ok().flatten();
+    let page = Deadline::after(SEARCH_TIME).limit(registrar.browse(search)).await.ok().flatten();
     let page = page.ok_or_else(|| {
         let what = "the registrar has too much to do to answer now: ask again in a moment";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", what)

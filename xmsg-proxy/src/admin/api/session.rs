@@ -14,10 +14,10 @@ use xmsg_zmq::deadline::Deadline;
 
 use super::{Operator, Problem};
 use crate::admin::State;
-use crate::admin::access::{self, Caller, NoLogin, Role, is_own_page};
+use crate::admin::access::{self, Caller, LoginError, Role, is_own_page};
 use crate::admin::server::Connection;
 
-/// Bytes of a request to log in, and the time that it may take to arrive.
+/// How many bytes a request to log in may have, and how long it may take to arrive.
 const LOGIN_MAX: usize = 8 << 10;
 const LOGIN_TIME: Duration = Duration::from_secs(5);
 
@@ -108,8 +108,8 @@ pub(super) async fn make_link(
     Ok(Json(Link { path: link(&code) }))
 }
 
-/// What stands behind host and port in the link with this code: behind a sign that browsers keep to
-/// themselves.
+/// Returns what stands behind host and port in the link with this code. The code is in the fragment, which
+/// browsers keep to themselves.
 pub(in crate::admin) fn link(code: &str) -> String {
     format!("/#code={code}")
 }
@@ -132,17 +132,17 @@ pub(super) async fn log_in(
     if !is_own_page(&headers) {
         return Err(foreign());
     }
-    // Nobody knows yet who this is: whoever sends no body is in nobody's way.
-    connection.inspect(|one| one.awaits_rest());
+    // It is not known yet who this is, so a client that sends no body may be cut off for others.
+    connection.inspect(|one| one.waits_for_body());
     let body = Deadline::after(LOGIN_TIME).limit(to_bytes(body, LOGIN_MAX)).await;
-    connection.inspect(|one| one.has_rest());
+    connection.inspect(|one| one.has_body());
     let body = body.ok().and_then(Result::ok).unwrap_or_default();
     let invalid = || {
         let what = "the body is to be {\"token\": \"…\"}, or {\"code\": \"…\"} with the code of a link";
         Problem::new(StatusCode::BAD_REQUEST, "invalid_request", what)
     };
     let login: Login = serde_json::from_slice(&body).map_err(|_| invalid())?;
-    // Whoever is in front of us and speaks TLS says so.
+    // A reverse proxy that speaks TLS says so.
     let is_encrypted = headers.get("x-forwarded-proto").is_some_and(|proto| proto.as_bytes() == b"https");
     let is_link = login.code.is_some();
     let begun = match (login.token, login.code) {
@@ -152,18 +152,18 @@ pub(super) async fn log_in(
     };
     let begun = match begun {
         Ok(begun) => begun,
-        Err(NoLogin::TooMany) => {
+        Err(LoginError::TooMany) => {
             let what = "too many sessions have begun with this token, or operators have all of them: try again in a few seconds";
             return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many", what));
         }
-        Err(NoLogin::Wrong) if is_link => {
-            state.turned_away.wrong(connection).await;
+        Err(LoginError::Wrong) if is_link => {
+            state.refused_requests.wrong_token(connection).await;
             let what =
                 "This link was used already, or is an old one: each is good once. Log in with the token";
             return Err(Problem::new(StatusCode::UNAUTHORIZED, "wrong_code", what).at("code"));
         }
-        Err(NoLogin::Wrong) => {
-            state.turned_away.wrong(connection).await;
+        Err(LoginError::Wrong) => {
+            state.refused_requests.wrong_token(connection).await;
             let what = "this is not the token: it stands in the file that the settings name, or the daemon showed it when it started";
             return Err(Problem::new(StatusCode::UNAUTHORIZED, "wrong_token", what).at("token"));
         }
@@ -172,8 +172,8 @@ pub(super) async fn log_in(
     let peer = connection.map(|one| tracing::field::display(one.peer()));
     let with = if is_link { "a link" } else { "the token" };
     tracing::info!(peer, role = ?caller.role, session = caller.session, with, "HTTP: a session has begun");
-    let told = Session { secret: Some(secret), ..session(&state, Some(caller)) };
-    Ok(with_cookie(Json(told).into_response(), cookie))
+    let session_answer = Session { secret: Some(secret), ..session(&state, Some(caller)) };
+    Ok(with_cookie(Json(session_answer).into_response(), cookie))
 }
 
 /// Ends the session.

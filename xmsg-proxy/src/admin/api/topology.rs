@@ -19,11 +19,11 @@ use crate::admin::look::client;
 use crate::stats::{Row, text};
 use crate::switch::PUBLISHERS_MAX;
 
-/// Nodes of each column.
+/// How many nodes each column has.
 const NODES: Limit = Limit { default: 20, max: 100 };
-/// Topics that one answer looks at: those with the highest rates.
+/// How many topics one answer looks at: those with the highest rates.
 const TOPICS_LOOKED_AT: usize = 1000;
-/// Pairs of topic and subscriber that one answer looks at.
+/// How many pairs of topic and subscriber one answer looks at.
 const LINKS_MAX: usize = 100_000;
 
 /// Which part of it.
@@ -119,9 +119,9 @@ pub(super) struct Topology {
     is_cut: bool,
 }
 
-/// Everything that has ends.
+/// All nodes at the ends of links, whether they are shown or not.
 #[derive(Default)]
-struct Ends {
+struct Endpoints {
     sources: Vec<Node>,
     targets: Vec<Node>,
     /// Topics that channels publish under, and what outgoing connections subscribe to, with the numbers of
@@ -130,8 +130,15 @@ struct Ends {
     subscribed: Vec<(String, usize)>,
 }
 
+/// The nodes that a topic is linked to, by their numbers.
+#[derive(Clone, Default)]
+struct TopicLinks {
+    sources: BTreeSet<usize>,
+    targets: BTreeSet<usize>,
+}
+
 #[cfg(feature = "connect")]
-impl Ends {
+impl Endpoints {
     fn add_connect(&mut self, state: &State) {
         use xmsg_connect::definition::Target;
 
@@ -160,7 +167,7 @@ impl Ends {
     }
 }
 
-/// The busiest of these nodes that are wanted.
+/// Returns the busiest of these nodes that are wanted.
 fn column(nodes: &[Node], wanted: Option<&BTreeSet<usize>>, limit: usize) -> Column {
     let mut chosen: Vec<usize> = match wanted {
         Some(wanted) => wanted.iter().copied().collect(),
@@ -184,7 +191,7 @@ pub(super) async fn topology(
     let limit = NODES.of(query.limit)?;
     let proxy = state.monitor()?;
     let found = state.looks.found();
-    let mut ends = Ends::default();
+    let mut ends = Endpoints::default();
     #[cfg(feature = "connect")]
     ends.add_connect(&state);
     let node = |row: Row, kind| {
@@ -208,19 +215,23 @@ pub(super) async fn topology(
 
     let all = found.as_ref().map_or(&[][..], |found| &found.topics);
     let looked_at = &all[..all.len().min(TOPICS_LOOKED_AT)];
-    let names: Vec<&[u8]> = looked_at.iter().map(|(topic, ..)| &**topic).collect();
+    let names: Vec<&[u8]> = looked_at.iter().map(|found| &*found.topic).collect();
     let (by, to) = proxy.links(&names, LINKS_MAX);
     let is_cut = all.len() > looked_at.len() || to.len() >= LINKS_MAX;
-    let mut links: Vec<(BTreeSet<usize>, BTreeSet<usize>)> = vec![Default::default(); names.len()];
+    let mut links = vec![TopicLinks::default(); names.len()];
     for (at, by) in by.iter().enumerate() {
-        links[at].0.extend(by.iter().filter_map(|id| publishers.get(id)));
+        links[at].sources.extend(by.iter().filter_map(|id| publishers.get(id)));
         let is_own = |topic: &str| topic.as_bytes() == names[at];
-        links[at].0.extend(ends.published.iter().filter(|(topic, _)| is_own(topic)).map(|(_, node)| node));
+        links[at]
+            .sources
+            .extend(ends.published.iter().filter(|(topic, _)| is_own(topic)).map(|(_, node)| node));
         let fits = |prefix: &str| names[at].starts_with(prefix.as_bytes());
-        links[at].1.extend(ends.subscribed.iter().filter(|(prefix, _)| fits(prefix)).map(|(_, node)| node));
+        links[at]
+            .targets
+            .extend(ends.subscribed.iter().filter(|(prefix, _)| fits(prefix)).map(|(_, node)| node));
     }
     for (at, id) in to {
-        links[at].1.extend(subscribers.get(&id));
+        links[at].targets.extend(subscribers.get(&id));
     }
 
     let wanted = query.focus.trim().to_lowercase();
@@ -232,13 +243,13 @@ pub(super) async fn topology(
     if !wanted.is_empty() {
         let (mut sources, mut targets) = (fit(&ends.sources), fit(&ends.targets));
         matching.retain(|at| {
-            let (from, to) = &links[*at];
+            let TopicLinks { sources: from, targets: to } = &links[*at];
             text(names[*at]).to_lowercase().contains(&wanted)
                 || !from.is_disjoint(&sources)
                 || !to.is_disjoint(&targets)
         });
         let shown = matching.iter().take(limit);
-        for (from, to) in shown.map(|at| &links[*at]) {
+        for TopicLinks { sources: from, targets: to } in shown.map(|at| &links[*at]) {
             sources.extend(from);
             targets.extend(to);
         }
@@ -254,10 +265,10 @@ pub(super) async fn topology(
         ids.filter(|id| shown.contains(*id)).cloned().collect::<Vec<_>>()
     };
     let topic = |at: usize| {
-        let (from, to) = &links[at];
+        let TopicLinks { sources: from, targets: to } = &links[at];
         TopicNode {
             topic: text(names[at]),
-            messages_per_s: looked_at[at].2[0],
+            messages_per_s: looked_at[at].rates.messages_per_s,
             from: names_of(from, &ends.sources, &shown_sources),
             to: names_of(to, &ends.targets, &shown_targets),
             sources: from.len(),

@@ -20,15 +20,15 @@ use super::{Answer, Permitted, body, outgoing, read_json, seconds};
 use crate::admin::State;
 use crate::admin::compose::Composed;
 
-/// Bytes of a request that sends a message: base64 takes a third more than the message.
+/// How many bytes a request that sends a message may have. Base64 takes a third more than the message.
 const SEND_MAX: usize = 24 << 20;
 /// How long the peer may take to confirm, unless the request says otherwise.
 const CONFIRM_TIME: Duration = Duration::from_secs(30);
-/// Dead letters in one answer, unless asked for more, and at most.
+/// How many dead letters one answer has, unless the request asks for more, and at most.
 const DEAD_DEFAULT: usize = 100;
 const DEAD_MAX: usize = 1000;
 
-/// What is below an entry.
+/// Returns the paths below an entry.
 pub(super) fn router() -> OpenApiRouter<Arc<State>> {
     let send = OpenApiRouter::new().routes(routes!(send));
     OpenApiRouter::new()
@@ -81,29 +81,29 @@ struct Send {
 )]
 async fn send(
     Shared(state): Shared<Arc<State>>,
-    Path(OutgoingEntry { sort: of, name }): Path<OutgoingEntry>,
+    Path(OutgoingEntry { sort: sort_name, name }): Path<OutgoingEntry>,
     _: Permitted,
     request: Request,
 ) -> Answer {
     let connect = state.connect()?;
-    outgoing(&of)?;
-    let asked: Send = read_json(&body(request).await?)?;
-    let limit = seconds(asked.timeout_s, CONFIRM_TIME)?;
+    outgoing(&sort_name)?;
+    let send_request: Send = read_json(&body(request).await?)?;
+    let limit = seconds(send_request.timeout_s, CONFIRM_TIME)?;
     // Serde would not refuse unknown fields beside a part that is flattened.
-    let Send { topic, mime, text, json, base64, .. } = asked;
+    let Send { topic, mime, text, json, base64, .. } = send_request;
     let message = Composed { topic, mime, text, json, base64 }.message();
     let message = message.map_err(|(field, what)| Refusal::invalid_message(field, what))?;
-    let mut outbound = Outbound::new(message).properties(asked.properties);
-    if let Some(exchange) = asked.exchange {
+    let mut outbound = Outbound::new(message).properties(send_request.properties);
+    if let Some(exchange) = send_request.exchange {
         outbound = outbound.exchange(exchange);
     }
-    if let Some(routing_key) = asked.routing_key {
+    if let Some(routing_key) = send_request.routing_key {
         outbound = outbound.routing_key(routing_key);
     }
-    for (header, value) in asked.headers {
+    for (header, value) in send_request.headers {
         outbound = outbound.header(header, value);
     }
-    let confirm = asked.confirm;
+    let confirm = send_request.confirm;
     let sending = move |registry: xmsg_connect::Registry| async move {
         if confirm {
             registry.send_confirmed(&name, outbound, limit).await
@@ -112,8 +112,9 @@ async fn send(
         }
     };
     let accepted = connect.run(sending).await?;
-    let told = json!({ "sequence": accepted.sequence, "id": accepted.id.to_string(), "confirmed": confirm });
-    Ok(Json(told).into_response())
+    let answer =
+        json!({ "sequence": accepted.sequence, "id": accepted.id.to_string(), "confirmed": confirm });
+    Ok(Json(answer).into_response())
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -134,11 +135,11 @@ struct DeadQuery {
 )]
 async fn dead(
     Shared(state): Shared<Arc<State>>,
-    Path(OutgoingEntry { sort: of, name }): Path<OutgoingEntry>,
+    Path(OutgoingEntry { sort: sort_name, name }): Path<OutgoingEntry>,
     Query(query): Query<DeadQuery>,
 ) -> Answer {
     let connect = state.connect()?;
-    outgoing(&of)?;
+    outgoing(&sort_name)?;
     let limit = query.limit.unwrap_or(DEAD_DEFAULT);
     if limit > DEAD_MAX {
         return Err(Refusal::invalid_request("limit", format!("the limit is at most {DEAD_MAX}")));
@@ -154,11 +155,11 @@ async fn dead(
 )]
 async fn revive(
     Shared(state): Shared<Arc<State>>,
-    Path((of, name, sequence)): Path<(String, String, u64)>,
+    Path((sort_name, name, sequence)): Path<(String, String, u64)>,
     permitted: Permitted,
 ) -> Answer {
     let connect = state.connect()?;
-    outgoing(&of)?;
+    outgoing(&sort_name)?;
     let revived = name.clone();
     connect.run(move |registry| async move { registry.revive(&name, sequence).await }).await?;
     permitted.note(format_args!("the dead letter {sequence} of outgoing {revived:?} is sent again"));
@@ -180,22 +181,22 @@ struct DiscardQuery {
 )]
 async fn discard(
     Shared(state): Shared<Arc<State>>,
-    Path(OutgoingEntry { sort: of, name }): Path<OutgoingEntry>,
+    Path(OutgoingEntry { sort: sort_name, name }): Path<OutgoingEntry>,
     permitted: Permitted,
     Query(query): Query<DiscardQuery>,
 ) -> Answer {
     let connect = state.connect()?;
-    outgoing(&of)?;
+    outgoing(&sort_name)?;
     let sequences =
         query.sequence.map(|text| text.split(',').map(str::parse).collect::<Result<Vec<u64>, _>>());
     let sequences = sequences.transpose().map_err(|_| {
         Refusal::invalid_request("sequence", "sequence is not numbers with commas between".to_owned())
     })?;
-    let of = name.clone();
+    let outgoing_name = name.clone();
     let discarding = move |registry: xmsg_connect::Registry| async move {
         registry.discard_dead(&name, sequences.as_deref()).await
     };
     let discarded = connect.run(discarding).await?;
-    permitted.note(format_args!("{discarded} dead letters of outgoing {of:?} were deleted"));
+    permitted.note(format_args!("{discarded} dead letters of outgoing {outgoing_name:?} were deleted"));
     Ok(Json(json!({ "discarded": discarded })).into_response())
 }

@@ -1,4 +1,4 @@
-//! What `/metrics` says of outgoing connections and channels.
+//! The part of `/metrics` about outgoing connections and channels.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use xmsg_connect::{Counts, LinkState, Report};
 use super::Connect;
 use crate::admin::metrics::{BYTES, Families, SECONDS};
 
-/// The counts of all of them at one time.
+/// The counts of all outgoing connections and channels at one time.
 #[derive(Debug)]
 pub(in crate::admin) struct ConnectSnapshot(Report);
 

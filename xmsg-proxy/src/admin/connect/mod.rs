@@ -1,4 +1,5 @@
-//! `/connect`: outgoing connections and channels, looked at and changed while they are at work.
+//! The paths `/connect`, by which outgoing connections and channels are shown and changed while they are at
+//! work.
 //!
 //! Whoever may ask may look. What changes something, or sends, needs the token.
 
@@ -32,12 +33,12 @@ use xmsg_connect::{Definition, OnDelete, Registry, Sort};
 use xmsg_zmq::deadline::Deadline;
 
 use super::State;
-use super::routes::{Asked, Authorized};
+use super::routes::{Authorized, Requester};
 use refusal::{Refusal, RefusalBody, Refusals};
 
 pub(super) use metrics::ConnectSnapshot;
 
-/// Bytes of a request that declares something.
+/// How many bytes a request that declares something may have.
 const BODY_MAX: usize = 1 << 20;
 /// How long a request's body may take to arrive.
 const BODY_TIME: Duration = Duration::from_secs(30);
@@ -49,7 +50,7 @@ const DRAIN_TIME: Duration = Duration::from_secs(30);
 
 type Answer = Result<Response, Refusal>;
 
-/// A registry at work that the HTTP server tells of, and changes.
+/// A registry at work that the HTTP server shows and changes.
 #[derive(Clone, Debug)]
 pub struct Connect {
     registry: Registry,
@@ -57,23 +58,23 @@ pub struct Connect {
 }
 
 impl Connect {
-    /// This registry, on this runtime: what requests ask of it is done there.
+    /// Makes the access to this registry. What requests ask of it is done on this runtime, on which it runs.
     #[must_use]
     pub fn new(registry: Registry, runtime: Handle) -> Self {
         Self { registry, runtime }
     }
 
-    /// The outgoing connections and channels, and how they are.
+    /// Returns the outgoing connections and channels, and how they are.
     pub(super) fn report(&self) -> xmsg_connect::Report {
         self.registry.report()
     }
 
-    /// Where it is at work.
+    /// Returns the runtime on which the registry runs.
     pub(super) fn runtime(&self) -> &Handle {
         &self.runtime
     }
 
-    /// Has it done where the registry is at work. If whoever asked has gone meanwhile, it is given up.
+    /// Runs `work` on the runtime of the registry. It is cancelled if the client has gone meanwhile.
     async fn run<T: Send + 'static>(&self, work: impl AsyncWork<T>) -> Result<T, Refusal> {
         let work = work(self.registry.clone());
         let done = AbortOnDropHandle::new(self.runtime.spawn(work)).await;
@@ -81,7 +82,7 @@ impl Connect {
     }
 }
 
-/// Something that is asked of a registry.
+/// Asynchronous work with a registry.
 trait AsyncWork<T>: FnOnce(Registry) -> Self::Work {
     type Work: Future<Output = xmsg_connect::Result<T>> + Send + 'static;
 }
@@ -112,7 +113,7 @@ struct Entry {
 #[openapi(components(schemas(RefusalBody)))]
 struct Document;
 
-/// All paths, with what describes them.
+/// Returns all paths with their descriptions.
 pub(super) fn router() -> OpenApiRouter<Arc<State>> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(report))
@@ -142,31 +143,31 @@ impl FromRequestParts<Arc<State>> for Permitted {
         if let Some(Authorized { by }) = parts.extensions.get::<Authorized>() {
             return Ok(Self { by: by.clone() });
         }
-        let asked = parts.extensions.get::<Asked>().copied().unwrap_or(Asked { caller: None });
-        Err(Refusal::not_allowed(state.what_is_missing(asked)))
+        let requester = parts.extensions.get::<Requester>().copied().unwrap_or(Requester { caller: None });
+        Err(Refusal::not_allowed(state.missing_right(requester)))
     }
 }
 
 impl Permitted {
-    /// Says in the log who has changed what.
+    /// Logs who has changed what.
     fn note(&self, what: fmt::Arguments<'_>) {
         tracing::info!(by = self.by, "{what}");
     }
 }
 
 impl State {
-    /// The registry; there is one where this is called.
+    /// Returns the registry. There is one where this is called.
     fn connect(&self) -> Result<&Connect, Refusal> {
         self.connect.as_ref().ok_or_else(Refusal::ended)
     }
 }
 
-/// The sort that a path names.
+/// Parses the sort that a path names.
 fn sort(text: &str) -> Result<Sort, Refusal> {
     text.parse().map_err(Refusal::unknown_path)
 }
 
-/// The sort, if it is that of outgoing connections: only they have messages.
+/// Checks that a path names outgoing connections, since only they have messages.
 fn outgoing(text: &str) -> Result<(), Refusal> {
     match sort(text)? {
         Sort::Outgoing => Ok(()),
@@ -174,7 +175,7 @@ fn outgoing(text: &str) -> Result<(), Refusal> {
     }
 }
 
-/// What a request brings. Whoever is to know what it says has shown the token before.
+/// Reads the body of a request. Its client has shown the token before.
 async fn body(request: Request) -> Result<Bytes, Refusal> {
     let read = Deadline::after(BODY_TIME).limit(Bytes::from_request(request, &())).await;
     let read = read.map_err(|_| Refusal::late_body(BODY_TIME))?;
@@ -185,15 +186,15 @@ fn read_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     serde_json::from_slice(body).map_err(|error| Refusal::invalid_json(&error))
 }
 
-/// A length of time in a query, in seconds.
-fn seconds(asked: Option<f64>, default: Duration) -> Result<Duration, Refusal> {
-    let Some(seconds) = asked else { return Ok(default) };
+/// Parses a length of time in a query, in seconds.
+fn seconds(requested: Option<f64>, default: Duration) -> Result<Duration, Refusal> {
+    let Some(seconds) = requested else { return Ok(default) };
     let time = Duration::try_from_secs_f64(seconds).ok().filter(|time| *time <= WAIT_MAX);
     let what = || format!("timeout_s is not a number of seconds from 0 to {}", WAIT_MAX.as_secs());
     time.ok_or_else(|| Refusal::invalid_request("timeout_s", what()))
 }
 
-/// The definition of this sort that a request brings.
+/// Parses the definition of this sort that a request brings.
 fn definition(sort: Sort, body: &[u8]) -> Result<Definition, Refusal> {
     Ok(match sort {
         Sort::Connection => read_json::<ConnectionDefinition>(body)?.into(),
@@ -214,8 +215,8 @@ async fn report(Shared(state): Shared<Arc<State>>) -> Answer {
     Ok(Json(connect.registry.report()).into_response())
 }
 
-/// One entry, and how it is.
-fn shown(registry: &Registry, sort: Sort, name: &str) -> Answer {
+/// Returns one entry, and how it is.
+fn entry_answer(registry: &Registry, sort: Sort, name: &str) -> Answer {
     Ok(Json(value(registry, sort, name)?).into_response())
 }
 
@@ -237,8 +238,11 @@ fn value(registry: &Registry, sort: Sort, name: &str) -> Result<serde_json::Valu
     get, path = "/connect/{sort}/{name}", params(Entry), tag = "connect",
     responses((status = 200, body = serde_json::Value, description = "The entry: its definition, and how it is"), Refusals)
 )]
-async fn look(Shared(state): Shared<Arc<State>>, Path(Entry { sort: of, name }): Path<Entry>) -> Answer {
-    shown(&state.connect()?.registry, sort(&of)?, &name)
+async fn look(
+    Shared(state): Shared<Arc<State>>,
+    Path(Entry { sort: sort_name, name }): Path<Entry>,
+) -> Answer {
+    entry_answer(&state.connect()?.registry, sort(&sort_name)?, &name)
 }
 
 /// Adds an entry.
@@ -248,16 +252,16 @@ async fn look(Shared(state): Shared<Arc<State>>, Path(Entry { sort: of, name }):
 )]
 async fn create(
     Shared(state): Shared<Arc<State>>,
-    Path(of): Path<String>,
+    Path(sort_name): Path<String>,
     permitted: Permitted,
     request: Request,
 ) -> Answer {
-    let (connect, sort) = (state.connect()?, sort(&of)?);
+    let (connect, sort) = (state.connect()?, sort(&sort_name)?);
     let definition = definition(sort, &body(request).await?)?;
     let name = definition.name().to_owned();
     connect.run(|registry| async move { registry.create(definition).await }).await?;
     permitted.note(format_args!("{sort} {name:?} was added"));
-    Ok((StatusCode::CREATED, shown(&connect.registry, sort, &name)?).into_response())
+    Ok((StatusCode::CREATED, entry_answer(&connect.registry, sort, &name)?).into_response())
 }
 
 /// Adds several entries at once: all of them, or none.
@@ -278,12 +282,12 @@ async fn add(Shared(state): Shared<Arc<State>>, permitted: Permitted, request: R
         .collect();
     let added: Vec<_> = all.iter().map(|entry| (entry.sort(), entry.name().to_owned())).collect();
     connect.run(|registry| async move { registry.create_all(all).await }).await?;
-    let mut told = Vec::new();
+    let mut answers = Vec::new();
     for (sort, name) in added {
         permitted.note(format_args!("{sort} {name:?} was added"));
-        told.push(json!({ "sort": sort, "entry": value(&connect.registry, sort, &name)? }));
+        answers.push(json!({ "sort": sort, "entry": value(&connect.registry, sort, &name)? }));
     }
-    Ok((StatusCode::CREATED, Json(told)).into_response())
+    Ok((StatusCode::CREATED, Json(answers)).into_response())
 }
 
 /// Puts another definition in the place of an entry, with another name, too.
@@ -293,11 +297,11 @@ async fn add(Shared(state): Shared<Arc<State>>, permitted: Permitted, request: R
 )]
 async fn update(
     Shared(state): Shared<Arc<State>>,
-    Path(Entry { sort: of, name }): Path<Entry>,
+    Path(Entry { sort: sort_name, name }): Path<Entry>,
     permitted: Permitted,
     request: Request,
 ) -> Answer {
-    let (connect, sort) = (state.connect()?, sort(&of)?);
+    let (connect, sort) = (state.connect()?, sort(&sort_name)?);
     let definition = definition(sort, &body(request).await?)?;
     let (old, new) = (name.clone(), definition.name().to_owned());
     connect.run(|registry| async move { registry.update(&name, definition).await }).await?;
@@ -306,7 +310,7 @@ async fn update(
     } else {
         permitted.note(format_args!("{sort} {old:?} was changed, and is {new:?} now"));
     }
-    shown(&connect.registry, sort, &new)
+    entry_answer(&connect.registry, sort, &new)
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -338,11 +342,11 @@ enum OnDeleteName {
 )]
 async fn delete(
     Shared(state): Shared<Arc<State>>,
-    Path(Entry { sort: of, name }): Path<Entry>,
+    Path(Entry { sort: sort_name, name }): Path<Entry>,
     permitted: Permitted,
     Query(query): Query<DeleteQuery>,
 ) -> Answer {
-    let (connect, sort) = (state.connect()?, sort(&of)?);
+    let (connect, sort) = (state.connect()?, sort(&sort_name)?);
     let on_delete = match query.on_delete {
         OnDeleteName::Refuse => OnDelete::Refuse,
         OnDeleteName::Drain => OnDelete::Drain(seconds(query.timeout_s, DRAIN_TIME)?),
@@ -374,16 +378,16 @@ async fn disable(state: Shared<Arc<State>>, path: Path<Entry>, permitted: Permit
 
 async fn set_active(
     Shared(state): Shared<Arc<State>>,
-    Path(Entry { sort: of, name }): Path<Entry>,
+    Path(Entry { sort: sort_name, name }): Path<Entry>,
     permitted: &Permitted,
     is_active: bool,
 ) -> Answer {
-    let (connect, sort) = (state.connect()?, sort(&of)?);
+    let (connect, sort) = (state.connect()?, sort(&sort_name)?);
     let set = name.clone();
     connect.run(move |registry| async move { registry.set_active(sort, &name, is_active).await }).await?;
     let how = if is_active { "enabled" } else { "disabled" };
     permitted.note(format_args!("{sort} {set:?} was {how}"));
-    shown(&connect.registry, sort, &set)
+    entry_answer(&connect.registry, sort, &set)
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -402,11 +406,11 @@ struct PingQuery {
 )]
 async fn ping(
     Shared(state): Shared<Arc<State>>,
-    Path(Entry { sort: of, name }): Path<Entry>,
+    Path(Entry { sort: sort_name, name }): Path<Entry>,
     _: Permitted,
     Query(query): Query<PingQuery>,
 ) -> Answer {
-    let (connect, sort) = (state.connect()?, sort(&of)?);
+    let (connect, sort) = (state.connect()?, sort(&sort_name)?);
     let limit = seconds(query.timeout_s, PING_TIME)?;
     let took = connect.run(move |registry| async move { registry.ping(sort, &name, limit).await }).await?;
     Ok(Json(json!({ "seconds": took.as_secs_f64() })).into_response())
@@ -427,15 +431,15 @@ struct RenameQuery {
 )]
 async fn rename(
     Shared(state): Shared<Arc<State>>,
-    Path(Entry { sort: of, name }): Path<Entry>,
+    Path(Entry { sort: sort_name, name }): Path<Entry>,
     permitted: Permitted,
     Query(RenameQuery { to }): Query<RenameQuery>,
 ) -> Answer {
-    let (connect, sort) = (state.connect()?, sort(&of)?);
+    let (connect, sort) = (state.connect()?, sort(&sort_name)?);
     let (old, new) = (name.clone(), to.clone());
     connect.run(move |registry| async move { registry.rename(sort, &name, &to).await }).await?;
     permitted.note(format_args!("{sort} {old:?} is {new:?} now"));
-    shown(&connect.registry, sort, &new)
+    entry_answer(&connect.registry, sort, &new)
 }
 
 /// All definitions, as a file. Secrets are in files of their own.

@@ -1,4 +1,4 @@
-//! What is answered to a request that is not fulfilled: a status, and the reason as JSON.
+//! Answers to requests that are not fulfilled: a status, and the reason as JSON.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use utoipa::{IntoResponses, ToSchema};
 use xmsg_connect::definition::DefinitionError;
 use xmsg_connect::{Error, ErrorKind, Sort};
 
-/// What is answered.
+/// The body of an answer to a request that is not fulfilled.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Refusal)]
 pub(super) struct RefusalBody {
@@ -88,7 +88,7 @@ impl Refusal {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_message", what).at(field)
     }
 
-    /// A document that is no JSON, or none of what was expected.
+    /// Makes the answer to a body that is no JSON, or none of what was expected.
     pub(super) fn invalid_json(error: &serde_json::Error) -> Self {
         let what = error.to_string();
         if !error.is_data() {
@@ -116,7 +116,7 @@ impl From<Error> for Refusal {
             ErrorKind::Full => (StatusCode::SERVICE_UNAVAILABLE, "full"),
             ErrorKind::Closed => (StatusCode::SERVICE_UNAVAILABLE, "closed"),
             ErrorKind::Storage => (StatusCode::INSUFFICIENT_STORAGE, "storage"),
-            // The fault is beyond us, at the peer.
+            // The cause is at the peer, beyond this process.
             ErrorKind::Unreachable => (StatusCode::BAD_GATEWAY, "unreachable"),
             ErrorKind::NotAllowed => (StatusCode::BAD_GATEWAY, "not_allowed_by_peer"),
             ErrorKind::Refused => (StatusCode::BAD_GATEWAY, "refused_by_peer"),

@@ -1,5 +1,6 @@
-//! Those who ask the HTTP server without its token, or with a wrong one: they are counted, logged, and slowed
-//! down. Answers for which there is no room are counted with them.
+//! Requests that the HTTP server refuses, such as those without its token or with a wrong one. They are
+//! counted and logged, and whoever sends wrong tokens is slowed down. Answers for which there is no room are
+//! counted with them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,54 +10,54 @@ use xmsg_zmq::link::throttle::Throttle;
 
 use super::server::Connection;
 
-/// How long a wrong token takes. They take it one after another, wherever they come from: that bounds how
-/// many can be tried.
-const PAUSE: Duration = Duration::from_millis(250);
+/// How long the answer to a wrong token takes. These answers wait one after another, wherever the requests
+/// come from, which bounds how many tokens can be tried.
+const WRONG_TOKEN_DELAY: Duration = Duration::from_millis(250);
 
-/// How many there were.
+/// The number of refused requests, by reason.
 #[derive(Debug)]
-pub(super) struct TurnedAway {
-    without: AtomicU64,
-    wrong: AtomicU64,
+pub(super) struct RefusedRequests {
+    no_token: AtomicU64,
+    wrong_token: AtomicU64,
     no_room: AtomicU64,
     foreign: AtomicU64,
     too_many: AtomicU64,
-    turn: Semaphore,
+    delays: Semaphore,
     log: Throttle,
 }
 
-impl Default for TurnedAway {
+impl Default for RefusedRequests {
     fn default() -> Self {
         Self {
-            without: AtomicU64::new(0),
-            wrong: AtomicU64::new(0),
+            no_token: AtomicU64::new(0),
+            wrong_token: AtomicU64::new(0),
             no_room: AtomicU64::new(0),
             foreign: AtomicU64::new(0),
             too_many: AtomicU64::new(0),
-            turn: Semaphore::new(1),
+            delays: Semaphore::new(1),
             log: Throttle::default(),
         }
     }
 }
 
-impl TurnedAway {
+impl RefusedRequests {
     /// Notes a request without a token.
-    pub(super) fn without(&self, connection: Option<&Connection>) {
-        self.without.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn no_token(&self, connection: Option<&Connection>) {
+        self.no_token.fetch_add(1, Ordering::Relaxed);
         self.note(connection, "no token");
     }
 
-    /// Notes a request with a wrong token, and has whoever sent it wait. Its connection gives way to others
-    /// meanwhile.
-    pub(super) async fn wrong(&self, connection: Option<&Connection>) {
-        self.wrong.fetch_add(1, Ordering::Relaxed);
+    /// Notes a request with a wrong token, and has whoever sent it wait. Its connection may be ended for
+    /// others meanwhile.
+    pub(super) async fn wrong_token(&self, connection: Option<&Connection>) {
+        self.wrong_token.fetch_add(1, Ordering::Relaxed);
         self.note(connection, "a wrong token");
         if let Some(connection) = connection {
-            connection.suspect();
+            connection.set_suspect();
         }
-        // It is never closed.
-        let _turn = self.turn.acquire().await;
-        tokio::time::sleep(PAUSE).await;
+        // The semaphore is never closed.
+        let _delay = self.delays.acquire().await;
+        tokio::time::sleep(WRONG_TOKEN_DELAY).await;
     }
 
     /// Notes a request that is not answered because there is no room for the answer.
@@ -84,11 +85,11 @@ impl TurnedAway {
         }
     }
 
-    /// Requests that were refused, by reason.
+    /// Returns how many requests were refused, by reason.
     pub(super) fn counts(&self) -> [(&'static str, u64); 5] {
         [
-            ("no_token", &self.without),
-            ("wrong_token", &self.wrong),
+            ("no_token", &self.no_token),
+            ("wrong_token", &self.wrong_token),
             ("no_room", &self.no_room),
             ("foreign", &self.foreign),
             ("too_many", &self.too_many),
