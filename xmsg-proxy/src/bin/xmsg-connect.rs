@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use daemon::connect::{ConnectPlan, Connecting};
-use daemon::{CommonArguments, Daemon, Program, SignalRequest, Signals, ready, say, set, stopping};
+use daemon::{CommonArguments, Daemon, Program, SignalRequest, Signals, print_line, ready, set, stopping};
 use xmsg_core::ProxyAddress;
 use xmsg_proxy::admin::{Phase, Sources};
 use xmsg_proxy::settings::{self, ConnectSettings, Named};
@@ -90,22 +90,22 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     };
     daemon.room_for_connections(DESCRIPTORS)?;
     let connecting = Connecting::start(plan).await?;
-    say(format_args!(
+    print_line(format_args!(
         "xmsg-connect {} for the proxy {proxy}, with {}",
         env!("CARGO_PKG_VERSION"),
-        connecting.counted()
+        connecting.summary()
     ));
     daemon.start_admin(Sources { connect: Some(connecting.source()), ..Sources::default() })?;
     let _watchdog = ready(&format!("connecting for {proxy}"));
 
     loop {
         tokio::select! {
-            asked = signals.next() => match asked {
+            request = signals.next() => match request {
                 // Reading a file may take any time.
                 SignalRequest::Reload => tokio::select! {
                     biased;
                     () = daemon.reload() => {}
-                    () = signals.stop() => break,
+                    () = signals.stop_requested() => break,
                 },
                 SignalRequest::Stop => break,
             },
@@ -123,11 +123,11 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
         ended = xmsg_zmq::deadline::Deadline::after(linger).limit(connecting.close()) => if ended.is_err() {
             tracing::warn!("not all has ended within the time to linger; what was not delivered waits in the spools");
         },
-        () = signals.second() => anyhow::bail!("stopped at once by a second signal: what was not delivered waits in the spools"),
+        () = signals.second_stop() => anyhow::bail!("stopped at once by a second signal: what was not delivered waits in the spools"),
     }
     if let Some(admin) = admin {
         admin.stop().await;
     }
-    say(format_args!("xmsg-connect stopped"));
+    print_line(format_args!("xmsg-connect stopped"));
     Ok(())
 }

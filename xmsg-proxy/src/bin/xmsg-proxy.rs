@@ -12,7 +12,7 @@ use daemon::arguments::Switchable;
 #[cfg(feature = "connect")]
 use daemon::connect::{self, Connecting};
 use daemon::reached_at;
-use daemon::{CommonArguments, Daemon, Program, SignalRequest, Signals, ready, say, set, stopping};
+use daemon::{CommonArguments, Daemon, Program, SignalRequest, Signals, print_line, ready, set, stopping};
 use tokio::runtime::{Builder, Runtime};
 #[cfg(feature = "connect")]
 use xmsg_core::ProxyAddress;
@@ -227,7 +227,7 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     for own in settings.config().policies {
         slow_subscribers = format!("{slow_subscribers}, {own}");
     }
-    say(format_args!(
+    print_line(format_args!(
         "xmsg-proxy {} at {address}: publishers {}, subscribers {}, control {}; slow subscribers: {slow_subscribers}; security: {name}",
         env!("CARGO_PKG_VERSION"),
         address.publish_port(),
@@ -236,7 +236,7 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     ));
     let registrar = start_registrar(&mut daemon, for_registrar, memory.clone()).await?;
     if let Some(registrar) = &registrar {
-        say(format_args!("xmsg-registrar at {}", registrar.address()));
+        print_line(format_args!("xmsg-registrar at {}", registrar.address()));
     }
     #[cfg(feature = "connect")]
     let connecting = start_connecting(&daemon, &address, memory).await?;
@@ -259,12 +259,12 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
 
     loop {
         tokio::select! {
-            asked = signals.next() => match asked {
+            request = signals.next() => match request {
                 // Reading a file may take any time, and so may ending thousands of connections.
                 SignalRequest::Reload => tokio::select! {
                     biased;
                     () = reload(&mut daemon, &proxy, registrar.as_ref()) => {}
-                    () = signals.stop() => break,
+                    () = signals.stop_requested() => break,
                 },
                 SignalRequest::Stop => break,
             },
@@ -303,12 +303,12 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     tokio::pin!(stop);
     let totals = tokio::select! {
         totals = &mut stop => totals,
-        () = signals.second() => anyhow::bail!("stopped at once by a second signal: queued messages are lost"),
+        () = signals.second_stop() => anyhow::bail!("stopped at once by a second signal: queued messages are lost"),
     };
     if let Some(admin) = admin {
         admin.stop().await;
     }
-    say(format_args!(
+    print_line(format_args!(
         "xmsg-proxy stopped: received {}, delivered {}, dropped {}, undelivered {}",
         totals.received.messages, totals.delivered.messages, totals.dropped.messages, totals.undelivered,
     ));
@@ -393,7 +393,7 @@ async fn start_connecting(
         memory,
     };
     let connecting = Connecting::start(plan).await?;
-    say(format_args!("xmsg-connect with {}", connecting.counted()));
+    print_line(format_args!("xmsg-connect with {}", connecting.summary()));
     Ok(Some(connecting))
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use daemon::{CommonArguments, Daemon, Program, SignalRequest, Signals, ready, say, set, stopping};
+use daemon::{CommonArguments, Daemon, Program, SignalRequest, Signals, print_line, ready, set, stopping};
 use tokio::runtime::{Builder, Runtime};
 use xmsg_proxy::admin::{Phase, Sources};
 use xmsg_proxy::default_memory_limit;
@@ -111,7 +111,7 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
         None => builder.start().await?,
     };
     let (counts, address) = (registrar.counts(), registrar.address().clone());
-    say(format_args!(
+    print_line(format_args!(
         "xmsg-registrar {} at {address}: {} publishers, {} subscribers; kept {kept}; security: {name}",
         env!("CARGO_PKG_VERSION"),
         counts.publishers,
@@ -123,12 +123,12 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
 
     loop {
         tokio::select! {
-            asked = signals.next() => match asked {
+            request = signals.next() => match request {
                 // Reading a file may take any time, and so may ending thousands of connections.
                 SignalRequest::Reload => tokio::select! {
                     biased;
                     () = async { daemon.reload().await; registrar.enforce_rules().await } => {}
-                    () = signals.stop() => break,
+                    () = signals.stop_requested() => break,
                 },
                 SignalRequest::Stop => break,
             },
@@ -146,12 +146,12 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     tokio::pin!(stop);
     let counts = tokio::select! {
         counts = &mut stop => counts,
-        () = signals.second() => anyhow::bail!("stopped at once by a second signal"),
+        () = signals.second_stop() => anyhow::bail!("stopped at once by a second signal"),
     };
     if let Some(admin) = admin {
         admin.stop().await;
     }
-    say(format_args!(
+    print_line(format_args!(
         "xmsg-registrar stopped: publishers {}, subscribers {}, requests {}, refused {}, expired {}",
         counts.publishers, counts.subscribers, counts.requests, counts.refused, counts.expired,
     ));

@@ -286,10 +286,10 @@ impl Journal {
         };
         seal(batch, &draft.salt);
         file.write_all(batch).and_then(|()| file.sync_all()).map_err(cannot)?;
-        place(&self.path)?;
+        put_in_place(&self.path)?;
         // From here until the second rename, the current journal belongs to the old snapshot.
         self.broken = true;
-        place(&path)?;
+        put_in_place(&path)?;
         (self.file, self.salt, self.generation) = (file, draft.salt, draft.generation);
         (self.header_len, self.start) = (draft.header_len, draft.from);
         self.len = draft.header_len + (position - draft.from) + batch.len() as u64;
@@ -365,13 +365,13 @@ fn keep_aside(path: &Path, saved: &str) -> Result<String> {
     unreachable!("numbers do not end")
 }
 
-/// The name of the temporary file that is to replace this file.
+/// Returns the name of the temporary file that is to replace this file.
 fn temporary(path: &Path) -> PathBuf {
     with_suffix(path, ".tmp")
 }
 
 /// Replaces a file by its temporary file.
-fn place(path: &Path) -> Result<()> {
+fn put_in_place(path: &Path) -> Result<()> {
     let work = || {
         fs::rename(temporary(path), path)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -380,7 +380,7 @@ fn place(path: &Path) -> Result<()> {
     work().map_err(|error| cannot_write(path, error))
 }
 
-/// The journal that belongs to this snapshot.
+/// Returns the path of the journal that belongs to this snapshot.
 fn journal_of(path: &Path) -> PathBuf {
     with_suffix(path, ".journal")
 }

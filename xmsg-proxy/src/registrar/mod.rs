@@ -152,7 +152,7 @@ impl Builder {
     /// port can't be bound.
     pub async fn start(self) -> Result<Registrar> {
         let Self { address, config, has_thread } = self;
-        Registrar::start_somewhere(config, Place::Address(address), has_thread).await
+        Registrar::start_somewhere(config, ListenOn::Address(address), has_thread).await
     }
 
     /// Starts the registrar on a socket that listens already, for example one from a service manager, instead
@@ -163,18 +163,18 @@ impl Builder {
     /// The same as those of [`start`](Self::start), except that nothing is bound.
     pub async fn start_on(self, socket: TcpListener) -> Result<Registrar> {
         let Self { config, has_thread, .. } = self;
-        Registrar::start_somewhere(config, Place::Socket(socket), has_thread).await
+        Registrar::start_somewhere(config, ListenOn::Socket(socket), has_thread).await
     }
 }
 
 /// Where a registrar listens: at an address to bind, or on a socket that listens already.
 #[derive(Debug)]
-enum Place {
+enum ListenOn {
     Address(String),
     Socket(TcpListener),
 }
 
-impl Place {
+impl ListenOn {
     async fn listen(self, replier: &Replier, tcp: TcpOptions) -> Result<RegistrarAddress> {
         match self {
             Self::Address(address) => listen(&address, replier).await,
@@ -189,7 +189,7 @@ impl Place {
 pub const BLOCKING_THREADS: usize = 8;
 
 /// Questions of [`Monitor::browse`] that may wait for the registrar. At this number, a question is refused.
-const QUESTIONS: usize = 8;
+const QUESTIONS_MAX: usize = 8;
 
 /// The thread of a registrar that has its own. The thread ends when this value is dropped.
 #[derive(Debug)]
@@ -200,17 +200,17 @@ struct OwnThread {
 
 impl OwnThread {
     /// Starts a registrar on a thread of its own.
-    async fn start(config: Config, place: Place) -> Result<Registrar> {
+    async fn start(config: Config, listen_on: ListenOn) -> Result<Registrar> {
         let failed = |error| Error::new(ErrorKind::Io, "the registrar has no thread").with_source(error);
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let blocking = crate::default_memory_limit::blocking_threads(BLOCKING_THREADS);
         let runtime = runtime.enable_all().max_blocking_threads(blocking).build().map_err(failed)?;
-        let (tell, started) = oneshot::channel();
+        let (started_sender, started) = oneshot::channel();
         let end = CancellationToken::new();
         let ended = end.clone();
         let work = async move {
             // A caller that no longer waits has dropped the receiver. Then this thread ends, too.
-            let _ = tell.send(Registrar::start(config, place).await);
+            let _ = started_sender.send(Registrar::start(config, listen_on).await);
             ended.cancelled().await;
         };
         let thread = std::thread::Builder::new().name("xmsg-registrar".to_owned());
@@ -365,11 +365,15 @@ impl Registrar {
         Builder { address: address.into(), config: Config::default(), has_thread: false }
     }
 
-    async fn start_somewhere(config: Config, place: Place, has_thread: bool) -> Result<Self> {
-        if has_thread { OwnThread::start(config, place).await } else { Self::start(config, place).await }
+    async fn start_somewhere(config: Config, listen_on: ListenOn, has_thread: bool) -> Result<Self> {
+        if has_thread {
+            OwnThread::start(config, listen_on).await
+        } else {
+            Self::start(config, listen_on).await
+        }
     }
 
-    async fn start(config: Config, place: Place) -> Result<Self> {
+    async fn start(config: Config, listen_on: ListenOn) -> Result<Self> {
         let (memory_limit, memory) = (config.registration_memory, config.memory.clone());
         let mut store = Store::new(config.registrations, config.ttl).with_memory_limit(memory_limit);
         let mut journal = match config.snapshot {
@@ -417,15 +421,15 @@ impl Registrar {
                 .security(config.security.security(&config.authority))
                 .keeps(config.authority.rule()),
         );
-        let address = place.listen(&replier, config.tcp).await?;
+        let address = listen_on.listen(&replier, config.tcp).await?;
         let stop = CancellationToken::new();
         let sender = Bytes::from(format!("{}:registrar", address.host()));
-        let named = !matches!(config.security, Mechanism::Null);
-        let (questions, asked) = mpsc::channel(QUESTIONS);
+        let requires_principal = !matches!(config.security, Mechanism::Null);
+        let (questions, question_receiver) = mpsc::channel(QUESTIONS_MAX);
         let service = Service::new(sender, replier.clone(), store, journal, counters.clone(), stop.clone())
-            .with_authority(config.authority.clone(), named)
+            .with_authority(config.authority.clone(), requires_principal)
             .with_memory(config.memory.clone())
-            .with_questions(asked);
+            .with_questions(question_receiver);
         let service = Some(tokio::spawn(critical.watch("the service of the registrar", service.run())));
         Ok(Self {
             address,

@@ -13,9 +13,9 @@ mod answering;
 mod browsing;
 mod change;
 mod compaction;
-mod later;
 mod round_robin;
 mod slow;
+mod waiting;
 mod writing;
 
 use std::collections::{HashMap, VecDeque};
@@ -41,9 +41,9 @@ pub(super) use self::browsing::Question;
 pub use self::browsing::{Listed, Page, Query};
 use self::change::{Change, records};
 use self::compaction::{Compaction, SnapshotFeed};
-use self::later::Pending;
 use self::round_robin::RoundRobin;
 use self::slow::PendingChanges;
+use self::waiting::Pending;
 use self::writing::{WriteFailure, Written, committed};
 use super::journal::Journal;
 use super::store::{Refused, Reserved, Search, Store};
@@ -92,11 +92,11 @@ pub(super) struct Counters {
 
 /// What a request asks the service to do.
 #[derive(Debug)]
-enum Task {
+enum Operation {
     /// The request can't be served, and this is the reply.
     Refuse(Reply),
     Change(Action, Change),
-    Ask(Request),
+    Query(Request),
 }
 
 /// Changes that are waiting for the disk or are being written to it.
@@ -114,7 +114,7 @@ pub(super) struct Service {
     replier: Replier,
     /// Decides who may register.
     authority: Arc<Authority>,
-    named: bool,
+    requires_principal: bool,
     store: Store,
     durable: bool,
     /// The journal, or `None` while the blocking thread writes to it.
@@ -127,7 +127,7 @@ pub(super) struct Service {
     slow: PendingChanges,
     compaction: Option<Compaction>,
     feed: Option<SnapshotFeed>,
-    trouble: Option<WriteFailure>,
+    write_failure: Option<WriteFailure>,
     write_log: Throttle,
     expiry_log: Throttle,
     answering: RoundRobin<Answering>,
@@ -139,9 +139,9 @@ pub(super) struct Service {
     queued_bytes: usize,
     memory: MemoryBudget,
     pending: HashMap<Bytes, Pending>,
-    /// The number of requests that wait in `pending`. `later_bytes` is the memory that they take.
-    later: usize,
-    later_bytes: usize,
+    /// The number of requests that wait in `pending`. `waiting_bytes` is the memory that they take.
+    waiting: usize,
+    waiting_bytes: usize,
     /// Peers that continue with their waiting requests, one request per turn.
     resuming: VecDeque<Bytes>,
     /// Peers that continue with their waiting requests once there is room for changes.
@@ -165,7 +165,7 @@ impl Service {
             sender,
             replier,
             authority: Arc::default(),
-            named: false,
+            requires_principal: false,
             store,
             durable: journal.is_some(),
             journal,
@@ -175,7 +175,7 @@ impl Service {
             slow: PendingChanges::default(),
             compaction: None,
             feed: None,
-            trouble: None,
+            write_failure: None,
             write_log: Throttle::default(),
             expiry_log: Throttle::default(),
             answering: RoundRobin::default(),
@@ -185,8 +185,8 @@ impl Service {
             queued_bytes: 0,
             memory: MemoryBudget::default(),
             pending: HashMap::new(),
-            later: 0,
-            later_bytes: 0,
+            waiting: 0,
+            waiting_bytes: 0,
             resuming: VecDeque::new(),
             without_room: Vec::new(),
             counters,
@@ -199,9 +199,9 @@ impl Service {
         service
     }
 
-    /// Applies the rules of `authority`. `named` says whether all peers have authenticated.
-    pub(super) fn with_authority(self, authority: Arc<Authority>, named: bool) -> Self {
-        Self { authority, named, ..self }
+    /// Applies the rules of `authority`. `requires_principal` says whether all peers have authenticated.
+    pub(super) fn with_authority(self, authority: Arc<Authority>, requires_principal: bool) -> Self {
+        Self { authority, requires_principal, ..self }
     }
 
     /// Refuses long answers for which this budget has no room.
@@ -223,13 +223,14 @@ impl Service {
             let expiry = self.store.next_expiry().map(|due| Deadline::since(self.started, due));
             let may_write =
                 self.writing.is_none() && self.applying.changes.is_empty() && !self.waits_for_compaction();
-            let retry = self.trouble.as_ref().filter(|_| may_write).map(|trouble| trouble.retry);
+            let retry =
+                self.write_failure.as_ref().filter(|_| may_write).map(|write_failure| write_failure.retry);
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break,
                 done = Compaction::done(self.compaction.as_mut()) => self.on_draft_done(done),
-                done = committed(self.writing.as_mut()) => self.written(done),
-                () = at(retry) => self.write(),
+                done = committed(self.writing.as_mut()) => self.on_written(done),
+                () = sleep_until(retry) => self.write(),
                 request = self.replier.recv() => {
                     let Some((path, request)) = request else { break };
                     self.handle(path, &request);
@@ -239,19 +240,19 @@ impl Service {
                     }
                 }
                 Some(question) = self.questions.recv() => self.browsing.push_back(question.into()),
-                () = at(expiry) => {}
+                () = sleep_until(expiry) => {}
                 () = SnapshotFeed::room(self.feed.as_ref()), if !self.has_slices() => {}
                 () = std::future::ready(()), if self.has_slices() => {}
             }
             // A slice of long work follows every turn of short requests, and then other tasks run.
             turn = 0;
-            self.work();
+            self.run_slices();
             tokio::task::yield_now().await;
         }
         self.is_stopping = true;
         loop {
             while !(self.applying.changes.is_empty() && self.slow.is_empty()) {
-                self.carry_out_some();
+                self.apply_some();
             }
             if self.writing.is_none() {
                 self.end_compaction().await;
@@ -261,7 +262,7 @@ impl Service {
                 break;
             }
             let done = committed(self.writing.as_mut()).await;
-            self.written(done);
+            self.on_written(done);
         }
         self.give_up("the registrar is being stopped");
     }
@@ -277,9 +278,9 @@ impl Service {
     }
 
     /// Does one slice of each kind of long work.
-    fn work(&mut self) {
+    fn run_slices(&mut self) {
         self.expire();
-        self.carry_out_some();
+        self.apply_some();
         self.collect_some();
         self.resume_some();
         self.answer_slice();
@@ -300,7 +301,7 @@ impl Service {
     }
 
     /// Decodes a request. The returned task keeps no frame that is longer than [`DATA_MAX`].
-    fn read(&self, frames: &[Bytes], may_change: bool) -> Task {
+    fn read(&self, frames: &[Bytes], may_change: bool) -> Operation {
         let long = frames.iter().map(Bytes::len).max().unwrap_or_default() > DATA_MAX;
         if long && let [name, sender, _] = frames {
             // A frame that is too long is not decoded. The reply may still state the action.
@@ -311,25 +312,25 @@ impl Service {
             };
             let status = format!("the request is too long: no frame may have more than {DATA_MAX} bytes");
             reply.outcome = Err(Refusal(status));
-            return Task::Refuse(reply);
+            return Operation::Refuse(reply);
         }
         let request = match Request::read(frames, &self.sender) {
             Ok(request) => request,
-            Err(reply) => return Task::Refuse(reply),
+            Err(reply) => return Operation::Refuse(reply),
         };
-        if changes(request.action) && !may_change {
+        if is_change(request.action) && !may_change {
             let status = "not allowed: you may ask, but not register or remove".to_owned();
-            return Task::Refuse(request.reply(&self.sender, Err(Refusal(status))));
+            return Operation::Refuse(request.reply(&self.sender, Err(Refusal(status))));
         }
         match (request.action, request.argument) {
             (Action::Register(owner), Argument::Registration(registration)) => {
-                Task::Change(request.action, Change::Register(owner, registration, Reserved::default()))
+                Operation::Change(request.action, Change::Register(owner, registration, Reserved::default()))
             }
             (Action::Remove(owner), Argument::Registration(registration)) => {
-                Task::Change(request.action, Change::Remove(owner, registration))
+                Operation::Change(request.action, Change::Remove(owner, registration))
             }
             (Action::RemoveAll, Argument::Host(host)) => {
-                Task::Change(request.action, Change::RemoveHost(host))
+                Operation::Change(request.action, Change::RemoveHost(host))
             }
             (action, argument) => {
                 // A frame is part of a larger buffer, which a waiting request must not keep alive.
@@ -337,7 +338,7 @@ impl Service {
                     Argument::Unread(_) => Argument::Unread(Bytes::new()),
                     other => other,
                 };
-                Task::Ask(Request { action, sender: Bytes::new(), argument })
+                Operation::Query(Request { action, sender: Bytes::new(), argument })
             }
         }
     }
@@ -346,24 +347,24 @@ impl Service {
     /// credentials. Returns `None` if the peer has disconnected or is no longer allowed to be connected.
     fn rights(&self, path: &ReturnPath) -> Option<Arc<Rights>> {
         let principal = self.replier.principal(path);
-        if self.named && principal.is_none() {
+        if self.requires_principal && principal.is_none() {
             return None;
         }
         self.authority.rights(principal.as_ref())
     }
 
-    fn start(&mut self, path: ReturnPath, task: Task) {
+    fn start(&mut self, path: ReturnPath, task: Operation) {
         match task {
-            Task::Refuse(reply) => self.answer(&path, reply),
-            Task::Change(action, change) => self.change(path, action, change),
-            Task::Ask(request) => self.ask(path, &request),
+            Operation::Refuse(reply) => self.answer(&path, reply),
+            Operation::Change(action, change) => self.change(path, action, change),
+            Operation::Query(request) => self.query(path, &request),
         }
     }
 
-    fn refuse(&self, path: &ReturnPath, task: Task, status: &str) {
+    fn refuse(&self, path: &ReturnPath, task: Operation, status: &str) {
         let reply = match task {
-            Task::Refuse(reply) => reply,
-            Task::Change(action, _) | Task::Ask(Request { action, .. }) => {
+            Operation::Refuse(reply) => reply,
+            Operation::Change(action, _) | Operation::Query(Request { action, .. }) => {
                 self.reply(action, Err(status.to_owned()))
             }
         };
@@ -386,12 +387,12 @@ impl Service {
                     && self.applying.changes.is_empty()
                     && !self.slow.precedes(&path, change) =>
             {
-                Some(change.carry_out(&mut self.store, now))
+                Some(change.apply(&mut self.store, now))
             }
             _ if !self.durable => None,
             // There is nothing to remove, not even an expired registration that is still in the files.
-            change if !self.store.has_ttl() && self.is_at_rest() && change.is_in_vain(&self.store) => {
-                Some(change.carry_out(&mut self.store, now))
+            change if !self.store.has_ttl() && self.is_at_rest() && change.removes_nothing(&self.store) => {
+                Some(change.apply(&mut self.store, now))
             }
             // A registration on the disk is only renewed, unless the peer's earlier changes are in progress.
             Change::Register(owner, registration, _) if is_first => {
@@ -402,12 +403,12 @@ impl Service {
             }
             _ => None,
         };
-        let refused = match (done, &self.trouble) {
-            (Some(outcome), _) => return self.changed(&path, action, outcome),
-            (None, Some(trouble)) => Some(trouble.status.clone()),
+        let refused = match (done, &self.write_failure) {
+            (Some(outcome), _) => return self.answer_change(&path, action, outcome),
+            (None, Some(write_failure)) => Some(write_failure.status.clone()),
             (None, None) => match change.check(&mut self.store) {
                 Ok(()) => None,
-                Err(refused) => return self.changed(&path, action, Err(refused)),
+                Err(refused) => return self.answer_change(&path, action, Err(refused)),
             },
         };
         if let Some(status) = refused {
@@ -427,7 +428,7 @@ impl Service {
     /// Returns whether no change is in progress and the files contain exactly what is in the store.
     fn is_at_rest(&self) -> bool {
         self.writing.is_none()
-            && self.trouble.is_none()
+            && self.write_failure.is_none()
             && self.journal.as_ref().is_some_and(|journal| !journal.is_broken())
             && self.gathering.changes.is_empty()
             && self.applying.changes.is_empty()
@@ -435,7 +436,7 @@ impl Service {
     }
 
     /// Answers a change with its outcome.
-    fn changed(&mut self, path: &ReturnPath, action: Action, outcome: Result<(), Refused>) {
+    fn answer_change(&mut self, path: &ReturnPath, action: Action, outcome: Result<(), Refused>) {
         if let Err(Refused::Full(_) | Refused::Memory(_)) = outcome {
             self.counters.full.fetch_add(1, Ordering::Relaxed);
         }
@@ -444,7 +445,7 @@ impl Service {
         self.answer(path, self.reply(action, outcome));
     }
 
-    fn ask(&mut self, path: ReturnPath, request: &Request) {
+    fn query(&mut self, path: ReturnPath, request: &Request) {
         let action = request.action;
         let mut search = match self.search(request) {
             Ok(search) => search,
@@ -468,14 +469,14 @@ impl Service {
     fn search(&self, request: &Request) -> Result<Search, String> {
         let say = |refused: Refused| refused.to_string();
         match (request.action, &request.argument) {
-            (Action::Find(owner), Argument::Registration(asked)) => {
-                self.store.search_find(owner, asked).map_err(say)
+            (Action::Find(owner), Argument::Registration(query)) => {
+                self.store.search_find(owner, query).map_err(say)
             }
-            (Action::Exact(owner), Argument::Registration(asked)) => {
-                self.store.search_exact(owner, asked).map_err(say)
+            (Action::Exact(owner), Argument::Registration(query)) => {
+                self.store.search_exact(owner, query).map_err(say)
             }
-            (Action::Filter(owner), Argument::Registration(asked)) => {
-                Ok(self.store.search_filter(owner, asked))
+            (Action::Filter(owner), Argument::Registration(query)) => {
+                Ok(self.store.search_filter(owner, query))
             }
             (Action::All(owner), _) => {
                 let bytes = self.store.frame_bytes(owner) + 9 * self.store.count(owner);
@@ -498,10 +499,10 @@ impl Service {
         let action = Action::from_name(&reply.action);
         let found = reply.outcome.as_ref().map_or(0, Vec::len);
         let sent = self.replier.try_reply(path, reply.into_frames());
-        self.sent(path, action, found, sent);
+        self.on_sent(path, action, found, sent);
     }
 
-    fn sent(&self, path: &ReturnPath, action: Option<Action>, found: usize, mut sent: Result<()>) {
+    fn on_sent(&self, path: &ReturnPath, action: Option<Action>, found: usize, mut sent: Result<()>) {
         if let Err(error) = &sent
             && error.kind() == ErrorKind::TooLarge
             && let Some(action) = action
@@ -516,17 +517,17 @@ impl Service {
     }
 
     /// Applies some of the changes on the disk: first slow ones, then others. Then writes the next batch.
-    fn carry_out_some(&mut self) {
+    fn apply_some(&mut self) {
         let (now, mut work) = (self.started.elapsed(), SLICE / 2);
         while work > 0
             && let Some(((path, action, change), position)) = self.slow.pop()
         {
-            match change.carry_out_some(&mut self.store, now, &mut work) {
+            match change.apply_some(&mut self.store, now, &mut work) {
                 None => {
                     self.slow.put_back((path, action, change), position);
                     self.count();
                 }
-                Some(outcome) => self.carried_out(&path, action, outcome),
+                Some(outcome) => self.on_applied(&path, action, outcome),
             }
         }
         work += SLICE / 2;
@@ -537,21 +538,21 @@ impl Service {
                 self.slow.push((path, action, change), self.applying.position);
                 continue;
             }
-            if let Some(outcome) = change.carry_out_some(&mut self.store, now, &mut work) {
-                self.carried_out(&path, action, outcome);
+            if let Some(outcome) = change.apply_some(&mut self.store, now, &mut work) {
+                self.on_applied(&path, action, outcome);
             }
         }
         if !self.applying.changes.is_empty() {
             return;
         }
-        if self.trouble.is_none() {
+        if self.write_failure.is_none() {
             self.write();
         }
         self.make_room();
     }
 
-    fn carried_out(&mut self, path: &ReturnPath, action: Action, outcome: Result<(), Refused>) {
-        self.changed(path, action, outcome);
+    fn on_applied(&mut self, path: &ReturnPath, action: Action, outcome: Result<(), Refused>) {
+        self.answer_change(path, action, outcome);
         self.change_is_done(path.peer());
     }
 
@@ -576,12 +577,12 @@ impl Service {
     /// Returns the reply to a request at once, without a peer.
     pub(super) fn reply_to(&mut self, frames: &[Bytes]) -> Reply {
         match self.read(frames, true) {
-            Task::Refuse(reply) => reply,
-            Task::Change(action, change) => {
-                let outcome = change.carry_out(&mut self.store, self.started.elapsed());
+            Operation::Refuse(reply) => reply,
+            Operation::Change(action, change) => {
+                let outcome = change.apply(&mut self.store, self.started.elapsed());
                 self.reply(action, outcome.map(|()| Vec::new()).map_err(|refused| refused.to_string()))
             }
-            Task::Ask(request) => {
+            Operation::Query(request) => {
                 let mut frames = Vec::new();
                 let found = self.search(&request).map(|mut search| {
                     while !self.store.advance(&mut search, 1, |frame| frames.push(frame.clone())) {}
@@ -599,7 +600,7 @@ fn too_long(count: usize, bytes: usize) -> String {
     )
 }
 
-fn changes(action: Action) -> bool {
+fn is_change(action: Action) -> bool {
     matches!(action, Action::Register(_) | Action::Remove(_) | Action::RemoveAll)
 }
 
@@ -611,7 +612,7 @@ pub(super) async fn compact(mut journal: Journal, store: &Store) -> Result<Journ
         .map_err(|error| Error::new(ErrorKind::Io, "the snapshot was not written").with_source(error))?
 }
 
-async fn at(time: Option<Deadline>) {
+async fn sleep_until(time: Option<Deadline>) {
     match time {
         Some(time) => time.passed().await,
         None => std::future::pending::<()>().await,

@@ -382,8 +382,8 @@ impl Store {
     /// # Errors
     ///
     /// [`Refused::Topic`] if the topic asked for is not valid.
-    pub fn find(&self, owner: OwnerType, asked: &Registration) -> Result<Vec<Bytes>, Refused> {
-        self.search_find(owner, asked).map(|search| self.collect(search))
+    pub fn find(&self, owner: OwnerType, query: &Registration) -> Result<Vec<Bytes>, Refused> {
+        self.search_find(owner, query).map(|search| self.collect(search))
     }
 
     /// Returns the frames of the registrations with exactly this topic.
@@ -391,15 +391,15 @@ impl Store {
     /// # Errors
     ///
     /// [`Refused::Topic`] if the topic asked for is not valid.
-    pub fn exact(&self, owner: OwnerType, asked: &Registration) -> Result<Vec<Bytes>, Refused> {
-        self.search_exact(owner, asked).map(|search| self.collect(search))
+    pub fn exact(&self, owner: OwnerType, query: &Registration) -> Result<Vec<Bytes>, Refused> {
+        self.search_exact(owner, query).map(|search| self.collect(search))
     }
 
     /// Returns the frames of the registrations whose topic parts, host and port are equal to those asked for.
     /// The topic part `*`, the host `undefined` and the port 0 match any value.
     #[must_use]
-    pub fn filter(&self, owner: OwnerType, asked: &Registration) -> Vec<Bytes> {
-        self.collect(self.search_filter(owner, asked))
+    pub fn filter(&self, owner: OwnerType, query: &Registration) -> Vec<Bytes> {
+        self.collect(self.search_filter(owner, query))
     }
 
     /// Returns the frames of all publishers or of all subscribers.
@@ -415,8 +415,8 @@ impl Store {
     /// # Errors
     ///
     /// [`Refused::Topic`] if the topic asked for is not valid.
-    pub fn search_find(&self, owner: OwnerType, asked: &Registration) -> Result<Search, Refused> {
-        let key = key(asked)?;
+    pub fn search_find(&self, owner: OwnerType, query: &Registration) -> Result<Search, Refused> {
+        let key = key(query)?;
         let sources = match owner {
             OwnerType::Publisher => {
                 // A bare domain must not match a longer domain, so a `:` has to follow.
@@ -438,14 +438,14 @@ impl Store {
     /// # Errors
     ///
     /// [`Refused::Topic`] if the topic asked for is not valid.
-    pub fn search_exact(&self, owner: OwnerType, asked: &Registration) -> Result<Search, Refused> {
-        Ok(Search::new(owner, [Source::Topic(key(asked)?)].into()))
+    pub fn search_exact(&self, owner: OwnerType, query: &Registration) -> Result<Search, Refused> {
+        Ok(Search::new(owner, [Source::Topic(key(query)?)].into()))
     }
 
     /// Starts the query of [`filter`](Self::filter), which [`advance`](Self::advance) answers step by step.
     #[must_use]
-    pub fn search_filter(&self, owner: OwnerType, asked: &Registration) -> Search {
-        let filter = Filter::new(asked);
+    pub fn search_filter(&self, owner: OwnerType, query: &Registration) -> Search {
+        let filter = Filter::new(query);
         let sources = self.table(owner).sources(&filter);
         Search { filter: Some(filter), ..Search::new(owner, sources) }
     }
@@ -493,9 +493,9 @@ impl Store {
                     return false;
                 }
                 work = work.saturating_sub(above.cost());
-                match table.next_above(above) {
+                match table.next_prefix(above) {
                     Lookup::Found(key) => search.sources.push_front(Source::Topic(key)),
-                    Lookup::InVain => {}
+                    Lookup::NoMatch => {}
                     Lookup::Done => drop(search.sources.pop_front()),
                 }
                 continue;
@@ -668,28 +668,28 @@ struct Filter {
 }
 
 impl Filter {
-    fn new(asked: &Registration) -> Self {
+    fn new(query: &Registration) -> Self {
         let known = |part: &str| (part != ANY).then(|| part.into());
         // Types are normalized like those of topics: `a:*:b` becomes `a`, and empty parts are left out.
-        let types: Vec<&str> = asked
+        let types: Vec<&str> = query
             .types()
             .split(':')
             .take_while(|part| *part != ANY)
             .filter(|part| !part.is_empty())
             .collect();
         Self {
-            domain: known(&asked.domain),
-            subject: known(asked.subject()),
+            domain: known(&query.domain),
+            subject: known(query.subject()),
             types: (!types.is_empty()).then(|| types.join(":").into()),
-            host: (asked.host != UNDEFINED).then(|| asked.host.as_str().into()),
-            port: (asked.port != 0).then_some(asked.port),
+            host: (query.host != UNDEFINED).then(|| query.host.as_str().into()),
+            port: (query.port != 0).then_some(query.port),
         }
     }
 
     /// Returns whether a topic matches.
     fn fits(&self, key: &str) -> bool {
         let (domain, subject, types) = parts(key);
-        let fits = |asked: &Option<Box<str>>, part: &str| asked.as_deref().is_none_or(|asked| asked == part);
+        let fits = |query: &Option<Box<str>>, part: &str| query.as_deref().is_none_or(|query| query == part);
         fits(&self.domain, domain) && fits(&self.subject, subject) && fits(&self.types, types)
     }
 

@@ -77,31 +77,31 @@ impl Model {
         sorted(records.map(|(_, record)| record.encode()).collect())
     }
 
-    fn find(&self, owner: OwnerType, asked: &Registration) -> Vec<Bytes> {
-        let asked = asked.topic().unwrap();
+    fn find(&self, owner: OwnerType, query: &Registration) -> Vec<Bytes> {
+        let query = query.topic().unwrap();
         self.select(owner, |record| {
             let topic = record.topic().unwrap();
-            topic.domain() == asked.domain()
+            topic.domain() == query.domain()
                 && match owner {
-                    OwnerType::Publisher => asked.is_parent(&topic),
-                    OwnerType::Subscriber => topic.is_parent(&asked),
+                    OwnerType::Publisher => query.is_parent(&topic),
+                    OwnerType::Subscriber => topic.is_parent(&query),
                 }
         })
     }
 
-    fn filter(&self, owner: OwnerType, asked: &Registration) -> Vec<Bytes> {
+    fn filter(&self, owner: OwnerType, query: &Registration) -> Vec<Bytes> {
         let any = |part: &str| part == ANY;
-        let types = Query::parts(owner, "d", "s", asked.types());
+        let types = Query::parts(owner, "d", "s", query.types());
         let types = xmsg_core::registration::Request::discover("me", |_| action(), &types);
         let xmsg_core::registration::Argument::Registration(types) = types.argument else { unreachable!() };
         let types = types.topic().unwrap().types().into_owned();
         self.select(owner, |record| {
             let topic = record.topic().unwrap();
-            (any(&asked.domain) || topic.domain() == asked.domain)
-                && (any(asked.subject()) || topic.subject() == asked.subject())
+            (any(&query.domain) || topic.domain() == query.domain)
+                && (any(query.subject()) || topic.subject() == query.subject())
                 && (any(&types) || topic.types() == types)
-                && (asked.host == UNDEFINED || asked.host == record.host)
-                && (asked.port == 0 || asked.port == record.port)
+                && (query.host == UNDEFINED || query.host == record.host)
+                && (query.port == 0 || query.port == record.port)
         })
     }
 }
@@ -127,7 +127,7 @@ enum Step {
     Register(OwnerType, Registration),
     Remove(OwnerType, Registration),
     RemoveHost(String),
-    Ask(OwnerType, Registration),
+    Search(OwnerType, Registration),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -150,7 +150,7 @@ fn step() -> impl Strategy<Value = Step> {
         0..5 => Step::Register(owner, registration),
         5 => Step::Remove(owner, registration),
         6 => Step::RemoveHost(registration.host),
-        _ => Step::Ask(owner, registration),
+        _ => Step::Search(owner, registration),
     })
 }
 
@@ -173,16 +173,16 @@ proptest! {
                         }
                     }
                 }
-                Step::Remove(owner, asked) => {
-                    let result = store.remove(owner, &asked);
-                    let Ok(topic) = asked.topic() else {
+                Step::Remove(owner, query) => {
+                    let result = store.remove(owner, &query);
+                    let Ok(topic) = query.topic() else {
                         prop_assert!(result.is_err());
                         continue;
                     };
                     let before = model.0.len();
                     model.0.retain(|(of, record)| {
                         *of != owner || record.topic().unwrap() != topic
-                            || record.name != asked.name || record.host != asked.host
+                            || record.name != query.name || record.host != query.host
                     });
                     prop_assert_eq!(result, Ok(before - model.0.len()));
                 }
@@ -191,26 +191,26 @@ proptest! {
                     model.0.retain(|(_, record)| record.host != host);
                     prop_assert_eq!(store.remove_host(&host), before - model.0.len());
                 }
-                Step::Ask(owner, asked) => {
-                    prop_assert_eq!(sorted(store.filter(owner, &asked)), model.filter(owner, &asked));
+                Step::Search(owner, query) => {
+                    prop_assert_eq!(sorted(store.filter(owner, &query)), model.filter(owner, &query));
                     prop_assert_eq!(sorted(store.all(owner)), model.select(owner, |_| true));
-                    let searches = [Ok(store.search_filter(owner, &asked)), Ok(store.search_all(owner))];
+                    let searches = [Ok(store.search_filter(owner, &query)), Ok(store.search_all(owner))];
                     let searches = searches.into_iter().chain([
-                        store.search_find(owner, &asked),
-                        store.search_exact(owner, &asked),
+                        store.search_find(owner, &query),
+                        store.search_exact(owner, &query),
                     ]);
-                    let whole = [Ok(store.filter(owner, &asked)), Ok(store.all(owner))];
-                    let whole = whole.into_iter().chain([store.find(owner, &asked), store.exact(owner, &asked)]);
+                    let whole = [Ok(store.filter(owner, &query)), Ok(store.all(owner))];
+                    let whole = whole.into_iter().chain([store.find(owner, &query), store.exact(owner, &query)]);
                     for (search, whole) in searches.zip(whole) {
                         prop_assert_eq!(search.map(|search| in_steps(&store, search)), whole);
                     }
-                    let Ok(topic) = asked.topic() else {
-                        prop_assert!(store.find(owner, &asked).is_err() && store.exact(owner, &asked).is_err());
+                    let Ok(topic) = query.topic() else {
+                        prop_assert!(store.find(owner, &query).is_err() && store.exact(owner, &query).is_err());
                         continue;
                     };
-                    prop_assert_eq!(sorted(store.find(owner, &asked).unwrap()), model.find(owner, &asked));
+                    prop_assert_eq!(sorted(store.find(owner, &query).unwrap()), model.find(owner, &query));
                     prop_assert_eq!(
-                        sorted(store.exact(owner, &asked).unwrap()),
+                        sorted(store.exact(owner, &query).unwrap()),
                         model.select(owner, |record| record.topic().unwrap() == topic)
                     );
                 }

@@ -25,29 +25,29 @@ use xmsg_zmq::lock::lock;
 use zeroize::Zeroizing;
 
 /// The largest number of logins that are remembered. Beyond it, the oldest is forgotten.
-const PROOFS: usize = 10_000;
+const PROOFS_MAX: usize = 10_000;
 /// How long a login is remembered.
 const PROOF_AGE: Duration = Duration::from_secs(3600);
 /// The largest number of remembered failures, counting addresses and pairs of an address and a name. Beyond
 /// it, the oldest is forgotten.
-const FAILURES: usize = 16 << 10;
+const FAILURES_MAX: usize = 16 << 10;
 /// How long failures are remembered after the last one.
 const FAILURE_AGE: Duration = Duration::from_secs(600);
 /// The number of failures of one name at one address that cause no pause.
-const FREE_OF_PAIR: u32 = 3;
+const FREE_FAILURES_OF_PAIR: u32 = 3;
 /// The number of failures of all names at one address that cause no pause.
-const FREE_OF_ADDRESS: u32 = 20;
+const FREE_FAILURES_OF_ADDRESS: u32 = 20;
 /// The first pause. It doubles with each further failure, up to `PAUSE_MAX`.
 const PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// The largest number of passwords that are checked at the same time. On purpose, each check takes a thread
 /// and much memory.
-const CHECKS: usize = 2;
-/// The largest number of logins in each of the two queues. `WAITING_OF_USER` limits those with the same name
-/// in one queue.
-const WAITING: usize = 64;
-const WAITING_OF_USER: usize = 8;
+const CHECKS_MAX: usize = 2;
+/// The largest number of logins in each of the two queues. `WAITING_OF_USER_MAX` limits those with the same
+/// name in one queue.
+const WAITING_MAX: usize = 64;
+const WAITING_OF_USER_MAX: usize = 8;
 
 /// Counts of the outcomes of logins with a password.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -142,7 +142,7 @@ impl Proofs {
         known.order.push_back((now, proof));
         // `order` has one entry for each time that a proof was made, so `made` is bounded, too.
         while let Some((made, oldest)) = known.order.front().copied()
-            && (known.order.len() > PROOFS || now.saturating_duration_since(made) > PROOF_AGE)
+            && (known.order.len() > PROOFS_MAX || now.saturating_duration_since(made) > PROOF_AGE)
         {
             known.order.pop_front();
             if known.made.get(&oldest) == Some(&made) {
@@ -190,8 +190,8 @@ impl Failures {
     /// Returns the sources that a login counts for. A login without a known address counts only for its name,
     /// because it says nothing about other logins without an address.
     fn keys(from: Option<IpAddr>, user: u64) -> impl Iterator<Item = (FailureSource, u32)> {
-        let pair = ((from, Some(user)), FREE_OF_PAIR);
-        [Some(pair), from.map(|from| ((Some(from), None), FREE_OF_ADDRESS))].into_iter().flatten()
+        let pair = ((from, Some(user)), FREE_FAILURES_OF_PAIR);
+        [Some(pair), from.map(|from| ((Some(from), None), FREE_FAILURES_OF_ADDRESS))].into_iter().flatten()
     }
 
     /// Returns how long this login has to wait before its next attempt.
@@ -216,11 +216,11 @@ impl Failures {
     pub(super) fn note(&self, from: Option<IpAddr>, user: u64, now: Instant) {
         let mut known = self.known();
         for (who, _) in Self::keys(from, user) {
-            if !known.contains_key(&who) && known.len() >= FAILURES {
+            if !known.contains_key(&who) && known.len() >= FAILURES_MAX {
                 known.retain(|_, failure| now.saturating_duration_since(failure.last) <= FAILURE_AGE);
                 // Looking at all failures takes a hundredth of the time of the check that has just failed.
                 let oldest = known.iter().min_by_key(|(_, failure)| failure.last).map(|(who, _)| *who);
-                if let Some(oldest) = oldest.filter(|_| known.len() >= FAILURES) {
+                if let Some(oldest) = oldest.filter(|_| known.len() >= FAILURES_MAX) {
                     known.remove(&oldest);
                 }
             }
@@ -233,7 +233,7 @@ impl Failures {
 
     /// Removes the failures of this name at this address after a successful login. The failures of other
     /// names at the address remain.
-    pub(super) fn forgive(&self, from: Option<IpAddr>, user: u64) {
+    pub(super) fn clear(&self, from: Option<IpAddr>, user: u64) {
         self.known().remove(&(from, Some(user)));
     }
 }
@@ -246,16 +246,16 @@ struct Waiting {
 }
 
 /// A place in the queue, which is given back when it is dropped.
-struct Place<'a> {
+struct QueuePlace<'a> {
     waiting: &'a Mutex<Waiting>,
     user: u64,
 }
 
-impl<'a> Place<'a> {
+impl<'a> QueuePlace<'a> {
     fn take(waiting: &'a Mutex<Waiting>, user: u64) -> Option<Self> {
         let mut all = lock(waiting);
         let own = all.by_user.get(&user).copied().unwrap_or_default();
-        if all.all >= WAITING || own >= WAITING_OF_USER {
+        if all.all >= WAITING_MAX || own >= WAITING_OF_USER_MAX {
             return None;
         }
         all.all += 1;
@@ -264,7 +264,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
         let mut all = lock(self.waiting);
         all.all -= 1;
@@ -293,7 +293,7 @@ pub(super) type CheckPermit = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit
 impl Checks {
     pub(super) fn new() -> Self {
         Self {
-            all: Arc::new(Semaphore::new(CHECKS)),
+            all: Arc::new(Semaphore::new(CHECKS_MAX)),
             suspects: Arc::new(Semaphore::new(1)),
             waiting: Mutex::default(),
             waiting_suspects: Mutex::default(),
@@ -301,9 +301,9 @@ impl Checks {
     }
 
     /// Waits for permission to check a password. Returns `None` if too many logins are waiting.
-    pub(super) async fn turn(&self, user: u64, is_suspect: bool) -> Option<CheckPermit> {
+    pub(super) async fn acquire(&self, user: u64, is_suspect: bool) -> Option<CheckPermit> {
         let waiting = if is_suspect { &self.waiting_suspects } else { &self.waiting };
-        let _place = Place::take(waiting, user)?;
+        let _place = QueuePlace::take(waiting, user)?;
         // The semaphores are never closed.
         let suspect = if is_suspect { Some(self.suspects.clone().acquire_owned().await.ok()?) } else { None };
         Some((self.all.clone().acquire_owned().await.ok()?, suspect))
@@ -341,13 +341,13 @@ mod tests {
         assert!(proofs.contains(&proof, later(3700)), "it was made anew");
         proofs.forget_all();
         assert!(!proofs.contains(&proof, now));
-        for number in 0..2 * PROOFS as u64 {
+        for number in 0..2 * PROOFS_MAX as u64 {
             let mut proof = [0; 32];
             proof[..8].copy_from_slice(&number.to_le_bytes());
             proofs.remember(proof, now);
         }
         let known = proofs.known();
-        assert_eq!((known.made.len(), known.order.len()), (PROOFS, PROOFS));
+        assert_eq!((known.made.len(), known.order.len()), (PROOFS_MAX, PROOFS_MAX));
     }
 
     #[test]
@@ -365,7 +365,7 @@ mod tests {
         assert!(failures.pause(ADDRESS, 2, now).is_zero() && failures.pause(None, 1, now).is_zero());
         assert!(failures.pause(ADDRESS, 1, later(61)).is_zero());
         assert!(!failures.has_failed(ADDRESS, 1, later(700)));
-        failures.forgive(ADDRESS, 1);
+        failures.clear(ADDRESS, 1);
         assert!(failures.pause(ADDRESS, 1, now).is_zero());
         // Failures of many names at one address.
         for user in 100..120 {
@@ -378,31 +378,33 @@ mod tests {
     fn failures_take_bounded_memory() {
         let failures = Failures::default();
         let now = Instant::now();
-        for user in 0..FAILURES as u64 + 1000 {
+        for user in 0..FAILURES_MAX as u64 + 1000 {
             failures.note(None, user, now + Duration::from_millis(user));
         }
-        assert_eq!(failures.known().len(), FAILURES);
+        assert_eq!(failures.known().len(), FAILURES_MAX);
         assert!(!failures.has_failed(None, 0, now) && failures.has_failed(None, 1001, now));
     }
 
     #[tokio::test]
     async fn suspects_leave_room_for_others_and_queues_are_bounded() {
         let checks = Checks::new();
-        let suspect = checks.turn(1, true).await.unwrap();
-        let mut waiting: Vec<_> = (0..WAITING_OF_USER).map(|_| Box::pin(checks.turn(1, true))).collect();
+        let suspect = checks.acquire(1, true).await.unwrap();
+        let mut waiting: Vec<_> =
+            (0..WAITING_OF_USER_MAX).map(|_| Box::pin(checks.acquire(1, true))).collect();
         for one in &mut waiting {
             assert!(futures::poll!(one.as_mut()).is_pending());
         }
-        assert!(checks.turn(1, true).await.is_none(), "too many of one name");
-        let mut others: Vec<_> = (2..WAITING as u64).map(|user| Box::pin(checks.turn(user, true))).collect();
+        assert!(checks.acquire(1, true).await.is_none(), "too many of one name");
+        let mut others: Vec<_> =
+            (2..WAITING_MAX as u64).map(|user| Box::pin(checks.acquire(user, true))).collect();
         let mut pending = 0;
         for one in &mut others {
             pending += usize::from(futures::poll!(one.as_mut()).is_pending());
         }
-        assert_eq!(pending, WAITING - WAITING_OF_USER, "too many of all");
+        assert_eq!(pending, WAITING_MAX - WAITING_OF_USER_MAX, "too many of all");
         // Logins without failures do not wait for those with failures.
         for _ in 0..3 {
-            drop(checks.turn(1, false).await.unwrap());
+            drop(checks.acquire(1, false).await.unwrap());
         }
         drop(suspect);
         drop((waiting, others));

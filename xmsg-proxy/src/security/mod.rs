@@ -30,7 +30,7 @@ use crate::CONTROL_TOPIC;
 
 /// The largest memory that is kept for the next check, in blocks of 1 KiB. A hash with the usual parameters
 /// takes somewhat less.
-const MEMORY_KEPT: usize = 64 << 10;
+const MEMORY_KEPT_MAX: usize = 64 << 10;
 
 /// The rights of a peer. Topics are given by prefixes, and the empty prefix stands for all topics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -186,14 +186,14 @@ impl Logins {
         let mut memory = self.memory.pool().pop().unwrap_or_default();
         // The slow part comes first, so that an unknown name takes as long as a wrong password.
         let is_right = rules.passwords.verify(user, password, &mut memory);
-        if memory.len() <= MEMORY_KEPT {
+        if memory.len() <= MEMORY_KEPT_MAX {
             self.memory.pool().push(memory);
         }
         let who = self.failures.hash(user);
         let line = rules.passwords.line(user).filter(|_| is_right && rules.may_log_in(user));
         if let Some(line) = line {
             self.proofs.remember(self.proofs.of(user, password, line), Instant::now());
-            self.failures.forgive(from, who);
+            self.failures.clear(from, who);
             self.counters.admitted.fetch_add(1, Ordering::Relaxed);
         } else {
             self.failures.note(from, who, Instant::now());
@@ -328,13 +328,13 @@ impl Authority {
             return Verdict::Busy;
         }
         let is_suspect = logins.failures.has_failed(from, who, now);
-        let Some(turn) = self.checks.turn(who, is_suspect).await else {
+        let Some(permit) = self.checks.acquire(who, is_suspect).await else {
             counters.too_many.fetch_add(1, Ordering::Relaxed);
             return Verdict::Busy;
         };
         let task = tokio::task::spawn_blocking(move || {
             // The check continues even if the connection no longer waits for it.
-            let _turn = turn;
+            let _permit = permit;
             logins.check(&rules, &user, &password, from)
         });
         task.await.unwrap_or(false).into()

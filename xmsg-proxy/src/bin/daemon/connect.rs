@@ -83,14 +83,14 @@ impl Connecting {
     }
 
     /// Returns a text such as `3 outgoing connections, 1 channel`, for the line at the start.
-    pub(crate) fn counted(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         let report = self.registry.report();
-        let counted =
+        let count_of =
             |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
         format!(
             "{}, {}",
-            counted(report.outgoing.len(), "outgoing connection"),
-            counted(report.channels.len(), "channel")
+            count_of(report.outgoing.len(), "outgoing connection"),
+            count_of(report.channels.len(), "channel")
         )
     }
 

@@ -13,7 +13,7 @@ use xmsg_proxy::log::LogQueue;
 use xmsg_proxy::settings::{Log, LogFormat, log_filter};
 
 /// The time for which the end of a process may wait for the reader of its log.
-const READ_LATE: Duration = Duration::from_secs(1);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The log while it is written. When it is dropped, waiting lines are written, if they are read.
 pub(crate) struct Logging {
@@ -52,7 +52,7 @@ pub(crate) fn start(log: &Log, name: &'static str) -> io::Result<Logging> {
 
 impl Drop for Logging {
     fn drop(&mut self) {
-        self.queue.flush_within(READ_LATE);
+        self.queue.flush_within(FLUSH_TIMEOUT);
     }
 }
 

@@ -61,7 +61,7 @@ pub(crate) struct Daemon<P: Program> {
     /// Whether there is no room for an HTTP server that is on only by default.
     goes_without_http: bool,
     /// The token that was generated at the start, if no file was named.
-    made: Option<Token>,
+    generated_token: Option<Token>,
 }
 
 /// Runs a daemon: reads its settings, and starts it.
@@ -71,8 +71,8 @@ pub(crate) fn main<P: Program>(
 ) -> ExitCode {
     let program = P::from_command_line();
     let daemon = match prepare(program) {
-        Ok(Prepared::ToWork(daemon)) => daemon,
-        Ok(Prepared::ToPrint(text)) => return print::<P>(&text),
+        Ok(Prepared::Run(daemon)) => daemon,
+        Ok(Prepared::Print(text)) => return print::<P>(&text),
         Err(error) => {
             eprintln!("{}: {error}", P::NAME);
             return ExitCode::from(2);
@@ -98,20 +98,20 @@ pub(crate) fn main<P: Program>(
 
 /// The task of a daemon, once all settings are read and checked.
 enum Prepared<P: Program> {
-    ToWork(Box<Daemon<P>>),
+    Run(Box<Daemon<P>>),
     /// It prints this text, and ends.
-    ToPrint(String),
+    Print(String),
 }
 
 fn prepare<P: Program>(program: P) -> Result<Prepared<P>, SettingsError> {
     let (settings, reloadable) = load(&program)?;
     if program.common().print_config {
-        return Ok(Prepared::ToPrint(settings::print(&settings)?));
+        return Ok(Prepared::Print(settings::print(&settings)?));
     }
     settings.check_files()?;
     if program.common().check_config {
         check_folder(&settings)?;
-        return Ok(Prepared::ToPrint(format!("{}: the configuration is good\n", P::NAME)));
+        return Ok(Prepared::Print(format!("{}: the configuration is good\n", P::NAME)));
     }
     // There is only one thread yet, as this changes the environment.
     let sockets = Sockets::from_environment(P::SOCKETS)?;
@@ -129,9 +129,9 @@ fn prepare<P: Program>(program: P) -> Result<Prepared<P>, SettingsError> {
         sockets,
         admin: None,
         goes_without_http: false,
-        made: None,
+        generated_token: None,
     };
-    Ok(Prepared::ToWork(Box::new(daemon)))
+    Ok(Prepared::Run(Box::new(daemon)))
 }
 
 /// Writes the text to standard output. A user who redirects it to a file learns whether it was written.
@@ -216,7 +216,7 @@ impl<P: Program> Daemon<P> {
         let has_page = sources.proxy.is_some()
             && socket.local_addr().is_ok_and(|at| at.ip().to_canonical().is_loopback());
         if has_page && admin_token.is_none() && admin_viewer_token.is_none() && io::stdout().is_terminal() {
-            self.made = Some(Token::random()?);
+            self.generated_token = Some(Token::random()?);
         }
         let tokens = self.tokens(admin_token, admin_viewer_token, viewer_may_watch);
         // Without other ports, nobody logs in.
@@ -225,15 +225,15 @@ impl<P: Program> Daemon<P> {
         let pending = Some(self.pending());
         let sources = Sources { authority, log: Some(self.log.queue.clone()), pending, ..sources };
         let admin = Admin::start(socket, P::NAME, sources, tokens, self.config())?;
-        say(format_args!("HTTP at http://{}", admin.address()));
-        if let Some(token) = &self.made {
+        print_line(format_args!("HTTP at http://{}", admin.address()));
+        if let Some(token) = &self.generated_token {
             // The link is good once: it stays in the history of the browser.
             if let Some(link) = admin.link() {
-                say(format_args!(
+                print_line(format_args!(
                     "web page, with the right to change things, by a link that works once: {link}"
                 ));
             }
-            say(format_args!("its token, until this process ends: {}", token.reveal()));
+            print_line(format_args!("its token, until this process ends: {}", token.reveal()));
         }
         self.admin = Some(admin);
         Ok(())
@@ -243,8 +243,8 @@ impl<P: Program> Daemon<P> {
     /// generated at the start.
     fn tokens(&self, operator: Option<Token>, viewer: Option<Token>, viewer_may_watch: bool) -> Tokens {
         let open_to_look = operator.is_none() && viewer.is_none();
-        let made = self.made.clone().filter(|_| open_to_look);
-        Tokens { operator: operator.or(made), viewer, open_to_look, viewer_may_watch }
+        let generated_token = self.generated_token.clone().filter(|_| open_to_look);
+        Tokens { operator: operator.or(generated_token), viewer, open_to_look, viewer_may_watch }
     }
 
     /// Takes the HTTP server, which has to be notified of the state and ended last.
@@ -341,7 +341,7 @@ fn listen(admin: &settings::Admin) -> anyhow::Result<Option<TcpListener>> {
 }
 
 /// Writes a line to standard output. It waits only for a moment, because there may be no reader.
-pub(crate) fn say(line: std::fmt::Arguments<'_>) {
+pub(crate) fn print_line(line: std::fmt::Arguments<'_>) {
     let text = format!("{line}\n");
     let (done, is_done) = mpsc::sync_channel(1);
     let writing = std::thread::Builder::new().name("xmsg-say".to_owned()).spawn(move || {

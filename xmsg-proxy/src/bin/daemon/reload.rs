@@ -53,7 +53,7 @@ impl<P: Program> Daemon<P> {
             settings::merge(&self.settings, &new).map(|(merged, changes)| (merged, changes, reloadable))
         }) {
             Ok((merged, changes, reloadable)) => {
-                self.take_over(reloadable);
+                self.apply(reloadable);
                 self.settings = merged;
                 if let Some(admin) = &self.admin {
                     admin.set_config(self.config());
@@ -71,7 +71,7 @@ impl<P: Program> Daemon<P> {
 
     /// Applies the differences. A part that can be reloaded has its lines here, its field in [`Reloadable`],
     /// and its keys in `Settings::RELOADABLE`.
-    fn take_over(&mut self, new: Reloadable) {
+    fn apply(&mut self, new: Reloadable) {
         let Reloadable {
             log_filter,
             linger,
@@ -139,14 +139,14 @@ fn contents(before: &Reloadable, now: &Reloadable, changes: &[Change]) -> Vec<(&
         ("upstream", now.upstreams != before.upstreams, true),
     ];
     // A setting that has changed itself is reported already.
-    let is_told = |setting: &str| {
+    let is_reported = |setting: &str| {
         let section = setting.split_once('.').filter(|(section, _)| *section == "security");
         changes.iter().any(|change| {
             change.key == setting
                 || section.is_some_and(|(section, _)| change.key.starts_with(&format!("{section}.")))
         })
     };
-    let differing = parts.into_iter().filter(|(setting, differs, _)| *differs && !is_told(setting));
+    let differing = parts.into_iter().filter(|(setting, differs, _)| *differs && !is_reported(setting));
     differing.map(|(setting, _, is_reloadable)| (setting, is_reloadable)).collect()
 }
 

@@ -46,7 +46,7 @@ impl Signals {
     }
 
     /// Waits for a request to stop. Requests to reload are ignored meanwhile.
-    pub(crate) async fn stop(&mut self) {
+    pub(crate) async fn stop_requested(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -55,7 +55,7 @@ impl Signals {
 
     /// Waits for another signal to stop, which means: at once. While the process stops, there is nothing to
     /// reload.
-    pub(crate) async fn second(&mut self) {
+    pub(crate) async fn second_stop(&mut self) {
         tokio::time::sleep(SAME_SIGNAL).await;
         let _ = self.interrupt.recv().now_or_never();
         let _ = self.terminate.recv().now_or_never();

@@ -38,10 +38,10 @@ impl Sockets {
             }
         }
         for (name, count) in known {
-            let handed = sockets.iter().filter(|(found, _)| found == name).count();
-            if handed != 0 && handed != *count {
+            let passed = sockets.iter().filter(|(found, _)| found == name).count();
+            if passed != 0 && passed != *count {
                 return Err(SettingsError::new(format!(
-                    "{handed} sockets named {name:?} were handed over, and {count} are needed: one ListenStream= for each"
+                    "{passed} sockets named {name:?} were handed over, and {count} are needed: one ListenStream= for each"
                 )));
             }
         }

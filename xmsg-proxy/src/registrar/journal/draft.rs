@@ -14,11 +14,11 @@ use super::format::{Entry, JOURNAL, SNAPSHOT, Salt, seal, seal_again};
 use super::{Records, cannot_write, io_error, journal_of, temporary};
 
 /// Registrations that are written to a snapshot between two checks whether it is still wanted.
-const WRITTEN: usize = 1024;
+const SNAPSHOT_CHUNK: usize = 1024;
 /// The size of the buffer for writing a snapshot and for copying from one journal to the next.
 const BUFFER: usize = 1 << 20;
 /// The most bytes that may be left to copy when the files are switched. Changes wait for that copy.
-pub(super) const NEARLY: u64 = if cfg!(test) { 1 << 10 } else { 1 << 20 };
+pub(super) const CATCH_UP_MAX: u64 = if cfg!(test) { 1 << 10 } else { 1 << 20 };
 /// The largest number of copy rounds for a journal that grows faster than it is copied.
 const ROUNDS_MAX: u32 = 16;
 
@@ -89,7 +89,7 @@ impl Draft {
     /// number of copy rounds is reached.
     #[must_use]
     pub fn is_caught_up(&self, position: u64) -> bool {
-        self.rounds >= ROUNDS_MAX || position - self.copied <= NEARLY
+        self.rounds >= ROUNDS_MAX || position - self.copied <= CATCH_UP_MAX
     }
 
     /// Writes the snapshot. `next` returns all registrations in chunks, each as it was at some moment since
@@ -108,7 +108,7 @@ impl Draft {
             SNAPSHOT.write(&mut out, self.generation, 0, salt)?;
             let (mut entries, mut count) = (Vec::new(), 0);
             while let Some((owner, frames)) = next()? {
-                for frames in frames.chunks(WRITTEN) {
+                for frames in frames.chunks(SNAPSHOT_CHUNK) {
                     if self.is_unwanted.load(Ordering::Relaxed) {
                         return Err(io::Error::other("it was given up"));
                     }

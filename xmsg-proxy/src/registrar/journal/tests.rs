@@ -264,7 +264,9 @@ fn changes_go_on_while_the_next_files_are_written() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("r");
     let (mut journal, draft) = drafted(&path);
-    assert!(draft.is_caught_up(journal.position()) && !draft.is_caught_up(journal.position() + 2 * NEARLY));
+    assert!(
+        draft.is_caught_up(journal.position()) && !draft.is_caught_up(journal.position() + 2 * CATCH_UP_MAX)
+    );
     let position = journal.position();
     journal.switch(draft, &mut batch(&registers(&["six"]))).unwrap();
     let six = batch(&registers(&["six"])).len() as u64;

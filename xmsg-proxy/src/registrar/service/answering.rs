@@ -43,7 +43,7 @@ impl Service {
             self.counters.requests.fetch_add(1, Ordering::Relaxed);
             let found = reply.frames();
             let sent = self.replier.try_reply_encoded(&path, reply);
-            self.sent(&path, Some(action), found, sent);
+            self.on_sent(&path, Some(action), found, sent);
         }
         if let Some(pending) = self.pending.get_mut(path.peer()) {
             pending.is_answering = false;

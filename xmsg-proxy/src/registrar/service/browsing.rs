@@ -187,7 +187,7 @@ mod tests {
         service
     }
 
-    /// The answer, and the number of slices that it took.
+    /// Returns the answer, and the number of slices that it took.
     fn ask(service: &mut Service, query: Query) -> (Page, usize) {
         let (answer, mut answered) = oneshot::channel();
         service.browsing.push_back(Question { query, answer }.into());

@@ -40,19 +40,19 @@ impl Change {
         }
     }
 
-    /// Applies a change that was checked. It does at least a little, stops when `work` is used up, and
-    /// subtracts from `work` what it did. Returns `None` if there is more to do.
-    pub(super) fn carry_out_some(
+    /// Applies a change that was checked. It does at least a little, stops when `run_slices` is used up, and
+    /// subtracts from `run_slices` what it did. Returns `None` if there is more to do.
+    pub(super) fn apply_some(
         &self,
         store: &mut Store,
         now: Duration,
         work: &mut usize,
     ) -> Option<Result<(), Refused>> {
         if let Self::RemoveHost(host) = self {
-            let most = (*work).max(1);
-            let count = store.remove_some_of_host(host, most);
+            let max = (*work).max(1);
+            let count = store.remove_some_of_host(host, max);
             *work = work.saturating_sub(1 + count);
-            return (count < most).then_some(Ok(()));
+            return (count < max).then_some(Ok(()));
         }
         *work = work.saturating_sub(1);
         // Room was reserved for it. A change that is on the disk must not be refused: it would be there again
@@ -61,12 +61,12 @@ impl Change {
             Self::Register(owner, registration, reserved) => {
                 store.admit(*owner, registration, *reserved, now).map(drop)
             }
-            other => other.carry_out(store, now),
+            other => other.apply(store, now),
         })
     }
 
     /// Applies the change at once and completely, if there is room for it.
-    pub(super) fn carry_out(&self, store: &mut Store, now: Duration) -> Result<(), Refused> {
+    pub(super) fn apply(&self, store: &mut Store, now: Duration) -> Result<(), Refused> {
         match self {
             Self::Register(owner, registration, _) => store.register(*owner, registration, now).map(drop),
             Self::Remove(owner, registration) => store.remove(*owner, registration).map(drop),
@@ -98,7 +98,7 @@ impl Change {
     }
 
     /// Returns whether the change would remove nothing.
-    pub(super) fn is_in_vain(&self, store: &Store) -> bool {
+    pub(super) fn removes_nothing(&self, store: &Store) -> bool {
         match self {
             Self::Register(..) => false,
             Self::Remove(owner, registration) => !store.has(*owner, registration),
@@ -120,10 +120,10 @@ impl Collecting {
 
     /// Returns the next registrations, or `None` after the last ones. Registrations that are added or removed
     /// meanwhile may or may not be among them.
-    pub(super) fn next(&mut self, store: &Store, most: usize) -> Option<Records> {
+    pub(super) fn next(&mut self, store: &Store, max: usize) -> Option<Records> {
         let (owner, search) = self.searches.front_mut()?;
         let (owner, mut frames) = (*owner, Vec::new());
-        if store.advance(search, most, |frame| frames.push(frame.clone())) {
+        if store.advance(search, max, |frame| frames.push(frame.clone())) {
             self.searches.pop_front();
         }
         Some((owner, frames))
@@ -161,7 +161,7 @@ mod tests {
         let left: Vec<_> = (0..3)
             .map(|_| {
                 let mut work = SLICE;
-                let outcome = change.carry_out_some(&mut store, Duration::ZERO, &mut work);
+                let outcome = change.apply_some(&mut store, Duration::ZERO, &mut work);
                 (outcome, work)
             })
             .collect();

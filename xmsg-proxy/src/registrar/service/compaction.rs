@@ -16,10 +16,10 @@ use super::{Batch, Service};
 use crate::registrar::journal::{Draft, Journal, Records};
 
 /// Registrations that are collected for a snapshot in one turn.
-const COLLECTED: usize = 1024;
+const COLLECTED_MAX: usize = 1024;
 /// The largest number of chunks of registrations that wait to be written. At this number, no more are
 /// collected. A registration in a waiting chunk stays in memory even if it is removed from the store.
-const CHUNKS: usize = 4;
+const CHUNKS_MAX: usize = 4;
 
 /// The state of a compaction.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ impl DraftTask {
 
     /// Starts to write a snapshot of the registrations that the feed sends.
     fn snapshot(draft: Draft, collecting: Collecting) -> (Self, SnapshotFeed) {
-        let (sender, mut chunks) = mpsc::channel(CHUNKS);
+        let (sender, mut chunks) = mpsc::channel(CHUNKS_MAX);
         let mut next = move || match chunks.blocking_recv() {
             Some(chunk) => Ok(chunk),
             None => Err(io::Error::other("it was given up")),
@@ -152,7 +152,7 @@ impl Service {
     /// Collects some registrations for the snapshot that is being written, if there is room for them.
     pub(super) fn collect_some(&mut self) {
         let Some(feed) = self.feed.as_mut().filter(|feed| feed.has_room()) else { return };
-        let next = feed.collecting.next(&self.store, COLLECTED);
+        let next = feed.collecting.next(&self.store, COLLECTED_MAX);
         let is_last = next.is_none();
         // A thread that has given up states the reason in its result.
         if feed.chunks.try_send(next).is_err() || is_last {
@@ -173,7 +173,7 @@ impl Service {
         });
         self.end_failed_compaction();
         // After a failure, the timer determines the next attempt.
-        if self.trouble.is_none() || self.compaction.is_some() {
+        if self.write_failure.is_none() || self.compaction.is_some() {
             self.write();
         }
     }
@@ -201,7 +201,8 @@ impl Service {
     /// compaction may make room on the disk or repair the journal. Then the batch is written once more.
     /// Returns the batch if it is to be refused.
     pub(super) fn requeue(&mut self, mut batch: Batch) -> Option<Batch> {
-        let (Some(journal), Some(compaction), None) = (&self.journal, &mut self.compaction, &self.trouble)
+        let (Some(journal), Some(compaction), None) =
+            (&self.journal, &mut self.compaction, &self.write_failure)
         else {
             return Some(batch);
         };
@@ -335,11 +336,11 @@ mod tests {
                     Step::RemoveHost(host) => Change::RemoveHost(format!("h{host}")),
                     Step::CarryOut => {
                         if let Some((change, _)) = stored.pop_front() {
-                            while change.carry_out_some(&mut store, Duration::ZERO, &mut 2).is_none() {}
+                            while change.apply_some(&mut store, Duration::ZERO, &mut 2).is_none() {}
                         }
                         continue;
                     }
-                    Step::Collect(most) => {
+                    Step::Collect(max) => {
                         if let Some(draft) = written.take() {
                             journal.switch(draft, &mut []).unwrap();
                         }
@@ -347,7 +348,7 @@ mod tests {
                             let from = stored.front().map_or(journal.position(), |(_, position)| *position);
                             (Collecting::new(&store), Vec::new(), journal.draft(from))
                         });
-                        if let Some(next) = all.next(&store, most) {
+                        if let Some(next) = all.next(&store, max) {
                             records.push(next);
                             collecting = Some((all, records, draft));
                         } else {
@@ -374,7 +375,7 @@ mod tests {
                 journal.switch(draft, &mut []).unwrap();
             }
             for (change, _) in stored {
-                while change.carry_out_some(&mut store, Duration::ZERO, &mut 2).is_none() {}
+                while change.apply_some(&mut store, Duration::ZERO, &mut 2).is_none() {}
             }
             drop((journal, collecting));
             prop_assert_eq!(of(&read(&path).1), of(&store));

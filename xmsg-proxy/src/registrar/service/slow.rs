@@ -57,8 +57,8 @@ impl PendingChanges {
     pub(super) fn pop(&mut self) -> Option<(Stored, u64)> {
         let next = self.changes.pop_front()?;
         let (path, _, change) = &next.0;
-        forget(&mut self.hosts, change.host());
-        forget(&mut self.peers, path.peer());
+        decrement(&mut self.hosts, change.host());
+        decrement(&mut self.peers, path.peer());
         Some(next)
     }
 
@@ -74,7 +74,7 @@ impl PendingChanges {
     }
 }
 
-fn forget<K, Q>(counts: &mut HashMap<K, usize>, key: &Q)
+fn decrement<K, Q>(counts: &mut HashMap<K, usize>, key: &Q)
 where
     K: std::borrow::Borrow<Q> + std::hash::Hash + Eq,
     Q: std::hash::Hash + Eq + ?Sized,

@@ -11,8 +11,10 @@ use xmsg_zmq::deadline::Deadline;
 use super::{Batch, Service};
 use crate::registrar::journal::Journal;
 
-/// The limits of the pause after a failed attempt to write, which is ten times as long as the attempt.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// The shortest and the longest pause after a failed attempt to write. The pause is ten times as long as the
+/// attempt.
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// The state in which the disk does not accept changes.
 #[derive(Debug)]
@@ -38,7 +40,7 @@ impl Service {
             return;
         }
         let Some(mut journal) = self.journal.take() else { return };
-        let (has_changes, in_trouble) = (!self.gathering.changes.is_empty(), self.trouble.is_some());
+        let (has_changes, in_trouble) = (!self.gathering.changes.is_empty(), self.write_failure.is_some());
         // A broken journal is replaced with the first change.
         let next = if has_changes || in_trouble || self.compaction.is_some() {
             self.next_files(&journal)
@@ -67,7 +69,7 @@ impl Service {
     }
 
     /// Applies the changes of a batch that is on the disk, or refuses those of one that failed.
-    pub(super) fn written(&mut self, done: Result<Written, JoinError>) {
+    pub(super) fn on_written(&mut self, done: Result<Written, JoinError>) {
         let Some((_, mut batch)) = self.writing.take() else { return };
         let (result, took) = match done {
             Ok(Written { journal, entries, result, took }) => {
@@ -82,7 +84,7 @@ impl Service {
         };
         match result {
             Ok(()) => {
-                if self.trouble.take().is_some() {
+                if self.write_failure.take().is_some() {
                     // The state is set before it is logged, so that readers of the log see the new state.
                     self.counters.is_unwritable.store(false, Ordering::Relaxed);
                     tracing::info!("changes are stored again");
@@ -103,7 +105,7 @@ impl Service {
             tracing::error!("the registrar ends: its journal can't be used any more");
             return;
         }
-        self.carry_out_some();
+        self.apply_some();
         self.make_room();
     }
 
@@ -122,7 +124,7 @@ impl Service {
         self.counters.write_failures.fetch_add(1, Ordering::Relaxed);
         self.counters.is_unwritable.store(true, Ordering::Relaxed);
         let reason = error.with_causes().to_string();
-        let pause = (took * 10).clamp(RETRY.0, RETRY.1);
+        let pause = (took * 10).clamp(RETRY_MIN, RETRY_MAX);
         if let Some(unlogged) = self.write_log.pass("changes that could not be stored") {
             tracing::error!(
                 reason,
@@ -132,7 +134,7 @@ impl Service {
             );
         }
         let status = format!("not stored: {reason}; it is tried again, ask again later");
-        self.trouble = Some(WriteFailure { status: status.clone(), retry: Deadline::after(pause) });
+        self.write_failure = Some(WriteFailure { status: status.clone(), retry: Deadline::after(pause) });
         status
     }
 }

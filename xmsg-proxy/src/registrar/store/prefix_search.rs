@@ -11,7 +11,7 @@ const COMPARED: usize = 64;
 /// The search for the topics that are a prefix of one topic, the longest first.
 #[derive(Debug)]
 pub(super) struct PrefixSearch {
-    asked: Key,
+    topic: Key,
     /// The topics that are still to be found are no longer than this. If `included` is false, they are
     /// shorter.
     end: usize,
@@ -22,45 +22,45 @@ pub(super) struct PrefixSearch {
 #[derive(Debug)]
 pub(super) enum Lookup {
     Found(Key),
-    InVain,
+    NoMatch,
     Done,
 }
 
 impl PrefixSearch {
-    pub(super) fn new(asked: Key) -> Self {
-        Self { end: asked.len(), included: true, asked }
+    pub(super) fn new(topic: Key) -> Self {
+        Self { end: topic.len(), included: true, topic }
     }
 
     /// Returns what a lookup costs, in units of a look at one registration.
     pub(super) fn cost(&self) -> usize {
-        1 + self.asked.len() / COMPARED
+        1 + self.topic.len() / COMPARED
     }
 }
 
 impl Table {
     /// Looks for the next topic of the same domain that is a prefix of the topic asked for.
-    pub(super) fn next_above(&self, above: &mut PrefixSearch) -> Lookup {
-        let asked = &*above.asked;
-        let domain_len = asked.find(':').unwrap_or(asked.len());
-        let end = &asked[..above.end];
-        let end = if above.included { Bound::Included(end) } else { Bound::Excluded(end) };
+    pub(super) fn next_prefix(&self, search: &mut PrefixSearch) -> Lookup {
+        let topic = &*search.topic;
+        let domain_len = topic.find(':').unwrap_or(topic.len());
+        let end = &topic[..search.end];
+        let end = if search.included { Bound::Included(end) } else { Bound::Excluded(end) };
         // The greatest key up to `end` is either a prefix, or no prefix is longer than what this key has in
         // common with the topic. So every lookup finds a prefix or makes `end` shorter.
         let Some((key, _)) = self.topics.range::<str, _>((Bound::Unbounded, end)).next_back() else {
             return Lookup::Done;
         };
-        let common = key.bytes().zip(asked.bytes()).take_while(|(a, b)| a == b).count();
+        let common = key.bytes().zip(topic.bytes()).take_while(|(a, b)| a == b).count();
         if common < domain_len {
             return Lookup::Done;
         }
         if common == key.len() {
-            (above.end, above.included) = (common, false);
+            (search.end, search.included) = (common, false);
             return Lookup::Found(key.clone());
         }
         // The key is not a prefix but sorts before the topic. A prefix ends at or before the first
         // difference.
-        let boundary = (0..=common).rev().find(|at| asked.is_char_boundary(*at)).unwrap_or_default();
-        (above.end, above.included) = (boundary, true);
-        Lookup::InVain
+        let boundary = (0..=common).rev().find(|at| topic.is_char_boundary(*at)).unwrap_or_default();
+        (search.end, search.included) = (boundary, true);
+        Lookup::NoMatch
     }
 }

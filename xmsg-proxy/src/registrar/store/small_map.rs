@@ -21,7 +21,7 @@ const NODE: usize = 32 + ALLOCATION;
 /// The largest number of entries in a sorted vector. A map with more entries is a tree.
 const SHORT: usize = 8;
 
-/// The size of a tree with `len` entries, in bytes.
+/// Returns the size of a tree with `len` entries, in bytes.
 pub(super) const fn tree<K, V>(len: usize) -> usize {
     let nodes = match len {
         0 => 0,
@@ -31,33 +31,33 @@ pub(super) const fn tree<K, V>(len: usize) -> usize {
     nodes * (NODE_ENTRIES * (size_of::<K>() + size_of::<V>()) + NODE)
 }
 
-/// The size of one more entry in a tree with `len` entries, in bytes.
+/// Returns the size of one more entry in a tree with `len` entries, in bytes.
 pub(super) const fn leaf<K, V>(len: usize) -> usize {
     tree::<K, V>(len + 1) - tree::<K, V>(len)
 }
 
-/// The upper bound of the bytes that each entry of a map takes, for a map of any size.
+/// Returns the upper bound of the bytes that each entry of a map takes, for a map of any size.
 pub(super) const fn share<K, V>() -> usize {
     let entry = size_of::<K>() + size_of::<V>();
     (NODE_ENTRIES * entry + NODE).div_ceil(NODE_ENTRIES_MIN) + ALLOCATION
 }
 
-/// The size of a [`TightVec`] vector with `len` elements, in bytes.
+/// Returns the size of a [`TightVec`] vector with `len` elements, in bytes.
 const fn vector<T>(len: usize) -> usize {
     if len == 0 { 0 } else { len.next_power_of_two() * size_of::<T>() + ALLOCATION }
 }
 
-/// The size of one more element of a [`TightVec`] vector with `len` elements, in bytes.
+/// Returns the size of one more element of a [`TightVec`] vector with `len` elements, in bytes.
 pub(super) const fn element<T>(len: usize) -> usize {
     vector::<T>(len + 1) - vector::<T>(len)
 }
 
-/// The size of a shared text, in bytes.
+/// Returns the size of a shared text, in bytes.
 pub(super) const fn text(text: &str) -> usize {
     2 * size_of::<usize>() + text.len() + ALLOCATION
 }
 
-/// The size of a frame with its reference count, in bytes.
+/// Returns the size of a frame with its reference count, in bytes.
 pub(super) const fn frame(len: usize) -> usize {
     len + 3 * size_of::<usize>() + 2 * ALLOCATION
 }
@@ -67,19 +67,19 @@ pub(super) type Text = Arc<str>;
 
 /// A vector whose capacity is at most the next power of two of its length.
 pub(super) trait TightVec<T> {
-    fn insert_snugly(&mut self, at: usize, value: T);
-    fn remove_snugly(&mut self, at: usize) -> T;
+    fn insert_tight(&mut self, at: usize, value: T);
+    fn remove_tight(&mut self, at: usize) -> T;
 }
 
 impl<T> TightVec<T> for Vec<T> {
-    fn insert_snugly(&mut self, at: usize, value: T) {
+    fn insert_tight(&mut self, at: usize, value: T) {
         if self.len() == self.capacity() {
             self.reserve_exact((self.len() + 1).next_power_of_two() - self.len());
         }
         self.insert(at, value);
     }
 
-    fn remove_snugly(&mut self, at: usize) -> T {
+    fn remove_tight(&mut self, at: usize) -> T {
         let value = self.remove(at);
         self.shrink_to(if self.is_empty() { 0 } else { self.len().next_power_of_two() });
         value
@@ -100,7 +100,7 @@ impl<K, V> Default for SmallMap<K, V> {
     }
 }
 
-fn place<K: Borrow<Q>, V, Q: Ord + ?Sized>(entries: &[(K, V)], key: &Q) -> Result<usize, usize> {
+fn search<K: Borrow<Q>, V, Q: Ord + ?Sized>(entries: &[(K, V)], key: &Q) -> Result<usize, usize> {
     entries.binary_search_by(|(known, _)| known.borrow().cmp(key))
 }
 
@@ -116,12 +116,12 @@ impl<K: Ord, V> SmallMap<K, V> {
         self.len() == 0
     }
 
-    /// The size of a map with `len` entries, in bytes.
+    /// Returns the size of a map with `len` entries, in bytes.
     const fn memory(len: usize) -> usize {
         if len <= SHORT { vector::<(K, V)>(len) } else { tree::<K, V>(len) }
     }
 
-    /// The size of one more entry in a map with `len` entries, in bytes.
+    /// Returns the size of one more entry in a map with `len` entries, in bytes.
     pub(super) const fn growth(len: usize) -> usize {
         Self::memory(len + 1) - Self::memory(len)
     }
@@ -131,7 +131,7 @@ impl<K: Ord, V> SmallMap<K, V> {
         K: Borrow<Q>,
     {
         match self {
-            Self::Short(entries) => place(entries, key).ok().map(|at| (&entries[at].0, &entries[at].1)),
+            Self::Short(entries) => search(entries, key).ok().map(|at| (&entries[at].0, &entries[at].1)),
             Self::Long(entries) => entries.get_key_value(key),
         }
     }
@@ -148,7 +148,7 @@ impl<K: Ord, V> SmallMap<K, V> {
         K: Borrow<Q>,
     {
         match self {
-            Self::Short(entries) => place(entries, key).ok().map(|at| &mut entries[at].1),
+            Self::Short(entries) => search(entries, key).ok().map(|at| &mut entries[at].1),
             Self::Long(entries) => entries.get_mut(key),
         }
     }
@@ -160,14 +160,14 @@ impl<K: Ord, V> SmallMap<K, V> {
     {
         if let Self::Short(entries) = self
             && entries.len() == SHORT
-            && place(entries, &key).is_err()
+            && search(entries, &key).is_err()
         {
             *self = Self::Long(std::mem::take(entries).into_iter().collect());
         }
         match self {
             Self::Short(entries) => {
-                let at = place(entries, &key).unwrap_or_else(|at| {
-                    entries.insert_snugly(at, (key, V::default()));
+                let at = search(entries, &key).unwrap_or_else(|at| {
+                    entries.insert_tight(at, (key, V::default()));
                     at
                 });
                 &mut entries[at].1
@@ -182,7 +182,7 @@ impl<K: Ord, V> SmallMap<K, V> {
     {
         let entries = match self {
             Self::Short(entries) => {
-                return place(entries, key).ok().map(|at| entries.remove_snugly(at).1);
+                return search(entries, key).ok().map(|at| entries.remove_tight(at).1);
             }
             Self::Long(entries) => entries,
         };
@@ -211,8 +211,8 @@ impl<K: Ord, V> SmallMap<K, V> {
             Self::Short(entries) => {
                 let first = match start {
                     Bound::Unbounded => 0,
-                    Bound::Included(key) => place(entries, key).unwrap_or_else(|at| at),
-                    Bound::Excluded(key) => place(entries, key).map_or_else(|at| at, |at| at + 1),
+                    Bound::Included(key) => search(entries, key).unwrap_or_else(|at| at),
+                    Bound::Excluded(key) => search(entries, key).map_or_else(|at| at, |at| at + 1),
                 };
                 (Some(&entries[first..]), None)
             }

@@ -25,24 +25,24 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn variant_mut(&mut self, key: &str, of: &Owner, frame: &[u8]) -> Option<&mut Variant> {
-        self.topics.get_mut(key)?.owners.get_mut(of)?.iter_mut().find(|variant| variant.frame == frame)
+    pub(super) fn variant_mut(&mut self, key: &str, owner: &Owner, frame: &[u8]) -> Option<&mut Variant> {
+        self.topics.get_mut(key)?.owners.get_mut(owner)?.iter_mut().find(|variant| variant.frame == frame)
     }
 
-    pub(super) fn variants(&self, key: &str, of: &Owner) -> &[Variant] {
-        let of = self.topics.get(key).and_then(|topic| topic.owners.get(of));
-        of.map_or(&[], Vec::as_slice)
+    pub(super) fn variants(&self, key: &str, owner: &Owner) -> &[Variant] {
+        let variants = self.topics.get(key).and_then(|topic| topic.owners.get(owner));
+        variants.map_or(&[], Vec::as_slice)
     }
 
     /// Returns the bytes that a missing registration would take: only what would have to be created, without
     /// what it shares with others.
-    pub(super) fn growth(&self, key: &str, of: &Owner, frame: &[u8]) -> usize {
+    pub(super) fn growth(&self, key: &str, owner: &Owner, frame: &[u8]) -> usize {
         let topic = self.topics.get(key);
-        let variants = topic.and_then(|topic| topic.owners.get(of)).map_or(0, Vec::len);
+        let variants = topic.and_then(|topic| topic.owners.get(owner)).map_or(0, Vec::len);
         let mut bytes = small_map::frame(frame.len()) + small_map::element::<Variant>(variants);
         if variants == 0 {
             let owners = topic.map_or(0, |topic| topic.owners.len());
-            bytes += small_map::text(&of.name) + SmallMap::<Owner, Vec<Variant>>::growth(owners);
+            bytes += small_map::text(&owner.name) + SmallMap::<Owner, Vec<Variant>>::growth(owners);
         }
         if topic.is_none() {
             let (domain, subject, types) = parts(key);
@@ -52,14 +52,14 @@ impl Table {
             }
             bytes += self.by_subject.growth(subject, key) + self.by_types.growth(types, key);
         }
-        bytes + self.by_host.growth(&of.host, key)
+        bytes + self.by_host.growth(&owner.host, key)
     }
 
     /// Returns the most bytes that a registration can take if nothing that it needs exists. This includes its
     /// share of each tree, however many others are added.
-    pub(super) fn growth_upper_bound(key: &str, of: &Owner, frame: &[u8]) -> usize {
+    pub(super) fn growth_upper_bound(key: &str, owner: &Owner, frame: &[u8]) -> usize {
         let (domain, subject, types) = parts(key);
-        let texts = [key, domain, subject, types, &of.host, &of.name];
+        let texts = [key, domain, subject, types, &owner.host, &owner.name];
         small_map::frame(frame.len())
             + 2 * small_map::element::<Variant>(0)
             + texts.into_iter().map(small_map::text).sum::<usize>()
@@ -71,8 +71,8 @@ impl Table {
     }
 
     /// Adds a missing registration. Returns its topic and owner as they are stored.
-    pub(super) fn insert(&mut self, key: Key, of: Owner, variant: Variant) -> (Key, Owner) {
-        self.memory += self.growth(&key, &of, &variant.frame);
+    pub(super) fn insert(&mut self, key: Key, owner: Owner, variant: Variant) -> (Key, Owner) {
+        self.memory += self.growth(&key, &owner, &variant.frame);
         self.frame_bytes += variant.frame.len();
         self.records += 1;
         let key = if let Some((known, _)) = self.topics.get_key_value(&key) {
@@ -84,27 +84,27 @@ impl Table {
             self.by_types.entry(types, &key);
             key
         };
-        let (host, count) = self.by_host.entry(&of.host, &key);
+        let (host, count) = self.by_host.entry(&owner.host, &key);
         *count += 1;
         let owners = &mut self.topics.entry(key.clone()).or_default().owners;
-        let of = owners.get_key_value(&of).map_or(Owner { host, ..of }, |(known, _)| known.clone());
-        let variants = owners.entry(of.clone());
-        variants.insert_snugly(variants.len(), variant);
-        (key, of)
+        let owner = owners.get_key_value(&owner).map_or(Owner { host, ..owner }, |(known, _)| known.clone());
+        let variants = owners.entry(owner.clone());
+        variants.insert_tight(variants.len(), variant);
+        (key, owner)
     }
 
-    pub(super) fn remove(&mut self, key: &Key, of: &Owner) -> Vec<Variant> {
-        std::iter::from_fn(|| self.take(key, of, |_| true)).collect()
+    pub(super) fn remove(&mut self, key: &Key, owner: &Owner) -> Vec<Variant> {
+        std::iter::from_fn(|| self.take(key, owner, |_| true)).collect()
     }
 
-    pub(super) fn remove_due(&mut self, key: &Key, of: &Owner, due: ExpiryKey) {
-        self.take(key, of, |variant| variant.due == Some(due));
+    pub(super) fn remove_due(&mut self, key: &Key, owner: &Owner, due: ExpiryKey) {
+        self.take(key, owner, |variant| variant.due == Some(due));
     }
 
-    /// Removes `most` registrations of a host, or all if there are fewer.
-    pub(super) fn remove_some_of_host(&mut self, host: &str, most: usize) -> Vec<Variant> {
+    /// Removes `max` registrations of a host, or all if there are fewer.
+    pub(super) fn remove_some_of_host(&mut self, host: &str, max: usize) -> Vec<Variant> {
         let mut removed = Vec::new();
-        while removed.len() < most
+        while removed.len() < max
             && let Some(key) = self.by_host.of(host).and_then(SmallMap::first_key)
         {
             let key = key.clone();
@@ -112,15 +112,15 @@ impl Table {
             let first = Owner { host: host.into(), name: "".into() };
             let theirs = topic.owners.starting_at(Bound::Included(&first)).map(|(owner, _)| owner);
             let theirs = theirs.take_while(|owner| &*owner.host == host);
-            let gone: Vec<Owner> = theirs.take(most - removed.len()).cloned().collect();
+            let gone: Vec<Owner> = theirs.take(max - removed.len()).cloned().collect();
             if gone.is_empty() {
                 break;
             }
             for owner in gone {
                 // One owner may have many registrations.
-                let left = most - removed.len();
+                let left = max - removed.len();
                 removed.extend(std::iter::from_fn(|| self.take(&key, &owner, |_| true)).take(left));
-                if removed.len() == most {
+                if removed.len() == max {
                     break;
                 }
             }
@@ -133,14 +133,14 @@ impl Table {
     pub(super) fn take(
         &mut self,
         key: &Key,
-        of: &Owner,
+        owner: &Owner,
         which: impl Fn(&Variant) -> bool,
     ) -> Option<Variant> {
         let owners = &mut self.topics.get_mut(key)?.owners;
-        let variants = owners.get_mut(of)?;
-        let variant = variants.remove_snugly(variants.iter().rposition(which)?);
+        let variants = owners.get_mut(owner)?;
+        let variant = variants.remove_tight(variants.iter().rposition(which)?);
         if variants.is_empty() {
-            owners.remove(of);
+            owners.remove(owner);
         }
         if owners.is_empty() {
             self.topics.remove(key);
@@ -154,14 +154,14 @@ impl Table {
             self.by_subject.remove(subject, key);
             self.by_types.remove(types, key);
         }
-        let (_, count) = self.by_host.entry(&of.host, key);
+        let (_, count) = self.by_host.entry(&owner.host, key);
         *count -= 1;
         if *count == 0 {
-            self.by_host.remove(&of.host, key);
+            self.by_host.remove(&owner.host, key);
         }
         self.records -= 1;
         self.frame_bytes -= variant.frame.len();
-        self.memory -= self.growth(key, of, &variant.frame);
+        self.memory -= self.growth(key, owner, &variant.frame);
         Some(variant)
     }
 
