@@ -29,7 +29,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest answer, in bytes. One page of a list has ten thousand entries.
 const ANSWER_MAX: usize = 64 << 20;
 /// The number of characters of an answer that an error shows.
-const SHOWN: usize = 300;
+const ANSWER_CHARS_SHOWN: usize = 300;
 
 /// The options that select the HTTP server and its token.
 #[derive(Clone, Debug, clap::Args)]
@@ -119,7 +119,7 @@ impl Answer {
         let problem: Option<serde_json::Value> = serde_json::from_slice(&self.body).ok();
         let message = problem.as_ref().and_then(|problem| problem["message"].as_str());
         let text = message.map_or_else(|| String::from_utf8_lossy(&self.body), Into::into);
-        text.trim().chars().take(SHOWN).collect()
+        text.trim().chars().take(ANSWER_CHARS_SHOWN).collect()
     }
 }
 
@@ -307,7 +307,7 @@ mod tests {
         assert_eq!(text(r#"{"kind":"unknown","message":"it has left"}"#), "it has left");
         assert_eq!(text("it has left\n"), "it has left");
         assert_eq!(text(r#"{"kind":"unknown"}"#), r#"{"kind":"unknown"}"#);
-        assert_eq!(text(&"x".repeat(1000)).len(), SHOWN);
+        assert_eq!(text(&"x".repeat(1000)).len(), ANSWER_CHARS_SHOWN);
     }
 
     #[test]

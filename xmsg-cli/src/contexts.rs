@@ -158,8 +158,8 @@ impl Contexts {
     }
 
     /// Returns the context that was asked for, or else the selected one, if any.
-    pub(crate) fn choose(&self, asked: Option<&Found>) -> Result<Option<Context>> {
-        if let Some(Found { value, source }) = asked {
+    pub(crate) fn choose(&self, name: Option<&Found>) -> Result<Option<Context>> {
+        if let Some(Found { value, source }) = name {
             return match self.get(value) {
                 None => Err(self.unknown(value, &format!(", which {source} names"))),
                 found => Ok(found),

@@ -78,7 +78,7 @@ fn main() -> ExitCode {
     };
     start_tracing(cli.verbose);
     if cli.quiet {
-        output::be_quiet();
+        output::silence_notes();
     }
     run(cli).unwrap_or_else(|error| exit::report(&error)).into()
 }

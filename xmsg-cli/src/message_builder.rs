@@ -19,7 +19,7 @@ use crate::template::Template;
 use crate::value;
 
 /// The largest number of edits between a mistyped name and the suggested one.
-const SLIPS: usize = 2;
+const EDITS_MAX: usize = 2;
 
 /// The options for the source of the data.
 #[derive(Debug, clap::Args)]
@@ -90,7 +90,7 @@ fn check_mime(mime: &str) -> anyhow::Result<()> {
         strsim::osa_distance(&mime.to_ascii_lowercase(), meant)
     };
     let nearest = value::known().map(|known| (distance(known), known)).min();
-    let near = nearest.filter(|(distance, _)| *distance <= SLIPS).map(|(_, known)| known);
+    let near = nearest.filter(|(distance, _)| *distance <= EDITS_MAX).map(|(_, known)| known);
     if value::known().any(|known| known == mime) || (has_two_parts && is_plain && near.is_none()) {
         return Ok(());
     }

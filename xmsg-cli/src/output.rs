@@ -151,7 +151,7 @@ impl Write for Sink<'_> {
 
 /// Waits until the reader of our output has closed it. Where this cannot be detected (a file, or another
 /// system than Linux), it waits forever; the next write then fails.
-pub(crate) async fn reader_gone() {
+pub(crate) async fn output_closed() {
     #[cfg(target_os = "linux")]
     {
         use tokio::io::Interest;
@@ -187,7 +187,7 @@ pub(crate) fn check_folder(file: &Path) -> anyhow::Result<()> {
 static QUIET: AtomicBool = AtomicBool::new(false);
 
 /// Suppresses notes from now on.
-pub(crate) fn be_quiet() {
+pub(crate) fn silence_notes() {
     QUIET.store(true, Ordering::Relaxed);
 }
 
@@ -295,7 +295,7 @@ impl Drop for DropNotes {
 }
 
 /// Returns the result of `work`. Runs `notes`, which never ends, in the meantime.
-pub(crate) async fn or_noting<T>(work: impl Future<Output = T>, notes: impl Future<Output = ()>) -> T {
+pub(crate) async fn with_notes<T>(work: impl Future<Output = T>, notes: impl Future<Output = ()>) -> T {
     tokio::select! {
         result = work => result,
         () = notes => std::future::pending().await,

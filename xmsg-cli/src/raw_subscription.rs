@@ -16,7 +16,7 @@ use crate::rights;
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
 /// The bytes of messages after which a subscription counts as confirmed without an answer: they prove that it
 /// is active.
-const EARLY_MAX: usize = 16 << 20;
+const UNCONFIRMED_BYTES_MAX: usize = 16 << 20;
 
 /// A subscribing socket whose subscription the proxy has confirmed.
 #[derive(Debug)]
@@ -108,7 +108,7 @@ impl RawSubscription {
                     is_confirmed = holds_answer(&batch, &request);
                     self.early.push_back(batch);
                     let early: usize = self.early.iter().map(Bytes::len).sum();
-                    is_confirmed |= early > EARLY_MAX;
+                    is_confirmed |= early > UNCONFIRMED_BYTES_MAX;
                 }
                 Ok(())
             });

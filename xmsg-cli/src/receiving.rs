@@ -8,13 +8,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::exit::Exit;
-use crate::output::{counted, grouped, note, reader_gone, warn};
+use crate::output::{counted, grouped, note, output_closed, warn};
 use crate::signals::Interrupt;
 
 /// The number of messages that are written before other tasks get their turn.
-const TURN: u64 = 256;
+const YIELD_AFTER: u64 = 256;
 /// How long the reader of our output may take for the rest at the end.
-const HASTY_LINGER: Duration = Duration::from_secs(1);
+const INTERRUPTED_LINGER: Duration = Duration::from_secs(1);
 
 /// A source of messages.
 pub(crate) trait Source: Send + 'static {
@@ -62,7 +62,7 @@ pub(crate) struct Receiver<S, W> {
 
 /// The result of receiving.
 #[derive(Debug)]
-pub(crate) struct Ended<S> {
+pub(crate) struct Finished<S> {
     exit: Exit,
     /// The source; `None` if it was abandoned because nobody read the output.
     pub(crate) source: Option<S>,
@@ -72,7 +72,7 @@ pub(crate) struct Ended<S> {
     missed: Option<(u64, u64)>,
 }
 
-impl<S> Ended<S> {
+impl<S> Finished<S> {
     /// Returns the exit code. Reports how many messages are missing, if a timeout was the reason for the end.
     pub(crate) fn exit(self) -> Exit {
         if let Some((written, count)) = self.missed {
@@ -90,7 +90,7 @@ impl<S: Source, W: Writer<S::Message>> Receiver<S, W> {
         self,
         interrupt: &mut Interrupt,
         watching: impl Future<Output = anyhow::Error>,
-    ) -> anyhow::Result<Ended<S>> {
+    ) -> anyhow::Result<Finished<S>> {
         let (count, timeout) = (self.count, self.timeout);
         let time_is_up = async {
             match timeout {
@@ -105,18 +105,18 @@ impl<S: Source, W: Writer<S::Message>> Receiver<S, W> {
         let (exit, is_late) = tokio::select! {
             result = &mut receiving => {
                 let (source, _) = result??;
-                return Ok(Ended { exit: Exit::Done, source: Some(source), is_late: false, missed: None });
+                return Ok(Finished { exit: Exit::Done, source: Some(source), is_late: false, missed: None });
             }
             error = watching => return Err(error),
             exit = interrupt.wait() => (exit, false),
             () = time_is_up => (if count.is_some() { Exit::TimedOut } else { Exit::Done }, true),
-            () = reader_gone() => (Exit::Done, false),
+            () = output_closed() => (Exit::Done, false),
         };
         stop.send_replace(true);
-        let unread = |exit| Ok(Ended { exit, source: None, is_late: false, missed: None });
+        let unread = |exit| Ok(Finished { exit, source: None, is_late: false, missed: None });
         let (source, written) = tokio::select! {
             result = &mut receiving => result??,
-            () = tokio::time::sleep(HASTY_LINGER) => {
+            () = tokio::time::sleep(INTERRUPTED_LINGER) => {
                 if !exit.is_interrupted() {
                     warn("ended while nobody reads what is written: the rest is lost");
                 }
@@ -128,7 +128,7 @@ impl<S: Source, W: Writer<S::Message>> Receiver<S, W> {
         let is_enough = count == Some(written);
         let exit = if is_enough && exit == Exit::TimedOut { Exit::Done } else { exit };
         let missed = count.filter(|_| exit == Exit::TimedOut).map(|count| (written, count));
-        Ok(Ended { exit, source: Some(source), is_late: is_late && !is_enough, missed })
+        Ok(Finished { exit, source: Some(source), is_late: is_late && !is_enough, missed })
     }
 
     /// Works until it is stopped or the count is reached. Returns the source and the number of written
@@ -137,7 +137,7 @@ impl<S: Source, W: Writer<S::Message>> Receiver<S, W> {
         let (mut messages, mut bytes, mut turn) = (0_u64, 0_u64, 0_u64);
         while self.count.is_none_or(|count| messages < count) {
             turn += 1;
-            if turn.is_multiple_of(TURN) {
+            if turn.is_multiple_of(YIELD_AFTER) {
                 if *stopped.borrow() {
                     break;
                 }

@@ -15,7 +15,7 @@ use crate::render::topic_text;
 /// How often the question is repeated while there is no answer.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
 /// The largest number of topics that are checked, to explain one error or before a command starts.
-const ASKED_MAX: usize = 64;
+const CHECKED_MAX: usize = 64;
 
 /// Fails if we may not publish to this topic. If the proxy does not answer, because it is of another
 /// implementation, publishing counts as allowed. Without security, the proxy is not asked.
@@ -45,12 +45,12 @@ pub(crate) async fn may_publish_all(
 ) -> anyhow::Result<()> {
     let topics: Vec<&Bytes> = topics.iter().collect();
     let mut groups = vec![&topics[..]];
-    let mut asked = 0;
+    let mut checked = 0;
     while let Some(group) = groups.pop()
-        && asked < ASKED_MAX
+        && checked < CHECKED_MAX
         && let [first, .., last] | [first @ last] = group
     {
-        asked += 1;
+        checked += 1;
         // The topics are sorted, so the common prefix of the first and the last one is common to all.
         let common = first.iter().zip(last.iter()).take_while(|(one, other)| one == other).count();
         let topic = Topic::wrap(first.slice(..common));
@@ -76,7 +76,7 @@ pub(crate) fn are_given() -> Result<bool> {
 /// Replaces the error of a subscription that was not confirmed, if the reason is that we may not subscribe.
 pub(crate) async fn explained(connect: &ConnectOptions, topics: &[Topic], error: Error) -> Error {
     if error.kind() == ErrorKind::Timeout {
-        for topic in topics.iter().take(ASKED_MAX) {
+        for topic in topics.iter().take(CHECKED_MAX) {
             match may(connect, Right::Subscribe, topic).await {
                 Ok(Some(true)) => {}
                 Ok(Some(false)) => return denied(connect, Right::Subscribe, topic).unwrap_or(error),

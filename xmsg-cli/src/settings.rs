@@ -178,8 +178,8 @@ pub(crate) fn current() -> Result<Option<&'static Context>> {
         if option == Some("") {
             return Ok(None);
         }
-        let asked = CONTEXT.find(option, None)?;
-        Contexts::read()?.choose(asked.as_ref())
+        let found = CONTEXT.find(option, None)?;
+        Contexts::read()?.choose(found.as_ref())
     };
     CURRENT.get_or_init(read).as_ref().map(Option::as_ref).map_err(Clone::clone)
 }

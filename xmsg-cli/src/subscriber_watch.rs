@@ -10,7 +10,7 @@ use crate::render::topics_text;
 
 /// How long the proxy may take to receive the published messages before the note that nobody subscribes is
 /// written.
-const ARRIVAL: Duration = Duration::from_millis(500);
+const ARRIVAL_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long subscriptions that the proxy passes on may then still be on the way.
 const SUBSCRIPTIONS: Duration = Duration::from_millis(50);
 /// The largest number of topics that are remembered. After messages to more topics, no note is written, even
@@ -36,7 +36,7 @@ impl SubscriberWatch {
 
     /// Records that a message is published to this topic. Call it before and after publishing: a subscriber
     /// may become known only during the call, or may leave during the call.
-    pub(crate) fn look(&mut self, connection: &Connection, topic: &Topic) {
+    pub(crate) fn check(&mut self, connection: &Connection, topic: &Topic) {
         if self.is_reached {
             return;
         }
@@ -50,14 +50,14 @@ impl SubscriberWatch {
 
     /// Returns whether nobody can have received anything and a note is wanted. It is `false` if the proxy has
     /// not received everything in time, because then nothing is certain.
-    pub(crate) async fn went_nowhere(&self, connection: &Connection) -> bool {
+    pub(crate) async fn found_no_subscriber(&self, connection: &Connection) -> bool {
         if self.is_reached || self.topics.is_empty() {
             return false;
         }
         // A proxy tells a publisher about subscriptions only once it is connected. A single message may have
         // been accepted before that.
         let arrived_unseen = async {
-            let has_arrived = connection.flush(ARRIVAL).await.is_ok();
+            let has_arrived = connection.flush(ARRIVAL_TIMEOUT).await.is_ok();
             tokio::time::sleep(SUBSCRIPTIONS).await;
             has_arrived
         };
@@ -67,12 +67,12 @@ impl SubscriberWatch {
             // This is watched all the time: a subscriber that wants only one message unsubscribes as soon as
             // it arrives.
             _ = select_all(subscribers) => false,
-            went_nowhere = arrived_unseen => went_nowhere,
+            found_no_subscriber = arrived_unseen => found_no_subscriber,
         }
     }
 
     /// Writes the note that this number of messages reached nobody.
-    pub(crate) fn tell(&self, messages: u64, proxy: &ProxyAddress) {
+    pub(crate) fn report(&self, messages: u64, proxy: &ProxyAddress) {
         let (named, left) = self.topics.split_at(self.topics.len().min(NAMED_MAX));
         let more = if left.is_empty() { String::new() } else { format!(", nor to {} more", left.len()) };
         let topics = topics_text(named);

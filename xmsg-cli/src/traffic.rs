@@ -16,9 +16,9 @@ const TOPICS_MAX: usize = 10_000;
 /// The largest length of their names together, in bytes. A publisher may use very long topics.
 const TOPIC_BYTES_MAX: usize = 4 << 20;
 /// The number of seconds in the history.
-const KEPT: usize = 60;
+const HISTORY_S: usize = 60;
 /// The largest number of characters of the latest value.
-const SHOWN: usize = 200;
+const VALUE_CHARS_MAX: usize = 200;
 /// The largest size of a message whose data is shown, in bytes. It is formatted once a second for each topic.
 const READ_MAX: usize = 4096;
 
@@ -39,7 +39,7 @@ fn is_full(topics: usize, bytes: usize, len: usize) -> bool {
 
 /// The last message since the view was drawn.
 #[derive(Debug, Default)]
-enum Last {
+enum LastMessage {
     #[default]
     Nothing,
     Message(Message),
@@ -60,7 +60,7 @@ pub(crate) struct TopicTraffic {
     pub(crate) latest: String,
     /// For each second, the latest number or, if the value is not a number, the rate of messages.
     pub(crate) history: VecDeque<f64>,
-    last: Last,
+    last: LastMessage,
     counted: (u64, u64),
     number: Option<f64>,
 }
@@ -85,7 +85,8 @@ impl Traffic {
         found.bytes += len as u64;
         // A short message is kept as it is, because only the last one of each second is formatted as text.
         let is_short = message.clone().into_frames().iter().map(Bytes::len).sum::<usize>() <= READ_MAX;
-        found.last = if is_short { Last::Message(message.detach()) } else { Last::OfLength(len) };
+        found.last =
+            if is_short { LastMessage::Message(message.detach()) } else { LastMessage::OfLength(len) };
     }
 
     /// Computes the rates of what arrived in the time that has passed.
@@ -106,15 +107,17 @@ impl TopicTraffic {
         self.rate = (self.messages - messages) as f64 / seconds;
         self.byte_rate = (self.bytes - bytes) as f64 / seconds;
         let latest = match std::mem::take(&mut self.last) {
-            Last::Nothing => None,
-            Last::OfLength(len) => Some(format!("{len} bytes")),
-            Last::Message(message) => Some(data_text(&message).chars().take(SHOWN).collect()),
+            LastMessage::Nothing => None,
+            LastMessage::OfLength(len) => Some(format!("{len} bytes")),
+            LastMessage::Message(message) => {
+                Some(data_text(&message).chars().take(VALUE_CHARS_MAX).collect())
+            }
         };
         if let Some(latest) = latest {
             self.latest = latest;
             self.number = leading_number(&self.latest);
         }
-        if self.history.len() == KEPT {
+        if self.history.len() == HISTORY_S {
             self.history.pop_front();
         }
         self.history.push_back(self.number.unwrap_or(self.rate));

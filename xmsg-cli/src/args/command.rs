@@ -13,7 +13,7 @@ use crate::settings;
 /// commands get the options for security.
 const CONNECTS: [&str; 4] = ["connect_timeout", "registrar_timeout", "zmq_bind", "device_frontend"];
 /// The ID of an argument that only commands have that send requests to an HTTP server.
-const ASKS: &str = "admin_token_file";
+const HTTP_CLIENT: &str = "admin_token_file";
 /// The IDs of shared options, with the keys of their settings. No option of a command has such an ID.
 const SHARED: [(&str, &str); 5] = [
     ("shared_server_key", settings::SERVER_KEY.key),
@@ -39,7 +39,7 @@ pub(crate) fn command() -> Command {
 /// Adds to a command the shared options that it uses.
 fn prepared(command: Command) -> Command {
     let has = |id: &str| command.get_arguments().any(|arg| arg.get_id() == id);
-    let (connects, asks) = (CONNECTS.into_iter().any(has), has(ASKS));
+    let (connects, asks) = (CONNECTS.into_iter().any(has), has(HTTP_CLIENT));
     // This makes `--count -1` an invalid count, and not an unknown option `-1`.
     let takes = |arg: &Arg| arg.get_long().is_some() && arg.get_action().takes_values();
     let numbers = |arg: Arg| if takes(&arg) { arg.allow_negative_numbers(true) } else { arg };

@@ -28,20 +28,20 @@ pub(crate) use values::{
 };
 
 /// The display order of options that all commands have: after those of the command.
-const BEHIND: usize = 900;
+const COMMON_DISPLAY_ORDER: usize = 900;
 /// How long the check whether anything listens at the address of the registrar may take.
-const PROBE: Duration = Duration::from_secs(1);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Publish and subscribe through an xMsg proxy
 #[derive(Debug, Parser)]
 #[command(name = "xmsg", version, max_term_width = 100, disable_help_subcommand = true)]
 pub(crate) struct Cli {
     /// Report on standard error what is done; twice (-vv): debug messages of the library, too
-    #[arg(short, long, global = true, display_order = BEHIND, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, display_order = COMMON_DISPLAY_ORDER, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 
     /// Write nothing to standard error but errors and losses
-    #[arg(short, long, global = true, display_order = BEHIND, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, display_order = COMMON_DISPLAY_ORDER, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
 
     #[command(subcommand)]
@@ -254,6 +254,6 @@ impl RegistrarOptions {
             if refused { Err(failed(ErrorKind::Refused, "nobody listens there")) } else { Ok(()) }
         };
         // If nothing answers in time, the client continues, which has the same time limit.
-        tokio::time::timeout(PROBE, connecting).await.unwrap_or(Ok(()))
+        tokio::time::timeout(PROBE_TIMEOUT, connecting).await.unwrap_or(Ok(()))
     }
 }

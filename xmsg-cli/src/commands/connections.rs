@@ -20,7 +20,7 @@ use crate::table::{self, size, time};
 
 const COLUMNS: [&str; 8] = ["SIDE", "ID", "PEER", "CONNECTED", "MESSAGES", "QUEUE", "DROPPED", "HELD UP"];
 /// The largest number of entries in one answer.
-const PAGE: usize = 1000;
+const PAGE_MAX: usize = 1000;
 /// The largest number of entries that are requested in all, and of the bytes of their pages.
 const LIST_MAX: usize = 1_000_000;
 const LIST_BYTES_MAX: usize = 256 << 20;
@@ -93,7 +93,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
                 let mut connections = if source.admin.is_given()? {
                     all(&source.admin.admin()?).await?
                 } else {
-                    foremost(&source).await?
+                    busiest(&source).await?
                 };
                 apply(sort, &mut connections);
                 show(&connections, json)
@@ -148,8 +148,8 @@ async fn all(admin: &Admin) -> anyhow::Result<Vec<Connection>> {
     // A connection may move to the next page when others come and go between two requests.
     let mut known = BTreeSet::new();
     for kind in ["upstream", "publisher", "subscriber"] {
-        for offset in (0..).step_by(PAGE) {
-            let path = format!("/api/v1/connections?kind={kind}&sort=id&limit={PAGE}&offset={offset}");
+        for offset in (0..).step_by(PAGE_MAX) {
+            let path = format!("/api/v1/connections?kind={kind}&sort=id&limit={PAGE_MAX}&offset={offset}");
             let answer = admin.ask(Method::GET, &path).await?;
             if answer.status == StatusCode::NOT_FOUND {
                 return failed(format!(
@@ -161,7 +161,7 @@ async fn all(admin: &Admin) -> anyhow::Result<Vec<Connection>> {
             let Ok(Page { connections: rows }) = serde_json::from_slice(&answer.body) else {
                 return unreadable(admin);
             };
-            let is_last = rows.len() < PAGE;
+            let is_last = rows.len() < PAGE_MAX;
             for connection in rows {
                 if connection.kind != kind {
                     return unreadable(admin);
@@ -175,7 +175,7 @@ async fn all(admin: &Admin) -> anyhow::Result<Vec<Connection>> {
             }
             // A server that only claims to be a proxy may have no last page.
             received += answer.body.len();
-            if offset + PAGE >= LIST_MAX || received >= LIST_BYTES_MAX {
+            if offset + PAGE_MAX >= LIST_MAX || received >= LIST_BYTES_MAX {
                 let listed = grouped(connections.len() as u64);
                 note(format_args!("the list ends here, after {listed} entries"));
                 return Ok(connections);
@@ -186,7 +186,7 @@ async fn all(admin: &Admin) -> anyhow::Result<Vec<Connection>> {
 }
 
 /// Returns the connections that the proxy reports itself: as many as fit into its answer.
-async fn foremost(options: &SourceOptions) -> anyhow::Result<Vec<Connection>> {
+async fn busiest(options: &SourceOptions) -> anyhow::Result<Vec<Connection>> {
     let mut source = options.open().await?;
     let (Stats { connections, connections_left_out, .. }, _) = source.ask().await?;
     if connections_left_out > 0 {

@@ -240,11 +240,11 @@ fn check(values: &BTreeMap<&'static str, String>) -> anyhow::Result<()> {
 
 fn show(name: Option<String>, as_json: bool) -> anyhow::Result<Exit> {
     let contexts = Contexts::read()?;
-    let asked = match name {
+    let found = match name {
         Some(value) => Some(Found { value, source: Source::Option("`xmsg context show`") }),
         None => settings::CONTEXT.find(None, None)?,
     };
-    let context = contexts.choose(asked.as_ref())?;
+    let context = contexts.choose(found.as_ref())?;
     let mut rows = Vec::new();
     for setting in settings::ALL {
         if let Some(found) = setting.find(None, context.as_ref())? {

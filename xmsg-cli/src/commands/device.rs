@@ -313,12 +313,12 @@ impl Job<'_> {
                 "{what} could not be passed on within {time:?}: see whether the other side reads; --linger gives more time"
             ));
         }
-        self.tell(statistics)?;
+        self.report(statistics)?;
         Ok(result?)
     }
 
     /// Reports what was forwarded.
-    fn tell(&self, statistics: DeviceStatistics) -> anyhow::Result<()> {
+    fn report(&self, statistics: DeviceStatistics) -> anyhow::Result<()> {
         if self.arguments.json {
             let mut output = Output::stdout()?;
             output.json(&json!({

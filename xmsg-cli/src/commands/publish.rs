@@ -11,7 +11,7 @@ use xmsg_core::{Connection, Delivery, ErrorKind, ProxyAddress, Topic, Unfinished
 use crate::args::{ConnectOptions, TopicOptions, parse_count_from_1, parse_duration, parse_rate};
 use crate::exit::Exit;
 use crate::message_builder::{DataOptions, InputOptions, MessageBuilder};
-use crate::output::{counted, grouped, note, note_connection, notes_are_seen, or_noting, per_second, warn};
+use crate::output::{counted, grouped, note, note_connection, notes_are_seen, per_second, warn, with_notes};
 use crate::pace::Pace;
 use crate::render::topic_text;
 use crate::rights;
@@ -20,13 +20,13 @@ use crate::source::{Source, Split};
 use crate::subscriber_watch::SubscriberWatch;
 
 /// The number of messages that are published before other tasks get their turn and signals are checked.
-const TURN: u64 = 256;
+const YIELD_AFTER: u64 = 256;
 /// The time after which a run shows a progress bar.
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
 /// How often the proxy is asked to confirm what was published.
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
 /// How long sending the rest may take before a note about it is written.
-const UNSAID_LINGER: Duration = Duration::from_millis(500);
+const NOTE_AFTER_LINGER: Duration = Duration::from_millis(500);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -138,14 +138,14 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         // Rights are checked during publishing: a long run without rights ends soon, and a short one is not
         // delayed.
         let allowed = rights::may_publish(&arguments.connect, topic);
-        tokio::try_join!(or_noting(publishing, noting), allowed).map(|(done, ())| done)
+        tokio::try_join!(with_notes(publishing, noting), allowed).map(|(done, ())| done)
     };
     let result = tokio::select! {
         result = publishing => result.map(|()| Exit::Done),
         exit = interrupt.wait() => Ok(exit),
     };
     job.progress.clear();
-    let went_nowhere = job.reach.went_nowhere(&connection).await;
+    let found_no_subscriber = job.subscriber_watch.found_no_subscriber(&connection).await;
 
     // Accepted messages are sent, also after an error or an interrupt. A second interrupt ends that, too.
     let is_interrupted = matches!(&result, Ok(exit) if exit.is_interrupted());
@@ -167,8 +167,8 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
             if lost == 1 { "1 message was".to_owned() } else { format!("{} messages were", grouped(lost)) }
         );
     }
-    if went_nowhere {
-        job.reach.tell(job.sent, proxy);
+    if found_no_subscriber {
+        job.subscriber_watch.report(job.sent, proxy);
     }
     if verbose {
         let messages = counted(job.sent, "message");
@@ -188,7 +188,7 @@ pub(super) async fn end(
     interrupt: &mut Interrupt,
 ) -> Option<Unfinished> {
     let says_so = async {
-        tokio::time::sleep(UNSAID_LINGER).await;
+        tokio::time::sleep(NOTE_AFTER_LINGER).await;
         let waiting = counted(connection.unconfirmed(), "message");
         let linger = linger.as_secs_f64();
         let waiting = format!("waiting up to {linger} s for {proxy} to take {waiting}");
@@ -254,7 +254,7 @@ struct Job {
     bytes: u64,
     /// The number of messages that were too large.
     refused: u64,
-    reach: SubscriberWatch,
+    subscriber_watch: SubscriberWatch,
     /// The name of the unit of input, and the topic, for errors about a message.
     unit: &'static str,
     topic: Topic,
@@ -279,7 +279,7 @@ impl Job {
             sent: 0,
             bytes: 0,
             refused: 0,
-            reach: SubscriberWatch::new(notes_are_seen()),
+            subscriber_watch: SubscriberWatch::new(notes_are_seen()),
             unit: if arguments.lines { "line" } else { "message" },
             topic: topic.clone(),
         }
@@ -318,16 +318,16 @@ impl Job {
                     }
                 };
                 let len = message.data().len() as u64;
-                self.reach.look(connection, &self.topic);
+                self.subscriber_watch.check(connection, &self.topic);
                 if let Err(error) = connection.publish(message).await {
                     self.refuse(error.into())?;
                     break;
                 }
                 self.bytes += len;
                 self.sent += 1;
-                self.reach.look(connection, &self.topic);
+                self.subscriber_watch.check(connection, &self.topic);
                 self.progress.update(self.sent, self.bytes);
-                if self.sent.is_multiple_of(TURN) {
+                if self.sent.is_multiple_of(YIELD_AFTER) {
                     tokio::task::yield_now().await;
                 }
             }
@@ -379,7 +379,7 @@ impl Progress {
     }
 
     fn update(&mut self, sent: u64, bytes: u64) {
-        if !self.wanted || !self.slow && !sent.is_multiple_of(TURN) {
+        if !self.wanted || !self.slow && !sent.is_multiple_of(YIELD_AFTER) {
             return;
         }
         if self.bar.is_none() && self.started.elapsed() >= PROGRESS_AFTER {

@@ -28,7 +28,7 @@ use crate::raw_subscription::RawSubscription;
 use crate::recording::block::VERSION;
 use crate::recording::index::Index;
 use crate::recording::reader::{End, Gap, Reader};
-use crate::recording::recorder::{Files, Outcome, Progress, Recorded, Recorder, Wanted};
+use crate::recording::recorder::{Files, Outcome, Progress, RecordOptions, Recorded, Recorder};
 use crate::render;
 use crate::signals::Interrupt;
 
@@ -157,7 +157,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let mut losses = Losses::of(tap.events());
     let clock = Clock::start()?;
     let control = topics.iter().any(|topic| topic.as_bytes().starts_with(CONTROL_TOPIC.as_bytes()));
-    let wanted = Wanted { count: arguments.count, control };
+    let wanted = RecordOptions { count: arguments.count, control };
     let (recorder, mut outcome) = Recorder::start(files, clock.start_ns, wanted)?;
     let progress = recorder.progress();
     if verbose {
@@ -249,7 +249,7 @@ async fn print_result(
         let expected = counted(arguments.count.unwrap_or_default(), "message");
         warn(format_args!("timed out: {} of {expected} arrived", grouped(total.messages)));
     }
-    losses.hear_the_last().await;
+    losses.drain_notices().await;
     if arguments.json {
         // Fields may be added but are never renamed; docs/recording.md lists them.
         let document = json!({
@@ -268,7 +268,7 @@ async fn print_result(
         output.json(&document)?;
         output.flush()?;
     }
-    match losses.words() {
+    match losses.describe() {
         Some(words) => bail!(words),
         None => Ok(exit),
     }
@@ -285,7 +285,7 @@ struct Feed {
 impl Feed {
     /// Runs until the subscription ends. Dropping the future loses nothing.
     async fn run(&mut self) {
-        while self.recorder.hand_over().await {
+        while self.recorder.flush_batch().await {
             let Some(wire) = self.tap.next().await else { return };
             self.recorder.take(wire, self.clock.now_ns());
         }
@@ -296,7 +296,7 @@ impl Feed {
     /// Writes what was received before this call.
     async fn end(mut self, outcome: &mut Outcome) -> anyhow::Result<Recorded> {
         let until = self.clock.now_ns();
-        while self.recorder.hand_over().await && self.clock.now_ns() < until.saturating_add(1_000_000_000) {
+        while self.recorder.flush_batch().await && self.clock.now_ns() < until.saturating_add(1_000_000_000) {
             let Poll::Ready(Some(wire)) = futures::poll!(std::pin::pin!(self.tap.next())) else { break };
             self.recorder.take(wire, self.clock.now_ns());
         }
@@ -347,7 +347,7 @@ impl Losses {
         std::future::pending::<()>().await;
     }
 
-    async fn hear_the_last(&mut self) {
+    async fn drain_notices(&mut self) {
         if self.slow + self.large > 0 {
             let _ = tokio::time::timeout(LAST_WORD, self.watch()).await;
         }
@@ -367,7 +367,7 @@ impl Losses {
         }
     }
 
-    fn words(&self) -> Option<String> {
+    fn describe(&self) -> Option<String> {
         let mut words = Vec::new();
         for (count, why) in [
             (self.slow, "dropped by the proxy, because they were not taken in time"),
@@ -420,7 +420,7 @@ pub(super) fn time_text(ns: u64) -> String {
 }
 
 /// Returns a text about the end of a file that was read, if the file is not complete.
-pub(super) fn end_words(end: Option<End>, len: u64) -> Option<String> {
+pub(super) fn incomplete_end(end: Option<End>, len: u64) -> Option<String> {
     match end? {
         End::Whole => None,
         End::WithoutIndex => {
@@ -498,7 +498,7 @@ fn info_text(path: &Path, reader: &Reader<File>, info: &Info) -> String {
     }
     row("messages", grouped(index.total.messages));
     row("bytes", grouped(index.total.bytes));
-    let mut states = Vec::from_iter(end_words(info.end, reader.len()));
+    let mut states = Vec::from_iter(incomplete_end(info.end, reader.len()));
     states.extend(gap_words(&info.gaps, info.gap_count));
     row("state", if states.is_empty() { "whole".to_owned() } else { states.join("; ") });
     let mut topics = index.sorted();

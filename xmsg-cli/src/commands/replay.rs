@@ -25,11 +25,11 @@ use xmsg_zmq::deadline::Deadline;
 
 use self::plain_publisher::PlainPublisher;
 use super::publish::{confirm_now_and_then, end, not_arrived};
-use super::record::{end_words, gap_words, open, show_progress, time_text};
+use super::record::{gap_words, incomplete_end, open, show_progress, time_text};
 use crate::args::{ConnectOptions, TopicOptions, parse_count_from_1, parse_duration, parse_rate};
 use crate::exit::{Exit, Usage};
 use crate::output::{
-    Output, counted, grouped, note, note_connection, notes_are_seen, or_noting, per_second, warn,
+    Output, counted, grouped, note, note_connection, notes_are_seen, per_second, warn, with_notes,
 };
 use crate::pace::Pace;
 use crate::recording::block::Record;
@@ -41,14 +41,14 @@ use crate::signals::Interrupt;
 use crate::subscriber_watch::SubscriberWatch;
 
 /// The number of messages that are published before other tasks get their turn.
-const TURN: u64 = 256;
+const YIELD_AFTER: u64 = 256;
 /// The number of lists of records that are read ahead. At this number, the reader waits.
 const LISTS: usize = 8;
 /// The largest number of records of one list, and of the bytes that they keep.
 const LIST_RECORDS: usize = 256;
 const LIST_BYTES: u64 = 256 << 10;
 /// The delay behind the schedule above which a note is written.
-const LAG_TOLD: Duration = Duration::from_millis(100);
+const LAG_NOTED: Duration = Duration::from_millis(100);
 /// The bytes of messages that are read in advance to find their topics.
 const SCANNED_MAX: u64 = 64 << 20;
 
@@ -105,11 +105,11 @@ pub(crate) struct Arguments {
     /// Begin at this time: either the time since the recording began, such as 10s, or a date and time, such
     /// as 2026-03-01T12:00:00Z
     #[arg(long, value_name = "TIME")]
-    from: Option<Place>,
+    from: Option<Position>,
 
     /// End before this time, given in the same way
     #[arg(long, value_name = "TIME")]
-    to: Option<Place>,
+    to: Option<Position>,
 
     /// Only messages whose topic starts with this, byte by byte. May be given several times
     #[arg(long = "topic", value_name = "TOPIC")]
@@ -160,13 +160,13 @@ impl FromStr for Speed {
 
 /// A position in a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum Position {
     /// A time since the beginning of the recording.
     After(Duration),
     At(Timestamp),
 }
 
-impl FromStr for Place {
+impl FromStr for Position {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -181,7 +181,7 @@ impl FromStr for Place {
     }
 }
 
-impl Place {
+impl Position {
     fn ns(self, start_ns: u64) -> u64 {
         match self {
             Self::After(time) => start_ns.saturating_add(time.as_nanos().try_into().unwrap_or(u64::MAX)),
@@ -235,7 +235,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         let reading = tokio::task::spawn_blocking(move || selection.read(passes, &list));
         let noting =
             async { tokio::join!(note_connection(events, proxy), confirm_now_and_then(&connection)).0 };
-        or_noting(replay.publish(&connection, lists, reading), noting).await
+        with_notes(replay.publish(&connection, lists, reading), noting).await
     };
     let started = Instant::now();
     let result = tokio::select! {
@@ -248,7 +248,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         }) => unreachable!("it never ends"),
     };
     let seconds = started.elapsed().as_secs_f64();
-    let went_nowhere = replay.reach.went_nowhere(&connection).await;
+    let found_no_subscriber = replay.subscriber_watch.found_no_subscriber(&connection).await;
     let is_interrupted = matches!(&result, Ok((exit, _)) if exit.is_interrupted());
     let closing = replay.plain.take().map(|plain| tokio::spawn(plain.close(arguments.linger)));
     let Some(mut left) = end(&connection, proxy, arguments.linger, is_interrupted, &mut interrupt).await
@@ -278,7 +278,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
             "unsent_messages": left.unsent,
             "unconfirmed_messages": left.unconfirmed,
             "control_requests_left_out": report.control,
-            "nobody_subscribed": went_nowhere,
+            "nobody_subscribed": found_no_subscriber,
             "damaged": report.is_damaged,
             "interrupted": exit.is_interrupted(),
         });
@@ -293,17 +293,17 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         }
         warn(words);
     }
-    if replay.lag > LAG_TOLD {
+    if replay.lag > LAG_NOTED {
         note(format_args!(
             "up to {:.1} s behind the schedule: it did not go faster",
             replay.lag.as_secs_f64()
         ));
     }
-    if went_nowhere && notes_are_seen() {
-        replay.reach.tell(sent, proxy);
+    if found_no_subscriber && notes_are_seen() {
+        replay.subscriber_watch.report(sent, proxy);
     }
     if verbose {
-        let nobody = if went_nowhere { "; nobody subscribed to them" } else { "" };
+        let nobody = if found_no_subscriber { "; nobody subscribed to them" } else { "" };
         let (messages, bytes) = (counted(sent, "message"), counted(bytes, "byte"));
         note(format_args!("published {messages} ({bytes}){nobody}"));
     }
@@ -442,7 +442,7 @@ impl Selection {
             if let Some(words) = gap_words(gaps, count) {
                 report.notes.push(format!("{file}: {words}"));
             }
-            if let Some(words) = end_words(end, reader.len()) {
+            if let Some(words) = incomplete_end(end, reader.len()) {
                 report.notes.push(format!("{file}: {words}"));
             }
         }
@@ -517,7 +517,7 @@ struct Replay<'a> {
     counts: std::sync::Arc<Counts>,
     /// The number of messages that were too large for this proxy.
     refused: u64,
-    reach: SubscriberWatch,
+    subscriber_watch: SubscriberWatch,
     plain: Option<PlainPublisher>,
 }
 
@@ -531,7 +531,7 @@ impl<'a> Replay<'a> {
             lag: Duration::ZERO,
             counts: std::sync::Arc::default(),
             refused: 0,
-            reach: SubscriberWatch::new(notes_are_seen() || verbose || arguments.json),
+            subscriber_watch: SubscriberWatch::new(notes_are_seen() || verbose || arguments.json),
             plain: None,
         }
     }
@@ -588,7 +588,7 @@ impl<'a> Replay<'a> {
         let size = record.size();
         let message = Multipart::from(record.frames);
         let topic = Topic::wrap(message.frames().first().cloned().unwrap_or_default());
-        self.reach.look(connection, &topic);
+        self.subscriber_watch.check(connection, &topic);
         let result = if let [topic, meta, data] = message.frames() {
             connection.publish(&Message::from_frames(topic.clone(), meta.clone(), data.clone())).await
         } else {
@@ -606,9 +606,9 @@ impl<'a> Replay<'a> {
             }
             result => result?,
         }
-        self.reach.look(connection, &topic);
+        self.subscriber_watch.check(connection, &topic);
         self.counts.bytes.fetch_add(size, Ordering::Relaxed);
-        if (1 + self.counts.sent.fetch_add(1, Ordering::Relaxed)).is_multiple_of(TURN) {
+        if (1 + self.counts.sent.fetch_add(1, Ordering::Relaxed)).is_multiple_of(YIELD_AFTER) {
             tokio::task::yield_now().await;
         }
         Ok(())
@@ -634,7 +634,7 @@ mod tests {
         for text in ["0", "-1", "nan", "inf", "x", ""] {
             assert!(text.parse::<Speed>().is_err(), "{text}");
         }
-        let at = |text: &str| text.parse::<Place>().map(|place| place.ns(1_000_000_000));
+        let at = |text: &str| text.parse::<Position>().map(|place| place.ns(1_000_000_000));
         assert_eq!(at("1.5s"), Ok(2_500_000_000));
         assert_eq!(at("1970-01-01T00:00:07Z"), Ok(7_000_000_000));
         assert_eq!(at("1970-01-01T01:00:07.5+01:00"), Ok(7_500_000_000));

@@ -21,7 +21,7 @@ use xmsg_core::{Connection, ErrorKind, Message, Subscription, Topic};
 use crate::args::{ConnectOptions, TopicOptions, parse_count_from_1, parse_duration, parse_number};
 use crate::exit::{Exit, Usage};
 use crate::message_builder::{DataOptions, MessageBuilder, PreparedMessage};
-use crate::output::{counted, grouped, note, note_connection, or_noting, warn};
+use crate::output::{counted, grouped, note, note_connection, warn, with_notes};
 use crate::patterns::note_patterns;
 use crate::render::{topic_text, topics_text};
 use crate::rights;
@@ -29,11 +29,11 @@ use crate::signals::Interrupt;
 use crate::source::Split;
 
 /// The number of messages that are taken before other tasks get their turn and signals are checked.
-const TURN: u64 = 256;
+const YIELD_AFTER: u64 = 256;
 /// How long replies are still sent at the end.
 const LINGER: Duration = Duration::from_secs(5);
 /// How long replies are still sent after an interrupt.
-const HASTY_LINGER: Duration = Duration::from_secs(1);
+const INTERRUPTED_LINGER: Duration = Duration::from_secs(1);
 /// A topic of the usual length that a recipe gets instead of the reply topic, which becomes known only with
 /// the request.
 const PLACEHOLDER: &str = "ret:00000000:1000000";
@@ -108,7 +108,7 @@ pub(crate) struct Arguments {
 
 impl Arguments {
     /// Returns the topics, and the data if it is given as an argument.
-    fn words(&self) -> anyhow::Result<(Vec<Topic>, Option<&OsStr>)> {
+    fn topics_and_data(&self) -> anyhow::Result<(Vec<Topic>, Option<&OsStr>)> {
         let elsewhere = self.echo || self.command.is_some() || self.file.is_some();
         let (topics, data) = match &self.words[..] {
             topics if elsewhere => (topics, None),
@@ -130,7 +130,7 @@ impl Arguments {
 
 pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
-    let (topics, data) = arguments.words()?;
+    let (topics, data) = arguments.topics_and_data()?;
     if arguments.topics.is_text() {
         note_patterns(&topics);
     }
@@ -175,11 +175,11 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
             working: &mut working,
             counts: &mut counts,
         };
-        or_noting(service.run(arguments.count, arguments.concurrency.into()), notes).await
+        with_notes(service.run(arguments.count, arguments.concurrency.into()), notes).await
     };
     let (result, linger) = tokio::select! {
         result = serving => (result.map(|()| Exit::Done), LINGER),
-        exit = interrupt.wait() => (Ok(exit), HASTY_LINGER),
+        exit = interrupt.wait() => (Ok(exit), INTERRUPTED_LINGER),
     };
     // Commands that are still running are killed.
     working.shutdown().await;
@@ -239,7 +239,7 @@ impl Service<'_> {
         let mut turn = 0_u64;
         loop {
             turn += 1;
-            if turn.is_multiple_of(TURN) {
+            if turn.is_multiple_of(YIELD_AFTER) {
                 tokio::task::yield_now().await;
             }
             let enough = count.is_some_and(|count| self.counts.requests >= count);
@@ -366,7 +366,7 @@ impl Command {
             .spawn()
             .context("cannot run the command with `sh`")?;
         let mut group = Group::of(&child);
-        let work = pin!(self.converse(&mut child, input));
+        let work = pin!(self.exchange_lines(&mut child, input));
         match tokio::time::timeout(self.timeout, work).await {
             Ok(output) => {
                 let (output, status) = output?;
@@ -377,7 +377,7 @@ impl Command {
         }
     }
 
-    async fn converse(
+    async fn exchange_lines(
         &self,
         child: &mut Child,
         input: &[u8],

@@ -10,7 +10,7 @@ use xmsg_core::{Actor, Connection, RegistrarAddress, Topic};
 use crate::args::{ConnectOptions, TopicOptions, parse_count_from_1, parse_duration};
 use crate::exit::{Exit, Usage, is_unanswered, is_without_proxy};
 use crate::message_builder::{DataOptions, InputOptions, MessageBuilder};
-use crate::output::{Output, counted, grouped, note, reader_gone, warn};
+use crate::output::{Output, counted, grouped, note, output_closed, warn};
 use crate::render::topic_text;
 use crate::rights;
 use crate::signals::Interrupt;
@@ -18,7 +18,7 @@ use crate::source::{Source, Split};
 use crate::style::{Style, StyleOptions};
 
 /// The shortest time that is left for the first reply after waiting for a subscriber.
-const LEAST: Duration = Duration::from_millis(100);
+const FIRST_REPLY_MIN: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -133,7 +133,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let result = tokio::select! {
         result = asking => result,
         exit = interrupt.wait() => return Ok(exit),
-        () = reader_gone() => return Ok(Exit::Done),
+        () = output_closed() => return Ok(Exit::Done),
     };
     // A request that is not sent by now would get no reply in time.
     let _ = actor.close(Duration::ZERO).await;
@@ -194,7 +194,7 @@ impl RequestTask {
             }
             // A service that answers at once must get the chance to, even if its subscription took nearly all
             // of the time.
-            timeout = timeout.saturating_sub(started.elapsed()).max(LEAST);
+            timeout = timeout.saturating_sub(started.elapsed()).max(FIRST_REPLY_MIN);
         }
         let (mut unanswered, mut is_lost) = (0_u64, false);
         for number in 1..=self.count {

@@ -99,7 +99,7 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
     if arguments.durable.name().is_some() {
         let topics = arguments.topic.to_subscribe(&arguments.topics)?;
-        let writer = Shown::new(&arguments, &topics)?;
+        let writer = MessageWriter::new(&arguments, &topics)?;
         let limits = (arguments.count, arguments.timeout, verbose);
         return durable::run(arguments.durable, &topics, &arguments.connect, writer, limits).await;
     }
@@ -107,7 +107,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let topics = arguments.topic.to_subscribe(&arguments.topics)?;
     let proxy = arguments.connect.proxy()?;
     let connection = arguments.connect.connection()?;
-    let writer = Shown::new(&arguments, &topics)?;
+    let writer = MessageWriter::new(&arguments, &topics)?;
     if arguments.topic.is_text() {
         note_patterns(&topics);
     }
@@ -145,7 +145,7 @@ impl Source for Subscription {
 
 /// Writes messages in the way that was asked for.
 #[derive(Debug)]
-struct Shown {
+struct MessageWriter {
     output: Output,
     form: Form,
     /// Whether control requests are messages like others.
@@ -161,7 +161,7 @@ enum Form {
     Report(Report),
 }
 
-impl Shown {
+impl MessageWriter {
     fn new(arguments: &Arguments, topics: &[Topic]) -> anyhow::Result<Self> {
         let form = if let Some(dir) = &arguments.dump {
             fs::create_dir_all(dir)
@@ -192,7 +192,7 @@ impl Shown {
     }
 }
 
-impl Writer<xmsg_core::Result<Message>> for Shown {
+impl Writer<xmsg_core::Result<Message>> for MessageWriter {
     fn write(&mut self, message: xmsg_core::Result<Message>, number: u64) -> anyhow::Result<Option<u64>> {
         match message {
             Ok(message) if !self.show_control && message.topic().as_bytes().starts_with(CONTROL) => Ok(None),

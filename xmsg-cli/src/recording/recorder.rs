@@ -21,7 +21,7 @@ use crate::exit::Usage;
 
 /// The room for bytes that wait to be written, in units of [`UNIT`]. When it is used up, nothing more is read
 /// from the proxy.
-const ROOM: usize = 1024;
+const QUEUE_UNITS: usize = 1024;
 const UNIT: usize = 64 << 10;
 /// Shorter batches are copied, so that a few bytes do not keep a large buffer alive.
 const COPIED_MAX: usize = 16 << 10;
@@ -142,7 +142,7 @@ struct Batch {
 
 /// What is recorded of the received messages.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct RecordOptions {
     /// The number of messages after which the recording ends.
     pub(crate) count: Option<u64>,
     /// Whether control requests of the protocol are recorded, too.
@@ -188,9 +188,13 @@ pub(crate) type Outcome = oneshot::Receiver<anyhow::Result<Recorded>>;
 
 impl Recorder {
     /// Creates the first file and starts the thread.
-    pub(crate) fn start(files: Files, start_ns: u64, wanted: Wanted) -> anyhow::Result<(Self, Outcome)> {
+    pub(crate) fn start(
+        files: Files,
+        start_ns: u64,
+        wanted: RecordOptions,
+    ) -> anyhow::Result<(Self, Outcome)> {
         files.clear()?;
-        let (sender, receiver) = sync_channel(ROOM);
+        let (sender, receiver) = sync_channel(QUEUE_UNITS);
         let (done, outcome) = oneshot::channel();
         let progress = Arc::new(Progress::default());
         let mut thread = Thread {
@@ -208,7 +212,7 @@ impl Recorder {
                 let _ = done.send(thread.run(&receiver));
             })
             .context("cannot start a thread that writes")?;
-        let room = Arc::new(Semaphore::new(ROOM));
+        let room = Arc::new(Semaphore::new(QUEUE_UNITS));
         Ok((Self { sender, room, held: None, progress }, outcome))
     }
 
@@ -220,9 +224,9 @@ impl Recorder {
 
     /// Hands the messages that were taken to the thread, when there is room. Dropping the future loses
     /// nothing. Returns `false` if the thread has ended.
-    pub(crate) async fn hand_over(&mut self) -> bool {
+    pub(crate) async fn flush_batch(&mut self) -> bool {
         let Some((wire, time_ns)) = &self.held else { return true };
-        let units = wire.len().div_ceil(UNIT).clamp(1, ROOM) as u32;
+        let units = wire.len().div_ceil(UNIT).clamp(1, QUEUE_UNITS) as u32;
         let Ok(permit) = self.room.clone().acquire_many_owned(units).await else { return false };
         let batch = Batch { wire: wire.clone(), time_ns: *time_ns, _room: permit };
         self.held = None;
@@ -236,7 +240,7 @@ impl Recorder {
 
 /// A file that is being written.
 #[derive(Debug)]
-struct Part {
+struct CurrentFile {
     path: PathBuf,
     writer: Writer<File>,
     begun: Instant,
@@ -246,9 +250,9 @@ struct Part {
 struct Thread {
     files: Files,
     start_ns: u64,
-    wanted: Wanted,
+    wanted: RecordOptions,
     recorded: Recorded,
-    part: Option<Part>,
+    part: Option<CurrentFile>,
     progress: Arc<Progress>,
 }
 
@@ -359,7 +363,7 @@ impl Thread {
         }
         self.recorded.last.clone_from(&path);
         self.recorded.files += 1;
-        self.part = Some(Part { path, writer, begun: Instant::now() });
+        self.part = Some(CurrentFile { path, writer, begun: Instant::now() });
         Ok(())
     }
 

@@ -19,15 +19,15 @@ use xmsg_zmq::deadline::later;
 use super::LINGER;
 use super::client::{Header, Sender, Topics};
 use super::histogram::Times;
-use super::phase::{Part, Published, Signal, TURN};
+use super::phase::{Part, Published, Signal, YIELD_AFTER};
 use super::report::whole;
 
 /// If the next message is due later than this, the runtime waits and serves the connection. Its timers may be
 /// a millisecond late.
-const COARSE: Duration = Duration::from_millis(3);
+const SLEEP_MARGIN: Duration = Duration::from_millis(3);
 /// The time from the start of a phase to the first message, which is long enough for all publishers to learn
 /// of the phase.
-const LEAD: Duration = Duration::from_millis(20);
+const START_DELAY: Duration = Duration::from_millis(20);
 /// The timer slack for which the kernel may delay timers. The usual 50 µs would be half of what is measured.
 const TIMER_SLACK: NonZeroU64 = NonZeroU64::MIN;
 
@@ -76,10 +76,10 @@ pub(super) struct Paced {
 /// A handle of a thread that publishes.
 #[derive(Debug)]
 pub(super) struct Pacer {
-    orders: mpsc::Sender<Order>,
+    orders: mpsc::Sender<PublishOrder>,
 }
 
-struct Order {
+struct PublishOrder {
     timetable: Timetable,
     part: Part,
     answer: oneshot::Sender<anyhow::Result<Done>>,
@@ -140,15 +140,15 @@ impl Pacer {
         let number = part.number;
         let (answer, done) = oneshot::channel();
         // If the thread has ended, it has dropped the answer, too.
-        let _ = self.orders.send(Order { timetable, part, answer }).await;
+        let _ = self.orders.send(PublishOrder { timetable, part, answer }).await;
         let Done { messages, lateness, sending, time } = done.await.context("a publisher failed")??;
         let publisher = Paced { pacer: self, lateness, time: sending };
         Ok(Published { publisher, number, messages, time })
     }
 }
 
-async fn serve(mut sender: Sender, mut orders: mpsc::Receiver<Order>) {
-    while let Some(Order { timetable, part, answer }) = orders.recv().await {
+async fn serve(mut sender: Sender, mut orders: mpsc::Receiver<PublishOrder>) {
+    while let Some(PublishOrder { timetable, part, answer }) = orders.recv().await {
         let done = publish(&mut sender, part, timetable).await;
         // After a failure elsewhere, nobody receives the answer.
         let _ = answer.send(done);
@@ -158,7 +158,7 @@ async fn serve(mut sender: Sender, mut orders: mpsc::Receiver<Order>) {
 
 async fn publish(sender: &mut Sender, part: Part, timetable: Timetable) -> anyhow::Result<Done> {
     let Part { number, phase, clock, started, patience, mut signal, counter } = part;
-    let start = started + LEAD;
+    let start = started + START_DELAY;
     let share = timetable.share(number);
     let mut lateness = Times::fine();
     let mut sequence = 0;
@@ -182,7 +182,7 @@ async fn publish(sender: &mut Sender, part: Part, timetable: Timetable) -> anyho
         sequence += 1;
         last = now;
         counter.set(sequence);
-        if sequence % TURN == 0 {
+        if sequence % YIELD_AFTER == 0 {
             tokio::task::yield_now().await;
         }
     }
@@ -193,7 +193,7 @@ async fn publish(sender: &mut Sender, part: Part, timetable: Timetable) -> anyho
 
 /// Waits until this time, or for a part of it. Messages in the queue are written first.
 async fn wait(due: Instant, now: Instant, sender: &Sender, signal: &mut Signal) {
-    if let Some(time) = (due - now).checked_sub(COARSE) {
+    if let Some(time) = (due - now).checked_sub(SLEEP_MARGIN) {
         tokio::select! {
             () = tokio::time::sleep(time) => {}
             () = signal.stopped() => {}

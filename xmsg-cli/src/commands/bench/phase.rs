@@ -20,7 +20,7 @@ use super::timeline::Timeline;
 use crate::signals::Interrupt;
 
 /// The number of messages that a task handles before other tasks get their turn.
-pub(super) const TURN: u64 = 64;
+pub(super) const YIELD_AFTER: u64 = 64;
 /// The interval at which the counters are read.
 const TICK: Duration = Duration::from_millis(100);
 /// How often a publisher checks whether everything is written.
@@ -322,7 +322,7 @@ impl SubscriberTask {
         let mut total = None;
         let mut turn = 0;
         loop {
-            if turn >= TURN {
+            if turn >= YIELD_AFTER {
                 turn = 0;
                 self.note();
                 tokio::task::yield_now().await;

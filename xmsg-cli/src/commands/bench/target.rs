@@ -15,9 +15,9 @@ use crate::exit::Usage;
 
 /// The high-water mark of a publisher's connection. It is small, so that published messages are soon on their
 /// way.
-const SEND_MARK: usize = 4 << 20;
+const SEND_HIGH_WATER_MARK: usize = 4 << 20;
 /// The high-water mark of the queue for each subscriber in an embedded proxy.
-const PROXY_MARK: usize = 4 << 20;
+const PROXY_HIGH_WATER_MARK: usize = 4 << 20;
 /// The number of connections that are made at the same time, where making them is not measured.
 const CONNECTING: usize = 16;
 
@@ -34,7 +34,8 @@ pub(super) struct Target {
 impl Target {
     pub(super) async fn open(options: &CommonOptions) -> anyhow::Result<Self> {
         // The measurements need confirmations, so the environment must not disable them.
-        let connecting = options.connect.options()?.check_connection(true).high_water_mark(SEND_MARK);
+        let connecting =
+            options.connect.options()?.check_connection(true).high_water_mark(SEND_HIGH_WATER_MARK);
         let mut target = Self {
             address: options.connect.proxy()?,
             unchecked: connecting.clone().check_subscription(false),
@@ -50,7 +51,7 @@ impl Target {
             }
             let proxy = Proxy::bind("127.0.0.1:0")
                 .slow_subscriber(options.target.slow_subscriber)
-                .high_water_mark(HighWaterMark::bytes(PROXY_MARK))
+                .high_water_mark(HighWaterMark::bytes(PROXY_HIGH_WATER_MARK))
                 .start()
                 .await
                 .context("cannot start a proxy")?;

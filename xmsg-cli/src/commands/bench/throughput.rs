@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::client::{Clock, Header, Sender, Topics};
 use super::histogram::Times;
 use super::options::{CommonOptions, LoadOptions};
-use super::phase::{Outcome, Part, Phase, Published, TURN};
+use super::phase::{Outcome, Part, Phase, Published, YIELD_AFTER};
 use super::plot::{self, Line};
 use super::report::{Report, Spread, Table, megabytes_per_second, per_second, rate, time};
 use super::target::Target;
@@ -133,7 +133,7 @@ async fn publish(mut sender: Sender, part: Part, count: Option<u64>) -> anyhow::
     let Part { number, phase, clock, started, patience, mut signal, counter } = part;
     let mut sequence = 0;
     while count != Some(sequence) {
-        if sequence % TURN == 0 {
+        if sequence % YIELD_AFTER == 0 {
             if signal.is_stopped() {
                 break;
             }

@@ -21,7 +21,7 @@ use crate::source::Split;
 use crate::table;
 
 /// The number of dead letters in one request: the server returns no more.
-const PAGE: usize = 1000;
+const PAGE_MAX: usize = 1000;
 /// The maximum number of rows of a table, whose columns are as wide as the longest of all cells, and the
 /// maximum number of bytes in them. JSON is written page by page, without an end.
 const TABLE_ROWS_MAX: usize = 10_000;
@@ -140,12 +140,12 @@ impl<'a> Pages<'a> {
     /// Returns the next page, or `None` after the last one.
     async fn next(&mut self) -> anyhow::Result<Option<Vec<Value>>> {
         let Some(after) = self.after.take() else { return Ok(None) };
-        let path = format!("{}?after={after}&limit={PAGE}", self.at);
+        let path = format!("{}?after={after}&limit={PAGE_MAX}", self.at);
         let mut answer = self.target.ask(Method::GET, &path, Bytes::new()).await?;
         let Value::Array(page) = answer["dead"].take() else { return Ok(None) };
         // A server that repeats a page is asked no more.
         let last = page.iter().filter_map(sequence_of).max();
-        self.after = last.filter(|last| page.len() == PAGE && *last > after);
+        self.after = last.filter(|last| page.len() == PAGE_MAX && *last > after);
         Ok(Some(page))
     }
 }
@@ -171,7 +171,7 @@ async fn show(target: &AdminTarget, at: &str) -> anyhow::Result<Exit> {
     while let Some(page) = pages.next().await? {
         for letter in &page {
             let sequence = sequence_of(letter).map(|sequence| sequence.to_string()).unwrap_or_default();
-            let row = [sequence, letter["reason"].as_str().unwrap_or("-").to_owned(), deaths(letter)];
+            let row = [sequence, letter["reason"].as_str().unwrap_or("-").to_owned(), death_history(letter)];
             bytes += row.iter().map(String::len).sum::<usize>();
             is_full = rows.len() == TABLE_ROWS_MAX || bytes > TABLE_BYTES_MAX;
             if is_full {
@@ -212,7 +212,7 @@ async fn revive_all(target: &AdminTarget, at: &str) -> anyhow::Result<Exit> {
 
 /// Describes what a broker did with the message before, from its header `x-death`, if it came from a queue of
 /// dead letters.
-fn deaths(letter: &Value) -> String {
+fn death_history(letter: &Value) -> String {
     let history =
         letter["headers"]["x-death"].as_str().and_then(|text| received_json::value(text.as_bytes()).ok());
     let Some(Value::Array(history)) = history else { return "-".to_owned() };

@@ -21,13 +21,13 @@ const WAVEFORMS: f64 = 500.0;
 const ARCHIVED: f64 = 150.0;
 /// The number of bytes that may wait in the archive itself. It is small, so that messages pile up in the
 /// proxy.
-const ARCHIVE_MARK: usize = 128 << 10;
+const ARCHIVE_HIGH_WATER_MARK: usize = 128 << 10;
 /// The number of messages that wait to be shown. At this number, no more are taken from the subscription.
 const DISPLAYED: usize = 1024;
 /// The beginning of the topics of requests to the proxy.
 const CONTROL: &[u8] = b"xmsg:";
 /// The time limit of each step of the setup.
-const PATIENCE: Duration = Duration::from_secs(10);
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// The time that a connection may take to end.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -96,7 +96,8 @@ impl Experiment {
         address: &ProxyAddress,
         proxy: &Monitor,
     ) -> anyhow::Result<(Self, mpsc::Receiver<Message>)> {
-        let options = || ConnectOptions::new().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
+        let options =
+            || ConnectOptions::new().connection_timeout(STEP_TIMEOUT).subscription_timeout(STEP_TIMEOUT);
         let connection = |options| Connection::with_options(address.clone(), options);
         let (mut members, mut tasks) = (Vec::new(), JoinSet::new());
         let mut join = |id, name, does| members.push(Member { id, name, does });
@@ -110,7 +111,8 @@ impl Experiment {
         let subscription = connection(options())?.subscribe("beam:").await?;
         join(newest_subscriber(), "run control", "follows beam:");
         tasks.spawn(follow(subscription, None));
-        let slow = options().before_subscribe(|socket, _| socket.receive_high_water_mark(ARCHIVE_MARK));
+        let slow =
+            options().before_subscribe(|socket, _| socket.receive_high_water_mark(ARCHIVE_HIGH_WATER_MARK));
         let subscription = connection(slow)?.subscribe("detector:waveform").await?;
         join(newest_subscriber(), "archive", "slow on purpose");
         tasks.spawn(follow(subscription, Some(ARCHIVED)));

@@ -29,11 +29,11 @@ const HIGH_WATER_MARK: usize = 2 << 20;
 /// The interval between two pictures.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// The time until the first picture, which comes sooner.
-const FIRST: Duration = Duration::from_millis(300);
+const FIRST_INTERVAL: Duration = Duration::from_millis(300);
 /// The time that the proxy may take to stop.
 const LINGER: Duration = Duration::from_secs(1);
 /// The number of messages that are taken before anything else gets its turn.
-const TURN: usize = 1024;
+const YIELD_AFTER: usize = 1024;
 
 pub(super) async fn run() -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
@@ -52,7 +52,7 @@ pub(super) async fn run() -> anyhow::Result<Exit> {
     };
     let mut screen = Screen::open()?;
     let look = Theme::of_environment();
-    let mut ticks = tokio::time::interval_at(Instant::now() + FIRST, INTERVAL);
+    let mut ticks = tokio::time::interval_at(Instant::now() + FIRST_INTERVAL, INTERVAL);
     screen.draw(|frame| view.draw(frame, look))?;
     let exit = loop {
         tokio::select! {
@@ -72,7 +72,7 @@ pub(super) async fn run() -> anyhow::Result<Exit> {
             }
             Some(message) = shown.recv() => {
                 view.traffic.take(message);
-                for _ in 0..TURN {
+                for _ in 0..YIELD_AFTER {
                     let Some(Some(message)) = shown.recv().now_or_never() else { break };
                     view.traffic.take(message);
                 }

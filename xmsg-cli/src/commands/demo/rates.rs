@@ -24,14 +24,14 @@ use crate::pace::Pace;
 use crate::signals::Interrupt;
 
 /// The number of messages that a task handles before others get their turn.
-const TURN: u64 = 64;
+const YIELD_AFTER: u64 = 64;
 /// The number of bytes that may wait in one place. It is small, so that messages that count as published
 /// arrive soon.
 const HIGH_WATER_MARK: usize = 4 << 20;
 /// The time that publishers may go on sending at the end.
 const LINGER: Duration = Duration::from_secs(10);
 /// The time that subscribers wait for a next message at the end, before they count the rest as lost.
-const PATIENCE: Duration = Duration::from_secs(5);
+const LAST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The number of digits of the sequence number that each message starts with.
 pub(super) const DIGITS: usize = 12;
 /// The size of the pieces in which memory for messages is allocated.
@@ -302,7 +302,7 @@ impl Publisher {
         let meta = Meta::new("binary/bytes").encode();
         let mut sent = 0;
         loop {
-            if sent % TURN == 0 {
+            if sent % YIELD_AFTER == 0 {
                 if *self.stopped.borrow() {
                     break;
                 }
@@ -382,7 +382,7 @@ async fn receive(
     let mut turn = 0_u64;
     let sent = loop {
         turn += 1;
-        if turn.is_multiple_of(TURN) {
+        if turn.is_multiple_of(YIELD_AFTER) {
             tokio::task::yield_now().await;
         }
         let polled = futures::poll!(pin!(subscription.next()));
@@ -402,7 +402,7 @@ async fn receive(
         check.take(&next.context("the subscription has ended")??);
     };
     while !check.is_complete(&sent) {
-        match tokio::time::timeout(PATIENCE, subscription.next()).await {
+        match tokio::time::timeout(LAST_MESSAGE_TIMEOUT, subscription.next()).await {
             Ok(next) => check.take(&next.context("the subscription has ended")??),
             Err(_) => break,
         }
@@ -437,7 +437,7 @@ impl Check {
         };
         self.delivered += 1;
         self.bytes += message.data().len() as u64;
-        if self.delivered >= TURN {
+        if self.delivered >= YIELD_AFTER {
             self.show();
         }
         let next = &mut self.next[publisher];

@@ -19,7 +19,7 @@ use crate::stats::{Control, Source, Stats, Unknown};
 use crate::table::size;
 
 /// The interval between checks whether a connection has failed.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// The difference between clocks that matters: the times in recordings and logs of two machines do not match.
 const CLOCKS_APART: Duration = Duration::from_secs(2);
 /// The divisor of the proxy's memory for peers that yields the part from which on its queues may soon drop
@@ -89,7 +89,7 @@ async fn check_ports(arguments: &Arguments, proxy: &ProxyAddress, findings: &mut
             // The socket tries again and again, but the first failure is what we want to know.
             let outcome = async {
                 loop {
-                    match tokio::time::timeout(LOOK, socket.connected()).await {
+                    match tokio::time::timeout(POLL_INTERVAL, socket.connected()).await {
                         Ok(connected) => break connected.err(),
                         Err(_) => match socket.failure() {
                             None => {}
@@ -153,8 +153,8 @@ async fn check_proxy(arguments: &Arguments, proxy: &ProxyAddress, findings: &mut
         return findings.problem("proxy", error_text(&error), advice);
     }
     findings.ok("proxy", format!("{proxy} answers, in {:.1} ms", milliseconds(started)));
-    let asked = async { Source::Control(Box::new(Control::open(&arguments.connect).await?)).ask().await };
-    match asked.await {
+    let request = async { Source::Control(Box::new(Control::open(&arguments.connect).await?)).ask().await };
+    match request.await {
         Ok((stats, _)) => check_stats(&stats, findings),
         Err(error) if error.is::<Unknown>() => {
             let found = format!("the proxy at {proxy} does not say its version");
@@ -229,11 +229,11 @@ async fn check_registrar(arguments: &Arguments, findings: &mut Findings) {
     // A question about one topic, because there may be millions of registrations.
     let query = Query::topic(OwnerType::Publisher, &Topic::wrap("xmsg:doctor"));
     let started = Instant::now();
-    let asked = async {
+    let request = async {
         options.find(&registrar).await?;
         registrar.exact(&query).await.map_err(AtRegistrar)
     };
-    match asked.await {
+    match request.await {
         Ok(_) => findings.ok("registrar", format!("{address} answers, in {:.1} ms", milliseconds(started))),
         Err(AtRegistrar(error)) => {
             let advice =

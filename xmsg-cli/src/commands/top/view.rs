@@ -128,7 +128,7 @@ fn topic_cells(one: &TopicRates) -> [String; 3] {
 
 /// Which tables are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shown {
+enum VisibleTables {
     Both,
     Connections,
     Topics,
@@ -141,16 +141,16 @@ pub(super) struct View {
     unseen: Option<&'static str>,
     sort: Sort,
     controls: Controls,
-    shown: Shown,
+    shown: VisibleTables,
     rates: Rates,
     /// Whether there was a sample yet.
     has_looked: bool,
-    trouble: Option<String>,
+    error: Option<String>,
 }
 
 impl View {
     pub(super) fn new(address: String, unseen: Option<&'static str>, sort: Sort, filter: String) -> Self {
-        let shown = if unseen.is_some() { Shown::Topics } else { Shown::Both };
+        let shown = if unseen.is_some() { VisibleTables::Topics } else { VisibleTables::Both };
         Self {
             address,
             unseen,
@@ -159,7 +159,7 @@ impl View {
             shown,
             rates: Rates::default(),
             has_looked: false,
-            trouble: None,
+            error: None,
         }
     }
 }
@@ -175,9 +175,9 @@ impl LiveView for View {
         match found {
             Ok(_) if self.controls.is_paused => {}
             Ok(rates) => {
-                (self.rates, self.trouble, self.has_looked) = (rates, None, true);
+                (self.rates, self.error, self.has_looked) = (rates, None, true);
             }
-            Err(trouble) => self.trouble = Some(trouble),
+            Err(error) => self.error = Some(error),
         }
     }
 
@@ -185,9 +185,9 @@ impl LiveView for View {
         match self.controls.press(key) {
             Some(KeyCode::Char('t')) if self.unseen.is_none() => {
                 self.shown = match self.shown {
-                    Shown::Both => Shown::Connections,
-                    Shown::Connections => Shown::Topics,
-                    Shown::Topics => Shown::Both,
+                    VisibleTables::Both => VisibleTables::Connections,
+                    VisibleTables::Connections => VisibleTables::Topics,
+                    VisibleTables::Topics => VisibleTables::Both,
                 };
                 self.controls.skipped = 0;
             }
@@ -226,8 +226,8 @@ impl LiveView for View {
             head.push(Span::styled("  paused", look.warning()));
         }
         frame.render_widget(Line::from(head), title);
-        let line = match (&self.trouble, self.unseen) {
-            (Some(trouble), _) => Line::styled(escaped(trouble).into_owned(), look.warning()),
+        let line = match (&self.error, self.unseen) {
+            (Some(error), _) => Line::styled(escaped(error).into_owned(), look.warning()),
             (None, Some(unseen)) => Line::styled(unseen, look.aside()),
             (None, None) if self.has_looked => {
                 let style = if self.rates.dropped > 0.0 { look.warning() } else { Style::new() };
@@ -238,7 +238,7 @@ impl LiveView for View {
         frame.render_widget(line, second);
         let visible = VisibleRates::of(&self.rates, self.sort, &self.controls.filter);
         match self.shown {
-            Shown::Both => {
+            VisibleTables::Both => {
                 let wanted = visible.connections.len() as u16 + 2;
                 let [upper, lower] = Layout::vertical([
                     Constraint::Max(wanted.max(4).min(tables.height / 2 + 1)),
@@ -248,8 +248,8 @@ impl LiveView for View {
                 self.draw_connections(frame, upper, &visible, look);
                 self.draw_topics(frame, lower, &visible, look);
             }
-            Shown::Connections => self.draw_connections(frame, tables, &visible, look),
-            Shown::Topics => self.draw_topics(frame, tables, &visible, look),
+            VisibleTables::Connections => self.draw_connections(frame, tables, &visible, look),
+            VisibleTables::Topics => self.draw_topics(frame, tables, &visible, look),
         }
         let own = [("t", " tables  ")];
         let line = self.controls.line(&own, "r b u d n", &format!("{:?}", self.sort), look);
@@ -271,7 +271,7 @@ impl View {
 
     fn draw_connections(&self, frame: &mut Frame<'_>, area: Rect, visible: &VisibleRates<'_>, look: Theme) {
         // Scrolling moves the topics if both tables are shown.
-        let skipped = if self.shown == Shown::Connections { self.controls.skipped } else { 0 };
+        let skipped = if self.shown == VisibleTables::Connections { self.controls.skipped } else { 0 };
         let rows = visible.connections.iter().map(|one| {
             let style = if one.connection.slow_s.is_some() { look.warning() } else { Style::new() };
             (connection_cells(one), style)

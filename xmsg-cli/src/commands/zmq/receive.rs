@@ -101,7 +101,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let mut watch = Watch::new(socket.events(), OwnSocket { kind, place: Place::Chosen }, &targets, verbose);
     let targets = attach(&socket, targets).await?;
 
-    let writer = Shown { output, show: arguments.show };
+    let writer = MessageWriter { output, show: arguments.show };
     let (count, timeout) = (arguments.count, arguments.timeout);
     let receiver = Receiver { source: socket, writer, count, timeout, verbose };
     let ended = receiver.run(&mut interrupt, async { watch.run().await.into() }).await?;
@@ -127,12 +127,12 @@ impl Source for Socket {
 
 /// Writes received messages.
 #[derive(Debug)]
-struct Shown {
+struct MessageWriter {
     output: Output,
     show: ShowOptions,
 }
 
-impl Writer<Received> for Shown {
+impl Writer<Received> for MessageWriter {
     fn write(&mut self, received: Received, _: u64) -> anyhow::Result<Option<u64>> {
         self.show.write(&mut self.output, &received)?;
         Ok(Some(match received {

@@ -23,7 +23,7 @@ use crate::source::Split;
 /// How long replies are still sent at the end.
 const LINGER: Duration = Duration::from_secs(5);
 /// How long replies are still sent after an interrupt.
-const HASTY_LINGER: Duration = Duration::from_secs(1);
+const INTERRUPTED_LINGER: Duration = Duration::from_secs(1);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -114,7 +114,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let (result, linger) = tokio::select! {
         result = service.run(input.as_mut(), arguments.count) => (result.map(|()| Exit::Done), LINGER),
         error = watch.run() => (Err(error.into()), LINGER),
-        exit = interrupt.wait() => (Ok(exit), HASTY_LINGER),
+        exit = interrupt.wait() => (Ok(exit), INTERRUPTED_LINGER),
     };
     let (requests, answered) = (service.requests, service.answered);
     let left = tokio::select! {

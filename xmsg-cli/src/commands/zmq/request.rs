@@ -16,12 +16,12 @@ use super::{after_help, words};
 use crate::args::{parse_count_from_1, parse_duration};
 use crate::commands::request::ended;
 use crate::exit::{Exit, Usage, is_unanswered, is_without_proxy};
-use crate::output::{Output, counted, note, or_noting, reader_gone, warn};
+use crate::output::{Output, counted, note, output_closed, warn, with_notes};
 use crate::signals::Interrupt;
 use crate::source::Split;
 
 /// How long to wait for a peer before a note about it is written.
-const UNSAID_WAIT: Duration = Duration::from_secs(1);
+const NOTE_AFTER_WAIT: Duration = Duration::from_secs(1);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -91,14 +91,14 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         // The time limit for a reply starts only when there is a peer.
         let somebody = async { while requester.peers() == 0 && events.next().await.is_some() {} };
         let says = async {
-            tokio::time::sleep(UNSAID_WAIT).await;
+            tokio::time::sleep(NOTE_AFTER_WAIT).await;
             note(format_args!("waiting for a REP or ROUTER to connect to {}", names(&targets)));
             std::future::pending::<()>().await;
         };
         let ours = OwnSocket { kind: SocketType::Req, place: Place::Fixed };
         let mut watch = Watch::new(requester.events(), ours, &targets, verbose);
         tokio::select! {
-            () = or_noting(somebody, says) => {}
+            () = with_notes(somebody, says) => {}
             error = watch.run() => return Err(error.into()),
             exit = interrupt.wait() => return Ok(exit),
         }
@@ -119,7 +119,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let result = tokio::select! {
         result = tokio::spawn(asker.run()) => result?,
         exit = interrupt.wait() => return Ok(exit),
-        () = reader_gone() => return Ok(Exit::Done),
+        () = output_closed() => return Ok(Exit::Done),
     };
     requester.close().await;
     result

@@ -20,19 +20,19 @@ use super::socket::{Socket, publishes};
 use super::watch::{OwnSocket, Place, Watch, without_connection};
 use crate::args::{parse_count_from_1, parse_duration, parse_rate};
 use crate::exit::{AtPeer, Exit, Usage};
-use crate::output::{counted, grouped, note, notes_are_seen, or_noting, warn};
+use crate::output::{counted, grouped, note, notes_are_seen, warn, with_notes};
 use crate::pace::Pace;
 use crate::signals::Interrupt;
 use crate::source::Split;
 
 /// The number of messages that are sent before other tasks get their turn and signals are checked.
-const TURN: u64 = 256;
+const YIELD_AFTER: u64 = 256;
 /// How long subscriptions may still be on the way after the messages were sent.
 const SUBSCRIPTIONS: Duration = Duration::from_millis(50);
 /// How long to wait for a peer before a note about it is written.
-const UNSAID_WAIT: Duration = Duration::from_secs(1);
+const NOTE_AFTER_WAIT: Duration = Duration::from_secs(1);
 /// How long sending the rest may take before a note about it is written.
-const UNSAID_LINGER: Duration = Duration::from_millis(500);
+const NOTE_AFTER_LINGER: Duration = Duration::from_millis(500);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -161,7 +161,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         bytes: 0,
         refused: 0,
         reached: false,
-        unheard: None,
+        unsubscribed_topic: None,
     };
     let result = tokio::select! {
         result = job.run() => result,
@@ -173,14 +173,14 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         Ok(Exit::NoConnection) => return Err(nobody_there(&job, &watch).into()),
         result => result,
     };
-    let Job { sent, bytes, refused, unheard, .. } = job;
+    let Job { sent, bytes, refused, unsubscribed_topic, .. } = job;
 
     // Accepted messages are sent, also after an error or an interrupt. A second interrupt ends that, too.
     let is_interrupted = matches!(&result, Ok(exit) if exit.is_interrupted());
     let linger = arguments.linger;
     watch.ends();
     let says_so = async {
-        tokio::time::sleep(UNSAID_LINGER).await;
+        tokio::time::sleep(NOTE_AFTER_LINGER).await;
         let again = if is_interrupted { "interrupted: " } else { "" };
         note(format_args!(
             "{again}waiting up to {} s for {} to take what is left; interrupt to end at once",
@@ -200,14 +200,14 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     };
     let exit = result?;
     let lost = Lost { left, refused, dropped: socket.dropped() };
-    if let Some(words) = lost.words(sent, &names(&targets), linger) {
+    if let Some(words) = lost.describe(sent, &names(&targets), linger) {
         // A user who interrupts the command wants it to end, and is told what is missing.
         if !exit.is_interrupted() {
             bail!(words);
         }
         warn(words);
     }
-    if let Some(topic) = unheard {
+    if let Some(topic) = unsubscribed_topic {
         note(nobody_subscribed(&topic, sent, &targets));
     }
     if verbose {
@@ -261,7 +261,7 @@ struct Lost {
 impl Lost {
     /// Returns a text with numbers and reasons, if any of `sent` messages to these endpoints were not
     /// delivered.
-    fn words(self, sent: u64, names: &str, linger: Duration) -> Option<String> {
+    fn describe(self, sent: u64, names: &str, linger: Duration) -> Option<String> {
         let Self { left, refused, dropped } = self;
         let total = left + refused + dropped;
         let reasons = [
@@ -303,7 +303,7 @@ struct Job<'a> {
     /// Whether somebody has subscribed to one of the messages.
     reached: bool,
     /// The topic of the last message, if nobody has subscribed to any of them.
-    unheard: Option<Bytes>,
+    unsubscribed_topic: Option<Bytes>,
 }
 
 impl Job<'_> {
@@ -317,7 +317,7 @@ impl Job<'_> {
             let peers = kind::with_article(&kind::peers(self.kind));
             let what = format!("waiting for {peers} to connect to {}", names(self.targets));
             // When we connect, the limit is short, so that no note about waiting is needed.
-            let connected = saying(self.verbose, is_bound.then_some(what), self.socket.connected());
+            let connected = note_if_slow(self.verbose, is_bound.then_some(what), self.socket.connected());
             if !in_time(limit, connected).await? {
                 if !is_bound {
                     return Ok(Exit::NoConnection);
@@ -359,7 +359,7 @@ impl Job<'_> {
                 if std::mem::take(&mut waits) {
                     let (text, names) = (topic.escape_ascii(), names(self.targets));
                     let what = format!("waiting for a subscriber of {text} at {names}");
-                    let subscribed = saying(self.verbose, Some(what), self.socket.subscribed(&topic));
+                    let subscribed = note_if_slow(self.verbose, Some(what), self.socket.subscribed(&topic));
                     if !in_time(self.timeout, subscribed).await? {
                         let time = self.timeout.unwrap_or_default();
                         warn(format_args!(
@@ -381,7 +381,7 @@ impl Job<'_> {
                 }
                 self.bytes += len;
                 self.sent += 1;
-                if self.sent.is_multiple_of(TURN) {
+                if self.sent.is_multiple_of(YIELD_AFTER) {
                     tokio::task::yield_now().await;
                 }
             }
@@ -391,7 +391,7 @@ impl Job<'_> {
             self.reached = in_time(Some(SUBSCRIPTIONS), self.socket.subscribed(&topic)).await?;
         }
         if !self.reached && self.sent > 0 {
-            self.unheard = Some(topic);
+            self.unsubscribed_topic = Some(topic);
         }
         Ok(Exit::Done)
     }
@@ -414,15 +414,15 @@ impl Job<'_> {
 }
 
 /// Returns the result of `work`. If it takes long, a note says what it waits for.
-async fn saying<T>(verbose: bool, what: Option<String>, work: impl Future<Output = T>) -> T {
+async fn note_if_slow<T>(verbose: bool, what: Option<String>, work: impl Future<Output = T>) -> T {
     let says = async {
-        tokio::time::sleep(UNSAID_WAIT).await;
+        tokio::time::sleep(NOTE_AFTER_WAIT).await;
         if let Some(what) = what.filter(|_| verbose || notes_are_seen()) {
             note(what);
         }
         std::future::pending::<()>().await;
     };
-    or_noting(work, says).await
+    with_notes(work, says).await
 }
 
 /// Returns whether the work was done in time.

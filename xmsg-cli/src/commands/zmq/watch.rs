@@ -178,7 +178,7 @@ impl Watch {
                 }
             }
             SocketEvent::Disconnected { peer, error } => self.disconnected(peer, &error),
-            SocketEvent::HandshakeFailed { peer, error } => self.not_let_in(&peer, &error),
+            SocketEvent::HandshakeFailed { peer, error } => self.refused_by_peer(&peer, &error),
             SocketEvent::ConnectFailed { peer, error, .. } => {
                 let is_hopeless = is_hopeless(error.kind());
                 if is_hopeless && self.only.is_some() {
@@ -240,7 +240,7 @@ impl Watch {
     }
 
     /// Reports a peer that has connected to us and was rejected.
-    fn not_let_in(&mut self, peer: &str, error: &Error) {
+    fn refused_by_peer(&mut self, peer: &str, error: &Error) {
         let why = match violation(error) {
             Some(Violation::SocketTypeMismatch { theirs, .. }) => {
                 let (ours, talks_to) =

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::draft::NEARLY;
+use super::draft::CATCH_UP_MAX;
 use super::format::*;
 use super::*;
 

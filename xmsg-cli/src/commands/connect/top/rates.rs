@@ -60,7 +60,7 @@ impl LinkRates {
     }
 
     /// Returns a rank of the trouble that the link is in. Links with more trouble come first.
-    pub(super) fn trouble(&self) -> u8 {
+    pub(super) fn severity(&self) -> u8 {
         match &*self.state {
             "faulted" => 4,
             "blocked" | "disconnected" => 3,

@@ -48,7 +48,7 @@ pub(super) fn arranged<'a>(links: &'a [LinkRates], by: Order, filter: &str) -> V
             Order::Waiting => entries(b).cmp(&entries(a)),
             Order::Oldest => oldest(b).total_cmp(&oldest(a)),
             Order::Dead => b.dead.cmp(&a.dead),
-            Order::State => b.trouble().cmp(&a.trouble()),
+            Order::State => b.severity().cmp(&a.severity()),
             Order::Name => std::cmp::Ordering::Equal,
         };
         first.then_with(|| (&a.name, &b.sort).cmp(&(&b.name, &a.sort)))
@@ -75,7 +75,7 @@ fn summary<'a>(links: impl Iterator<Item = &'a LinkRates>) -> String {
     let (mut accepted, mut delivered) = (0.0, 0.0);
     for link in links {
         count += 1;
-        trouble += u64::from(link.trouble() > 2);
+        trouble += u64::from(link.severity() > 2);
         entries += link.spool.map_or(0, |spool| spool.entries);
         bytes += link.spool.map_or(0, |spool| spool.bytes);
         dead += link.dead;
@@ -124,12 +124,12 @@ pub(super) struct View {
     by: Order,
     controls: Controls,
     links: Option<Vec<LinkRates>>,
-    trouble: Option<String>,
+    error: Option<String>,
 }
 
 impl View {
     pub(super) fn new(address: String, by: Order, filter: String) -> Self {
-        Self { address, by, controls: Controls::new(filter), links: None, trouble: None }
+        Self { address, by, controls: Controls::new(filter), links: None, error: None }
     }
 }
 
@@ -143,8 +143,8 @@ impl LiveView for View {
     fn show(&mut self, found: Result<Vec<LinkRates>, String>) {
         match found {
             Ok(_) if self.controls.is_paused => {}
-            Ok(links) => (self.links, self.trouble) = (Some(links), None),
-            Err(trouble) => self.trouble = Some(trouble),
+            Ok(links) => (self.links, self.error) = (Some(links), None),
+            Err(error) => self.error = Some(error),
         }
     }
 
@@ -181,11 +181,11 @@ impl LiveView for View {
             head.push(Span::styled("  paused", look.warning()));
         }
         frame.render_widget(Line::from(head), title);
-        let line = match (&self.trouble, &self.links) {
-            (Some(trouble), _) => Line::styled(escaped(trouble).into_owned(), look.warning()),
+        let line = match (&self.error, &self.links) {
+            (Some(error), _) => Line::styled(escaped(error).into_owned(), look.warning()),
             (None, Some(links)) => {
                 let style =
-                    if links.iter().any(|link| link.trouble() > 2) { look.warning() } else { Style::new() };
+                    if links.iter().any(|link| link.severity() > 2) { look.warning() } else { Style::new() };
                 Line::styled(summary(links.iter()), style)
             }
             (None, None) => Line::styled("looking …", look.aside()),
@@ -199,7 +199,7 @@ impl LiveView for View {
         };
         let skipped = self.controls.skipped.min(arranged.len().saturating_sub(1));
         let rows = arranged.iter().skip(skipped).map(|link| {
-            let style = if link.trouble() > 2 { look.warning() } else { Style::new() };
+            let style = if link.severity() > 2 { look.warning() } else { Style::new() };
             (cells(link), style)
         });
         draw_table(frame, upper, &shown, COLUMNS, WIDTHS, (2, 9), rows, look);

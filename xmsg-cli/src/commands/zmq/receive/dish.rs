@@ -5,7 +5,7 @@ use xmsg_zmq::{Dish, DishOptions, Multipart};
 
 use super::super::endpoints::{End, bound, datagram_endpoints};
 use super::super::socket::Received;
-use super::{Arguments, Shown};
+use super::{Arguments, MessageWriter};
 use crate::exit::{Exit, Usage};
 use crate::output::{Output, counted, note, warn};
 use crate::receiving::{Receiver, Source};
@@ -31,7 +31,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         let endpoint = bound(dish.bind(endpoint).await)?;
         note(format_args!("bound to {endpoint}"));
     }
-    let writer = Shown { output: Output::stdout()?, show: arguments.show };
+    let writer = MessageWriter { output: Output::stdout()?, show: arguments.show };
     let (count, timeout) = (arguments.count, arguments.timeout);
     let receiver = Receiver { source: Groups(dish.clone()), writer, count, timeout, verbose };
     let ended = receiver.run(&mut interrupt, std::future::pending()).await?;

@@ -8,7 +8,7 @@ use xmsg_zmq::{Endpoint, ErrorKind, Radio, RadioOptions};
 use xmsg_zmtp::Limits;
 
 use super::super::endpoints::{End, datagram_endpoints};
-use super::{Arguments, TURN};
+use super::{Arguments, YIELD_AFTER};
 use crate::exit::{Exit, Usage};
 use crate::output::{counted, grouped, note, warn};
 use crate::pace::Pace;
@@ -16,9 +16,9 @@ use crate::signals::Interrupt;
 
 /// The number of datagrams that may wait for the operating system before the next one is taken from the
 /// input.
-const AHEAD: usize = 256;
+const UNSENT_MAX: usize = 256;
 /// How long to wait for the operating system to send some of them.
-const PAUSE: Duration = Duration::from_millis(1);
+const UNSENT_POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// How long to wait at the end for replies of the other host that nothing listens there.
 const REFUSALS: Duration = Duration::from_millis(50);
 
@@ -44,7 +44,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let Sender { sent, refused, bytes, .. } = sender;
     let sending = async {
         while radio.statistics().iter().any(|endpoint| endpoint.queued > 0) {
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(UNSENT_POLL_INTERVAL).await;
         }
         // The last datagrams may also be refused.
         tokio::time::sleep(REFUSALS).await;
@@ -98,8 +98,8 @@ impl Sender<'_> {
                 if let Some(pace) = &mut pace {
                     pace.wait().await;
                 }
-                while self.radio.statistics().iter().any(|endpoint| endpoint.queued >= AHEAD) {
-                    tokio::time::sleep(PAUSE).await;
+                while self.radio.statistics().iter().any(|endpoint| endpoint.queued >= UNSENT_MAX) {
+                    tokio::time::sleep(UNSENT_POLL_INTERVAL).await;
                 }
                 let number = 1 + self.refused + self.sent;
                 let message = next.message(number)?;
@@ -111,7 +111,7 @@ impl Sender<'_> {
                 if !self.send(group, body, number)? {
                     break;
                 }
-                if self.sent.is_multiple_of(TURN) {
+                if self.sent.is_multiple_of(YIELD_AFTER) {
                     tokio::task::yield_now().await;
                 }
             }
