@@ -1,4 +1,21 @@
 //! The harness of the end-to-end tests, with one helper for each boundary of the system.
+//!
+//! | file | answers |
+//! |---|---|
+//! | `process.rs` | How are daemons and commands started as a user starts them? |
+//! | `document.rs` | How are the commands of a document run? |
+//! | `pages.rs` | Which Rust programs of the documents are run? |
+//! | `log.rs` | How does a test read its own log? |
+//! | `http.rs` | What does the HTTP server answer? |
+//! | `raw.rs` | How is anything written that no well-behaved peer would write? |
+//! | `hostile.rs` | Does the traffic of others go on while somebody attacks? |
+//! | `relay.rs` | How is a connection stopped or broken between client and proxy? |
+//! | `netns.rs` | How do two hosts with a link between them fit into one machine? |
+//! | `peer.rs` | How does a peer of another implementation take part? |
+//! | `simulation/` | What holds under everything that a network may do? |
+//! | `rabbitmq/` | How does a real broker take part? |
+//! | `amqp_peer/` | How does a broker take part that misbehaves? |
+//! | `bin/limited-proxy.rs` | How is a proxy started with limits for which there are no options? |
 
 #[cfg(feature = "rabbitmq")]
 pub mod amqp_peer;

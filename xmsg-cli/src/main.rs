@@ -1,26 +1,42 @@
 //! `xmsg`: publish and subscribe through an xMsg proxy from a terminal.
 //!
-//! | module | content |
+//! | file | answers |
 //! |---|---|
-//! | [`args`] | the command line: commands, options that several commands share, and the parsing of their values |
-//! | [`commands`] | one module for each command, with its options |
-//! | [`settings`], [`contexts`] | addresses and credentials: where each value comes from; named sets of them in a file |
-//! | [`exit`] | exit codes, and the reporting of errors |
-//! | [`source`] | input: a whole file, or its lines, in bounded memory |
-//! | [`message_builder`], [`template`], [`value`], [`metadata`] | how input becomes messages |
-//! | [`receiving`] | receiving messages and writing them, and how that ends |
-//! | [`style`], [`render`], [`mod@format`] | how messages are shown |
-//! | [`output`], [`table`] | standard output and standard error; columns |
-//! | [`report`] | statistics for each topic, in rows or as JSON |
-//! | [`screen`], [`traffic`] | views that are redrawn; traffic by topic |
-//! | [`control`] | control requests to a proxy, and their answers |
-//! | [`stats`], [`sampling`] | connections and traffic of a proxy; their rates between two samples |
-//! | [`subscriber_watch`] | whether published messages reach a subscriber |
-//! | [`rights`] | what the proxy allows us to publish and subscribe to |
-//! | [`recording`], [`raw_subscription`] | files of messages; a subscription that keeps each byte |
-//! | [`admin`] | requests to the HTTP server of a daemon |
-//! | [`patterns`] | notes about wildcards of other systems |
-//! | [`pace`], [`signals`] | an even rate; `Ctrl-C` |
+//! | `args/mod.rs` | Which commands are there, and which options do several of them share? |
+//! | `args/command.rs` | How does the command line look to `clap`, and which options have all commands that connect? |
+//! | `args/values.rs` | How are the values of options read? |
+//! | `args/help.rs` | What do the pages of help say, and in which groups are the commands? |
+//! | `commands/` | What does each command do? |
+//! | `settings.rs` | Where does an address or a credential come from? |
+//! | `contexts.rs` | Which sets of addresses and credentials has the user named, and in which file? |
+//! | `exit.rs` | Which exit code does an error have, and how is it reported? |
+//! | `source.rs` | Where does one message of the input end and the next one begin? |
+//! | `message_builder.rs` | How does input become messages? |
+//! | `template.rs` | What is filled in for `{{Count}}` and the like? |
+//! | `value.rs` | How does a text become a value of a MIME type, and a value text? |
+//! | `metadata.rs` | What can `--meta` set? |
+//! | `receiving.rs` | When does receiving end? |
+//! | `style.rs` | In which form are messages written? |
+//! | `render.rs` | How does a message look as a line, or as JSON? |
+//! | `format.rs` | What do the places of `--format` mean? |
+//! | `output.rs` | How are standard output and standard error written? |
+//! | `table.rs` | How are columns aligned? |
+//! | `report.rs` | What has arrived of each topic in the last second? |
+//! | `screen.rs` | How is a terminal set up, drawn to, read and given back? |
+//! | `live.rs` | How do views that are redrawn take samples, filter, pause and scroll? |
+//! | `traffic.rs` | What is shown of the traffic by topic? |
+//! | `control.rs` | How is a proxy asked, and how do its answers arrive? |
+//! | `stats.rs` | What does a proxy say of its connections and its traffic? |
+//! | `sampling.rs` | Which rates are between two samples? |
+//! | `subscriber_watch.rs` | Do published messages reach a subscriber? |
+//! | `rights.rs` | What may we publish and subscribe to at a proxy? |
+//! | `recording/` | What is in a recording, and how is it written and read? |
+//! | `raw_subscription.rs` | How are frames received as they were on the wire? |
+//! | `received_json.rs` | How much memory may JSON of others take? |
+//! | `admin.rs` | How is the HTTP server of a daemon asked? |
+//! | `patterns.rs` | Does the user mean a wildcard of another system? |
+//! | `pace.rs` | When is the next message due? |
+//! | `signals.rs` | Has somebody pressed `Ctrl-C`? |
 
 mod admin;
 mod args;

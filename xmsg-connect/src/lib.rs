@@ -35,6 +35,26 @@
 //!
 //! The promises, and all that may be declared: `docs/connect.md`.
 
+// | file | answers |
+// |---|---|
+// | `definition/` | What may be declared? |
+// | `registry/` | What is declared, and how is it changed while it is at work? |
+// | `supervise.rs` | When does a session begin again that has ended? |
+// | `outgoing/` | How do messages get from the proxy, or from `send`, to the peer? |
+// | `outbound.rs` | What are the bytes of a message in the spool? |
+// | `routing.rs` | Which routing key does a message get? |
+// | `spool/` | What was accepted and not delivered yet? |
+// | `channel/` | How do messages come in? |
+// | `amqp/` | How is a broker reached, and what is a message of AMQP? |
+// | `zmq.rs` | Which options do the ZeroMQ sockets get, and why is nobody connected? |
+// | `federation/` | How do proxies share messages over a broker? |
+// | `durable/` | How are durable subscriptions served? |
+// | `room.rs` | How much may be received that is neither on disk nor at the other side? |
+// | `ping.rs` | Can a peer be reached? |
+// | `status.rs` | How is one outgoing connection or channel? |
+// | `background.rs` | Where does work run that waits for the disk? |
+// | `error.rs` | What failed, and what is to be done? |
+
 #![warn(missing_docs)]
 
 mod amqp;

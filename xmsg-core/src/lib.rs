@@ -52,6 +52,40 @@
 //! messages to and from those of the `zeromq` crate. The feature `otel` makes spans, and carries traces of
 //! OpenTelemetry in headers. The guide is `docs/guide.md`.
 
+// | file | answers |
+// |---|---|
+// | `actor/` | What can an actor do? |
+// | `blocking.rs` | How is all this used without an async runtime? |
+// | `connection/mod.rs` | What can a connection to one proxy do? |
+// | `connection/opening.rs` | How is the publishing socket opened, and checked with the proxy? |
+// | `connection/confirmation.rs` | What is known to have arrived at the proxy? |
+// | `pool.rs` | Which connections are kept, and used again? |
+// | `options.rs` | What can be chosen for a connection: by the program, by the environment, by default? |
+// | `security.rs` | Which keys and passwords does the environment name? |
+// | `address.rs` | Where is a proxy, or a registrar? |
+// | `subscription.rs` | How are messages received one by one or in batches, and how is a subscription drained? |
+// | `durable/mod.rs` | How does a durable subscription get what was published while it was away? |
+// | `durable/protocol.rs` | What do a durable subscription and its server say to each other? |
+// | `request.rs` | Which requests wait for their answers? |
+// | `topic.rs` | What is a topic, and which prefixes does it have? |
+// | `message.rs` | What is in a message, and how is it answered? (`batch.rs` finds its frames in what was received.) |
+// | `batch.rs` | Where are the frames of each message in what was received together? |
+// | `meta.rs` | What is in the metadata, and what are its bytes? |
+// | `meta/headers.rs` | How are headers kept in the metadata? |
+// | `data.rs` | What is in the data, and what are its bytes? |
+// | `data/values.rs` | How do Rust values become data, and data values? |
+// | `data/json.rs` | How does JSON become data? |
+// | `id.rs` | Who is this: how are connection IDs, actor IDs and reply topics made? |
+// | `control.rs` | What are control requests, and their answers? |
+// | `registration.rs` | What is a registration, and what is asked of a registrar? |
+// | `registrar.rs` | How does a program register, and find others? |
+// | `unfinished.rs` | What is left when something is closed? |
+// | `shared_attempt.rs` | How do callers share one attempt to make something? |
+// | `otel.rs` | Which spans are made of messages, and how do traces travel? |
+// | `zeromq_messages.rs` | How do messages become those of the `zeromq` crate? |
+// | `duration.rs` | How are durations read from text? |
+// | `text.rs` | How is text of others escaped before people see it? |
+
 #![warn(missing_docs)]
 
 pub mod actor;

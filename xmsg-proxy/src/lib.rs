@@ -29,6 +29,35 @@
 //! the limit of open descriptors. The feature `connect` (on by default, too) adds outgoing connections and
 //! channels to the daemons.
 
+// | file | answers |
+// |---|---|
+// | `switch/` | How do messages get from publishers to subscribers? |
+// | `prefixes/mod.rs` | Who subscribed to a prefix of this topic? |
+// | `prefixes/index.rs` | Which number belongs to this hash, in a table that never pauses to grow? |
+// | `prefixes/hash.rs` | What are the hashes of all prefixes of a topic? |
+// | `policy.rs` | Which policy has a topic when a subscriber is too slow? |
+// | `control.rs` | What is answered to a control request? |
+// | `control/confirmations.rs` | Whose subscriptions are confirmed next? |
+// | `control/pending_answers.rs` | Which answers wait for their receivers to connect? |
+// | `proxy.rs` | How are switch and controller put together, and bound to three ports? |
+// | `config.rs` | What can be chosen for a proxy? |
+// | `upstream.rs` | What is another proxy that this one connects to, and how is the link to it? |
+// | `security/` | Who is let in, and what may they do? |
+// | `registrar/` | Who publishes and who subscribes, and where? |
+// | `stats.rs` | Who is connected and what flows, as a document? |
+// | `shown.rs` | How is a message shown as JSON? |
+// | `settings/` | What may stand in a settings file? |
+// | `admin/` | What is answered over HTTP? |
+// | `log.rs` | How does the log get out without anybody waiting for its reader? |
+// | `memory.rs` | How much memory, and how many threads, may a process have if nobody says so? (The limit is kept by `link/memory.rs` of `xmsg-zmq`.) |
+// | `descriptors.rs` | How many descriptors may a process have open? |
+// | `duration.rs` | How are durations in settings read? |
+// | `fuzzing.rs` | Is this message a control request, as fuzz targets ask? |
+// | `bin/xmsg-proxy.rs` | What does the daemon `xmsg-proxy` do from start to end? |
+// | `bin/xmsg-registrar.rs` | What does the daemon `xmsg-registrar` do from start to end? |
+// | `bin/xmsg-connect.rs` | What does the daemon `xmsg-connect` do from start to end? |
+// | `bin/daemon/` | What do the daemons share? |
+
 #![warn(missing_docs)]
 
 #[cfg(feature = "daemon")]

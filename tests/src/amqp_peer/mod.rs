@@ -19,6 +19,13 @@
 //! peer.ended(1).await;
 //! # }
 //! ```
+//!
+//! | file | answers |
+//! |---|---|
+//! | `actions.rs` | What can the peer be told to do? |
+//! | `answers.rs` | What does it answer by default? |
+//! | `link.rs` | What happens on one connection? |
+//! | `record.rs` | What has it received? |
 
 mod actions;
 mod answers;

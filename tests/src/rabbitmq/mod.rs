@@ -3,6 +3,14 @@
 //!
 //! This needs Debian's `rabbitmq-server` (RabbitMQ 3.10). Any user can run it. Nothing of a broker outlives
 //! the test process, even if that is killed: the kernel kills the broker, and a shell removes its folder.
+//!
+//! | file | answers |
+//! |---|---|
+//! | `site.rs` | What do the nodes of one cluster share? |
+//! | `cluster.rs` | How are three brokers made a cluster? |
+//! | `kept.rs` | How does a process end together with the test? |
+//! | `objects.rs` | Which users, exchanges, queues and messages has a broker? |
+//! | `tls.rs` | How is a broker reached with TLS? |
 
 mod cluster;
 mod kept;

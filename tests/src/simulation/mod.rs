@@ -19,6 +19,15 @@
 //! order of their calls. A refused message is never sent.
 //!
 //! The invariants are in `check.rs`.
+//!
+//! | file | answers |
+//! |---|---|
+//! | `net.rs` | What does the network do to each connection, and what was lost in it? |
+//! | `check.rs` | What must hold after a run? |
+//! | `clients.rs` | What holds when connections and actors are closed or drained? |
+//! | `engines.rs` | What holds between two engines alone? |
+//! | `patterns.rs` | What holds for the other ZeroMQ patterns? |
+//! | `seeds.rs` | Which seeds are run, and how is one run again? |
 
 // Longer than 500 lines: one simulation. A run is to be read from its seed to its checks.
 

@@ -4,14 +4,14 @@
 //! together, or the index, which is the last block. Each block has a length and a checksum, so that all
 //! undamaged blocks can be read without the index, and even if other blocks are damaged.
 //!
-//! | module | content |
+//! | file | answers |
 //! |---|---|
-//! | [`block`] | encoding of header, blocks and trailer: pure functions, which validate every length |
-//! | [`compression`] | the only module that uses zstd |
-//! | [`index`] | the index at the end of a file |
-//! | [`writer`] | writes a recording to any `Write` |
-//! | [`reader`] | reads a recording from any `Read` and `Seek` |
-//! | [`recorder`] | a thread that writes received messages, to one file or to numbered files |
+//! | `block.rs` | What are the bytes of header, blocks and trailer? These are pure functions that validate every length. |
+//! | `compression.rs` | How are blocks compressed? No other file uses `zstd`. |
+//! | `index.rs` | What does the index say that is at the end of a file? |
+//! | `writer.rs` | How is a recording written to any `Write`? |
+//! | `reader.rs` | How is a recording read from any `Read` and `Seek`, even if it is damaged? |
+//! | `recorder.rs` | Which thread writes what is received, and when does it begin another file? |
 
 pub(crate) mod block;
 pub(crate) mod compression;

@@ -1,4 +1,10 @@
 //! Channels: from a peer to a topic of xMsg, or to an outgoing connection.
+//!
+//! | file | answers |
+//! |---|---|
+//! | `amqp.rs` | How does a message get from a queue to the target, and when is it acknowledged? |
+//! | `zmq.rs` | How does a message get from a ZeroMQ socket to the target? |
+//! | `target.rs` | Where do the messages go: to the proxy, or into a spool? |
 
 mod amqp;
 mod target;

@@ -24,6 +24,17 @@
 //! # Ok::<(), xmsg_connect::definition::DefinitionError>(())
 //! ```
 
+// | file | answers |
+// |---|---|
+// | `connection.rs` | What may stand in `[[connection]]`? |
+// | `outgoing.rs` | What may stand in `[[outgoing]]`? |
+// | `channel.rs` | What may stand in `[[channel]]`? |
+// | `durable.rs` | What may stand in `[[durable]]`? |
+// | `federation.rs` | What may stand in `[federation]`? |
+// | `zmq.rs` | Which fields do outgoing connections and channels share that are ZeroMQ sockets? |
+// | `properties.rs` | Which AMQP properties does a message get? |
+// | `values.rs` | How are times, amounts of memory and header values written? |
+
 mod channel;
 mod connection;
 mod durable;

@@ -7,6 +7,12 @@
 //!
 //! Each subscriber has a session with a connection to the broker of its own: what it has not acknowledged
 //! when the session ends is back in the queue then.
+//!
+//! | file | answers |
+//! |---|---|
+//! | `server.rs` | Which session is a request for? |
+//! | `session.rs` | What was given to one subscriber, and what has it acknowledged? |
+//! | `broker.rs` | Which queues does a durable subscription have at the broker? |
 
 mod broker;
 mod server;

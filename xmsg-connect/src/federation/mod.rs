@@ -7,6 +7,12 @@
 //!
 //! Both ends are an outgoing connection and a channel like any other, with what is different kept here: which
 //! messages go which way, so that none goes in a circle and none arrives twice.
+//!
+//! | file | answers |
+//! |---|---|
+//! | `mark.rs` | Which proxy does a message come from? |
+//! | `memory.rs` | Has this message been here before? |
+//! | `broker.rs` | Which exchange and which queue does a federation declare? |
 
 mod broker;
 mod duplicates;

@@ -38,6 +38,21 @@
 //! # }
 //! ```
 
+// | file | answers |
+// |---|---|
+// | `queue.rs` | What is asked of the thread of a spool, and in which order does it come to it? |
+// | `writer.rs` | What does the thread of a spool do? |
+// | `writer/failure.rs` | What does it do when the store fails? |
+// | `store.rs` | What is in the file, and what must hold between its tables? |
+// | `tables.rs` | What may a transaction do? |
+// | `record.rs` | What are the bytes of an entry and of a dead letter? |
+// | `change.rs` | Which changes and questions are rare, and how are they answered? |
+// | `salvage.rs` | What is saved from a damaged file? |
+// | `reserve.rs` | How is space kept for removals from a full disk? |
+// | `options.rs` | What may be chosen for a spool? |
+// | `status.rs` | How full is a spool? |
+// | `error.rs` | What failed in a spool? |
+
 mod change;
 mod error;
 mod options;

@@ -1,5 +1,13 @@
 //! Actors publish, subscribe, send requests and answer them, by topic.
 
+// | file | answers |
+// |---|---|
+// | `builder.rs` | How is an actor made? |
+// | `service.rs` | How does a subscription with a handler run, and how does it end? |
+// | `service/side_by_side.rs` | How do several handlers run at the same time? |
+// | `service/lines.rs` | Which lines of the log can a message cause, and how often? |
+// | `reply.rs` | What may a handler return? |
+
 // Longer than 500 lines: the public interface of one type, most of it documentation with examples.
 
 mod builder;

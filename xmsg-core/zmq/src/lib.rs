@@ -51,6 +51,47 @@
 //! has a [send queue](link::send_queue::SendQueue), and a task that owns it. The parts of a link are
 //! [public](link) for programs that forward messages instead of sending and receiving them, such as proxies.
 
+// | file | answers |
+// |---|---|
+// | `hub.rs` | What do all sockets share: which links and tasks do they have, and how do they end? |
+// | `hub/connecting.rs` | How is a connection made, and made again after it was lost? |
+// | `hub/reporting.rs` | Which events, counts and log lines come from what happens to a connection? |
+// | `role.rs` | In what does one type of socket differ from another? |
+// | `link/` | What belongs to one connection? |
+// | `link_handler.rs` | What happens to what a peer sends? |
+// | `publisher.rs` | What can a PUB socket do? |
+// | `subscriber.rs` | What can a SUB socket do? |
+// | `xpub.rs` | What can an XPUB socket do? |
+// | `xsub.rs` | What can an XSUB socket do? |
+// | `push.rs` | What can a PUSH socket do? |
+// | `pull.rs` | What can a PULL socket do? |
+// | `pair.rs` | What can a PAIR socket do? |
+// | `dealer.rs` | What can a DEALER socket do? |
+// | `router.rs` | What can a ROUTER socket do, and which peer has which identity? |
+// | `request.rs` | What can a REQ socket do, and which peer gets a request? (A second request waits for the first.) |
+// | `request/exchange.rs` | How does one request get its reply over one connection? |
+// | `reply.rs` | What can a REP socket do, and over which connection does a reply go? |
+// | `radio.rs` | What can a RADIO socket do? |
+// | `dish.rs` | What can a DISH socket do? |
+// | `datagrams.rs` | How are datagrams sent, received and queued? |
+// | `methods.rs` | Which methods do most sockets have? |
+// | `publishing.rs` | Which messages has the peer of a PUB or XPUB socket subscribed to? |
+// | `subscriptions.rs` | What do we subscribe to, which peer has been sent that, and what did it not accept? |
+// | `fan_out.rs` | How does a message get to all peers that it is for? |
+// | `balance.rs` | Which peer gets the next message of a PUSH or DEALER socket? |
+// | `device.rs` | How does what one socket receives get to another socket? |
+// | `multipart.rs` | What is a message of several frames? |
+// | `endpoint.rs` | What is an address such as `tcp://host:port`? |
+// | `options.rs` | What can be chosen for a socket, and which type has which option? |
+// | `security.rs` | Which mechanism does a socket use, who judges credentials, and how is a key file read? |
+// | `events.rs` | Which events does a program see? |
+// | `statistics.rs` | What is known of each connection, in numbers? |
+// | `error.rs` | What failed, and which kind of error is it? |
+// | `fault.rs` | What becomes of a panic? |
+// | `deadline.rs` | When is a time limit over, however long it is? |
+// | `lock.rs` | How are mutexes locked, and files against other processes? |
+// | `files.rs` | How is a file opened at a name that others may have prepared? |
+
 #![warn(missing_docs)]
 
 mod balance;

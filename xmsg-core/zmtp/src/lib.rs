@@ -61,6 +61,23 @@
 //! Sources: ZeroMQ RFC 37 (ZMTP 3.1), 23 (3.0), 15 (2.0), 29 (publish-subscribe), 24 (PLAIN),
 //! 26 (CURVE), 48 (radio-dish).
 
+// | file | answers |
+// |---|---|
+// | `engine.rs` | What follows which bytes, in greeting, handshake and traffic? |
+// | `greeting.rs` | Which version and which mechanism does the peer have? |
+// | `mechanism.rs` | What has a security mechanism to do? What are credentials, and what do they prove? |
+// | `plain.rs` | How does a login with name and password go (PLAIN)? |
+// | `curve/` | How does the handshake of CURVE go, and when is a vouch accepted? |
+// | `socket_type.rs` | Which types of sockets go together? |
+// | `peer_limits.rs` | Which limits do the two ends of a connection announce? |
+// | `command.rs` | Which commands are there, and what are their bytes? |
+// | `scan.rs` | Where in a stream does each message end? |
+// | `frame.rs` | What are the bytes of a frame? Where in a message is each frame? |
+// | `options.rs` | What can be chosen for an engine, and which limits does it enforce? |
+// | `error.rs` | What can a peer do wrong, and whose fault is it? |
+// | `datagram.rs` | What is in a datagram of RADIO and DISH? |
+// | `later.rs` | When is a time that may be too long for the clock? |
+
 mod command;
 pub mod curve;
 pub mod datagram;

@@ -17,6 +17,28 @@
 //! which does not know of it. It reads counts through a [`Monitor`], and takes no lock for longer than it
 //! takes to read one.
 
+// | file | answers |
+// |---|---|
+// | `server.rs` | Which connections does the HTTP server have, and when do they end? |
+// | `routes.rs` | Which paths are there, and who gets an answer? |
+// | `access.rs` | Whose token or session is this, and what may it do? |
+// | `token.rs` | What is a token? |
+// | `links.rs` | Which links begin a session without the token? |
+// | `turned_away.rs` | Who was turned away, and how often? |
+// | `answers.rs` | How much memory do answers take that are not read? |
+// | `metrics.rs` | What is on `/metrics`? |
+// | `upstreams.rs` | Which metrics has a link to an upstream? |
+// | `text_format.rs` | Which text format of metrics does a client get? |
+// | `process.rs` | What does the system say of this process? |
+// | `look.rs` | What has changed since the last look at the proxy? |
+// | `history.rs` | What has flowed in the last five minutes, hour and day? |
+// | `pending.rs` | What would a reload of the settings change? |
+// | `tap.rs` | Which messages does somebody see who watches a topic? |
+// | `compose.rs` | Which message does a request ask to be published? |
+// | `page.rs` | Which files has the web page? |
+// | `api/` | What is below `/api/v1`? |
+// | `connect/` | What is below `/connect`? |
+
 mod access;
 mod answers;
 #[allow(unused_qualifications, reason = "the macros of utoipa write whole paths")]

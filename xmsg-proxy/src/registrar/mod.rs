@@ -19,6 +19,13 @@
 //! # Ok(()) }
 //! ```
 
+// | file | answers |
+// |---|---|
+// | `service.rs` | When is a request answered, and when does a change count? |
+// | `store.rs` | What is registered, and what does a search find? |
+// | `journal.rs` | How are registrations stored in files, and how is a snapshot written? |
+// | `journal/format.rs` | What are the bytes of these files? |
+
 // Longer than 500 lines: the public interface of the registrar, most of it documentation and options.
 
 pub mod journal;

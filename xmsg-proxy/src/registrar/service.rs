@@ -6,6 +6,17 @@
 //! with long answers, changes that are on the disk, and changes of many registrations. While a change or a
 //! query of a peer is in progress, later requests of the same peer wait, so that every peer gets its replies
 //! in order and sees its own changes.
+//!
+//! | file | answers |
+//! |---|---|
+//! | `writing.rs` | Which changes are on their way to the disk, and what if it takes none? |
+//! | `change.rs` | How is a change carried out bit by bit? |
+//! | `slow.rs` | Which changes wait for a slow one? |
+//! | `later.rs` | Which requests wait, and who is next? |
+//! | `answering.rs` | How is a long answer built? |
+//! | `browsing.rs` | Which registrations does the operator see? |
+//! | `round_robin.rs` | Whose turn is it? |
+//! | `compaction.rs` | When is a snapshot written, and what goes into it? |
 
 // Longer than 500 lines: one loop with its state. Each kind of work is in a module beside it.
 

@@ -12,6 +12,13 @@
 //! | filter | the smallest of: a range of topics, the topics of the subject, of the types, or of the host |
 //! | remove all of a host | the topics of the host |
 
+// | file | answers |
+// |---|---|
+// | `table.rs` | Which registrations are there of one kind, and where are they found? |
+// | `index.rs` | Which topics have something in common? |
+// | `prefix_search.rs` | Which topics are a prefix of this one? |
+// | `small_map.rs` | How do short maps take little memory, and how much is it? |
+
 // Longer than 500 lines: one database, whose operations keep the same indexes and counts.
 
 mod index;

@@ -3,6 +3,12 @@
 //! The [`Authority`] holds the [`Rules`]. Sockets ask it whether credentials are valid. The switch and the
 //! registrar ask it what their holder may do. Rules can be replaced at run time.
 
+// | file | answers |
+// |---|---|
+// | `settings.rs` | What may stand in the `[security]` section? |
+// | `passwords.rs` | What is in a password file, and does this password match? |
+// | `logins.rs` | Which login is checked next while somebody guesses passwords? |
+
 mod logins;
 mod passwords;
 #[cfg(feature = "daemon")]

@@ -10,6 +10,15 @@
 //! # Ok::<(), settings::SettingsError>(())
 //! ```
 
+// | file | answers |
+// |---|---|
+// | `file.rs` | How is a settings file read, written and compared with another one? |
+// | `values.rs` | Which values may a setting have? |
+// | `proxy.rs` | Which settings has a proxy? |
+// | `registrar.rs` | Which settings has a registrar? |
+// | `connect.rs` | Which settings have outgoing connections and channels? |
+// | `upstream.rs` | How is an upstream set? |
+
 mod connect;
 mod file;
 mod proxy;

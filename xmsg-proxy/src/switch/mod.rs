@@ -13,6 +13,32 @@
 //! changed. Messages are never taken apart: a run of messages for the same subscribers is
 //! one slice of the memory that they were read into.
 
+// | file | answers |
+// |---|---|
+// | `serving.rs` | What happens to one connection from its acceptance to its end? |
+// | `ingress.rs` | How do messages get from a publisher into queues? When does it wait, and for how long under `block`? |
+// | `ingress/cache.rs` | Which subscribers get this topic, as far as an ingress remembers it? |
+// | `delivery.rs` | What is queued for one subscriber, and what happens at its high-water mark? |
+// | `subscriber.rs` | What is counted and logged of a subscriber? |
+// | `disconnect.rs` | Which subscribers are too slow to stay, and how are they disconnected? |
+// | `observer.rs` | Who watches messages on the web page, and what is shown of them? |
+// | `log_throttles.rs` | How often is a line logged that many peers can cause? |
+// | `slow_period.rs` | Since when has a subscriber been too slow? |
+// | `stall_clock.rs` | For how long have publishers waited for a subscriber that takes next to nothing? |
+// | `publisher.rs` | Which subscriptions is a publisher sent, and when is it cut off because it does not read them? |
+// | `connected_peers.rs` | Who is connected, and what did those count that have left? |
+// | `peer_stats.rs` | Which statistics has one connection? |
+// | `authorization.rs` | Who is a peer, and what may it do? |
+// | `requests.rs` | How do control requests get to the controller, and how many may a connection send? |
+// | `held_messages.rs` | How many messages are in the hands of publishers that wait? |
+// | `paced_log.rs` | When is the next line about one connection logged? |
+// | `token_bucket.rs` | May this be done now, or later? |
+// | `watch.rs` | Which topics have how much traffic? |
+// | `table/` | Who subscribed to what? |
+// | `upstream/mod.rs` | Which links to other proxies are there? |
+// | `upstream/link.rs` | How is a link kept connected? |
+// | `upstream/token.rs` | How is a loop of proxies detected? |
+
 mod authorization;
 mod connected_peers;
 mod delivery;

@@ -1,16 +1,24 @@
 //! `xmsg bench`: measures how fast a proxy is, and whether it loses messages.
 //!
-//! | module | content |
+//! | file | answers |
 //! |---|---|
-//! | [`throughput`], [`latency`], [`connect`], [`subscribe`], [`sync`] | the modes: options, measurement, report |
-//! | [`options`], [`target`] | shared by all modes: options, and the proxy that is measured |
-//! | [`client`] | publishers and subscribers: the only module that publishes and receives messages |
-//! | [`phase`] | runs publishers and subscribers together, until everything has arrived |
-//! | [`setup`] | sets something up repeatedly, and measures the time |
-//! | [`pacer`] | a publisher with a fixed timetable |
-//! | [`check`] | sequence numbers: missing, late and duplicate messages |
-//! | [`histogram`], [`timeline`] | times with their percentiles; rates over time |
-//! | [`report`], [`plot`], [`live`] | tables, SVG, and a progress line on a terminal |
+//! | `throughput.rs` | `xmsg bench throughput`: options, measurement, report |
+//! | `latency.rs` | `xmsg bench latency` |
+//! | `connect.rs` | `xmsg bench connect` |
+//! | `subscribe.rs` | `xmsg bench subscribe` |
+//! | `sync.rs` | `xmsg bench sync` |
+//! | `options.rs` | Which options do several modes share? |
+//! | `target.rs` | Which proxy is measured? |
+//! | `client.rs` | How are messages published and received? No other file of the bench does that. |
+//! | `phase.rs` | How do publishers and subscribers work together until everything has arrived? |
+//! | `setup.rs` | How long does it take to set something up? |
+//! | `pacer.rs` | When is each message of a fixed timetable due? |
+//! | `check.rs` | Which messages are missing, late or there twice? |
+//! | `histogram.rs` | Which percentiles have the measured times? |
+//! | `timeline.rs` | Which rates were there over time? |
+//! | `report.rs` | How are results written? |
+//! | `plot.rs` | How are results drawn? |
+//! | `live.rs` | What does a terminal show meanwhile? |
 
 mod check;
 mod client;

@@ -1,4 +1,15 @@
 //! `xmsg connect`: outgoing connections and channels of a proxy, or of `xmsg-connect`.
+//!
+//! | file | answers |
+//! |---|---|
+//! | `ask.rs` | How is the daemon asked, and what if it refuses? |
+//! | `entries.rs` | How are entries listed, shown, added, changed and deleted? |
+//! | `messages.rs` | How are messages sent, and dead letters handled? |
+//! | `rows.rs` | Which fields of an entry are shown? |
+//! | `durable.rs` | How is a durable subscription made when a client subscribes? |
+//! | `top/mod.rs` | `xmsg connect top` |
+//! | `top/rates.rs` | What are the rates between two samples? |
+//! | `top/view.rs` | What does `xmsg connect top` show? |
 
 mod ask;
 mod durable;

@@ -1,11 +1,11 @@
 //! `xmsg demo`: a proxy, publishers and subscribers in one process, through TCP.
 //!
-//! | module | |
+//! | file | answers |
 //! |---|---|
-//! | [`picture`] | on a terminal: a small experiment at work, drawn again and again |
-//! | [`experiment`] | its sensors, its detector, and who listens to them |
-//! | [`page`] | the web page of the proxy |
-//! | [`rates`] | elsewhere, or for a given time: as fast as it goes, with a line each second |
+//! | `picture.rs` | What does a terminal show, again and again? |
+//! | `experiment.rs` | Which sensors are there, which detector, and who listens to them? |
+//! | `page.rs` | By which link is the web page of the proxy reached? |
+//! | `rates.rs` | How fast is it elsewhere than on a terminal, or for a given time? |
 
 mod experiment;
 mod page;

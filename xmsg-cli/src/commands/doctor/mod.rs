@@ -1,4 +1,11 @@
 //! `xmsg doctor`: checks everything that keeps a command from working, and says what to do.
+//!
+//! | file | answers |
+//! |---|---|
+//! | `machine.rs` | Which limits does this machine set? |
+//! | `files.rs` | Can contexts, keys, passwords and tokens be read, and by whom? |
+//! | `network.rs` | Do the proxy, the registrar and the HTTP server answer, and what is wrong with them? |
+//! | `finding.rs` | How is what was found written? |
 
 mod files;
 mod finding;

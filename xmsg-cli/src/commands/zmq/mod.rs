@@ -1,4 +1,19 @@
 //! `xmsg zmq`: plain ZeroMQ sockets, for peers of any kind.
+//!
+//! | file | answers |
+//! |---|---|
+//! | `send.rs` | `xmsg zmq send` |
+//! | `send/radio.rs` | `xmsg zmq send RADIO` |
+//! | `receive.rs` | `xmsg zmq recv` |
+//! | `receive/dish.rs` | `xmsg zmq recv DISH` |
+//! | `request.rs` | `xmsg zmq req` |
+//! | `reply.rs` | `xmsg zmq rep` |
+//! | `socket.rs` | What can one socket of any type do? |
+//! | `kind.rs` | Which types of sockets are there? |
+//! | `endpoints.rs` | Where does a socket bind and connect, and with which security? |
+//! | `frames.rs` | Which messages are sent? |
+//! | `show.rs` | How is a received message written? |
+//! | `watch.rs` | What happens to the connections of a socket, in words? |
 
 pub(crate) mod endpoints;
 mod frames;

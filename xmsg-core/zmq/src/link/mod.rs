@@ -1,6 +1,36 @@
 //! A link: one connection of a socket, or the place of a connection that is being re-established. It holds
 //! the send queue and what the peer has subscribed to and accepts.
 
+// | file | answers |
+// |---|---|
+// | `session.rs` | What happens on a connection from its first byte to its last? Why does it end? |
+// | `transport.rs` | How are TCP, Unix sockets and pipes within the process connected and bound? |
+// | `addresses.rs` | Which addresses has the name of a host or an interface? |
+// | `socks.rs` | How is a connection made through a SOCKS5 proxy? |
+// | `buffer.rs` | Into which memory is read, and when is it used again? |
+// | `opening.rs` | How is what comes over a connection with CURVE decrypted? |
+// | `send_queue.rs` | What waits to be written, and who waits for room? |
+// | `receive_queue.rs` | From which peer does a socket receive next? |
+// | `receive_queue/numbered.rs` | Which peer has which number in the receive queue? |
+// | `wait_queue.rs` | Who waits, and who is next? |
+// | `encoded.rs` | How is a long message encoded in steps? |
+// | `hold.rs` | For how long are messages held back after a reconnection? |
+// | `reconnect.rs` | How long is the pause before the next attempt to connect? |
+// | `prefix_set.rs` | Has the peer subscribed to a prefix of this topic? |
+// | `routes.rs` | Which link has which routing identity? |
+// | `admission.rs` | Who may connect, and which connection ends when there is no place left? |
+// | `source.rs` | Which connections come from the same source? |
+// | `memory.rs` | How much memory do all peers together take, and which connection ends at the limit? |
+// | `memory/connections.rs` | How much memory does one connection claim? |
+// | `dead_peer.rs` | Does the host of the peer still answer? |
+// | `pause.rs` | What can happen while nothing is read from a peer? |
+// | `ending.rs` | How do thousands of connections end without delaying everything else? |
+// | `refusal.rs` | In which words is a message or a subscription refused that exceeds a limit? |
+// | `violations.rs` | Why was a connection ended, and how often? |
+// | `drop_counter.rs` | How many messages were dropped for one peer? |
+// | `throttle.rs` | May one more line be logged? |
+// | `test_ciphers.rs` | Which ciphers do tests of both ends use? |
+
 pub(crate) mod addresses;
 pub mod admission;
 pub mod buffer;

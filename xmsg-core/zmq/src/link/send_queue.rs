@@ -14,6 +14,19 @@
 //! which they arrived. What the writer has taken and not yet written still counts, so the high-water mark is
 //! a bound on memory.
 
+// | file | answers |
+// |---|---|
+// | `writer.rs` | How is what is queued written to the connection? |
+// | `sending.rs` | How does a sender wait, for room or for the writer? |
+// | `backpressure.rs` | When does a sender wait although there is room? |
+// | `backlog.rs` | Which queued messages make room for newer ones? |
+// | `overflow.rs` | Which message is dropped if its sender does not wait? |
+// | `discard.rs` | What becomes of queued messages that the peer does not accept? |
+// | `retained.rs` | What is sent again unless it is known to have arrived? |
+// | `unsent.rs` | Which messages were not sent when the peer was gone? |
+// | `urgent.rs` | What is written ahead of messages? |
+// | `amount.rs` | How much waits, and how much may wait? |
+
 // Longer than 500 lines: one state under one lock. Its invariants hold for all methods here; what stands
 // apart is in the modules beside it.
 

@@ -12,6 +12,14 @@
 //! Transient keys live as long as the connection. An attacker who later steals a long-term key can't read
 //! what was recorded.
 
+// | file | answers |
+// |---|---|
+// | `cipher.rs` | How are frames sealed and opened once there is a connection? |
+// | `nacl.rs` | What is a box of CURVE, and how is it made and opened? |
+// | `salsa20.rs` | How is the key stream computed, for several blocks at a time? |
+// | `poly1305.rs` | How is a tag computed? |
+// | `key.rs` | How are keys made, read and written as text? |
+
 #![allow(clippy::inline_always, reason = "code for AVX2 is what is inlined into a function for it")]
 
 mod cipher;

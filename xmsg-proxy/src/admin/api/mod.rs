@@ -2,17 +2,17 @@
 //! all the time is sent as server-sent events. The types are those of the document `/api/v1/openapi.json`,
 //! which is made from them.
 //!
-//! | module | |
+//! | file | answers |
 //! |---|---|
-//! | [`session`] | a token, or a link that is good once, is exchanged for a cookie |
-//! | [`overview`] | how the proxy does: now, each second, and in the last five minutes, hour and day |
-//! | [`changes`] | what a reload of the settings would change |
-//! | [`lists`] | connections, topics, prefixes |
-//! | [`registrations`] | what is registered at the registrar |
-//! | [`topology`] | who publishes what to whom |
-//! | [`messages`] | messages of a topic as they come, and messages that are published |
-//! | [`log`] | the end of the log |
-//! | [`events`] | streams of events, few at a time |
+//! | `session.rs` | How does a browser get a cookie for a token, or for a link that is good once? |
+//! | `overview.rs` | How does the proxy do: now, each second, and in the last five minutes, hour and day? |
+//! | `changes.rs` | What would a reload of the settings change? |
+//! | `lists.rs` | Which connections and topics are there, sorted, filtered, page by page? |
+//! | `registrations.rs` | What is registered at the registrar? |
+//! | `topology.rs` | Who publishes what to whom? |
+//! | `messages.rs` | Which messages come, and which are published over HTTP? |
+//! | `log.rs` | What was logged last? |
+//! | `events.rs` | How many streams of events are there, and what if somebody reads slowly? |
 
 mod changes;
 mod events;

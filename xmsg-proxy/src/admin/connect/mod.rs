@@ -2,6 +2,12 @@
 //! work.
 //!
 //! Whoever may ask may look. What changes something, or sends, needs the token.
+//!
+//! | file | answers |
+//! |---|---|
+//! | `messages.rs` | How are messages sent over HTTP, and dead letters handled? |
+//! | `metrics.rs` | What is on `/metrics` of outgoing connections and channels? |
+//! | `refusal.rs` | What is answered to a request that is refused? |
 
 mod messages;
 mod metrics;

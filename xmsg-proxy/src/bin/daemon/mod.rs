@@ -1,4 +1,13 @@
 //! The common parts of the daemons: from the command line to the settings, signals, reloading, and output.
+//!
+//! | file | answers |
+//! |---|---|
+//! | `arguments.rs` | Which options have all daemons, and what do they override? |
+//! | `signals.rs` | Which signal asks for what? (`reload.rs` has what SIGHUP does.) |
+//! | `reload.rs` | What does SIGHUP change, and what needs a restart? |
+//! | `systemd.rs` | What is the service manager told, and which sockets does it pass? |
+//! | `log.rs` | Where does the log go? |
+//! | `connect.rs` | How does a daemon run outgoing connections and channels? |
 
 pub(crate) mod arguments;
 #[cfg(feature = "connect")]

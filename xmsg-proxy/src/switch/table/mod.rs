@@ -3,6 +3,20 @@
 //! Connections send [`Change`]s over a bounded channel. The [task](task) applies many at once, and then
 //! increments the *epoch*: ingresses notice that, and forget what they had looked up. After that, it notifies
 //! the publishers of prefixes that are newly wanted, or no longer.
+//!
+//! | file | answers |
+//! |---|---|
+//! | `task.rs` | Which changes does the table's task make, and in which slices? |
+//! | `task/joining.rs` | How does a publisher join, and how does it leave? |
+//! | `task/notifying.rs` | How are publishers notified of changes, and who waits for that? |
+//! | `task/enforcing.rs` | How are changed rules applied to subscriptions? |
+//! | `own_prefixes.rs` | Which of the prefixes of one subscriber are active? |
+//! | `sorted.rs` | In which order are the prefixes of one subscriber? |
+//! | `notifications.rs` | Of which changes have publishers yet to be notified? |
+//! | `snapshot.rs` | Which prefixes is a publisher sent that joins? |
+//! | `scope.rs` | Which subscriptions is a publisher notified of? |
+//! | `tokens.rs` | Who subscribed to which token of a link? |
+//! | `tokens/receivers.rs` | Who is sent changes of tokens, and when? |
 
 mod notifications;
 mod own_prefixes;
