@@ -1,5 +1,8 @@
 //! Tests of the invariants of ARCHITECTURE.md that can be checked in the sources.
 
+#[path = "tidy/map.rs"]
+mod map;
+
 use std::path::{Path, PathBuf};
 
 fn root() -> PathBuf {
