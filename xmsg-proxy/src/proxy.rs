@@ -29,7 +29,8 @@ use crate::upstream::{Upstream, UpstreamStats};
 
 /// The number of attempts to find a free block of three ports.
 const PORT_ATTEMPTS: usize = 64;
-/// The number of these attempts at random ones of the quiet ports. In the others, the kernel chooses the first.
+/// The number of these attempts at random ones of the quiet ports. In the others, the kernel chooses the
+/// first.
 const QUIET_ATTEMPTS: usize = 48;
 /// The ports below those that outgoing connections use by default on Linux. The kernel would choose from the
 /// same range as for connections: with thousands of them, a neighbour is nearly always taken, and one of them

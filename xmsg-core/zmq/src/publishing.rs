@@ -17,8 +17,8 @@ pub(crate) const WANTED_MAX: usize = 100_000;
 /// The maximum length of all these prefixes together, in bytes.
 const WANTED_BYTES_MAX: usize = 8 << 20;
 
-/// The memory in bytes that a subscription takes in addition to its prefix: its place and its hash in a set of
-/// each peer, its place in the table of XPUB, and the headers of an allocation that is shared.
+/// The memory in bytes that a subscription takes in addition to its prefix: its place and its hash in a set
+/// of each peer, its place in the table of XPUB, and the headers of an allocation that is shared.
 const SUBSCRIPTION: usize = 232;
 /// The step in bytes in which the claim for the subscriptions of a peer changes.
 const CLAIM_STEP: usize = 64 << 10;

@@ -7,6 +7,8 @@
 //! What waits here is claimed in the memory budget of the socket. A connection claims what it reads; once a
 //! batch is in the queue, the connection claims it no more, and the queue does.
 
+// Longer than 500 lines: one state under one lock: the queues of all peers, their turns, and the claim.
+
 mod numbered;
 
 use std::collections::VecDeque;
