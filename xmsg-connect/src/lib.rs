@@ -49,10 +49,11 @@
 // | `zmq.rs` | Which options do the ZeroMQ sockets get, and why is nobody connected? |
 // | `federation/` | How do proxies share messages over a broker? |
 // | `durable/` | How are durable subscriptions served? |
-// | `room.rs` | How much may be received that is neither on disk nor at the other side? |
+// | `receive_memory.rs` | How much may be received that is neither on disk nor at the other side? |
 // | `ping.rs` | Can a peer be reached? |
 // | `status.rs` | How is one outgoing connection or channel? |
-// | `background.rs` | Where does work run that waits for the disk? |
+// | `blocking.rs` | Where does work run that waits for the disk? |
+// | `sleeping.rs` | How does a task sleep until a time that may not be known? |
 // | `error.rs` | What failed, and what is to be done? |
 
 #![warn(missing_docs)]

@@ -33,7 +33,9 @@
 // |---|---|
 // | `switch/` | How do messages get from publishers to subscribers? |
 // | `prefixes/mod.rs` | Who subscribed to a prefix of this topic? |
-// | `prefixes/index.rs` | Which number belongs to this hash, in a table that never pauses to grow? |
+// | `prefixes/table.rs` | How are prefixes kept, and how are all that a topic starts with found? |
+// | `prefixes/arena.rs` | Where are the prefixes themselves kept? |
+// | `prefixes/hash_index.rs` | Which number belongs to this hash, in a table that never pauses to grow? |
 // | `prefixes/hash.rs` | What are the hashes of all prefixes of a topic? |
 // | `policy.rs` | Which policy has a topic when a subscriber is too slow? |
 // | `control.rs` | What is answered to a control request? |
@@ -49,7 +51,7 @@
 // | `settings/` | What may stand in a settings file? |
 // | `admin/` | What is answered over HTTP? |
 // | `log.rs` | How does the log get out without anybody waiting for its reader? |
-// | `memory.rs` | How much memory, and how many threads, may a process have if nobody says so? (The limit is kept by `link/memory.rs` of `xmsg-zmq`.) |
+// | `default_memory_limit.rs` | How much memory, and how many threads, may a process have if nobody says so? (The limit is kept by `memory_budget.rs` of `xmsg-zmq`.) |
 // | `descriptors.rs` | How many descriptors may a process have open? |
 // | `duration.rs` | How are durations in settings read? |
 // | `fuzzing.rs` | Is this message a control request, as fuzz targets ask? |
@@ -83,10 +85,6 @@ pub mod shown;
 mod stats;
 pub mod switch;
 mod upstream;
-
-/// The old name of [`default_memory_limit`].
-#[doc(hidden)]
-pub use default_memory_limit as memory;
 
 pub use config::{Config, PublishersSend};
 pub use policy::{Policy, TopicPolicy};

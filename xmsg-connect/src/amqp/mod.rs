@@ -3,7 +3,7 @@
 //! | file | answers |
 //! |---|---|
 //! | `socket.rs` | Over which socket does the AMQP client run, and how does it end? |
-//! | `nesting.rs` | How long is the message that comes, and which tables are nested too deeply? |
+//! | `frame_inspector.rs` | How long is the message that comes, and which tables are nested too deeply? |
 //! | `headers.rs` | How does a message of xMsg become one of AMQP, and the other way round? |
 //! | `plain.rs` | What is in a body that everybody can read? |
 

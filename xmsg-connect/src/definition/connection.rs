@@ -44,20 +44,20 @@ impl Default for Reconnect {
 pub struct ConnectionDefinition {
     /// Its name, which no other connection has.
     pub name: String,
-    /// The kind of the peer. Only `default_kind` is possible so far.
+    /// The kind of the peer. Only `amqp` is possible so far.
     #[serde(default = "default_kind")]
     pub kind: Kind,
-    /// Where the broker is: `default_kind://host:port` or, with TLS, `amqps://host:port`. The nodes of a cluster, or
+    /// Where the broker is: `amqp://host:port` or, with TLS, `amqps://host:port`. The nodes of a cluster, or
     /// of two, are tried in turn. Neither user nor password stands here.
     pub uris: Vec<String>,
     /// The virtual host. Default: `/`.
     #[serde(default = "default_vhost", skip_serializing_if = "is_default_vhost")]
     pub vhost: String,
-    /// The login. Default: `default_username`.
+    /// The login. Default: `guest`.
     #[serde(default = "default_username")]
     pub username: String,
     /// The file with the password, which only its owner may read; relative to the folder of the state file.
-    /// Default: the password `default_username`, which brokers accept from their own machine.
+    /// Default: the password `guest`, which brokers accept from their own machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
     /// The file with the certificates (PEM) of those who may vouch for the broker; relative to the folder of

@@ -29,8 +29,8 @@ const SESSIONS_MAX: usize = 64;
 /// How many requests are answered at the same time. Of each session, one waits for messages and one
 /// acknowledges.
 const CONCURRENCY: usize = 256;
-/// The number of commands of one session that wait for the one before. At this number, another one waits for a
-/// place, for [`REQUEST_TIMEOUT`] at most, and is then answered that the service is unavailable.
+/// The number of commands of one session that wait for the one before. At this number, another one waits for
+/// a place, for [`REQUEST_TIMEOUT`] at most, and is then answered that the service is unavailable.
 const COMMANDS_MAX: usize = 8;
 /// The longest topic for answers that is accepted, in bytes. So whether an answer has room for a message does
 /// not depend on who asks.

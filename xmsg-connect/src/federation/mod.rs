@@ -10,8 +10,8 @@
 //!
 //! | file | answers |
 //! |---|---|
-//! | `mark.rs` | Which proxy does a message come from? |
-//! | `memory.rs` | Has this message been here before? |
+//! | `origin_header.rs` | Which proxy does a message come from? |
+//! | `duplicates.rs` | Has this message been here before? |
 //! | `broker.rs` | Which exchange and which queue does a federation declare? |
 
 mod broker;

@@ -10,7 +10,7 @@
 //! | file | answers |
 //! |---|---|
 //! | `feed.rs` | How do messages get from the proxy into the spool? |
-//! | `slot.rs` | Is the spool open, and if not, why? |
+//! | `spool_cell.rs` | Is the spool open, and if not, why? |
 //! | `amqp.rs` | How do messages get from the spool to an exchange, and what if they are refused? |
 //! | `in_flight.rs` | Which messages has the broker not confirmed yet? |
 //! | `zmq.rs` | How do messages get from the spool to a ZeroMQ socket? |

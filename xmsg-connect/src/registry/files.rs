@@ -11,6 +11,7 @@ use crate::error::Result;
 
 /// The policy for files that a change names: where they have to be.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_field_names, reason = "each is a folder, and named as the setting")]
 pub(super) struct FilePolicy {
     /// The folder that they have to be in.
     pub(super) secrets_dir: PathBuf,

@@ -2,10 +2,10 @@
 //!
 //! | file | answers |
 //! |---|---|
-//! | `keeper.rs` | Which task changes what is declared, and in which steps? |
+//! | `reconciler.rs` | Which task changes what is declared, and in which steps? |
 //! | `entry.rs` | What sorts of entries are there, and how do they refer to each other? |
 //! | `shared.rs` | What do the registry's task and those who use it have in common? |
-//! | `ending.rs` | How does an entry end, and its spool with it? |
+//! | `teardown.rs` | How does an entry end, and its spool with it? |
 //! | `state.rs` | Where is the state file, and who holds its lock? |
 //! | `files.rs` | Which files may a change name? |
 //! | `report.rs` | What is told of the entries? |

@@ -58,6 +58,8 @@
 // | `hub/reporting.rs` | Which events, counts and log lines come from what happens to a connection? |
 // | `role.rs` | In what does one type of socket differ from another? |
 // | `link/` | What belongs to one connection? |
+// | `memory_budget.rs` | How much memory do all peers together take, and which connection ends at the limit? |
+// | `memory_budget/connections.rs` | How much memory does one connection claim? |
 // | `link_handler.rs` | What happens to what a peer sends? |
 // | `publisher.rs` | What can a PUB socket do? |
 // | `subscriber.rs` | What can a SUB socket do? |

@@ -24,11 +24,11 @@
 // | `access.rs` | Whose token or session is this, and what may it do? |
 // | `token.rs` | What is a token? |
 // | `links.rs` | Which links begin a session without the token? |
-// | `turned_away.rs` | Who was turned away, and how often? |
+// | `refused_requests.rs` | Who was turned away, and how often? |
 // | `answers.rs` | How much memory do answers take that are not read? |
 // | `metrics.rs` | What is on `/metrics`? |
 // | `upstreams.rs` | Which metrics has a link to an upstream? |
-// | `text_format.rs` | Which text format of metrics does a client get? |
+// | `classic_text.rs` | Which text format of metrics does a client get? |
 // | `process.rs` | What does the system say of this process? |
 // | `look.rs` | What has changed since the last look at the proxy? |
 // | `history.rs` | What has flowed in the last five minutes, hour and day? |

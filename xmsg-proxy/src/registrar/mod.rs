@@ -23,7 +23,8 @@
 // |---|---|
 // | `service.rs` | When is a request answered, and when does a change count? |
 // | `store.rs` | What is registered, and what does a search find? |
-// | `journal.rs` | How are registrations stored in files, and how is a snapshot written? |
+// | `journal.rs` | How are registrations stored in files, and which of them are in force? |
+// | `journal/draft.rs` | How are a snapshot and the next journal written, while the present ones are in use? |
 // | `journal/format.rs` | What are the bytes of these files? |
 
 // Longer than 500 lines: the public interface of the registrar, most of it documentation and options.

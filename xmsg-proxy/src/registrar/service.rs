@@ -12,7 +12,7 @@
 //! | `writing.rs` | Which changes are on their way to the disk, and what if it takes none? |
 //! | `change.rs` | How is a change carried out bit by bit? |
 //! | `slow.rs` | Which changes wait for a slow one? |
-//! | `later.rs` | Which requests wait, and who is next? |
+//! | `waiting.rs` | Which requests wait, and who is next? |
 //! | `answering.rs` | How is a long answer built? |
 //! | `browsing.rs` | Which registrations does the operator see? |
 //! | `round_robin.rs` | Whose turn is it? |

@@ -156,7 +156,7 @@ impl Room {
     /// Raises the limit of open descriptors as far as this user may, and takes the limit of connections from
     /// it.
     pub(crate) fn of_process() -> Self {
-        let memory = MemoryBudget::new(xmsg_proxy::memory::default_limit());
+        let memory = MemoryBudget::new(xmsg_proxy::default_memory_limit::default_limit());
         let admission =
             Admission::with_memory(limits_with(xmsg_proxy::descriptors::raise_limit()), memory.clone());
         Self { memory, admission }

@@ -8,7 +8,7 @@
 // | `addresses.rs` | Which addresses has the name of a host or an interface? |
 // | `socks.rs` | How is a connection made through a SOCKS5 proxy? |
 // | `buffer.rs` | Into which memory is read, and when is it used again? |
-// | `opening.rs` | How is what comes over a connection with CURVE decrypted? |
+// | `decryption.rs` | How is what comes over a connection with CURVE decrypted? |
 // | `send_queue.rs` | What waits to be written, and who waits for room? |
 // | `receive_queue.rs` | From which peer does a socket receive next? |
 // | `receive_queue/numbered.rs` | Which peer has which number in the receive queue? |
@@ -20,8 +20,6 @@
 // | `routes.rs` | Which link has which routing identity? |
 // | `admission.rs` | Who may connect, and which connection ends when there is no place left? |
 // | `source.rs` | Which connections come from the same source? |
-// | `memory.rs` | How much memory do all peers together take, and which connection ends at the limit? |
-// | `memory/connections.rs` | How much memory does one connection claim? |
 // | `dead_peer.rs` | Does the host of the peer still answer? |
 // | `pause.rs` | What can happen while nothing is read from a peer? |
 // | `ending.rs` | How do thousands of connections end without delaying everything else? |
@@ -57,10 +55,6 @@ pub mod throttle;
 pub mod transport;
 pub mod violations;
 pub(crate) mod wait_queue;
-
-/// The old path of what is now a module of the package.
-#[doc(hidden)]
-pub use crate::memory_budget as memory;
 
 use std::collections::BTreeSet;
 use std::ops::Bound;

@@ -82,10 +82,10 @@ impl PrefixSet {
     }
 
     fn has_prefix_by_hash(&self, topic: &[u8]) -> bool {
-        let (mut hasher, mut hashed) = (self.key.build_hasher(), 0);
+        let (mut hasher, mut end) = (self.key.build_hasher(), 0);
         self.lengths.range(..=topic.len()).any(|(len, _)| {
-            hasher.write(&topic[hashed..*len]);
-            hashed = *len;
+            hasher.write(&topic[end..*len]);
+            end = *len;
             self.hashes.contains_key(&hasher.clone().finish()) && self.sorted.contains(&topic[..*len])
         })
     }
@@ -115,6 +115,7 @@ mod tests {
     }
 
     /// Returns what looks up the last prefix within a range, and counts how often it does.
+    #[allow(clippy::type_complexity, reason = "it is the type that `has_prefix_within` takes")]
     fn counting<'a>(
         set: &'a PrefixSet,
         steps: &'a Cell<usize>,

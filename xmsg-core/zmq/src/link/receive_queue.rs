@@ -24,10 +24,10 @@ use self::numbered::Numbered;
 use crate::Multipart;
 use crate::hub::SHARE_MAX;
 use crate::link::buffer::Slab;
-use crate::link::memory::{Claim, MemoryBudget};
 use crate::link::send_queue::UNCOPIED_MIN;
 use crate::link::source::Source;
 use crate::lock::lock;
+use crate::memory_budget::{Claim, MemoryBudget};
 use xmsg_zmtp::walk_message;
 
 /// A batch of at most this many bytes is always accepted from a peer for which nothing is queued. So a peer

@@ -291,6 +291,7 @@ async fn what_waits_is_claimed_and_lost_with_its_connection_if_memory_is_scarce(
 #[tokio::test]
 async fn what_is_passed_on_keeps_little_more_alive_than_its_length() {
     use crate::link::send_queue::{HighWaterMark, SendQueue};
+    const KIB: usize = 1 << 10;
     let memory = MemoryBudget::default();
     let receive_queue = ReceiveQueue::new(64 << 20).claiming(&memory);
     let nobody = Bytes::new();
@@ -309,7 +310,6 @@ async fn what_is_passed_on_keeps_little_more_alive_than_its_length() {
         assert_eq!(message, Multipart::from([vec![1; len / 2], vec![2; len / 2]]));
         message.frames().iter().all(|frame| slab.as_ptr_range().contains(&frame.as_ptr()))
     };
-    const KIB: usize = 1 << 10;
     assert!(!is_shared(9 * KIB, 2048 * KIB).await, "it would keep 200 times its length alive");
     assert!(!is_shared(100 * KIB, 2048 * KIB).await);
     assert!(is_shared(200 * KIB, 2048 * KIB).await && is_shared(9 * KIB, 128 * KIB).await);

@@ -52,7 +52,7 @@ use tokio::sync::Notify;
 
 pub use amount::{Amount, HighWaterMark};
 use backlog::Backlog;
-pub use backlog::{APART, DropPolicy, Keep, PushResult};
+pub use backlog::{APART, Keep, PushResult};
 use backpressure::Pace;
 pub use discard::Discarded;
 use retained::Retained;

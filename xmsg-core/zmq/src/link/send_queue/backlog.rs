@@ -50,10 +50,6 @@ pub enum Keep {
     Newest,
 }
 
-/// The old name of [`Keep`], under which programs may know it.
-#[doc(hidden)]
-pub type DropPolicy = Keep;
-
 /// What happened to a message, and to others because of it. `bytes` is the size of the messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PushResult {
