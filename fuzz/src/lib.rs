@@ -238,7 +238,9 @@ fn drive(ours: SocketType, stream: &[u8], piece: usize) -> Heard {
                 Ok(Some(Event::Subscribe(prefix))) => heard.subscriptions.push((true, prefix)),
                 Ok(Some(Event::Cancel(prefix))) => heard.subscriptions.push((false, prefix)),
                 Ok(Some(Event::Credentials(_))) => unreachable!("NULL shows none"),
-                Ok(Some(Event::Drain | Event::Drained | Event::Dropped(_) | Event::FromSubscriber(_))) => {}
+                Ok(Some(
+                    Event::Drain | Event::Drained | Event::Dropped(_) | Event::FromSubscriber(_) | Event::Handled,
+                )) => {}
             }
         }
         // A command may begin between the frames of a message. Then both are incomplete.

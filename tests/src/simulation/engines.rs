@@ -144,6 +144,7 @@ impl End {
                 Ok(Some(Event::Drain | Event::Drained | Event::Dropped(_) | Event::FromSubscriber(_))) => {
                     unreachable!("nobody says so")
                 }
+                Ok(Some(Event::Handled)) => {}
                 // The NULL mechanism has no credentials.
                 Ok(Some(Event::Credentials(credentials))) => unreachable!("{credentials:?}"),
                 Ok(Some(Event::Cancel(prefix))) => self.heard.push(Word::Subscription(false, prefix)),

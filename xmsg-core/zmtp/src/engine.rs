@@ -101,7 +101,15 @@ pub enum Event {
     /// The peer of a SUB socket has dropped messages for us. The counts are totals since the connection
     /// began.
     Dropped(DroppedCounts),
+    /// The peer has sent [`HANDLED_MAX`] commands or messages that the engine handled by itself, or that mean
+    /// nothing to a socket of this type. There may be more: a caller that serves others, too, can do so
+    /// before it polls again.
+    Handled,
 }
+
+/// After this many commands and messages without an event of their own, [`Engine::poll_event`] returns
+/// [`Event::Handled`], so that a flood of them does not keep it busy for long.
+pub const HANDLED_MAX: usize = 64;
 
 #[derive(Debug)]
 enum Phase {
@@ -454,9 +462,13 @@ impl Engine {
     }
 
     fn read_traffic(&mut self, input: &mut BytesMut) -> Result<Option<Event>, Violation> {
+        let mut handled = 0;
         loop {
-            if let Some(event) = self.next_subscription()? {
+            if let Some(event) = self.next_subscription(&mut handled)? {
                 return Ok(Some(event));
+            }
+            if handled >= HANDLED_MAX {
+                return Ok(Some(Event::Handled));
             }
             self.spans.clear();
             match (self.scanner.scan(input, &mut self.spans)?, self.spans.last()) {
@@ -481,14 +493,16 @@ impl Engine {
                     if let Some(event) = self.handle_command(Command::read(body)?)? {
                         return Ok(Some(event));
                     }
+                    handled += 1;
                 }
             }
         }
     }
 
     /// Decodes the next subscription in the messages that a PUB or XPUB socket received: a byte 0x01 or 0x00,
-    /// then the prefix.
-    fn next_subscription(&mut self) -> Result<Option<Event>, Violation> {
+    /// then the prefix. It counts the messages that mean nothing, and returns `None` when these are
+    /// [`HANDLED_MAX`], too.
+    fn next_subscription(&mut self, handled: &mut usize) -> Result<Option<Event>, Violation> {
         let (messages, next) = &mut self.subscriptions;
         while let Some(span) = self.spans.get(*next).filter(|_| !messages.is_empty()) {
             *next += 1;
@@ -499,7 +513,13 @@ impl Engine {
                 Some(1) if span.frames == 1 => Event::Subscribe(body.slice(1..)),
                 Some(0) if span.frames == 1 => Event::Cancel(body.slice(1..)),
                 // Anything else is a message from subscriber to publisher, which xMsg does not have.
-                _ if !self.options.messages_from_subscribers => continue,
+                _ if !self.options.messages_from_subscribers => {
+                    *handled += 1;
+                    if *handled >= HANDLED_MAX {
+                        return Ok(None);
+                    }
+                    continue;
+                }
                 _ => Event::FromSubscriber(Bytes::copy_from_slice(&messages[span.start..span.end])),
             };
             return check_subscription(event, self.options.limits.subscription_len).map(Some);

@@ -45,6 +45,7 @@ enum Seen {
     Drained,
     Dropped(DroppedCounts),
     FromSubscriber(Vec<u8>),
+    Handled,
 }
 
 fn feed<'a>(engine: &mut Engine, pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<Seen>, Violation> {
@@ -58,6 +59,7 @@ fn feed<'a>(engine: &mut Engine, pieces: impl IntoIterator<Item = &'a [u8]>) -> 
                 Event::Drained => seen.push(Seen::Drained),
                 Event::FromSubscriber(wire) => seen.push(Seen::FromSubscriber(wire.to_vec())),
                 Event::Dropped(counts) => seen.push(Seen::Dropped(counts)),
+                Event::Handled => seen.push(Seen::Handled),
                 Event::Ready(peer) => seen.push(Seen::Ready(peer.version, peer.socket_type)),
                 Event::Subscribe(prefix) => seen.push(Seen::Subscribe(prefix.to_vec())),
                 Event::Cancel(prefix) => seen.push(Seen::Cancel(prefix.to_vec())),
@@ -86,6 +88,22 @@ fn ping(context: &[u8]) -> Vec<u8> {
     let mut out = BytesMut::new();
     Command::Ping { ttl: Duration::ZERO, context: Bytes::copy_from_slice(context) }.write(&mut out);
     out.to_vec()
+}
+
+/// A caller that serves others, too, is given the chance to do so.
+#[test]
+fn commands_and_messages_that_mean_nothing_are_reported_in_groups() {
+    let pong = |count: usize| [4, 5, 4].iter().chain(b"PONG").copied().collect::<Vec<u8>>().repeat(count);
+    for (ours, theirs, nothing) in [
+        (SocketType::Pull, "PUSH", pong(3 * HANDLED_MAX + 1)),
+        (SocketType::Xsub, "XPUB", b"\x04\x0b\x09SUBSCRIBEa".repeat(3 * HANDLED_MAX + 1)),
+        (SocketType::Pub, "SUB", b"\0\x01x".repeat(3 * HANDLED_MAX + 1)),
+    ] {
+        let wire = [session(1, theirs, &nothing), b"\x04\x06\x05READY".to_vec()].concat();
+        let seen = feed(&mut engine(ours), [&wire[..]]).unwrap();
+        let handled = seen.iter().filter(|seen| **seen == Seen::Handled).count();
+        assert_eq!((handled, seen.len()), (3, 4), "{ours:?}");
+    }
 }
 
 #[test]

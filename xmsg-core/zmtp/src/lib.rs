@@ -94,7 +94,7 @@ mod scan;
 mod socket_type;
 
 pub use command::{Command, DroppedCounts, Properties};
-pub use engine::{Engine, Event, IDENTITY_MAX, Peer, Version};
+pub use engine::{Engine, Event, HANDLED_MAX, IDENTITY_MAX, Peer, Version};
 pub use error::{Blame, Limited, Violation};
 pub use frame::{
     Frames, Header, encode_frame, encode_frame_header, encode_message, encoded_len, walk_message,

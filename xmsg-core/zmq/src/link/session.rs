@@ -27,15 +27,15 @@ use crate::memory_budget::{HandshakeClaim, MemoryBudget, PeerClaim};
 use crate::security::{Authenticator, Verdict};
 use crate::{Error, ErrorKind};
 use xmsg_zmtp::curve::Cipher;
-use xmsg_zmtp::{Command, DroppedCounts, Engine, Event, Peer, Span, Violation};
+use xmsg_zmtp::{Command, DroppedCounts, Engine, Event, HANDLED_MAX, Peer, Span, Violation};
 
 /// After this many bytes without a pause, a reader yields to other tasks.
 const FAIR_SHARE_BYTES: usize = 256 << 10;
 /// What each message counts against [`FAIR_SHARE_BYTES`] beside its bytes.
 const MESSAGE: usize = 64;
-/// What each PING counts against [`FAIR_SHARE_BYTES`]: answering one takes more time than its few bytes
-/// suggest.
-const QUESTION: usize = 1 << 10;
+/// What each command counts against [`FAIR_SHARE_BYTES`]: answering a PING, changing a subscription, and even
+/// reading a command that means nothing take more time than the few bytes suggest.
+const COMMAND: usize = 1 << 10;
 /// How long a peer gets to read why its connection is ended, or to close its side after we have closed ours.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -615,13 +615,15 @@ impl Reader<'_> {
                         pause::until_handled(handling, stream, end, activity, departure).await?;
                         // Many short messages take more time than their bytes suggest.
                         since_pause += self.engine.spans().len() * MESSAGE;
-                        if since_pause >= FAIR_SHARE_BYTES {
-                            since_pause = 0;
-                            tokio::task::yield_now().await;
-                        }
                     }
-                    Event::Subscribe(prefix) => handler.subscription(true, prefix).await?,
-                    Event::Cancel(prefix) => handler.subscription(false, prefix).await?,
+                    Event::Subscribe(prefix) => {
+                        handler.subscription(true, prefix).await?;
+                        since_pause += COMMAND;
+                    }
+                    Event::Cancel(prefix) => {
+                        handler.subscription(false, prefix).await?;
+                        since_pause += COMMAND;
+                    }
                     Event::FromSubscriber(wire) => {
                         let end = self.memory.as_ref().and_then(PeerClaim::end);
                         let handling = handler.subscriber_message(wire);
@@ -631,15 +633,16 @@ impl Reader<'_> {
                     Event::Drain => self.drain.notify_one(),
                     Event::Drained => self.is_drained = true,
                     Event::Dropped(counts) => handler.dropped(counts),
+                    Event::Handled => since_pause += HANDLED_MAX * COMMAND,
                     Event::Ready(_) | Event::Credentials(_) => {}
                 }
                 if let Some(bytes) = self.engine.poll_transmit() {
                     self.queue_answer(send_queue, &bytes)?;
-                    since_pause += QUESTION;
-                    if since_pause >= FAIR_SHARE_BYTES {
-                        since_pause = 0;
-                        tokio::task::yield_now().await;
-                    }
+                    since_pause += COMMAND;
+                }
+                if since_pause >= FAIR_SHARE_BYTES {
+                    since_pause = 0;
+                    tokio::task::yield_now().await;
                 }
             }
             if let Some(bytes) = self.engine.poll_transmit() {
