@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use xmsg_core::registration;
-use xmsg_core::{Actor, ConnectOptions, Message, OwnerType, ProxyAddress, Query, Registration};
+use xmsg_core::{Actor, ConnectOptions, Connection, Message, OwnerType, ProxyAddress, Query, Registration};
 use xmsg_tests::hostile::Scene;
 use xmsg_tests::process::{Daemon, built};
 use xmsg_tests::raw::{self, Raw};
@@ -39,6 +39,29 @@ async fn identities_that_are_stolen_from_requests_keep_nobody_out() {
     stealing.abort();
     let _ = stealing.await;
     scene.finish("stolen identities", 40).await;
+}
+
+/// All requests go through one queue. Those of a connection that never pauses take a few of its places only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_without_a_pause_keeps_nobody_from_connecting() {
+    let scene = Scene::daemon(&[]).await;
+    let port = scene.address.publish_port();
+    let requests = raw::message(&["xmsg:control:con", "pub", "400000000"]).repeat(1000);
+    let mut flood = tokio::task::JoinSet::new();
+    for _ in 0..32 {
+        let requests = requests.clone();
+        flood.spawn(async move {
+            let mut peer = Raw::handshake(port, "PUB").await;
+            while peer.try_send(&requests).await {}
+        });
+    }
+    for _ in 0..10 {
+        let options = ConnectOptions::new().connection_timeout(Duration::from_secs(5));
+        let connection = Connection::with_options(scene.address.clone(), options).unwrap();
+        within("a connection", connection.connect()).await.unwrap();
+    }
+    flood.shutdown().await;
+    scene.finish("control requests without a pause", 60).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

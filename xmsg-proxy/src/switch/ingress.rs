@@ -213,7 +213,7 @@ impl Ingress {
         for run in self.requests.drain(..) {
             for span in &spans[run.first..run.end] {
                 let frames = Frames::of(wire.slice(span.start..span.end));
-                wait = wait.max(self.asking.ask(&self.publisher, frames));
+                wait = wait.max(self.asking.ask(&self.publisher, frames).await);
             }
         }
         if !wait.is_zero() {

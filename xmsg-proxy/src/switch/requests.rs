@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use xmsg_core::control::{Right, RightsRequest};
+use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::link::session::now;
 use xmsg_zmq::link::source::Source;
 use xmsg_zmq::link::throttle::Throttle;
@@ -25,12 +26,17 @@ const IDENTITY_MAX: usize = 255;
 const TOPIC_MAX: usize = 4096;
 /// The number of requests that wait. A client whose request finds no room in a flood asks again.
 const WAITING: usize = 4096;
+/// The number of requests of one connection that wait. Its next one waits for a place before it is passed on,
+/// so that a few hundred connections that ask without a pause leave room for the first request of another.
+const WAITING_OF_CONNECTION: usize = 8;
+/// The longest time for which a request waits for a place. Then it is dropped.
+const PLACE_PATIENCE: Duration = Duration::from_secs(1);
 /// The number of confirmations of subscriptions that one connection may ask for in a second. Each is sent to
 /// all who subscribed to the topic.
 const CONFIRMATIONS_PER_SECOND: f64 = 5_000.0;
 /// The number of other requests in a second. A client that has each message confirmed asks often.
 const OTHERS_PER_SECOND: f64 = 50_000.0;
-/// The number of requests for statistics or rights in a second. Their answers may be long.
+/// The number of requests for statistics in a second. Their answers may be long.
 const LOOKS_PER_SECOND: f64 = 10.0;
 /// The longest time for which a client that asks for statistics too often has to wait.
 const LOOKS_PAUSE: Duration = Duration::from_secs(1);
@@ -143,14 +149,32 @@ impl Requester {
     }
 }
 
-/// Requests in the order in which they came. It is `None` for a message to the control topic that is no
-/// request.
-pub type ControlRequests = mpsc::Receiver<(Requester, Option<Request>)>;
+/// Control requests in the order in which they came.
+#[derive(Debug)]
+pub struct ControlRequests(mpsc::Receiver<WaitingRequest>);
+
+impl ControlRequests {
+    /// Returns the next request and who sent it, or `None` once the switch has ended. The request is `None`
+    /// for a message to the control topic that is none. Dropping the future loses nothing.
+    pub async fn recv(&mut self) -> Option<(Requester, Option<Request>)> {
+        let WaitingRequest { requester, request, place: _ } = self.0.recv().await?;
+        Some((requester, request))
+    }
+}
+
+/// A request that waits for the controller.
+#[derive(Debug)]
+struct WaitingRequest {
+    requester: Requester,
+    request: Option<Request>,
+    /// One of the places of its connection, which is free again once the controller takes the request.
+    place: OwnedSemaphorePermit,
+}
 
 /// The end of the channel into which ingresses put control requests.
 #[derive(Clone, Debug)]
 pub(super) struct RequestSender {
-    sender: mpsc::Sender<(Requester, Option<Request>)>,
+    sender: mpsc::Sender<WaitingRequest>,
     counts: Arc<Counts>,
 }
 
@@ -167,7 +191,7 @@ struct Counts {
 
 pub(super) fn channel() -> (RequestSender, ControlRequests) {
     let (sender, receiver) = mpsc::channel(WAITING);
-    (RequestSender { sender, counts: Arc::default() }, receiver)
+    (RequestSender { sender, counts: Arc::default() }, ControlRequests(receiver))
 }
 
 impl RequestSender {
@@ -181,11 +205,17 @@ impl RequestSender {
         self.counts.unsent.load(Ordering::Relaxed)
     }
 
-    fn send(&self, publisher: &Arc<ConnectedPublisher>, request: Option<Request>) {
+    fn send(
+        &self,
+        publisher: &Arc<ConnectedPublisher>,
+        request: Option<Request>,
+        place: Option<OwnedSemaphorePermit>,
+    ) {
         self.counts.asked.fetch_add(1, Ordering::Relaxed);
-        if let Err(unsent) = self.sender.try_send((Requester(publisher.clone()), request)) {
-            let (requester, _) = unsent.into_inner();
-            self.lose(&requester);
+        let requester = Requester(publisher.clone());
+        let Some(place) = place else { return self.lose(&requester) };
+        if let Err(unsent) = self.sender.try_send(WaitingRequest { requester, request, place }) {
+            self.lose(&unsent.into_inner().requester);
         }
     }
 
@@ -227,6 +257,8 @@ pub(super) struct RequestRates {
     confirmations: TokenBucket,
     others: TokenBucket,
     looks: TokenBucket,
+    /// The places for requests of this connection that wait.
+    places: Arc<Semaphore>,
 }
 
 impl RequestRates {
@@ -236,12 +268,14 @@ impl RequestRates {
             confirmations: TokenBucket::new(CONFIRMATIONS_PER_SECOND),
             others: TokenBucket::new(OTHERS_PER_SECOND),
             looks: TokenBucket::new(LOOKS_PER_SECOND),
+            places: Arc::new(Semaphore::new(WAITING_OF_CONNECTION)),
         }
     }
 
-    /// Passes on the request that the frames of a message contain. Returns how long the connection has to
-    /// wait.
-    pub(super) fn ask(
+    /// Passes on the request that the frames of a message contain, once fewer than
+    /// [`WAITING_OF_CONNECTION`] of this connection wait. Returns how long the connection has to wait before
+    /// its next request.
+    pub(super) async fn ask(
         &mut self,
         publisher: &Arc<ConnectedPublisher>,
         frames: impl IntoIterator<Item = Bytes>,
@@ -260,7 +294,8 @@ impl RequestRates {
             self.sender.lose(&Requester(publisher.clone()));
             return wait.min(LOOKS_PAUSE);
         }
-        self.sender.send(publisher, request);
+        let place = Deadline::after(PLACE_PATIENCE).limit(self.places.clone().acquire_owned()).await;
+        self.sender.send(publisher, request, place.ok().and_then(Result::ok));
         wait
     }
 }
