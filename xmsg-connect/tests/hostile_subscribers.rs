@@ -46,8 +46,8 @@ async fn next(site: &Site, name: &str, session: &Bytes, after: u64) -> Option<Ve
     }
 }
 
-/// Publishes long messages that wait in the queue of a durable subscription.
-async fn publish_long(site: &Site, rabbit: &Broker, name: &str, count: u64) {
+/// Publishes messages of so many bytes, which wait in the queue of a durable subscription.
+async fn publish_waiting(site: &Site, rabbit: &Broker, name: &str, count: u64, len: usize) {
     let (outgoing, queue) = (format!("durable:{name}"), format!("xmsg.durable.{name}"));
     within("the subscription at the proxy", async {
         while site.registry.outgoing(&outgoing).unwrap().link.counts.accepted == 0 {
@@ -61,7 +61,7 @@ async fn publish_long(site: &Site, rabbit: &Broker, name: &str, count: u64) {
         }
     })
     .await;
-    let text = "x".repeat(8 * MIB);
+    let text = "x".repeat(len);
     for _ in 0..count {
         site.actor.publish(&message("orders:new", &text)).await.unwrap();
     }
@@ -76,7 +76,7 @@ async fn long_messages_stay_with_the_broker_while_there_is_no_room() {
     let memory = MemoryBudget::new(64 * MIB);
     let site = Site::within(memory.clone(), definitions(rabbit.port(), durable("room"))).await;
     // The broker sends each of them two.
-    publish_long(&site, rabbit, "room", 12).await;
+    publish_waiting(&site, rabbit, "room", 12, 8 * MIB).await;
     let sessions = join_all((0..6).map(|_| session(&site.actor, "room", REQUEST_TIMEOUT))).await;
     let mut waiting: Vec<_> = sessions.iter().collect();
     let mut came = 0;
@@ -112,7 +112,7 @@ async fn whoever_acknowledges_nothing_is_in_the_way_of_others_for_a_lease_only()
     let rabbit = Broker::shared().await;
     let definition = DurableDefinition { lease: Span::seconds(2), ..durable("way") };
     let site = Site::within(MemoryBudget::new(64 * MIB), definitions(rabbit.port(), definition)).await;
-    publish_long(&site, rabbit, "way", 8).await;
+    publish_waiting(&site, rabbit, "way", 8, 8 * MIB).await;
     let sessions = join_all((0..4).map(|_| session(&site.actor, "way", REQUEST_TIMEOUT))).await;
     // Three of them hold what there is room for, and ask for more.
     let mut has_come = [false; 4];
@@ -128,6 +128,37 @@ async fn whoever_acknowledges_nothing_is_in_the_way_of_others_for_a_lease_only()
     };
     within("what the fourth one waits for, or its turn", all).await;
     until("the end of a session", || site.registry.durable("way").unwrap().sessions_lost > 0).await;
+    site.registry.close().await.unwrap();
+}
+
+/// Somebody else may have answered a subscriber, with any numbers. If the subscriber acknowledges these, no
+/// message is lost that it has not got.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_given_out_can_not_be_acknowledged() {
+    let rabbit = Broker::shared().await;
+    let site = Site::with(definitions(rabbit.port(), durable("forged"))).await;
+    publish_waiting(&site, rabbit, "forged", 5, 8).await;
+    for (count, request) in [
+        (5, |session, _| Request::Ack { session, ack: u64::MAX }),
+        (5, |session, number| Request::Next { session, after: number + 1, ack: 0, max: 1, wait_ms: 0 }),
+        (5, |session, number| Request::End { session, ack: number + 1 }),
+        (4, |session, number| Request::End { session, ack: number }),
+    ] as [(u64, fn(Bytes, u64) -> Request); 4]
+    {
+        let session = session(&site.actor, "forged", ASKED).await;
+        let given = within("a message", async {
+            loop {
+                if let Some(item) = next(&site, "forged", &session, 0).await.unwrap().first() {
+                    return item.number;
+                }
+            }
+        });
+        let request = request(session.clone(), given.await);
+        let reply = ask(&site.actor, "forged", request, ASKED).await;
+        assert_eq!(matches!(reply, Reply::UnknownSession), count == 5, "{reply:?}");
+        rabbit.queue_reaches("xmsg.durable.forged", count).await;
+    }
+    assert_eq!(site.registry.durable("forged").unwrap().sessions_lost, 3);
     site.registry.close().await.unwrap();
 }
 

@@ -12,6 +12,9 @@ use crate::id::ReplyTopics;
 use crate::{ActorId, Message, Subscription, Topic};
 use xmsg_zmq::lock::lock;
 
+/// After this many replies that no request waits for, a line is logged, and after as many more another one.
+const MANY_LATE: u64 = 10_000;
+
 /// The requests of an actor that wait for their replies through one proxy.
 #[derive(Debug)]
 pub(crate) struct Replies {
@@ -86,6 +89,13 @@ impl Replies {
             if sender.is_none_or(|sender| sender.send(reply).is_err()) {
                 let late = self.late.fetch_add(1, Ordering::Relaxed) + 1;
                 tracing::debug!(late, "a reply came that nobody waits for");
+                if late.is_multiple_of(MANY_LATE) {
+                    tracing::warn!(
+                        late,
+                        topics = %self.topics.subscription(),
+                        "many replies came that no request waits for: somebody may be guessing the topics of replies"
+                    );
+                }
             }
         }
     }

@@ -80,6 +80,8 @@ pub(super) struct Session<'a> {
     /// takes less.
     answer_bytes: usize,
     pending: Option<PendingRequest>,
+    /// The largest number of a message that was given out.
+    given_out: u64,
 }
 
 impl Session<'_> {
@@ -113,6 +115,7 @@ impl Session<'_> {
                 last_progress: Instant::now(),
                 answer_bytes: ANSWER_BYTES_MAX,
                 pending: None,
+                given_out: 0,
             };
             if let Err(error) = session.serve(&mut commands).await {
                 counters.sessions_lost.fetch_add(1, Ordering::Relaxed);
@@ -205,6 +208,20 @@ impl Session<'_> {
     }
 
     async fn handle_request(&mut self, request: Request, answer: oneshot::Sender<Reply>) -> Result<bool> {
+        let claimed = match &request {
+            Request::Next { after, ack, .. } => *after.max(ack),
+            Request::Ack { ack, .. } | Request::End { ack, .. } => *ack,
+            _ => 0,
+        };
+        // Somebody else may have answered the subscriber. Its acknowledgement would lose what it never got.
+        if claimed > self.given_out {
+            let _ = answer.send(Reply::UnknownSession);
+            let what = format!(
+                "it has received the number {claimed}, and {} is the largest that was given out: somebody else answers it",
+                self.given_out
+            );
+            return Err(Error::new(ErrorKind::Refused, what));
+        }
         match request {
             Request::Next { after, ack, max, wait_ms, .. } => {
                 self.acknowledge(ack).await?;
@@ -359,6 +376,7 @@ impl Session<'_> {
             return false;
         }
         self.counters.given_out.fetch_add(items.len() as u64, Ordering::Relaxed);
+        self.given_out = self.given_out.max(items.last().map_or(0, |item| item.number));
         let _ = pending.answer.send(Reply::Messages(items));
         true
     }
