@@ -239,7 +239,11 @@ fn drive(ours: SocketType, stream: &[u8], piece: usize) -> Heard {
                 Ok(Some(Event::Cancel(prefix))) => heard.subscriptions.push((false, prefix)),
                 Ok(Some(Event::Credentials(_))) => unreachable!("NULL shows none"),
                 Ok(Some(
-                    Event::Drain | Event::Drained | Event::Dropped(_) | Event::FromSubscriber(_) | Event::Handled,
+                    Event::Drain
+                    | Event::Drained
+                    | Event::Dropped(_)
+                    | Event::FromSubscriber(_)
+                    | Event::Handled,
                 )) => {}
             }
         }

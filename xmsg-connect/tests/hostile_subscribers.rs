@@ -145,7 +145,7 @@ async fn what_was_not_given_out_can_not_be_acknowledged() {
         (4, |session, number| Request::End { session, ack: number }),
     ] as [(u64, fn(Bytes, u64) -> Request); 4]
     {
-        let session = session(&site.actor, "forged", ASKED).await;
+        let session = session(&site.actor, "forged", REQUEST_TIMEOUT).await;
         let given = within("a message", async {
             loop {
                 if let Some(item) = next(&site, "forged", &session, 0).await.unwrap().first() {
@@ -154,7 +154,7 @@ async fn what_was_not_given_out_can_not_be_acknowledged() {
             }
         });
         let request = request(session.clone(), given.await);
-        let reply = ask(&site.actor, "forged", request, ASKED).await;
+        let reply = ask(&site.actor, "forged", request, REQUEST_TIMEOUT).await;
         assert_eq!(matches!(reply, Reply::UnknownSession), count == 5, "{reply:?}");
         rabbit.queue_reaches("xmsg.durable.forged", count).await;
     }

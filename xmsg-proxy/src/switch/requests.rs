@@ -157,7 +157,8 @@ impl ControlRequests {
     /// Returns the next request and who sent it, or `None` once the switch has ended. The request is `None`
     /// for a message to the control topic that is none. Dropping the future loses nothing.
     pub async fn recv(&mut self) -> Option<(Requester, Option<Request>)> {
-        let WaitingRequest { requester, request, place: _ } = self.0.recv().await?;
+        let WaitingRequest { requester, request, place } = self.0.recv().await?;
+        drop(place);
         Some((requester, request))
     }
 }

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
@@ -273,8 +273,23 @@ impl Closer {
 #[derive(Debug)]
 enum Accepting {
     Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
+    /// A Unix socket with its name, and its file, or `None` for an abstract socket, which has none.
+    Unix(UnixListener, PathBuf, Option<SocketFile>),
     Inproc(mpsc::Receiver<DuplexStream>, String),
+}
+
+/// The identity of the file of a Unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct SocketFile {
+    device: u64,
+    inode: u64,
+}
+
+impl SocketFile {
+    fn at(path: &Path) -> io::Result<Self> {
+        let file = std::fs::symlink_metadata(path)?;
+        Ok(Self { device: file.dev(), inode: file.ino() })
+    }
 }
 
 impl Listener {
@@ -292,15 +307,19 @@ impl Listener {
                 Accepting::Tcp(bind_tcp(addresses::to_bind(endpoint, host, *port).await?).map_err(failed)?)
             }
             Endpoint::Ipc(path) if is_abstract(path) => {
-                Accepting::Unix(UnixListener::bind(system_name(path)).map_err(failed)?, path.clone())
+                Accepting::Unix(UnixListener::bind(system_name(path)).map_err(failed)?, path.clone(), None)
             }
             Endpoint::Ipc(path) => {
                 let is_socket =
                     std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-                if is_socket && UnixStream::connect(path).await.is_err() {
+                // Only this error says that nothing listens. Others come from a socket of somebody else, or
+                // of a process that is busy.
+                let is_refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+                if is_socket && UnixStream::connect(path).await.is_err_and(is_refused) {
                     std::fs::remove_file(path).map_err(failed)?;
                 }
-                Accepting::Unix(UnixListener::bind(path).map_err(failed)?, path.clone())
+                let listener = UnixListener::bind(path).map_err(failed)?;
+                Accepting::Unix(listener, path.clone(), Some(SocketFile::at(path).map_err(failed)?))
             }
             Endpoint::Inproc(name) => {
                 let (sender, receiver) = mpsc::channel(INPROC_BACKLOG);
@@ -410,7 +429,7 @@ impl Accepting {
             Self::Tcp(listener) => {
                 listener.poll_accept(cx).map_ok(|(stream, peer)| (Stream::Tcp(stream), peer.to_string()))
             }
-            Self::Unix(listener, path) => listener
+            Self::Unix(listener, path, _) => listener
                 .poll_accept(cx)
                 .map_ok(|(stream, _)| (Stream::Unix(stream), path.display().to_string())),
             Self::Inproc(receiver, name) => match receiver.poll_recv(cx) {
@@ -434,11 +453,11 @@ impl Drop for Accepting {
     fn drop(&mut self) {
         match self {
             Self::Tcp(_) => {}
-            // An abstract socket has no file.
-            Self::Unix(_, path) if is_abstract(path) => {}
-            Self::Unix(_, path) => {
-                // If the file was removed already, there is nothing left to do.
-                let _ = std::fs::remove_file(path);
+            Self::Unix(_, path, file) => {
+                // Another process may have put its own file there since then.
+                if file.is_some() && SocketFile::at(path).ok() == *file {
+                    let _ = std::fs::remove_file(path);
+                }
             }
             Self::Inproc(_, name) => {
                 inproc().remove(name);
@@ -546,7 +565,43 @@ fn inproc() -> MutexGuard<'static, Registry> {
 mod tests {
     use std::sync::Barrier;
 
+    use socket2::{Domain, SockAddr, Socket, Type};
+
     use super::*;
+
+    /// A process whose queue of connections is full still listens.
+    #[tokio::test]
+    async fn the_path_of_a_busy_socket_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("busy");
+        let busy = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        busy.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        busy.listen(0).unwrap();
+        let mut waiting = Vec::new();
+        loop {
+            let peer = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+            peer.set_nonblocking(true).unwrap();
+            if peer.connect(&SockAddr::unix(&path).unwrap()).is_err() {
+                break;
+            }
+            waiting.push(peer);
+        }
+        let endpoint = Endpoint::Ipc(path.clone());
+        let inode = || std::fs::symlink_metadata(&path).unwrap().ino();
+        let before = inode();
+        let error = Listener::bind(&endpoint, TcpOptions::default()).await.unwrap_err();
+        assert!(error.to_string().contains("it is in use"), "{error}");
+        assert_eq!(inode(), before);
+        // Once nothing listens any more, it is replaced.
+        drop((busy, waiting));
+        let listener = Listener::bind(&endpoint, TcpOptions::default()).await.unwrap();
+        assert!(UnixStream::connect(&path).await.is_ok());
+        // What another process has put there since then stays.
+        std::fs::remove_file(&path).unwrap();
+        let _other = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        drop(listener);
+        assert!(UnixStream::connect(&path).await.is_ok());
+    }
 
     #[test]
     fn the_endpoint_is_free_for_whichever_of_two_closers_returns_first() {
