@@ -20,6 +20,7 @@ use xmsg_zmq::deadline::Deadline;
 use zeroize::Zeroizing;
 
 use crate::exit::{AtAdmin, Usage};
+use crate::received_json;
 use crate::settings::{self, Found};
 
 /// The default port of a proxy's HTTP server.
@@ -116,7 +117,7 @@ impl Answer {
     /// Returns what the body says, to be shown in an error: the message of a problem, or the beginning of the
     /// text.
     pub(crate) fn text(&self) -> String {
-        let problem: Option<serde_json::Value> = serde_json::from_slice(&self.body).ok();
+        let problem = received_json::value(&self.body).ok();
         let message = problem.as_ref().and_then(|problem| problem["message"].as_str());
         let text = message.map_or_else(|| String::from_utf8_lossy(&self.body), Into::into);
         text.trim().chars().take(ANSWER_CHARS_SHOWN).collect()

@@ -13,6 +13,9 @@ use crate::value;
 
 /// The number of bytes of binary data that are shown.
 const PREVIEW_LEN: usize = 16;
+/// The number of bytes of a topic that are shown. A message may consist of little but its topic, and escaping
+/// makes that many times as long.
+const TOPIC_BYTES_SHOWN: usize = 64 << 10;
 /// The number of bytes of JSON that are escaped together.
 const PIECE_LEN: usize = 4096;
 
@@ -98,12 +101,18 @@ impl<W: io::Write> io::Write for Escaping<'_, W> {
 }
 
 /// Returns a topic as text for people. Characters that could harm a terminal, or that end a line, are
-/// escaped.
+/// escaped. Of a topic of more than 64 KiB, only the beginning is shown, with `…` behind it.
 pub(crate) fn topic_text(topic: &Topic) -> Cow<'_, str> {
-    match String::from_utf8_lossy(topic.as_bytes()) {
+    let bytes = topic.as_bytes();
+    let shown = &bytes[..bytes.len().min(TOPIC_BYTES_SHOWN)];
+    let mut text = match String::from_utf8_lossy(shown) {
         Cow::Borrowed(text) => escaped(text),
         Cow::Owned(text) => escaped(&text).into_owned().into(),
+    };
+    if shown.len() < bytes.len() {
+        text.to_mut().push('\u{2026}');
     }
+    text
 }
 
 /// Returns a list of topics to subscribe to, as text for people.
@@ -185,6 +194,16 @@ mod tests {
         let mut out = Vec::new();
         json(&mut out, message, Timestamp::UNIX_EPOCH).unwrap();
         serde_json::from_slice(&out).unwrap()
+    }
+
+    #[test]
+    fn of_a_very_long_topic_the_beginning_is_shown() {
+        let long = Topic::wrap("\u{1}".repeat(TOPIC_BYTES_SHOWN + 1));
+        let text = topic_text(&long);
+        assert_eq!(text.len(), 5 * TOPIC_BYTES_SHOWN + '\u{2026}'.len_utf8());
+        assert!(text.ends_with("\\u{1}\u{2026}"), "{}", &text[text.len() - 20..]);
+        let whole = "a".repeat(TOPIC_BYTES_SHOWN);
+        assert_eq!(topic_text(&Topic::wrap(whole.clone())), whole);
     }
 
     #[test]

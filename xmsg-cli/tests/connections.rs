@@ -38,12 +38,14 @@ async fn an_answer_of_many_small_values_ends_no_command() {
     let answers = [many("\"x\"", "{\"\":0},"), many("\"connections\"", "{},")];
     // The address space is limited to 800 MiB.
     let limited = r#"ulimit -v 819200; exec "$0" "$@""#;
-    for (answer, command, says) in [
-        (0, &["info"][..], None),
-        (0, &["info", "--json"], None),
-        (0, &["connections"], Some("does not answer as a proxy does")),
-        (1, &["connections"], Some("does not answer as a proxy does")),
-        (0, &["connect", "list"], Some("does not answer as it should")),
+    for (status, answer, command, code, says) in [
+        ("200 OK", 0, &["info"][..], 0, ""),
+        ("200 OK", 0, &["info", "--json"], 0, ""),
+        ("200 OK", 0, &["connections"], 1, "does not answer as a proxy does"),
+        ("200 OK", 1, &["connections"], 1, "does not answer as a proxy does"),
+        ("200 OK", 0, &["connect", "list"], 1, "does not answer as it should"),
+        ("403 Forbidden", 0, &["info"], 4, "refuses it"),
+        ("500 Internal Server Error", 1, &["connections"], 1, "500"),
     ] {
         let mut asking = tokio::process::Command::new("sh");
         asking.args(["-c", limited, env!("CARGO_BIN_EXE_xmsg")]).args(command).args(["--admin", &address]);
@@ -54,14 +56,14 @@ async fn an_answer_of_many_small_values_ends_no_command() {
             while !request.ends_with(b"\r\n\r\n") {
                 stream.read_buf(&mut request).await.unwrap();
             }
-            let (body, head) = (&answers[answer], "HTTP/1.1 200 OK\r\nContent-Length");
+            let (body, head) = (&answers[answer], format!("HTTP/1.1 {status}\r\nContent-Length"));
             stream.write_all(format!("{head}: {}\r\n\r\n{body}", body.len()).as_bytes()).await.unwrap();
         };
         let (ended, ()) = within("the command", async { tokio::join!(asking.output(), answering) }).await;
         let ended = ended.unwrap();
         let told = String::from_utf8_lossy(&ended.stderr);
-        assert_eq!(ended.status.code(), Some(i32::from(says.is_some())), "{command:?}: {told}");
-        assert!(told.contains(says.unwrap_or_default()), "{command:?}: {told}");
+        assert_eq!(ended.status.code(), Some(code), "{command:?}: {told}");
+        assert!(told.contains(says), "{command:?}: {told}");
         if command.contains(&"--json") {
             assert_eq!(ended.stdout.strip_suffix(b"\n"), Some(answers[answer].as_bytes()));
         }

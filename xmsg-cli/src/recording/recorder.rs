@@ -82,7 +82,8 @@ impl Files {
         let path = if part == 0 { self.path.clone() } else { numbered(&self.path, part) };
         let mut options = OpenOptions::new();
         options.write(true);
-        if self.force {
+        // Other parts were cleared at the start: what is there by now is not ours, and may be a link.
+        if self.force && part == 0 {
             options.create(true).truncate(true)
         } else {
             options.create_new(true)
