@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Mutex;
 
 use bytes::Bytes;
@@ -22,13 +23,15 @@ const DIGITS: [usize; 3] = [32, 8, 8];
 const LEN: usize = PREFIX.len() + 32 + 1 + 8 + 1 + 8;
 
 /// The token of one connection of one link of one proxy: `xmsg:loop:PROXY:LINK:CONNECTION`, in 32, 8 and 8
-/// hexadecimal digits.
+/// hexadecimal digits. Whoever sees a token knows the first number of all links of this proxy, but the others
+/// of no other link and of no other connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::switch) struct Token {
     pub(in crate::switch) proxy: u128,
+    /// The random number of the link.
     pub(in crate::switch) link: u32,
-    /// The number of the connection. A token of an earlier connection of the link may come back late, and
-    /// means nothing then.
+    /// The random number of the connection. A token of an earlier connection of the link may come back late,
+    /// and means nothing then.
     pub(in crate::switch) connection: u32,
 }
 
@@ -70,19 +73,26 @@ impl fmt::Display for Token {
 #[derive(Debug)]
 pub(in crate::switch) struct OwnTokens {
     proxy: u128,
+    /// The key of the numbers of links and connections.
+    key: RandomState,
     awaited: Mutex<BTreeMap<Token, CancellationToken>>,
 }
 
 impl Default for OwnTokens {
     fn default() -> Self {
-        Self { proxy: Uuid::new_v4().as_u128(), awaited: Mutex::default() }
+        Self { proxy: Uuid::new_v4().as_u128(), key: RandomState::new(), awaited: Mutex::default() }
     }
 }
 
 impl OwnTokens {
     /// Returns the token for a connection. It is awaited as long as the guard lives.
     pub(super) fn await_token(&self, link: u32, connection: u32) -> AwaitedToken<'_> {
-        let token = Token { proxy: self.proxy, link, connection };
+        let number = |hash: u64| (hash >> 32) as u32;
+        let token = Token {
+            proxy: self.proxy,
+            link: number(self.key.hash_one(link)),
+            connection: number(self.key.hash_one((link, connection))),
+        };
         let returned = CancellationToken::new();
         lock(&self.awaited).insert(token, returned.clone());
         AwaitedToken { own_tokens: self, token, returned }
@@ -119,6 +129,21 @@ impl Drop for AwaitedToken<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An upstream sees the tokens of its own link. They must not tell those of other links.
+    #[test]
+    fn a_token_tells_nothing_of_others() {
+        let own_tokens = OwnTokens::default();
+        let of = |link, connection| own_tokens.await_token(link, connection).token;
+        let all = [of(0, 0), of(0, 1), of(1, 0), of(1, 1)];
+        assert!(all.iter().all(|token| own_tokens.is_own(token)));
+        assert_eq!((all[0].link, all[2].link), (all[1].link, all[3].link), "a link keeps its number");
+        assert_ne!(all[0].link, all[2].link);
+        let mut connections = all.map(|token| token.connection);
+        connections.sort_unstable();
+        assert!(connections.windows(2).all(|two| two[1] - two[0] > 1), "{connections:x?}");
+        assert_ne!(OwnTokens::default().await_token(0, 0).token.link, all[0].link);
+    }
 
     #[test]
     fn a_token_reads_back_and_nothing_else_is_one() {
