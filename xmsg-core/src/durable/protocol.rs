@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use prost::Message as _;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 use crate::{Error, ErrorKind, Message, Result};
 
@@ -119,6 +120,11 @@ struct WireItem {
     returned: u32,
 }
 
+/// The maximum number of fields of an answer, which are far more messages and topics than any has. Each takes
+/// some hundred bytes of memory, even if it has two on the wire, and whoever may publish to `ret:` can send
+/// answers.
+const FIELDS_MAX: usize = 100_000;
+
 const OPEN: u32 = 1;
 const NEXT: u32 = 2;
 const ACK: u32 = 3;
@@ -195,6 +201,9 @@ impl Reply {
 
     /// Decodes the result of [`encode`](Self::encode). The frames of the messages are slices of `bytes`.
     pub fn decode(bytes: Bytes) -> Result<Self> {
+        if !has_few_fields(&bytes) {
+            return Err(unreadable());
+        }
         let wire = WireReply::decode(bytes).map_err(|error| unreadable().with_source(error))?;
         Ok(match wire.status {
             MESSAGES => Self::Messages(wire.messages.into_iter().map(WireItem::into_item).collect()),
@@ -218,6 +227,21 @@ impl WireItem {
     }
 }
 
+/// Returns whether a message of protobuf has at most [`FIELDS_MAX`] fields, and can be read.
+fn has_few_fields(mut bytes: &[u8]) -> bool {
+    for _ in 0..FIELDS_MAX {
+        if bytes.is_empty() {
+            return true;
+        }
+        let skipped = decode_key(&mut bytes)
+            .and_then(|(tag, wire_type)| skip_field(wire_type, tag, &mut bytes, DecodeContext::default()));
+        if skipped.is_err() {
+            return false;
+        }
+    }
+    bytes.is_empty()
+}
+
 fn unreadable() -> Error {
     let what = "a request or an answer of a durable subscription can't be read: is the other side of another version?";
     Error::new(ErrorKind::InvalidMessage, what)
@@ -228,6 +252,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Somebody else than the server may answer.
+    #[test]
+    fn an_answer_of_millions_of_fields_is_not_decoded() {
+        for field in [&[0x22, 0][..], &[0x2a, 0], &[0xa0, 1, 0]] {
+            assert!(Reply::decode(field.repeat(FIELDS_MAX + 1).into()).is_err());
+            assert!(Reply::decode(field.repeat(1000).into()).is_ok());
+        }
+    }
 
     #[test]
     fn requests_and_answers_are_read_as_they_were_written() {
