@@ -6,10 +6,11 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::fs::{Metadata, symlink_metadata};
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
@@ -21,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream, tcp, unix};
 use tokio::sync::mpsc;
 
+use crate::files::is_same;
 use crate::link::addresses;
 use crate::link::dead_peer::Route;
 use crate::link::throttle::Throttle;
@@ -274,22 +276,8 @@ impl Closer {
 enum Accepting {
     Tcp(TcpListener),
     /// A Unix socket with its name, and its file, or `None` for an abstract socket, which has none.
-    Unix(UnixListener, PathBuf, Option<SocketFile>),
+    Unix(UnixListener, PathBuf, Option<Metadata>),
     Inproc(mpsc::Receiver<DuplexStream>, String),
-}
-
-/// The identity of the file of a Unix socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct SocketFile {
-    device: u64,
-    inode: u64,
-}
-
-impl SocketFile {
-    fn at(path: &Path) -> io::Result<Self> {
-        let file = std::fs::symlink_metadata(path)?;
-        Ok(Self { device: file.dev(), inode: file.ino() })
-    }
 }
 
 impl Listener {
@@ -310,8 +298,7 @@ impl Listener {
                 Accepting::Unix(UnixListener::bind(system_name(path)).map_err(failed)?, path.clone(), None)
             }
             Endpoint::Ipc(path) => {
-                let is_socket =
-                    std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+                let is_socket = symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
                 // Only this error says that nothing listens. Others come from a socket of somebody else, or
                 // of a process that is busy.
                 let is_refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
@@ -319,7 +306,7 @@ impl Listener {
                     std::fs::remove_file(path).map_err(failed)?;
                 }
                 let listener = UnixListener::bind(path).map_err(failed)?;
-                Accepting::Unix(listener, path.clone(), Some(SocketFile::at(path).map_err(failed)?))
+                Accepting::Unix(listener, path.clone(), Some(symlink_metadata(path).map_err(failed)?))
             }
             Endpoint::Inproc(name) => {
                 let (sender, receiver) = mpsc::channel(INPROC_BACKLOG);
@@ -455,7 +442,10 @@ impl Drop for Accepting {
             Self::Tcp(_) => {}
             Self::Unix(_, path, file) => {
                 // Another process may have put its own file there since then.
-                if file.is_some() && SocketFile::at(path).ok() == *file {
+                let path = &*path;
+                let is_ours =
+                    |file: &Metadata| symlink_metadata(path).is_ok_and(|there| is_same(&there, file));
+                if file.as_ref().is_some_and(is_ours) {
                     let _ = std::fs::remove_file(path);
                 }
             }
@@ -563,6 +553,7 @@ fn inproc() -> MutexGuard<'static, Registry> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
     use std::sync::Barrier;
 
     use socket2::{Domain, SockAddr, Socket, Type};
@@ -587,7 +578,7 @@ mod tests {
             waiting.push(peer);
         }
         let endpoint = Endpoint::Ipc(path.clone());
-        let inode = || std::fs::symlink_metadata(&path).unwrap().ino();
+        let inode = || symlink_metadata(&path).unwrap().ino();
         let before = inode();
         let error = Listener::bind(&endpoint, TcpOptions::default()).await.unwrap_err();
         assert!(error.to_string().contains("it is in use"), "{error}");
