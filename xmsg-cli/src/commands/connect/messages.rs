@@ -167,22 +167,21 @@ async fn print(target: &AdminTarget, at: &str) -> anyhow::Result<Exit> {
 
 async fn show(target: &AdminTarget, at: &str) -> anyhow::Result<Exit> {
     let (mut rows, mut bytes, mut pages) = (Vec::new(), 0, Pages::new(target, at));
-    let mut is_full = false;
-    while let Some(page) = pages.next().await? {
-        for letter in &page {
-            let sequence = sequence_of(letter).map(|sequence| sequence.to_string()).unwrap_or_default();
-            let row = [sequence, letter["reason"].as_str().unwrap_or("-").to_owned(), death_history(letter)];
-            bytes += row.iter().map(String::len).sum::<usize>();
-            is_full = rows.len() == TABLE_ROWS_MAX || bytes > TABLE_BYTES_MAX;
-            if is_full {
-                break;
+    let is_full = 'pages: {
+        while let Some(page) = pages.next().await? {
+            for letter in &page {
+                let sequence = sequence_of(letter).map(|sequence| sequence.to_string()).unwrap_or_default();
+                let reason = letter["reason"].as_str().unwrap_or("-").to_owned();
+                let row = [sequence, reason, death_history(letter)];
+                bytes += row.iter().map(String::len).sum::<usize>();
+                if rows.len() == TABLE_ROWS_MAX || bytes > TABLE_BYTES_MAX {
+                    break 'pages true;
+                }
+                rows.push(row);
             }
-            rows.push(row);
         }
-        if is_full {
-            break;
-        }
-    }
+        false
+    };
     let shown = rows.len();
     let exit = table::write(["SEQUENCE", "REASON", "X-DEATH"], rows, "dead letter")?;
     if is_full {

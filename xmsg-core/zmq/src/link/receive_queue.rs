@@ -73,17 +73,19 @@ impl Batch {
 
     /// The number of its messages.
     fn messages(&self) -> u64 {
-        let (mut messages, mut end) = (0, 0);
-        while let Some(next) = walk_message(&self.wire, end, |_| {}) {
-            (messages, end) = (messages + 1, next);
-        }
-        messages
+        ends(&self.wire).count() as u64
     }
 
     /// The bytes that are freed once all of it was taken.
     fn freed(&self) -> usize {
         if self.wire.is_empty() { self.charge } else { 0 }
     }
+}
+
+/// Returns where each message of an encoded batch ends.
+fn ends(wire: &[u8]) -> impl Iterator<Item = usize> {
+    let after = |end: &usize| walk_message(wire, *end, |_| {});
+    std::iter::successors(after(&0), after)
 }
 
 /// What is queued for one peer.
@@ -405,7 +407,7 @@ impl PeerQueue<'_> {
     /// memory. The messages before it are counted as replaced.
     fn last_of(&self, wire: &Bytes) -> Bytes {
         let (mut last, mut end, mut passed) = (0, 0, 0);
-        while let Some(next) = walk_message(wire, end, |_| {}) {
+        for next in ends(wire) {
             passed += u64::from(end > 0);
             (last, end) = (end, next);
         }
