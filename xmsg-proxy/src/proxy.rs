@@ -1,6 +1,6 @@
 //! A whole proxy: three ports, the switch, and the controller.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -450,17 +450,23 @@ async fn bind(address: &str, config: &Config, router: &Router) -> Result<(ProxyA
     let mut failure = None;
     for attempt in 0..PORT_ATTEMPTS {
         let port = if attempt < QUIET_ATTEMPTS { quiet_port() } else { 0 };
-        let attempt = async {
-            let first = Listener::bind(&Endpoint::tcp(host, port), config.accepted_tcp()).await?;
-            let Endpoint::Tcp { port, .. } = *first.endpoint() else {
-                return Err(Error::new(ErrorKind::InvalidAddress, "no TCP port"));
-            };
+        let first = match Listener::bind(&Endpoint::tcp(host, port), config.accepted_tcp()).await {
+            Ok(first) => first,
+            Err(error) if is_in_use(&error) => {
+                failure = Some(error);
+                continue;
+            }
+            // No other port helps: the host is unknown, or is none of this machine.
+            Err(error) => return Err(error),
+        };
+        let Endpoint::Tcp { port, .. } = *first.endpoint() else { continue };
+        let others = async {
             let chosen = ProxyAddress::new(host, port)?;
             let second = bind_others(&chosen, config, router).await?;
-            Ok((chosen, first, second))
+            Ok((chosen, second))
         };
-        match attempt.await {
-            Ok(bound) => return Ok(bound),
+        match others.await {
+            Ok((chosen, second)) => return Ok((chosen, first, second)),
             Err(error) => failure = Some(error),
         }
     }
@@ -475,11 +481,15 @@ async fn bind_others(wanted: &ProxyAddress, config: &Config, router: &Router) ->
     Ok(second)
 }
 
+/// Returns whether a port could not be bound because another socket has it.
+fn is_in_use(error: &Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    source.is_some_and(|source| source.kind() == io::ErrorKind::AddrInUse)
+}
+
 /// Returns a random one of the quiet ports.
 fn quiet_port() -> u16 {
-    let random = RandomState::new().build_hasher().finish();
-    let count = u64::from(QUIET_PORTS.end - QUIET_PORTS.start);
-    QUIET_PORTS.start + u16::try_from(random % count).unwrap_or_default()
+    fastrand::u16(QUIET_PORTS)
 }
 
 #[cfg(test)]
