@@ -3,7 +3,7 @@
 //! | file | answers |
 //! |---|---|
 //! | `args/mod.rs` | Which commands are there, and which options do several of them share? |
-//! | `args/command.rs` | How does the command line look to `clap`, and which options have all commands that connect? |
+//! | `args/command.rs` | How is the command line declared, and what do all commands that connect have? |
 //! | `args/values.rs` | How are the values of options read? |
 //! | `args/help.rs` | What do the pages of help say, and in which groups are the commands? |
 //! | `commands/` | What does each command do? |

@@ -63,12 +63,12 @@
 // | `options.rs` | What can be chosen for a connection: by the program, by the environment, by default? |
 // | `security.rs` | Which keys and passwords does the environment name? |
 // | `address.rs` | Where is a proxy, or a registrar? |
-// | `subscription.rs` | How are messages received one by one or in batches, and how is a subscription drained? |
+// | `subscription.rs` | How are messages received, and how is a subscription drained? |
 // | `durable/mod.rs` | How does a durable subscription get what was published while it was away? |
 // | `durable/protocol.rs` | What do a durable subscription and its server say to each other? |
 // | `request.rs` | Which requests wait for their answers? |
 // | `topic.rs` | What is a topic, and which prefixes does it have? |
-// | `message.rs` | What is in a message, and how is it answered? (`batch.rs` finds its frames in what was received.) |
+// | `message.rs` | What is in a message, and how is it answered? Its frames are found in `batch.rs`. |
 // | `batch.rs` | Where are the frames of each message in what was received together? |
 // | `meta.rs` | What is in the metadata, and what are its bytes? |
 // | `meta/headers.rs` | How are headers kept in the metadata? |

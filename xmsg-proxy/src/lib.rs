@@ -51,7 +51,7 @@
 // | `settings/` | What may stand in a settings file? |
 // | `admin/` | What is answered over HTTP? |
 // | `log.rs` | How does the log get out without anybody waiting for its reader? |
-// | `default_memory_limit.rs` | How much memory, and how many threads, may a process have if nobody says so? (The limit is kept by `memory_budget.rs` of `xmsg-zmq`.) |
+// | `default_memory_limit.rs` | How much memory and how many threads may a process have by default? |
 // | `descriptors.rs` | How many descriptors may a process have open? |
 // | `duration.rs` | How are durations in settings read? |
 // | `fuzzing.rs` | Is this message a control request, as fuzz targets ask? |

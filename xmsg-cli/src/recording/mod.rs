@@ -6,7 +6,7 @@
 //!
 //! | file | answers |
 //! |---|---|
-//! | `block.rs` | What are the bytes of header, blocks and trailer? These are pure functions that validate every length. |
+//! | `block.rs` | What are the bytes of header, blocks and trailer, and are their lengths good? |
 //! | `compression.rs` | How are blocks compressed? No other file uses `zstd`. |
 //! | `index.rs` | What does the index say that is at the end of a file? |
 //! | `writer.rs` | How is a recording written to any `Write`? |

@@ -229,7 +229,7 @@ impl Session<'_> {
             let mut origin = None;
             if let Some(federation) = &self.plan.federation {
                 let decision = match federation.decide(&delivery) {
-                    // The same message came twice in this batch.
+                    // This batch has the message already.
                     Decision::Import(from, Some(id)) if !federated_ids.insert((from.clone(), id)) => {
                         Decision::Duplicate
                     }

@@ -70,7 +70,7 @@
 // | `pair.rs` | What can a PAIR socket do? |
 // | `dealer.rs` | What can a DEALER socket do? |
 // | `router.rs` | What can a ROUTER socket do, and which peer has which identity? |
-// | `request.rs` | What can a REQ socket do, and which peer gets a request? (A second request waits for the first.) |
+// | `request.rs` | What can a REQ socket do, which peer gets a request, and what waits for it? |
 // | `request/exchange.rs` | How does one request get its reply over one connection? |
 // | `reply.rs` | What can a REP socket do, and over which connection does a reply go? |
 // | `radio.rs` | What can a RADIO socket do? |

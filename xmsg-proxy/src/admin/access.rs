@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | with the operator's token, or a session made with it | yes | yes |
 //! | with the viewer's token, or a session made with it | yes, at messages only if the settings say so | no |
-//! | with neither, where the server listens on the loopback and no token was named | yes, at messages only that everybody can subscribe to | no |
+//! | with neither, on the loopback, if no token was named | yes, at messages that all may subscribe to | no |
 //! | with neither, elsewhere | no | no |
 //!
 //! A session is a cookie that no script can read and that no other site can have sent. Whoever changes

@@ -16,7 +16,7 @@
 // | file | answers |
 // |---|---|
 // | `serving.rs` | What happens to one connection from its acceptance to its end? |
-// | `ingress.rs` | How do messages get from a publisher into queues? When does it wait, and for how long under `block`? |
+// | `ingress.rs` | How do messages get from a publisher into queues, and how long does it wait? |
 // | `ingress/cache.rs` | Which subscribers get this topic, as far as an ingress remembers it? |
 // | `delivery.rs` | What is queued for one subscriber, and what happens at its high-water mark? |
 // | `subscriber.rs` | What is counted and logged of a subscriber? |
@@ -25,7 +25,7 @@
 // | `log_throttles.rs` | How often is a line logged that many peers can cause? |
 // | `slow_period.rs` | Since when has a subscriber been too slow? |
 // | `stall_clock.rs` | For how long have publishers waited for a subscriber that takes next to nothing? |
-// | `publisher.rs` | Which subscriptions is a publisher sent, and when is it cut off because it does not read them? |
+// | `publisher.rs` | Which subscriptions is a publisher sent, and is it cut off for not reading? |
 // | `connected_peers.rs` | Who is connected, and what did those count that have left? |
 // | `peer_stats.rs` | Which statistics has one connection? |
 // | `authorization.rs` | Who is a peer, and what may it do? |

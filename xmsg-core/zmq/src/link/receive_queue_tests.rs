@@ -173,7 +173,7 @@ async fn slabs_count_as_long_as_a_slice_of_them_waits() {
         assert!(futures::poll!(std::pin::pin!(line.push(&nobody, short(), slab(9)))).is_ready());
     }
     assert_eq!(counted(&receive_queue), SLAB);
-    // The same serial number identifies another slab on another connection.
+    // Each connection counts its slabs: one number identifies another slab on another connection.
     again.push(&nobody, short(), slab(9)).await;
     assert_eq!(counted(&receive_queue), 2 * SLAB);
     for _ in 0..15 {
