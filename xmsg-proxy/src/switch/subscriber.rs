@@ -61,6 +61,8 @@ pub(super) struct ConnectedSubscriber {
     pub(super) table_work: AtomicUsize,
     /// The number of publishers that are notified of its changes for which it was not slowed down yet.
     pub(super) notified: AtomicUsize,
+    /// The bytes of these notifications for all publishers together.
+    pub(super) notified_bytes: AtomicUsize,
     /// The last round of notifications that it was charged for. All its changes in one round cost as much as
     /// one.
     pub(super) notified_in: AtomicU64,
@@ -107,6 +109,7 @@ impl ConnectedSubscriber {
             subscription_bytes: AtomicUsize::new(0),
             table_work: AtomicUsize::new(0),
             notified: AtomicUsize::new(0),
+            notified_bytes: AtomicUsize::new(0),
             notified_in: AtomicU64::new(0),
             slow_log: PacedLog::default(),
             large_log: PacedLog::default(),

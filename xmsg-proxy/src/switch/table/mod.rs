@@ -16,6 +16,7 @@
 //! | `snapshot.rs` | Which prefixes is a publisher sent that joins? |
 //! | `scope.rs` | Which subscriptions is a publisher notified of? |
 //! | `tokens.rs` | Who subscribed to which token of a link? |
+//! | `tokens/shares.rs` | Who has most tokens, and gives way? |
 //! | `tokens/receivers.rs` | Who is sent changes of tokens, and when? |
 
 mod notifications;
@@ -65,6 +66,9 @@ const TABLE_WORK_PER_SECOND: f64 = 500_000.0;
 /// The number of publishers that are notified in a second of the changes of one subscriber, where they are
 /// many. A subscriber that causes more notifications is read from more slowly.
 const NOTIFICATIONS_PER_SECOND: f64 = 20_000.0;
+/// The bytes of notifications, for all publishers together, that one subscriber may cause at once, and in
+/// each second, whatever others cause.
+const OWN_NOTIFIED: f64 = 1_048_576.0;
 /// The number of places of the table that are listed under one lock.
 const LISTED: usize = 1024;
 
@@ -262,6 +266,8 @@ pub(super) struct SubscriberHandler<'a> {
     unread: TokenBucket,
     /// The limit of publishers that are notified of its changes.
     notifications: TokenBucket,
+    /// The bytes of notifications that it may cause without waiting until others have caused less.
+    own_notified: TokenBucket,
 }
 
 impl<'a> SubscriberHandler<'a> {
@@ -272,7 +278,18 @@ impl<'a> SubscriberHandler<'a> {
     ) -> Self {
         let unread = TokenBucket::new(UNREAD);
         let notifications = TokenBucket::new(NOTIFICATIONS_PER_SECOND);
-        Self { table, subscriber, limits, asked: 0, asked_bytes: 0, unpaced: 0, unread, notifications }
+        let own_notified = TokenBucket::new(OWN_NOTIFIED);
+        Self {
+            table,
+            subscriber,
+            limits,
+            asked: 0,
+            asked_bytes: 0,
+            unpaced: 0,
+            unread,
+            notifications,
+            own_notified,
+        }
     }
 
     /// Slows down a subscriber that makes changes faster than publishers read them, than notifications can be
@@ -287,7 +304,9 @@ impl<'a> SubscriberHandler<'a> {
             return;
         }
         let bytes = std::mem::take(&mut self.unpaced);
-        let is_flood = !self.unread.take_present(bytes as f64, now());
+        let notified = self.subscriber.notified_bytes.swap(0, Ordering::Relaxed);
+        let has_room = self.unread.take_present(bytes as f64, now());
+        let is_flood = !self.own_notified.take_present(notified as f64, now()) || !has_room;
         self.table.pace(self.subscriber, is_flood).await;
         let table_work = self.subscriber.table_work.swap(0, Ordering::Relaxed) as f64 / TABLE_WORK_PER_SECOND;
         if table_work > 0.0 {

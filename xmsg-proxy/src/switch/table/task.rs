@@ -33,6 +33,7 @@ use super::{Change, Pacing, Routes, Table};
 use crate::config::PublishersSend;
 use crate::switch::publisher::ConnectedPublisher;
 use crate::switch::subscriber::ConnectedSubscriber;
+use crate::switch::token_bucket::TokenBucket;
 
 /// The number of changes that are applied under one lock.
 const BATCH: usize = 256;
@@ -58,6 +59,12 @@ const MEMORY_STEP: usize = 4 << 10;
 /// The steps in bytes if the subscriptions are many.
 const MEMORY_STEP_LARGE: usize = 64 << 10;
 
+/// The bytes of notifications, for all publishers together, that are sent in a second. Once there are more,
+/// subscribers that flood the table with changes wait.
+const NOTIFIED_PER_SECOND: f64 = 67_108_864.0;
+/// The bytes that a change counts for beside its prefix in these.
+const NOTIFIED_CHANGE: usize = 16;
+
 /// Publishers are notified of changes at once if there are no more of them than this.
 const FEW: usize = 64;
 /// The bytes of changes above which the prefixes of subscribers that left are not added to the notifications.
@@ -79,6 +86,8 @@ pub(in crate::switch) struct TableTask {
     next_audience: u32,
     jobs: Jobs,
     notifications: Notifications,
+    /// The limit of the bytes of all notifications.
+    pub(super) notified: TokenBucket,
     pub(super) tokens: Tokens,
     /// The number of publishers up to which they are [few](FEW).
     few: usize,
@@ -228,6 +237,7 @@ impl TableTask {
             next_audience: 0,
             jobs: Jobs::default(),
             notifications: Notifications::default(),
+            notified: TokenBucket::new(NOTIFIED_PER_SECOND),
             tokens: Tokens::new(),
             few: FEW,
             prefixes: memory.claim_shared(),
@@ -359,11 +369,13 @@ impl TableTask {
     /// of subscribers that left. Returns `false` if there is no more to do before this `pause` is over.
     fn release_waiting(&mut self, pause: &mut Duration) -> bool {
         let are_behind = self.backlog.is_there();
+        let is_too_much_in = self.notified.take(0.0, now());
+        let is_too_much = !is_too_much_in.is_zero();
         let (own, notifications) = (&self.own, &self.notifications);
         let has_much_to_tell = notifications.bytes() > NOTIFICATIONS_ENOUGH;
         let is_done = |pacing: &mut Pacing| {
             let is_told = !has_much_to_tell || notifications.is_told(pacing.round);
-            !(pacing.is_flood && (are_behind || !is_told))
+            !(pacing.is_flood && (are_behind || is_too_much || !is_told))
                 && own.get(&pacing.subscriber.id).is_none_or(|own| !own.has_work())
         };
         for pacing in self.jobs.pacing.extract_if(.., is_done) {
@@ -377,6 +389,10 @@ impl TableTask {
         let mut behind = self.backlog.publishers.values();
         if are_behind && (may_wait || behind.any(|publisher| publisher.is_far_behind())) {
             *pause = self.backlog.pace().min(*pause);
+            return false;
+        }
+        if is_too_much && may_wait {
+            *pause = is_too_much_in.min(*pause);
             return false;
         }
         if self.jobs.leaving.is_empty() || (self.notifications.bytes() > NOTIFICATIONS_ENOUGH && has_room) {
@@ -448,8 +464,8 @@ impl TableTask {
             count_memory(own, subscriber, &self.memory);
         }
         if let Some(id) = first {
+            self.charge(subscriber, prefix.len());
             net_changes.push(SubscriptionChange { subscribe: true, prefix, id });
-            self.charge(subscriber);
         }
         differs
     }
@@ -473,14 +489,16 @@ impl TableTask {
         subscriber.subscription_bytes.fetch_sub(prefix.len(), Ordering::Relaxed);
         count_memory(own, subscriber, &self.memory);
         if is_removed {
-            self.charge(subscriber);
+            self.charge(subscriber, prefix.len());
         }
         true
     }
 
-    /// Charges a subscriber for a round of notifications, once, if there are many publishers.
-    fn charge(&self, subscriber: &ConnectedSubscriber) {
+    /// Charges a subscriber for the notifications of a change and, if there are many publishers, for their
+    /// round, once.
+    fn charge(&self, subscriber: &ConnectedSubscriber, len: usize) {
         let (publishers, round) = (self.publishers.len(), self.notifications.next_round());
+        subscriber.notified_bytes.fetch_add((len + NOTIFIED_CHANGE) * publishers, Ordering::Relaxed);
         if publishers > self.few && subscriber.notified_in.swap(round, Ordering::Relaxed) != round {
             subscriber.notified.fetch_add(publishers, Ordering::Relaxed);
         }

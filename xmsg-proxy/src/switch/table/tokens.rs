@@ -8,6 +8,7 @@
 //! way to those who bring few: nobody's token is kept out by tokens of others that are made up.
 
 mod receivers;
+mod shares;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use xmsg_zmq::link::throttle::Throttle;
 use xmsg_zmq::memory_budget::{Claim, MemoryBudget};
 
 use self::receivers::Receivers;
+use self::shares::Shares;
 use super::task::TableTask;
 use crate::switch::subscriber::ConnectedSubscriber;
 use crate::switch::upstream::Token;
@@ -35,7 +37,7 @@ pub(super) struct Tokens {
     /// By subscriber.
     held: BTreeMap<Token, BTreeSet<u32>>,
     own: BTreeMap<u32, Own>,
-    shares: BTreeMap<Source, Share>,
+    shares: Shares,
     /// Pairs of a token and a subscriber.
     pairs: usize,
     receivers: Receivers,
@@ -59,13 +61,6 @@ struct Own {
     claim: Claim,
 }
 
-/// What the subscribers of one source have together.
-#[derive(Clone, Copy, Debug, Default)]
-struct Share {
-    tokens: usize,
-    subscribers: usize,
-}
-
 impl Own {
     fn new(subscriber: &Arc<ConnectedSubscriber>, source: Source, memory: &MemoryBudget) -> Self {
         let claim = memory.claim(&subscriber.peer, "tokens of links", subscriber.outsized.clone());
@@ -82,7 +77,7 @@ impl Tokens {
         Self {
             held: BTreeMap::new(),
             own: BTreeMap::new(),
-            shares: BTreeMap::new(),
+            shares: Shares::default(),
             pairs: 0,
             receivers: Receivers::default(),
             doubled: BTreeSet::new(),
@@ -104,10 +99,8 @@ impl Tokens {
         self.held.entry(token).or_default().insert(subscriber.id);
         let new = || Own::new(subscriber, source.clone(), memory);
         let own = self.own.entry(subscriber.id).or_insert_with(new);
-        let share = self.shares.entry(source).or_default();
-        share.tokens += 1;
-        share.subscribers += usize::from(own.tokens.is_empty());
         own.tokens.push(token);
+        self.shares.change(&source, subscriber.id, own.tokens.len() - 1, own.tokens.len());
         own.count_memory();
         self.pairs += 1;
         self.note(token);
@@ -118,31 +111,25 @@ impl Tokens {
         let Some(place) = own.tokens.iter().rposition(|one| *one == token) else { return };
         own.tokens.remove(place);
         own.count_memory();
-        let (source, is_last) = (own.source.clone(), own.tokens.is_empty());
-        if is_last {
+        self.shares.change(&own.source, subscriber, own.tokens.len() + 1, own.tokens.len());
+        if own.tokens.is_empty() {
             self.own.remove(&subscriber);
         }
-        self.release(subscriber, &source, [token], is_last);
+        self.release(subscriber, [token]);
     }
 
     /// A subscriber has gone.
     fn remove_all(&mut self, subscriber: u32) {
         if let Some(Own { source, tokens, .. }) = self.own.remove(&subscriber) {
-            self.release(subscriber, &source, tokens, true);
+            self.shares.change(&source, subscriber, tokens.len(), 0);
+            self.release(subscriber, tokens);
         }
     }
 
     /// Takes tokens that a subscriber has no more out of what all have.
-    fn release(
-        &mut self,
-        subscriber: u32,
-        source: &Source,
-        tokens: impl IntoIterator<Item = Token>,
-        is_last: bool,
-    ) {
-        let mut count = 0;
+    fn release(&mut self, subscriber: u32, tokens: impl IntoIterator<Item = Token>) {
         for token in tokens {
-            count += 1;
+            self.pairs -= 1;
             if let Some(subscribers) = self.held.get_mut(&token) {
                 subscribers.remove(&subscriber);
                 if subscribers.is_empty() {
@@ -150,14 +137,6 @@ impl Tokens {
                 }
             }
             self.note(token);
-        }
-        self.pairs -= count;
-        if let Some(share) = self.shares.get_mut(source) {
-            share.tokens -= count;
-            share.subscribers -= usize::from(is_last);
-            if share.tokens == 0 {
-                self.shares.remove(source);
-            }
         }
     }
 
@@ -171,19 +150,12 @@ impl Tokens {
         }
     }
 
-    /// Where all places are taken: the source with most tokens gives way to one that has fewer and, within a
-    /// source, the subscriber with most, each with its newest token. Whoever has most itself gives its own
-    /// newest one up. So the oldest stay; but also one that comes late, behind many that are made up, is told
-    /// on its way to the proxy that knows it. `false`: there is no place.
+    /// Where all places are taken: [who has most](Shares::victim) gives its newest token up, which may be
+    /// this subscriber itself. So the oldest tokens of a link stay; but also one that comes late, behind many
+    /// that are made up, is told on its way to the proxy that knows it. `false`: there is no place.
     fn make_room(&mut self, subscriber: &ConnectedSubscriber, source: &Source) -> bool {
-        let share = self.shares.get(source).copied().unwrap_or_default();
         let own = self.own.get(&subscriber.id).map_or(0, |own| own.tokens.len());
-        let sources = self.shares.len() + usize::from(share.tokens == 0);
-        let subscribers = share.subscribers + usize::from(own == 0);
-        // For one that has its part already, nobody else is looked at.
-        let has_part = share.tokens * sources >= self.pairs && own * subscribers >= share.tokens;
-        let victim = if has_part { None } else { self.victim(source, share.tokens, own) };
-        let victim = victim.unwrap_or(subscriber.id);
+        let victim = self.shares.victim(source, own).unwrap_or(subscriber.id);
         let newest =
             self.own.get(&victim).and_then(|own| Some((own.subscriber.clone(), *own.tokens.last()?)));
         let peer = newest.as_ref().map_or(&subscriber.peer, |(subscriber, _)| &subscriber.peer);
@@ -201,19 +173,6 @@ impl Tokens {
         let Some((_, newest)) = newest else { return false };
         self.remove(victim, newest);
         true
-    }
-
-    /// The subscriber that gives way to one that has `own` tokens, with `share` tokens of its source.
-    fn victim(&self, source: &Source, share: usize, own: usize) -> Option<u32> {
-        let of_source = |own: &Own| self.shares.get(&own.source).map_or(0, |share| share.tokens);
-        let (id, largest) = self.own.iter().max_by_key(|(_, own)| (of_source(own), own.tokens.len()))?;
-        if largest.source != *source && of_source(largest) > share + 1 {
-            return Some(*id);
-        }
-        // No other source has more. Within this one, a subscriber may have more.
-        let there = self.own.iter().filter(|(_, one)| one.source == *source);
-        let (id, largest) = there.max_by_key(|(_, one)| one.tokens.len())?;
-        (largest.tokens.len() > own + 1).then_some(*id)
     }
 
     /// Returns these tokens in the order in which they are sent: the first ones of all subscribers before the
@@ -270,6 +229,7 @@ impl TableTask {
         } else {
             self.tokens.remove(subscriber.id, token);
         }
+        subscriber.notified_bytes.fetch_add(token.topic().len() * self.tokens.receivers(), Ordering::Relaxed);
     }
 
     /// A subscriber has gone.

@@ -5,6 +5,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use xmsg_zmq::link::session::now;
 use xmsg_zmq::memory_budget::MemoryBudget;
 
 use super::super::snapshot::Snapshot;
@@ -108,6 +109,11 @@ impl TableTask {
             .filter(|(_, bytes)| !bytes.is_empty())
             .map(|(number, bytes)| (number, self.memory.counted(bytes)))
             .collect();
+        let all: usize = notifications
+            .iter()
+            .map(|(number, bytes)| bytes.len() * self.audiences.get(number).map_or(0, |one| one.publishers))
+            .sum();
+        self.notified.take(all as f64, now());
         drop(routes);
         // These are waited for once they have been sent all parts.
         let joining =

@@ -139,12 +139,21 @@ impl Receivers {
         self.next_from = None;
     }
 
+    pub(super) fn knows(&self, token: Token) -> bool {
+        self.known.contains(&token)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.known.is_empty() && self.changed.is_empty() && self.round.is_none()
     }
 }
 
 impl Tokens {
+    /// How many are told of a change.
+    pub(in crate::switch::table) fn receivers(&self) -> usize {
+        self.receivers.by_id.len()
+    }
+
     /// Whether somebody is yet to be told something, or something is yet to be looked at.
     pub(in crate::switch::table) fn has_work(&self) -> bool {
         self.are_being_sent() || !self.receivers.changed.is_empty() || !self.suspects.is_empty()
@@ -206,7 +215,9 @@ impl TableTask {
             // One that has come since then knows it already.
             if one.knows < *number {
                 one.knows = *number;
-                one.publisher.send(round.bytes(one.publisher.version, &self.memory));
+                let bytes = round.bytes(one.publisher.version, &self.memory);
+                self.notified.take(bytes.len() as f64, now());
+                one.publisher.send(bytes);
                 one.publisher.count_backlog(&self.memory);
                 self.backlog.note(&one.publisher);
             }

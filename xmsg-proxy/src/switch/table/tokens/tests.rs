@@ -73,7 +73,7 @@ fn a_token_is_told_once_and_taken_back_when_nobody_has_it_any_more() {
     assert_eq!(memory.claimed(), TOKEN, "nothing else is kept for those who come");
     task.forget_tokens(1);
     tell_all(&mut task);
-    assert_eq!((task.tokens.held.len(), task.tokens.own.len(), task.tokens.shares.len()), (0, 0, 0));
+    assert_eq!((task.tokens.held.len(), task.tokens.own.len(), task.tokens.shares.sources()), (0, 0, 0));
     assert_eq!((memory.claimed(), task.tokens.pairs, task.table.subscriptions()), (0, 0, 0));
 }
 
@@ -133,7 +133,7 @@ fn there_are_so_many_tokens_and_whoever_has_most_gives_way() {
     assert_eq!(task.tokens.pairs, TOKENS_MAX);
     (0..200).for_each(|id| task.forget_tokens(id));
     tell_all(&mut task);
-    assert_eq!((task.tokens.pairs, task.tokens.shares.len(), memory.claimed()), (0, 0, 0));
+    assert_eq!((task.tokens.pairs, task.tokens.shares.sources(), memory.claimed()), (0, 0, 0));
     assert!(task.tokens.receivers.is_empty() && task.tokens.doubled.is_empty());
 }
 
@@ -227,6 +227,30 @@ fn a_token_that_comes_late_from_one_with_too_many_is_told_on_its_way() {
     tell_all(&mut task);
     assert_eq!(receiver.send_queue.queued().messages, 2);
     assert!(task.tokens.held.contains_key(&real) && task.tokens.held.contains_key(&made_up(1, 0)));
+    assert_eq!(task.tokens.pairs, TOKENS_MAX);
+}
+
+/// Subscribers with one token each that is made up have all places, and the real one comes last, from the
+/// same source.
+#[test]
+fn a_token_that_comes_late_behind_subscribers_with_one_each_is_told_on_its_way() {
+    let mut task = task(&MemoryBudget::default());
+    for id in 0..2 * TOKENS_MAX as u32 {
+        task.change_token(true, &subscriber(id, &format!("192.0.2.1:{}", 5000 + id)), made_up(id, 0));
+    }
+    tell_all(&mut task);
+    let receiver = Arc::new(ConnectedPublisher::of_test(9_000, "an upstream"));
+    task.tell_tokens(&receiver);
+    let real = Token { proxy: u128::MAX, link: 1, connection: 0 };
+    task.change_token(true, &subscriber(9_001, "192.0.2.1:4000"), real);
+    assert!(task.tokens.held.contains_key(&real));
+    // Some more come before the next round.
+    for id in 10_000..10_000 + TOKENS_MAX as u32 / 2 {
+        task.change_token(true, &subscriber(id, &format!("192.0.2.1:{id}")), made_up(id, 0));
+    }
+    tell_all(&mut task);
+    assert_eq!(receiver.send_queue.queued().messages, 2);
+    assert!(task.tokens.receivers.knows(real));
     assert_eq!(task.tokens.pairs, TOKENS_MAX);
 }
 
