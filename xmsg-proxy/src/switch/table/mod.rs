@@ -69,6 +69,9 @@ const NOTIFICATIONS_PER_SECOND: f64 = 20_000.0;
 /// The bytes of notifications, for all publishers together, that one subscriber may cause at once, and in
 /// each second, whatever others cause.
 const OWN_NOTIFIED: f64 = 1_048_576.0;
+/// The changes of tokens of links that a subscriber may make at once, and in each second. A proxy passes on no
+/// more tokens than this.
+const TOKENS_PER_SECOND: f64 = 1024.0;
 /// The number of places of the table that are listed under one lock.
 const LISTED: usize = 1024;
 
@@ -268,6 +271,8 @@ pub(super) struct SubscriberHandler<'a> {
     notifications: TokenBucket,
     /// The bytes of notifications that it may cause without waiting until others have caused less.
     own_notified: TokenBucket,
+    /// The limit of its changes of tokens of links.
+    tokens: TokenBucket,
 }
 
 impl<'a> SubscriberHandler<'a> {
@@ -276,9 +281,6 @@ impl<'a> SubscriberHandler<'a> {
         subscriber: &'a Arc<ConnectedSubscriber>,
         limits: &'a Limits,
     ) -> Self {
-        let unread = TokenBucket::new(UNREAD);
-        let notifications = TokenBucket::new(NOTIFICATIONS_PER_SECOND);
-        let own_notified = TokenBucket::new(OWN_NOTIFIED);
         Self {
             table,
             subscriber,
@@ -286,9 +288,10 @@ impl<'a> SubscriberHandler<'a> {
             asked: 0,
             asked_bytes: 0,
             unpaced: 0,
-            unread,
-            notifications,
-            own_notified,
+            unread: TokenBucket::new(UNREAD),
+            notifications: TokenBucket::new(NOTIFICATIONS_PER_SECOND),
+            own_notified: TokenBucket::new(OWN_NOTIFIED),
+            tokens: TokenBucket::new(TOKENS_PER_SECOND),
         }
     }
 
@@ -315,7 +318,11 @@ impl<'a> SubscriberHandler<'a> {
     }
 
     /// Handles a subscription to a token, or its end. The token may be one of this proxy.
-    async fn token(&self, subscribe: bool, token: Token) {
+    async fn token(&mut self, subscribe: bool, token: Token) {
+        let wait = self.tokens.take(1.0, now());
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
         if !(subscribe && self.table.own_tokens.is_own(&token)) {
             self.table.change(Change::Token(subscribe, self.subscriber.clone(), token)).await;
         }

@@ -26,8 +26,8 @@ const AT_ONCE: usize = 256;
 /// The time between the beginnings of two rounds: at least so long, and longer where many are told, but much
 /// shorter than a link waits for its own token.
 const REST: Duration = Duration::from_millis(10);
-const REST_MAX: Duration = Duration::from_millis(50);
-const REST_OF_EACH: Duration = Duration::from_micros(20);
+const REST_MAX: Duration = Duration::from_millis(60);
+const REST_OF_EACH: Duration = Duration::from_micros(100);
 /// Rounds that are kept for those who come, behind all that there was before them.
 const KEPT: usize = 64;
 /// Bytes of these rounds, in any case; above it, a quarter of what there was before.
