@@ -119,6 +119,53 @@ async fn a_publisher_that_does_not_read_holds_a_flood_up_for_a_second_and_others
     assert!(publisher.is_stalled());
 }
 
+/// Long prefixes cost what all publishers together are sent for them, however fast these read.
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_changes_pays_for_the_bytes_that_all_publishers_are_sent() {
+    let scene = Scene::new();
+    let mut readers = Vec::new();
+    for id in 1..=40 {
+        readers.push(read_at(scene.publisher(id).await.1, 1e12));
+    }
+    let since = tokio::time::Instant::now();
+    let (flooding, other) = (subscriber(1), subscriber(2));
+    let flood = async {
+        let bytes = toggle(&scene, &flooding, 1_500).await;
+        (bytes * readers.len(), since.elapsed())
+    };
+    let few = async {
+        let mut handler = SubscriberHandler::new(&scene.table, &other, &scene.limits);
+        for number in 0..100 {
+            handler.subscription(true, format!("few:{number}").into()).await.unwrap();
+            scene.table.synchronize().await;
+        }
+        since.elapsed()
+    };
+    let ((bytes, flood), few) = tokio::join!(flood, few);
+    // What the first second brings is there from the beginning.
+    let rate = (bytes as f64 - 67e6) / flood.as_secs_f64();
+    assert!((40e6..80e6).contains(&rate), "{rate} bytes in a second");
+    assert!(few < Duration::from_millis(100), "{few:?}");
+    readers.iter().for_each(JoinHandle::abort);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_proxy_passes_on_all_its_tokens_at_once_and_whoever_makes_more_up_is_slowed_down() {
+    let scene = Scene::new();
+    let subscriber = subscriber(1);
+    let mut handler = SubscriberHandler::new(&scene.table, &subscriber, &scene.limits);
+    let since = tokio::time::Instant::now();
+    let token = |number: u32| Token { proxy: 1, link: number, connection: 0 }.topic();
+    for number in 0..1_024 {
+        handler.subscription(true, token(number)).await.unwrap();
+    }
+    assert!(since.elapsed() < Duration::from_millis(100), "{:?}", since.elapsed());
+    for number in 0..2_048 {
+        handler.subscription(number % 2 == 0, token(5_000 + number / 2)).await.unwrap();
+    }
+    assert!(since.elapsed() > Duration::from_millis(1_800), "{:?}", since.elapsed());
+}
+
 /// It has much to read that it was told when it came, and reads that fast enough to be waited for: that is
 /// nothing to wait for.
 #[tokio::test(start_paused = true)]
