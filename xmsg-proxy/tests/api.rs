@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use xmsg_proxy::Proxy;
-use xmsg_proxy::admin::{Admin, Reach, Sources, Token, Tokens};
+use xmsg_proxy::admin::{Admin, OwnProxy, Sources, Token, Tokens};
 use xmsg_tests::http::{Events, Response, ask, get, get_with};
 use xmsg_tests::raw::{Raw, command};
 use xmsg_tests::{proxy, within};
@@ -35,8 +35,8 @@ impl Site {
     async fn serving(tokens: Tokens, has_way: bool) -> Self {
         let proxy = proxy().start().await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let reach = has_way.then(|| Reach::new(proxy.address().clone()));
-        let sources = Sources { proxy: Some(proxy.monitor()), reach, ..Sources::default() };
+        let own_proxy = has_way.then(|| OwnProxy::new(proxy.address().clone()));
+        let sources = Sources { proxy: Some(proxy.monitor()), own_proxy, ..Sources::default() };
         let admin = Admin::start(listener, "xmsg-proxy", sources, tokens, json!({ "port": 7771 }));
         let admin = admin.unwrap();
         let address = admin.address().to_string();

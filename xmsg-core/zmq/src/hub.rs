@@ -596,7 +596,7 @@ impl Hub {
         } else {
             slot.identity.clone()
         };
-        let mut queue = self.receive_queue.line(&from, &Source::of(name));
+        let mut queue = self.receive_queue.of_peer(&from, &Source::of(name));
         if link.connecting {
             queue.choose();
         }

@@ -79,7 +79,7 @@ pub use access::Tokens;
 #[cfg(feature = "connect")]
 pub use connect::Connect;
 pub use pending::{Pending, PendingChanges};
-pub use tap::Reach;
+pub use tap::OwnProxy;
 pub use token::Token;
 
 use crate::log::LogQueue;
@@ -113,7 +113,7 @@ pub struct Sources {
     /// The changes that a reload of the settings would make.
     pub pending: Option<Pending>,
     /// Where the proxy is reached, so that messages can be published.
-    pub reach: Option<Reach>,
+    pub own_proxy: Option<OwnProxy>,
 }
 
 /// The phase of a daemon.
@@ -255,7 +255,7 @@ impl Admin {
             access: Access::new(tokens, address.port()),
             looks: Looks::default(),
             streams: Streams::default(),
-            client: Client::new(sources.reach),
+            client: Client::new(sources.own_proxy),
             config: RwLock::new(Arc::new(config)),
             started: Instant::now(),
             started_at: SystemTime::now(),

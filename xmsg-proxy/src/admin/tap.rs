@@ -31,12 +31,12 @@ const CLOSE: Duration = Duration::from_millis(200);
 
 /// Where the proxy is reached from its own process, and as whom.
 #[derive(Clone, Debug)]
-pub struct Reach {
+pub struct OwnProxy {
     address: ProxyAddress,
     security: Security,
 }
 
-impl Reach {
+impl OwnProxy {
     /// A proxy without security at this address.
     #[must_use]
     pub fn new(address: ProxyAddress) -> Self {
@@ -53,23 +53,23 @@ impl Reach {
 /// The connection of the HTTP server to its own proxy, made when somebody publishes.
 #[derive(Debug)]
 pub(super) struct Client {
-    reach: Option<Reach>,
+    own_proxy: Option<OwnProxy>,
     connection: OnceLock<Connection>,
 }
 
 impl Client {
-    pub(super) fn new(reach: Option<Reach>) -> Self {
-        Self { reach, connection: OnceLock::new() }
+    pub(super) fn new(own_proxy: Option<OwnProxy>) -> Self {
+        Self { own_proxy, connection: OnceLock::new() }
     }
 
     /// Whether there is a way to the proxy.
     pub(super) fn is_there(&self) -> bool {
-        self.reach.is_some()
+        self.own_proxy.is_some()
     }
 
     /// The connection; `None`: there is no way to the proxy.
     fn connection(&self) -> Option<Result<&Connection>> {
-        let Reach { address, security } = self.reach.as_ref()?;
+        let OwnProxy { address, security } = self.own_proxy.as_ref()?;
         if let Some(connection) = self.connection.get() {
             return Some(Ok(connection));
         }
@@ -103,8 +103,8 @@ impl Client {
     }
 }
 
-/// What a tap tells.
-pub(super) enum Told {
+/// What happens at a tap.
+pub(super) enum TapEvent {
     /// A message, as JSON.
     Message(Bytes),
     /// How many came, once a second and at the end, as JSON.
@@ -132,8 +132,8 @@ impl Tap {
         Self { observation, counts_at: Deadline::after(COUNTS_EVERY) }
     }
 
-    /// The next thing that is told; `None`: the proxy has ended.
-    pub(super) async fn next(&mut self) -> Option<Told> {
+    /// The next event; `None`: the proxy has ended.
+    pub(super) async fn next(&mut self) -> Option<TapEvent> {
         tokio::select! {
             // A topic that never pauses does not keep the counts back.
             biased;
@@ -141,9 +141,9 @@ impl Tap {
                 self.counts_at = Deadline::after(COUNTS_EVERY);
                 let (messages, left_out) = self.observation.counts();
                 let counts = serde_json::to_vec(&Counts { messages, left_out });
-                Some(Told::Counts(counts.unwrap_or_default().into()))
+                Some(TapEvent::Counts(counts.unwrap_or_default().into()))
             }
-            sample = self.observation.next() => sample.map(|sample| Told::Message(json(sample))),
+            sample = self.observation.next() => sample.map(|sample| TapEvent::Message(json(sample))),
         }
     }
 }

@@ -16,7 +16,7 @@ use daemon::{CommonArguments, Daemon, Program, SignalRequest, Signals, print_lin
 use tokio::runtime::{Builder, Runtime};
 #[cfg(feature = "connect")]
 use xmsg_core::ProxyAddress;
-use xmsg_proxy::admin::{Phase, Reach, Sources};
+use xmsg_proxy::admin::{OwnProxy, Phase, Sources};
 use xmsg_proxy::default_memory_limit;
 use xmsg_proxy::registrar::{self, Registrar};
 use xmsg_proxy::security::Mechanism;
@@ -248,8 +248,8 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
         #[cfg(feature = "connect")]
         connect: connecting.as_ref().map(Connecting::source),
         // Under security, the page has no identity of its own that clients would have to be told apart from.
-        reach: match daemon.security().0 {
-            Mechanism::Null => Some(Reach::new(reached_at(&address)?)),
+        own_proxy: match daemon.security().0 {
+            Mechanism::Null => Some(OwnProxy::new(reached_at(&address)?)),
             _ => None,
         },
         ..Sources::default()

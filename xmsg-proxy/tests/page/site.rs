@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use xmsg_connect::{Registry, RegistryOptions};
 use xmsg_core::{Connection, Message};
-use xmsg_proxy::admin::{Admin, Connect, Pending, PendingChanges, Reach, Sources, Token, Tokens};
+use xmsg_proxy::admin::{Admin, Connect, OwnProxy, Pending, PendingChanges, Sources, Token, Tokens};
 use xmsg_proxy::log::LogQueue;
 use xmsg_proxy::registrar::Registrar;
 use xmsg_proxy::settings::SettingsError;
@@ -113,7 +113,7 @@ impl Site {
             registrar: self.registrar.as_ref().map(Registrar::monitor),
             connect: Some(Connect::new(self.registry.clone(), Handle::current())),
             log: Some(self.log.clone()),
-            reach: Some(Reach::new(self.proxy.address().clone())),
+            own_proxy: Some(OwnProxy::new(self.proxy.address().clone())),
             ..Sources::default()
         };
         let token = Token::new(TOKEN).expect("it is long enough");

@@ -48,21 +48,21 @@ struct Batch {
     memory: usize,
     /// The slab in which `wire` lies, and which may hold other batches, too. `None` if it has memory of its
     /// own.
-    slab: Option<SlabOfLine>,
+    slab: Option<SlabId>,
     /// The bytes that it counts for. Of batches that follow one another in one slab, the last one counts for
     /// all of it.
     charge: usize,
 }
 
-/// Identifies a slab by the ID of the line and the serial number of the slab within its connection.
+/// Identifies a slab by the ID of the connection and the serial number of the slab within it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct SlabOfLine {
-    line: u64,
+struct SlabId {
+    connection: u64,
     serial: u64,
 }
 
 /// The memory of a batch besides its bytes. It counts because there may be many short batches.
-const HELD: usize = size_of::<Batch>();
+const BATCH_OVERHEAD: usize = size_of::<Batch>();
 
 impl Batch {
     /// Whole messages in memory of their own.
@@ -90,13 +90,13 @@ fn ends(wire: &[u8]) -> impl Iterator<Item = usize> {
 
 /// What is queued for one peer.
 #[derive(Debug)]
-struct Waiting {
+struct PeerBatches {
     peer: Bytes,
     /// The number of its address in `groups`.
     group: usize,
     batches: VecDeque<Batch>,
     /// The number of its connections.
-    lines: usize,
+    connections: usize,
 }
 
 /// The peers with one address.
@@ -113,7 +113,7 @@ struct Group {
 struct State {
     /// Batches that were put back, which go before everything else.
     first: VecDeque<Batch>,
-    waiting: Numbered<Bytes, Waiting>,
+    waiting: Numbered<Bytes, PeerBatches>,
     groups: Numbered<Source, Group>,
     /// Addresses for which something is queued, in round-robin order.
     turns: VecDeque<usize>,
@@ -122,8 +122,8 @@ struct State {
     bytes: usize,
     /// Claims `bytes` in the memory budget.
     claim: Option<Claim>,
-    /// The number of lines that were created.
-    lines: u64,
+    /// The number of connections that there were.
+    connections: u64,
     /// The bytes of the batch that the receiver took last.
     handed: usize,
     /// The wakers of receivers that wait for a message.
@@ -152,7 +152,7 @@ impl State {
             && let Some(waiting) = self.waiting.get_mut(number)
         {
             // The peer has reconnected, perhaps from another address. What it sent before comes first.
-            waiting.lines += 1;
+            waiting.connections += 1;
             return number;
         }
         let group = match self.groups.numbers.get(source) {
@@ -164,13 +164,13 @@ impl State {
         if let Some(group) = self.groups.get_mut(group) {
             group.peers += 1;
         }
-        let waiting = Waiting { peer: peer.clone(), group, batches: VecDeque::new(), lines: 1 };
+        let waiting = PeerBatches { peer: peer.clone(), group, batches: VecDeque::new(), connections: 1 };
         self.waiting.add(peer.clone(), waiting)
     }
 
     fn leave(&mut self, number: usize) {
         if let Some(waiting) = self.waiting.get_mut(number) {
-            waiting.lines -= 1;
+            waiting.connections -= 1;
         }
         self.forget(number);
     }
@@ -178,7 +178,7 @@ impl State {
     /// Removes a peer that has gone, once nothing is queued for it.
     fn forget(&mut self, number: usize) {
         let Some(waiting) = self.waiting.get_mut(number) else { return };
-        if waiting.lines > 0 || !waiting.batches.is_empty() {
+        if waiting.connections > 0 || !waiting.batches.is_empty() {
             return;
         }
         let (peer, group) = (waiting.peer.clone(), waiting.group);
@@ -294,7 +294,7 @@ impl State {
 pub(crate) struct PeerQueue<'a> {
     receive_queue: &'a ReceiveQueue,
     number: usize,
-    /// Differs from that of every other line.
+    /// Differs from that of every other connection.
     id: u64,
     /// Whether we connect to the peer. It is then our own choice, and nothing of it is lost here.
     is_chosen: bool,
@@ -309,22 +309,22 @@ impl Drop for PeerQueue<'_> {
 }
 
 /// A batch that waits for room. If it is dropped, the batch is queued nevertheless, unless memory is scarce.
-struct Held<'a> {
-    line: &'a PeerQueue<'a>,
+struct WaitingBatch<'a> {
+    peer_queue: &'a PeerQueue<'a>,
     batch: Option<Batch>,
 }
 
-impl Drop for Held<'_> {
+impl Drop for WaitingBatch<'_> {
     fn drop(&mut self) {
         let Some(batch) = self.batch.take() else { return };
-        let PeerQueue { receive_queue, number, .. } = *self.line;
+        let PeerQueue { receive_queue, number, .. } = *self.peer_queue;
         let mut state = receive_queue.state();
         // Nothing of a peer that is ended for its memory may stay. What stays belongs to no connection that
         // could be ended for it, so it must not fill the budget, however many connections come and go. After
         // the socket was closed, nothing more is read.
-        if !self.line.is_chosen && !state.closed && !receive_queue.memory.is_half_free(batch.charge) {
+        if !self.peer_queue.is_chosen && !state.closed && !receive_queue.memory.is_half_free(batch.charge) {
             drop(state);
-            self.line.lost.fetch_add(batch.messages(), Ordering::Relaxed);
+            self.peer_queue.lost.fetch_add(batch.messages(), Ordering::Relaxed);
             return;
         }
         let receivers = state.put(number, Some(batch));
@@ -361,10 +361,10 @@ impl PeerQueue<'_> {
         let (wire, slab) = if receive_queue.conflates { (self.last_of(&wire), None) } else { (wire, slab) };
         let mut batch = Batch::apart(from.clone(), wire);
         if let Some(Slab { serial, size }) = slab {
-            batch.slab = Some(SlabOfLine { line: self.id, serial });
+            batch.slab = Some(SlabId { connection: self.id, serial });
             (batch.memory, batch.charge) = (size, size);
         } else {
-            batch.charge += HELD;
+            batch.charge += BATCH_OVERHEAD;
         }
         if receive_queue.conflates {
             // A message that replaces another one needs no room.
@@ -374,7 +374,7 @@ impl PeerQueue<'_> {
                 Err(first) => batch = first,
             }
         }
-        let mut held = Held { line: self, batch: Some(batch) };
+        let mut held = WaitingBatch { peer_queue: self, batch: Some(batch) };
         loop {
             let mut room = std::pin::pin!(receive_queue.room.notified());
             {
@@ -433,7 +433,7 @@ impl PeerQueue<'_> {
             return;
         }
         let mut batch = Batch::apart(from.clone(), wire);
-        batch.charge += HELD;
+        batch.charge += BATCH_OVERHEAD;
         let receivers = state.put(self.number, Some(batch));
         drop(state);
         receivers.into_iter().for_each(Waker::wake);
@@ -466,15 +466,15 @@ impl ReceiveQueue {
         lock(&self.state)
     }
 
-    /// Creates the line in which a connection queues what its peer sends. What a peer sends over several
+    /// Creates the queue for what the peer of one connection sends. What a peer sends over several
     /// connections, one after another, stays in order.
-    pub(crate) fn line(&self, peer: &Bytes, source: &Source) -> PeerQueue<'_> {
+    pub(crate) fn of_peer(&self, peer: &Bytes, source: &Source) -> PeerQueue<'_> {
         let mut state = self.state();
-        state.lines += 1;
+        state.connections += 1;
         PeerQueue {
             receive_queue: self,
             number: state.join(peer, source),
-            id: state.lines,
+            id: state.connections,
             is_chosen: false,
             lost: AtomicU64::new(0),
         }
@@ -496,8 +496,8 @@ impl ReceiveQueue {
     /// Returns all queued batches in their encoding.
     pub(crate) fn waiting(&self) -> Vec<Bytes> {
         let state = self.state();
-        let lines = state.waiting.things.iter().flatten().flat_map(|waiting| &waiting.batches);
-        state.first.iter().chain(lines).map(|batch| batch.wire.clone()).collect()
+        let queued = state.waiting.things.iter().flatten().flat_map(|waiting| &waiting.batches);
+        state.first.iter().chain(queued).map(|batch| batch.wire.clone()).collect()
     }
 
     /// Returns the next message and the identity of its sender, or `None` once the queue is closed and empty.

@@ -13,17 +13,17 @@ fn wire(texts: &[&str]) -> Bytes {
     out.freeze()
 }
 
-fn line<'a>(receive_queue: &'a ReceiveQueue, peer: &'static str, address: &str) -> PeerQueue<'a> {
-    receive_queue.line(&Bytes::from_static(peer.as_bytes()), &Source::of(&format!("192.0.2.{address}:1")))
+fn peer_queue<'a>(receive_queue: &'a ReceiveQueue, peer: &'static str, address: &str) -> PeerQueue<'a> {
+    receive_queue.of_peer(&Bytes::from_static(peer.as_bytes()), &Source::of(&format!("192.0.2.{address}:1")))
 }
 
 #[tokio::test]
 async fn each_address_and_each_peer_of_it_has_its_turn() {
-    let receive_queue = ReceiveQueue::new(20 + HELD);
+    let receive_queue = ReceiveQueue::new(20 + BATCH_OVERHEAD);
     let next = || std::future::poll_fn(|cx| receive_queue.poll_next(cx));
     let [flood, other, neighbour, stranger] =
         [("flood", "1"), ("other", "1"), ("neighbour", "1"), ("stranger", "2")]
-            .map(|(peer, address)| line(&receive_queue, peer, address));
+            .map(|(peer, address)| peer_queue(&receive_queue, peer, address));
     let nobody = Bytes::new();
     flood.push(&nobody, wire(&["f1", "f2", "f3", "f4", "f5"]), None).await;
     let mut more = Box::pin(flood.push(&nobody, wire(&["f6"]), None));
@@ -52,12 +52,12 @@ async fn each_address_and_each_peer_of_it_has_its_turn() {
 
 #[tokio::test]
 async fn what_a_peer_sends_over_one_connection_after_another_stays_in_order() {
-    let receive_queue = ReceiveQueue::new(100 + HELD);
+    let receive_queue = ReceiveQueue::new(100 + BATCH_OVERHEAD);
     let next = || std::future::poll_fn(|cx| receive_queue.poll_next(cx));
     let nobody = Bytes::new();
-    let old = line(&receive_queue, "me", "1");
+    let old = peer_queue(&receive_queue, "me", "1");
     old.push(&nobody, wire(&["1", "2"]), None).await;
-    let new = line(&receive_queue, "me", "2");
+    let new = peer_queue(&receive_queue, "me", "2");
     new.push(&nobody, wire(&["3"]), None).await;
     drop(old);
     for expected in ["1", "2", "3"] {
@@ -67,12 +67,12 @@ async fn what_a_peer_sends_over_one_connection_after_another_stays_in_order() {
 
 #[tokio::test]
 async fn messages_come_in_order_and_a_full_queue_waits() {
-    let receive_queue = ReceiveQueue::new(8 + HELD);
+    let receive_queue = ReceiveQueue::new(8 + BATCH_OVERHEAD);
     let next = || std::future::poll_fn(|cx| receive_queue.poll_next(cx));
     let nobody = Bytes::new();
-    let line = line(&receive_queue, "somebody", "1");
-    line.push(&nobody, wire(&["aa", "bb"]), None).await;
-    let mut second = std::pin::pin!(line.push(&nobody, wire(&["cc"]), None));
+    let queue = peer_queue(&receive_queue, "somebody", "1");
+    queue.push(&nobody, wire(&["aa", "bb"]), None).await;
+    let mut second = std::pin::pin!(queue.push(&nobody, wire(&["cc"]), None));
     assert!(futures::poll!(&mut second).is_pending(), "8 of 8 bytes are taken");
     for expected in ["aa", "bb"] {
         assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
@@ -85,19 +85,19 @@ async fn messages_come_in_order_and_a_full_queue_waits() {
 
 #[tokio::test]
 async fn what_was_read_is_in_the_queue_when_its_reader_is_ended() {
-    let receive_queue = ReceiveQueue::new(4 + HELD);
+    let receive_queue = ReceiveQueue::new(4 + BATCH_OVERHEAD);
     let next = || std::future::poll_fn(|cx| receive_queue.poll_next(cx));
     let nobody = Bytes::new();
-    let line = line(&receive_queue, "somebody", "1");
-    line.push(&nobody, wire(&["aa"]), None).await;
+    let queue = peer_queue(&receive_queue, "somebody", "1");
+    queue.push(&nobody, wire(&["aa"]), None).await;
     {
-        let mut push = std::pin::pin!(line.push(&nobody, wire(&["bb"]), None));
+        let mut push = std::pin::pin!(queue.push(&nobody, wire(&["bb"]), None));
         assert!(futures::poll!(&mut push).is_pending());
         receive_queue.close();
     }
     assert_eq!(receive_queue.waiting(), [wire(&["aa"]), wire(&["bb"])]);
     // What arrives after the end is dropped.
-    line.push(&nobody, wire(&["cc"]), None).await;
+    queue.push(&nobody, wire(&["cc"]), None).await;
     for expected in ["aa", "bb"] {
         assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
     }
@@ -106,12 +106,12 @@ async fn what_was_read_is_in_the_queue_when_its_reader_is_ended() {
 
 #[tokio::test]
 async fn a_batch_counts_until_the_next_one_is_asked_for() {
-    let receive_queue = ReceiveQueue::new(8 + HELD);
+    let receive_queue = ReceiveQueue::new(8 + BATCH_OVERHEAD);
     let next = || std::future::poll_fn(|cx| receive_queue.poll_batch(cx));
     let nobody = Bytes::new();
-    let line = line(&receive_queue, "somebody", "1");
-    line.push(&nobody, wire(&["aa", "bb"]), None).await;
-    let mut second = std::pin::pin!(line.push(&nobody, wire(&["cc"]), None));
+    let queue = peer_queue(&receive_queue, "somebody", "1");
+    queue.push(&nobody, wire(&["aa", "bb"]), None).await;
+    let mut second = std::pin::pin!(queue.push(&nobody, wire(&["cc"]), None));
     assert!(futures::poll!(&mut second).is_pending(), "8 of 8 bytes are taken");
     assert_eq!(next().await, Some((wire(&["aa", "bb"]), 8)));
     assert!(futures::poll!(&mut second).is_pending(), "they are being taken apart");
@@ -132,7 +132,7 @@ fn kept_alive(receive_queue: &ReceiveQueue) -> usize {
     let mut slabs = HashMap::new();
     let lines = state.waiting.things.iter().flatten().flat_map(|waiting| &waiting.batches);
     let of = |batch: &Batch| match batch.slab {
-        Some(slab) => slabs.insert((slab.line, slab.serial), batch.memory).map_or(batch.memory, |_| 0),
+        Some(slab) => slabs.insert((slab.connection, slab.serial), batch.memory).map_or(batch.memory, |_| 0),
         None => batch.memory,
     };
     state.first.iter().chain(lines).map(of).sum()
@@ -144,7 +144,7 @@ async fn slabs_count_as_long_as_a_slice_of_them_waits() {
     let receive_queue = ReceiveQueue::new(8 * SLAB);
     let next = || std::future::poll_fn(|cx| receive_queue.poll_next(cx));
     let nobody = Bytes::new();
-    let [line, again] = [(); 2].map(|()| line(&receive_queue, "somebody", "1"));
+    let [queue, again] = [(); 2].map(|()| peer_queue(&receive_queue, "somebody", "1"));
     let short = || {
         let mut out = bytes::BytesMut::new();
         encode_message(&mut out, &[vec![7; SLAB / 16]]);
@@ -153,9 +153,9 @@ async fn slabs_count_as_long_as_a_slice_of_them_waits() {
     let slab = |serial| Some(Slab { serial, size: SLAB });
     // There is one short message in each slab.
     for serial in 0..8 {
-        assert!(futures::poll!(std::pin::pin!(line.push(&nobody, short(), slab(serial)))).is_ready());
+        assert!(futures::poll!(std::pin::pin!(queue.push(&nobody, short(), slab(serial)))).is_ready());
     }
-    let mut waits = Box::pin(line.push(&nobody, short(), slab(8)));
+    let mut waits = Box::pin(queue.push(&nobody, short(), slab(8)));
     assert!(futures::poll!(&mut waits).is_pending(), "eight slabs are kept alive, and that is the mark");
     drop(waits);
     assert_eq!(
@@ -170,7 +170,7 @@ async fn slabs_count_as_long_as_a_slice_of_them_waits() {
 
     // Many messages in one slab count once.
     for _ in 0..16 {
-        assert!(futures::poll!(std::pin::pin!(line.push(&nobody, short(), slab(9)))).is_ready());
+        assert!(futures::poll!(std::pin::pin!(queue.push(&nobody, short(), slab(9)))).is_ready());
     }
     assert_eq!(counted(&receive_queue), SLAB);
     // Each connection counts its slabs: one number identifies another slab on another connection.
@@ -204,14 +204,14 @@ async fn what_is_kept_alive_is_never_more_than_the_mark_and_the_last_read() {
     let receive_queue = ReceiveQueue::new(MARK);
     let next = || std::future::poll_fn(|cx| receive_queue.poll_batch(cx));
     let nobody = Bytes::new();
-    let peers = ["1", "2", "3"].map(|address| line(&receive_queue, "somebody", address));
+    let peers = ["1", "2", "3"].map(|address| peer_queue(&receive_queue, "somebody", address));
     let mut buffers = [(); 3].map(|()| ReceiveBuffer::default());
     let (mut most, mut full) = (0, 0);
     for _ in 0..20_000 {
         // A task that never runs out of messages has to yield.
         tokio::task::yield_now().await;
         let peer = random(3);
-        let (buffer, line) = (&mut buffers[peer], &peers[peer]);
+        let (buffer, queue) = (&mut buffers[peer], &peers[peer]);
         let mut bytes = bytes::BytesMut::new();
         encode_message(&mut bytes, &[vec![7; random(9_000)]]);
         let mut stream = &bytes[..];
@@ -221,7 +221,7 @@ async fn what_is_kept_alive_is_never_more_than_the_mark_and_the_last_read() {
         let slab = buffer.slab();
         let wire = buffer.input.split().freeze();
         if random(4) > 0 {
-            let push = std::pin::pin!(line.push(&nobody, wire, Some(slab)));
+            let push = std::pin::pin!(queue.push(&nobody, wire, Some(slab)));
             assert!(futures::poll!(push).is_ready(), "there is room");
         }
         let (counts, alive) = (counted(&receive_queue), kept_alive(&receive_queue));
@@ -253,20 +253,20 @@ async fn what_waits_is_claimed_and_lost_with_its_connection_if_memory_is_scarce(
         out.freeze()
     };
     let nobody = Bytes::new();
-    let first = line(&receive_queue, "first", "1");
+    let first = peer_queue(&receive_queue, "first", "1");
     first.push(&nobody, large(MIB), None).await;
     assert_eq!((memory.claimed(), receive_queue.waiting().len()), (MIB, 1));
 
     // Half of the memory is free, so nothing is lost.
-    let second = line(&receive_queue, "second", "2");
+    let second = peer_queue(&receive_queue, "second", "2");
     assert!(futures::poll!(Box::pin(second.push(&nobody, large(2 * MIB), None))).is_pending());
     assert_eq!((memory.claimed(), receive_queue.waiting().len(), second.lost()), (3 * MIB, 2, 0));
     // Now it is not any more.
-    let third = line(&receive_queue, "third", "3");
+    let third = peer_queue(&receive_queue, "third", "3");
     assert!(futures::poll!(Box::pin(third.push(&nobody, large(2 * MIB), None))).is_pending());
     assert_eq!((memory.claimed(), receive_queue.waiting().len(), third.lost()), (3 * MIB, 2, 2));
     // What a peer sends that we connect to is never lost.
-    let mut chosen = line(&receive_queue, "chosen", "4");
+    let mut chosen = peer_queue(&receive_queue, "chosen", "4");
     chosen.choose();
     assert!(futures::poll!(Box::pin(chosen.push(&nobody, large(3 * MIB), None))).is_pending());
     assert_eq!((memory.claimed(), receive_queue.waiting().len(), chosen.lost()), (6 * MIB, 3, 0));
@@ -295,7 +295,7 @@ async fn what_is_passed_on_keeps_little_more_alive_than_its_length() {
     let memory = MemoryBudget::default();
     let receive_queue = ReceiveQueue::new(64 << 20).claiming(&memory);
     let nobody = Bytes::new();
-    let line = line(&receive_queue, "somebody", "1");
+    let queue = peer_queue(&receive_queue, "somebody", "1");
     let mut serial = 0;
     // Whether a message of this length still lies in its slab when it is received.
     let mut is_shared = async |len: usize, size: usize| {
@@ -305,7 +305,7 @@ async fn what_is_passed_on_keeps_little_more_alive_than_its_length() {
         let slab = slab.freeze();
         let end = walk_message(&slab, 0, |_| {}).unwrap();
         serial += 1;
-        line.push(&nobody, slab.slice(..end), Some(Slab { serial, size })).await;
+        queue.push(&nobody, slab.slice(..end), Some(Slab { serial, size })).await;
         let (_, message) = std::future::poll_fn(|cx| receive_queue.poll_next(cx)).await.unwrap();
         assert_eq!(message, Multipart::from([vec![1; len / 2], vec![2; len / 2]]));
         message.frames().iter().all(|frame| slab.as_ptr_range().contains(&frame.as_ptr()))

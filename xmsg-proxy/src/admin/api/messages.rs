@@ -17,7 +17,7 @@ use crate::admin::State;
 use crate::admin::access::Caller;
 use crate::admin::compose::Composed;
 use crate::admin::routes::Requester;
-use crate::admin::tap::{Counts, RATE_DEFAULT, RATE_MAX, Tap, Told};
+use crate::admin::tap::{Counts, RATE_DEFAULT, RATE_MAX, Tap, TapEvent};
 use crate::switch::Watcher;
 
 /// Which messages, and how many.
@@ -109,8 +109,8 @@ impl Follow for Follower {
             return None;
         }
         Some(match event_of_tap {
-            Told::Message(json) => event("message", &json),
-            Told::Counts(json) => event("counts", &json),
+            TapEvent::Message(json) => event("message", &json),
+            TapEvent::Counts(json) => event("counts", &json),
         })
     }
 }
