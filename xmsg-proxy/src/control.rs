@@ -203,21 +203,9 @@ impl Controller {
                             _ => break,
                         }
                     }
-                    // Peers that send requests without end must not keep this task from reading the router.
-                    for _ in 0..BATCH {
-                        match self.router.recv().now_or_never() {
-                            Some(Some(_)) => {}
-                            Some(None) => return,
-                            None => break,
-                        }
-                    }
                 }
-                // Messages from peers on their control sockets have no meaning, but must not pile up.
-                message = self.router.recv() => {
-                    if message.is_none() {
-                        return;
-                    }
-                }
+                // The router discards messages of peers, so that this returns when it is closed.
+                _ = self.router.recv() => return,
                 () = std::future::ready(()), if self.ready.is_ready() => {}
             }
         }

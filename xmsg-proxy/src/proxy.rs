@@ -424,7 +424,8 @@ fn router(config: &Config, admission: &Admission, violations: &Violations) -> Ro
             // Answers have a few bytes each, except documents. A document is sent only when no answer waits.
             .send_high_water_mark(HighWaterMark::bytes(64 << 10))
             .send_limits(MessageLimits { size: ANSWER_MAX, ..MessageLimits::default() })
-            .receive_high_water_mark(64 << 10)
+            // Messages of peers mean nothing here: what the control port carries are answers.
+            .discard_received(true)
             .limits(Limits { message_size: 64 << 10, ..config.limits.clone() })
             .tcp(config.accepted_tcp())
             .admission(admission.clone())

@@ -105,6 +105,8 @@ pub(crate) struct Hub {
     /// Limits the log lines about dropped messages.
     drop_log: Throttle,
     refusal_log: Throttle,
+    /// Limits the log lines about messages to a socket that takes none.
+    pub(crate) discard_log: Throttle,
     /// The time until which messages may be held back after a reconnection.
     hold_limit: HoldLimit,
     stop: CancellationToken,
@@ -131,6 +133,7 @@ impl Hub {
             lost: AtomicU64::new(0),
             drop_log: Throttle::default(),
             refusal_log: Throttle::default(),
+            discard_log: Throttle::default(),
             hold_limit: HoldLimit::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),

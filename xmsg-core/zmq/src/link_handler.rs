@@ -1,6 +1,7 @@
 //! Handling of what a peer sends.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
@@ -10,6 +11,10 @@ use crate::link::Link;
 use crate::link::receive_queue::PeerQueue;
 use crate::link::session::{Batch, Ended, Handler};
 use xmsg_zmtp::{DroppedCounts, Span, encode_message};
+
+/// How long a connection is not read from after messages to a socket that takes none. Nobody waits for them, and
+/// without a pause, a peer could take any amount of processor time by sending them.
+const DISCARD_PAUSE: Duration = Duration::from_millis(10);
 
 /// Handles what the session of one link receives.
 pub(crate) struct LinkHandler<'a> {
@@ -46,6 +51,13 @@ impl Handler for LinkHandler<'_> {
         received.bytes.fetch_add(batch.wire.len() as u64, Ordering::Relaxed);
         let role = self.hub.role();
         if !role.receives() {
+            if let Some(unlogged) =
+                self.hub.discard_log.pass("peers that send messages to a socket that takes none")
+            {
+                let (peer, socket) = (self.link.state().name.clone(), role.socket_type());
+                tracing::warn!(%peer, %socket, messages = batch.spans.len(), unlogged, "messages discarded: this socket only sends");
+            }
+            tokio::time::sleep(DISCARD_PAUSE).await;
             return Ok(());
         }
         // A peer that we connect to filters for us. A publisher that connects to us need not: our own

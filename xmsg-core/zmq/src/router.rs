@@ -27,11 +27,18 @@ pub struct RouterSettings {
     pub handover: bool,
     /// See [`SocketOptions::mandatory`].
     pub mandatory: bool,
+    /// See [`SocketOptions::discard_received`].
+    pub discard_received: bool,
 }
 
 impl Default for RouterSettings {
     fn default() -> Self {
-        Self { identity_scope: IdentityScope::default(), handover: true, mandatory: true }
+        Self {
+            identity_scope: IdentityScope::default(),
+            handover: true,
+            mandatory: true,
+            discard_received: false,
+        }
     }
 }
 
@@ -70,6 +77,20 @@ impl SocketOptions<Router> {
     #[must_use]
     pub fn mandatory(self, mandatory: bool) -> Self {
         self.with(|settings| settings.router.mandatory = mandatory)
+    }
+
+    /// Sets whether messages of peers are discarded, for a router that only sends. They are read slowly, so
+    /// that they take little time, and [`Router::recv`] returns none. Default `false`.
+    ///
+    /// ```
+    /// use xmsg_zmq::{Router, SocketOptions};
+    ///
+    /// let options = SocketOptions::<Router>::default().discard_received(true);
+    /// assert!(options.settings().router.discard_received);
+    /// ```
+    #[must_use]
+    pub fn discard_received(self, discard: bool) -> Self {
+        self.with(|settings| settings.router.discard_received = discard)
     }
 }
 
@@ -120,6 +141,10 @@ impl Routing {
 impl Role for Routing {
     fn socket_type(&self) -> SocketType {
         SocketType::Router
+    }
+
+    fn receives(&self) -> bool {
+        !self.settings.discard_received
     }
 
     fn join<'a>(&'a self, link: &Arc<Link>, peer: &Peer) -> Result<PeerSlot<'a>, &'static str> {

@@ -355,3 +355,22 @@ async fn whole_messages_that_nobody_receives_keep_to_the_memory_budget() {
     })
     .await;
 }
+
+/// A router that only sends takes little time for what its peers send, and its peers get what it sends.
+#[tokio::test(start_paused = true)]
+async fn what_is_sent_to_a_router_that_only_sends_is_read_slowly() {
+    let endpoint: Endpoint = "inproc://sends-only".parse().unwrap();
+    let router = Router::new(options().discard_received(true));
+    router.bind(&endpoint).await.unwrap();
+    let dealer = Dealer::new(identified("dealer"));
+    dealer.connect(endpoint);
+    let since = tokio::time::Instant::now();
+    let data = Bytes::from(vec![0; 64 << 10]);
+    for _ in 0..2_000 {
+        dealer.send([data.clone()]).await.unwrap();
+    }
+    assert!(since.elapsed() > Duration::from_millis(100), "{:?}", since.elapsed());
+    router.send(b"dealer", ["answer"]).await.unwrap();
+    assert_eq!(within("an answer", dealer.recv()).await.unwrap().frames()[0], "answer");
+    assert!(router.recv().now_or_never().is_none(), "nothing is received");
+}
