@@ -118,6 +118,12 @@ pub struct Counts {
     /// Messages of a federation that the broker had for us once more, and that were recognized by their
     /// identifiers.
     pub duplicates: u64,
+    /// Messages that waited because they are too large for all peers that have connected to a PUSH or DEALER,
+    /// and messages that were not sent to a subscriber of a PUB because they are too large for it.
+    pub too_large_for_peer: u64,
+    /// Connections of subscribers of a PUB that were ended, since they did not take their messages while
+    /// others waited.
+    pub peers_ended: u64,
     /// Connections that were made.
     pub connections: u64,
 }
@@ -150,6 +156,8 @@ counters!(
     ignored,
     passed_over,
     duplicates,
+    too_large_for_peer,
+    peers_ended,
     connections,
 );
 

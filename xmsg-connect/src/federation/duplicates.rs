@@ -162,11 +162,15 @@ impl IdWindows {
     }
 }
 
-/// Messages that are expected, as a multiset: two that are the same byte for byte come back twice.
+/// Messages that are expected, as a multiset: two that are the same byte for byte come back twice. Each step
+/// is a look-up, since whoever publishes decides how many are expected, and in which order they come back.
 #[derive(Debug, Default)]
 struct ExpectedEchoes {
-    counts: HashMap<u128, u32>,
-    order: VecDeque<(u128, Instant)>,
+    /// The numbers of the messages with this fingerprint, oldest first.
+    numbers: HashMap<u128, VecDeque<u64>>,
+    /// All of them by their numbers, which are those of the order in which they were published.
+    order: BTreeMap<u64, (u128, Instant)>,
+    next: u64,
 }
 
 impl ExpectedEchoes {
@@ -175,42 +179,39 @@ impl ExpectedEchoes {
         if self.order.len() == ECHOES_MAX {
             self.pop();
         }
-        *self.counts.entry(fingerprint).or_default() += 1;
-        self.order.push_back((fingerprint, now));
+        self.numbers.entry(fingerprint).or_default().push_back(self.next);
+        self.order.insert(self.next, (fingerprint, now));
+        self.next += 1;
     }
 
     fn take(&mut self, fingerprint: u128, now: Instant) -> bool {
         self.forget(now);
-        if !self.counts.contains_key(&fingerprint) {
-            return false;
-        }
-        // They come back in about the order in which they went, so that it is near the front.
-        if let Some(place) = self.order.iter().position(|(other, _)| *other == fingerprint) {
-            self.order.remove(place);
-        }
-        self.uncount(fingerprint);
-        true
+        let oldest = self.take_number(fingerprint);
+        oldest.is_some_and(|number| self.order.remove(&number).is_some())
     }
 
     fn forget(&mut self, now: Instant) {
-        while self.order.front().is_some_and(|(_, since)| now.duration_since(*since) >= ECHO_TIMEOUT) {
+        let is_late = |(_, since): &(u128, Instant)| now.duration_since(*since) >= ECHO_TIMEOUT;
+        while self.order.first_key_value().is_some_and(|(_, first)| is_late(first)) {
             self.pop();
         }
     }
 
+    /// Forgets the oldest, which is also the oldest of its fingerprint.
     fn pop(&mut self) {
-        if let Some((fingerprint, _)) = self.order.pop_front() {
-            self.uncount(fingerprint);
+        if let Some((_, (fingerprint, _))) = self.order.pop_first() {
+            self.take_number(fingerprint);
         }
     }
 
-    fn uncount(&mut self, fingerprint: u128) {
-        if let Some(count) = self.counts.get_mut(&fingerprint) {
-            *count -= 1;
-            if *count == 0 {
-                self.counts.remove(&fingerprint);
-            }
+    /// Takes out the oldest number of this fingerprint.
+    fn take_number(&mut self, fingerprint: u128) -> Option<u64> {
+        let numbers = self.numbers.get_mut(&fingerprint)?;
+        let oldest = numbers.pop_front();
+        if numbers.is_empty() {
+            self.numbers.remove(&fingerprint);
         }
+        oldest
     }
 }
 
@@ -343,8 +344,37 @@ mod tests {
         for number in 0..2 * ECHOES_MAX as u128 {
             echoes.push(number, start);
         }
-        assert_eq!((echoes.order.len(), echoes.counts.len()), (ECHOES_MAX, ECHOES_MAX));
+        assert_eq!((echoes.order.len(), echoes.numbers.len()), (ECHOES_MAX, ECHOES_MAX));
         assert!(!echoes.take(0, start) && echoes.take(ECHOES_MAX as u128, start));
+    }
+
+    /// The subscribers of a proxy and its queues decide in which order messages come back.
+    #[test]
+    fn messages_that_come_back_in_another_order_take_no_longer() {
+        let now = Instant::now();
+        let take_all = |numbers: Vec<u128>| {
+            let mut echoes = ExpectedEchoes::default();
+            (0..ECHOES_MAX as u128).for_each(|number| echoes.push(number, now));
+            let begin = Instant::now();
+            assert!(numbers.into_iter().all(|number| echoes.take(number, now)));
+            assert!(echoes.order.is_empty() && echoes.numbers.is_empty());
+            begin.elapsed()
+        };
+        let in_order = take_all((0..ECHOES_MAX as u128).collect());
+        let last_first = take_all((0..ECHOES_MAX as u128).rev().collect());
+        assert!(last_first < 20 * in_order, "{last_first:?} and {in_order:?} in order");
+    }
+
+    #[test]
+    fn the_same_message_is_expected_from_when_it_was_published_last() {
+        let (mut echoes, start) = (ExpectedEchoes::default(), Instant::now());
+        for minute in [0, 1, 2] {
+            echoes.push(1, start + Duration::from_secs(60 * minute));
+        }
+        // The oldest came back, and the next one does not.
+        assert!(echoes.take(1, start + Duration::from_secs(121)));
+        let late = start + Duration::from_secs(61) + ECHO_TIMEOUT;
+        assert!(echoes.take(1, late) && !echoes.take(1, late));
     }
 
     /// With other keys a message has another number, so that it can't be made for a number that is wanted.

@@ -148,7 +148,7 @@ impl<'a> FanOut<'a> {
     }
 
     /// Whether a message with this topic goes to this link.
-    fn goes_to(self, link: &Link, topic: &[u8]) -> bool {
+    pub(crate) fn goes_to(self, link: &Link, topic: &[u8]) -> bool {
         match self.audience {
             Recipients::All => true,
             Recipients::Subscribers => (link.connecting && !self.hub.options.filter) || link.wants(topic),

@@ -111,6 +111,15 @@ macro_rules! balanced_methods {
             self.balancer.try_send(&self.hub, message.into().frames())
         }
 
+        /// Returns whether a message is within the limits of this socket. If such a message is
+        /// [too large](crate::ErrorKind::TooLarge), it is for the peers that are connected, and another one
+        /// may accept it.
+        #[must_use]
+        pub fn allows(&self, message: &$crate::Multipart) -> bool {
+            let frames = message.frames();
+            self.hub.options.send_limits().allow(xmsg_zmtp::encoded_len(frames), frames.len())
+        }
+
         /// Returns the number of messages that were accepted for a peer whose connection ended before they
         /// were sent, and that went to others.
         #[must_use]

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use xmsg_zmtp::encoded_len;
 
 use crate::deadline::Deadline;
 use crate::events::EventChannel;
 use crate::fan_out::{FanOut, Recipients};
 use crate::hub::Owner;
+use crate::link::Link;
 use crate::link::send_queue::{Frame, Redeliver};
 use crate::methods::{endpoint_methods, fan_out_methods, subscriber_methods};
 use crate::options::{FansOut, Sends};
@@ -238,6 +240,51 @@ impl Publisher {
         self.hub.links().iter().map(|link| link.send_queue.broken_at()).sum()
     }
 
+    /// Returns the number of a connection over which such a message would go now: the one that has existed for
+    /// longest. A peer that has connected to us and does not accept the message does not count. Numbers are
+    /// not used again.
+    #[must_use]
+    pub fn oldest_recipient(&self, frames: &[impl Frame]) -> Option<u64> {
+        let links = self.hub.links();
+        links.iter().find(|link| self.would_go_to(link, frames)).map(|link| link.id)
+    }
+
+    /// Returns whether such a message would go over the connection with this
+    /// [number](Self::oldest_recipient) now.
+    #[must_use]
+    pub fn is_recipient(&self, number: u64, frames: &[impl Frame]) -> bool {
+        let links = self.hub.links();
+        find(&links, number).is_some_and(|link| self.would_go_to(link, frames))
+    }
+
+    /// Returns whether the connection with this [number](Self::oldest_recipient) is there still.
+    #[must_use]
+    pub fn has_connection(&self, number: u64) -> bool {
+        find(&self.hub.links(), number).is_some_and(|link| link.is_connected())
+    }
+
+    /// Ends the connections of subscribers that have connected to us and have not taken all that was accepted
+    /// for them, if another subscriber has. What waits for them is dropped. Returns their names.
+    #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
+    pub fn end_laggards(&self) -> Vec<Arc<str>> {
+        let links = self.hub.links();
+        let connected = links.iter().filter(|link| link.is_connected() && !link.stop.is_cancelled());
+        let (lagging, others): (Vec<_>, Vec<_>) =
+            connected.partition(|link| link.send_queue.queued().messages > 0);
+        if !others.into_iter().any(|link| link.is_subscribed()) {
+            return Vec::new();
+        }
+        let ends = lagging.into_iter().filter(|link| !link.connecting);
+        ends.inspect(|link| link.stop.cancel()).map(|link| link.state().name.clone()).collect()
+    }
+
+    fn would_go_to(&self, link: &Link, frames: &[impl Frame]) -> bool {
+        let Some(topic) = frames.first() else { return false };
+        link.is_connected()
+            && self.fan_out().goes_to(link, topic.as_ref())
+            && link.send_queue.limits().allow(encoded_len(frames), frames.len())
+    }
+
     /// Closes the socket at once, in the background. What was accepted is not sent.
     pub fn abort(&self) {
         self.hub.abort();
@@ -259,6 +306,10 @@ impl Publisher {
     fn fan_out(&self) -> FanOut<'_> {
         FanOut { hub: &self.hub, audience: Recipients::Subscribers }
     }
+}
+
+fn find(links: &[Arc<Link>], number: u64) -> Option<&Arc<Link>> {
+    links.binary_search_by_key(&number, |link| link.id).ok().map(|place| &links[place])
 }
 
 fn role(options: &SocketOptions<Publisher>) -> Arc<dyn Role> {

@@ -256,6 +256,12 @@ impl Link {
         let state = self.state();
         state.wants_more || state.wanted.has_prefix_of(topic)
     }
+
+    /// Whether the peer of a publisher has subscribed to anything.
+    pub(crate) fn is_subscribed(&self) -> bool {
+        let state = self.state();
+        state.wants_more || !state.wanted.is_empty()
+    }
 }
 
 #[cfg(test)]

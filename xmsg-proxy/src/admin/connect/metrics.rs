@@ -31,6 +31,7 @@ impl ConnectSnapshot {
                 ("lost_before", counts.lost_before),
                 ("ignored", counts.ignored),
                 ("passed_over", counts.passed_over),
+                ("too_large_for_peer", counts.too_large_for_peer),
             ]
         };
         let help = "Messages of an outgoing connection, by what became of them.";
@@ -39,6 +40,9 @@ impl ConnectSnapshot {
                 .map(|(result, count)| ([name(&one.definition.name), ("result", result.to_owned())], count))
         });
         out.counters("xmsg_outgoing_messages", help, None, values)?;
+        let help = "Connections of subscribers of a PUB that were ended, because others waited for them.";
+        let values = outgoing.iter().map(|one| ([name(&one.definition.name)], one.link.counts.peers_ended));
+        out.counters("xmsg_outgoing_peers_ended", help, None, values)?;
         let of_channel = |counts: Counts| {
             [
                 ("accepted", counts.accepted),
