@@ -1,5 +1,5 @@
-//! Peers that connect to the ZeroMQ socket of an outgoing connection, and do not take what they are sent. They
-//! keep the others from their messages for a bounded time only, and make no message undeliverable.
+//! Peers that connect to the ZeroMQ socket of an outgoing connection, and do not take what they are sent.
+//! They keep the others from their messages for a bounded time only, and make no message undeliverable.
 
 #![allow(clippy::unwrap_used, reason = "a test panics: that is how it fails")]
 
