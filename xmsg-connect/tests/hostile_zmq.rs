@@ -1,5 +1,5 @@
-//! Peers that connect to the ZeroMQ socket of an outgoing connection, and do not take what they are sent. They
-//! keep the others from their messages for a bounded time only, and make no message undeliverable.
+//! Peers that connect to the ZeroMQ socket of an outgoing connection, and do not take what they are sent.
+//! They keep the others from their messages for a bounded time only, and make no message undeliverable.
 
 #![allow(clippy::unwrap_used, reason = "a test panics: that is how it fails")]
 
@@ -12,7 +12,7 @@ use xmsg_connect::LinkState;
 use xmsg_connect::definition::{OutgoingDefinition, SendingSocket, SocketMethod};
 use xmsg_tests::raw::Raw;
 use xmsg_tests::within;
-use xmsg_zmq::{Pull, Router, SocketOptions, Subscriber};
+use xmsg_zmq::{Endpoint, Multipart, Pull, Router, SocketOptions, Subscriber};
 use xmsg_zmtp::Limits;
 
 use common::{LIMIT, Site, message};
@@ -126,6 +126,33 @@ async fn what_the_only_subscriber_has_not_taken_waits_for_another_one() {
     site.registry.close().await.unwrap();
 }
 
+/// A peer of a PUSH or DEALER.
+enum Receiver {
+    Pull(Pull),
+    Router(Router),
+}
+
+impl Receiver {
+    fn connect(to: SendingSocket, endpoint: &Endpoint, options: &SocketOptions) -> Self {
+        if to == SendingSocket::Push {
+            let pull = Pull::new(options.for_socket());
+            pull.connect(endpoint.clone());
+            Self::Pull(pull)
+        } else {
+            let router = Router::new(options.for_socket());
+            router.connect(endpoint.clone());
+            Self::Router(router)
+        }
+    }
+
+    async fn receive(&self) -> Multipart {
+        match self {
+            Self::Pull(pull) => pull.recv().await.unwrap(),
+            Self::Router(router) => router.recv().await.unwrap().1,
+        }
+    }
+}
+
 /// A peer that was not chosen by the operator says that it takes one byte at most.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stranger_with_a_tiny_limit_makes_no_dead_letters() {
@@ -133,14 +160,9 @@ async fn a_stranger_with_a_tiny_limit_makes_no_dead_letters() {
     let tiny = Limits { message_size: 1, ..Limits::default() };
     for (name, socket) in [("push", SendingSocket::Push), ("dealer", SendingSocket::Dealer)] {
         let port = bind(&site, name, socket).await;
-        let endpoint: xmsg_zmq::Endpoint = format!("tcp://127.0.0.1:{port}").parse().unwrap();
-        // They are kept until the end.
-        let (pull, router) = match socket {
-            SendingSocket::Push => (Some(Pull::new(SocketOptions::default().limits(tiny.clone()))), None),
-            _ => (None, Some(Router::new(SocketOptions::default().limits(tiny.clone())))),
-        };
-        pull.iter().for_each(|pull| pull.connect(endpoint.clone()));
-        router.iter().for_each(|router| router.connect(endpoint.clone()));
+        let endpoint: Endpoint = format!("tcp://127.0.0.1:{port}").parse().unwrap();
+        // It is kept until the end.
+        let _stranger = Receiver::connect(socket, &endpoint, &SocketOptions::default().limits(tiny.clone()));
         site.until_state(name, LinkState::Connected).await;
         for number in 0..3 {
             site.registry.send(name, message("work", &number.to_string())).await.unwrap();
@@ -150,18 +172,9 @@ async fn a_stranger_with_a_tiny_limit_makes_no_dead_letters() {
         assert!(why.contains("waits for another peer") && why.contains("limit of 1 bytes"), "{why}");
         assert_eq!((report.link.counts.too_large_for_peer, report.spool.entries), (1, 3));
         // Another one takes them all, and the first one is passed over.
-        let fitting = match socket {
-            SendingSocket::Push => (Some(Pull::new(SocketOptions::default())), None),
-            _ => (None, Some(Router::new(SocketOptions::default()))),
-        };
-        fitting.0.iter().for_each(|pull| pull.connect(endpoint.clone()));
-        fitting.1.iter().for_each(|router| router.connect(endpoint.clone()));
+        let fitting = Receiver::connect(socket, &endpoint, &SocketOptions::default());
         for number in 0..3 {
-            let got = match &fitting {
-                (Some(pull), _) => within("work", pull.recv()).await.unwrap(),
-                (_, Some(router)) => within("work", router.recv()).await.unwrap().1,
-                _ => unreachable!(),
-            };
+            let got = within("work", fitting.receive()).await;
             assert_eq!(got.frames(), message("work", &number.to_string()).into_frames());
         }
         let report = site.until(name, "all", |report| report.spool.entries == 0).await;

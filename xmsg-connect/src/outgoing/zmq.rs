@@ -370,8 +370,8 @@ impl Session<'_> {
         }
     }
 
-    /// Removes messages from the spool because everything that the socket had accepted is written. Returns the
-    /// first one that has to be sent again, if there are any.
+    /// Removes messages from the spool because everything that the socket had accepted is written. Returns
+    /// the first one that has to be sent again, if there are any.
     async fn confirm_written(&mut self) -> Result<Option<u64>> {
         let lost = self.take_lost();
         add(&self.link.status.counters.repeated, lost.len() as u64);

@@ -240,9 +240,9 @@ impl Publisher {
         self.hub.links().iter().map(|link| link.send_queue.broken_at()).sum()
     }
 
-    /// Returns the number of a connection over which such a message would go now: the one that has existed for
-    /// longest. A peer that has connected to us and does not accept the message does not count. Numbers are
-    /// not used again.
+    /// Returns the number of a connection over which such a message would go now: the one that has existed
+    /// for longest. A peer that has connected to us and does not accept the message does not count. Numbers
+    /// are not used again.
     #[must_use]
     pub fn oldest_recipient(&self, frames: &[impl Frame]) -> Option<u64> {
         let links = self.hub.links();
