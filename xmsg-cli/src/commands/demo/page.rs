@@ -40,12 +40,12 @@ impl Page {
 #[cfg(feature = "page")]
 pub(super) fn open(proxy: &Proxy) -> anyhow::Result<Option<Page>> {
     use anyhow::Context;
-    use xmsg_proxy::admin::{Admin, Reach, Sources, Token, Tokens};
+    use xmsg_proxy::admin::{Admin, OwnProxy, Sources, Token, Tokens};
 
     let socket = std::net::TcpListener::bind("127.0.0.1:0").context("no free port for the web page")?;
     let sources = Sources {
         proxy: Some(proxy.monitor()),
-        reach: Some(Reach::new(proxy.address().clone())),
+        own_proxy: Some(OwnProxy::new(proxy.address().clone())),
         ..Sources::default()
     };
     let tokens = Tokens { operator: Some(Token::random()?), open_to_look: true, ..Tokens::default() };
