@@ -449,15 +449,18 @@ async fn a_session_holds_no_more_bytes_than_it_may() {
     };
     // The broker sends more messages than there is room for: nobody knew how long they would be.
     let (mut after, mut acked, mut most, mut received) = (0, 0, 0, 0);
-    while received < COUNT {
+    loop {
         let items = next(after, acked).await;
         if let Some(last) = items.last() {
             received += items.len() as u64;
             after = last.number;
             most = most.max(after - acked);
-        } else {
+        } else if acked < after {
             // All that it may hold has come: it goes on once that is acknowledged.
             acked = after;
+        } else if received >= COUNT && rabbit.queue_len("xmsg.durable.bytes").await == 0 {
+            // On a slow machine, the broker confirms so late that a message is sent to it twice.
+            break;
         }
     }
     // One that is too long, and what the client had read before the session knew of it.

@@ -12,8 +12,8 @@ use crate::link::receive_queue::PeerQueue;
 use crate::link::session::{Batch, Ended, Handler};
 use xmsg_zmtp::{DroppedCounts, Span, encode_message};
 
-/// How long a connection is not read from after messages to a socket that takes none. Nobody waits for them, and
-/// without a pause, a peer could take any amount of processor time by sending them.
+/// How long a connection is not read from after messages to a socket that takes none. Nobody waits for them,
+/// and without a pause, a peer could take any amount of processor time by sending them.
 const DISCARD_PAUSE: Duration = Duration::from_millis(10);
 
 /// Handles what the session of one link receives.
