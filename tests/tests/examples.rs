@@ -98,7 +98,14 @@ async fn traces_go_on_in_headers() {
     assert!(lines.contains(&"left: 16".to_owned()) && lines.contains(&"not answered: true".to_owned()));
     let spans: Vec<Value> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let named = |name: &str| {
-        let found = spans.iter().find(|span| span["name"].as_str().is_some_and(|own| own.starts_with(name)));
+        // The name has the domain only, and an attribute the topic.
+        let (operation, topic) = name.split_once(' ').unwrap_or((name, ""));
+        let domain = topic.split(':').next().unwrap_or_default();
+        let name = format!("{operation} {domain}");
+        let found = spans.iter().find(|span| {
+            let destination = span["attributes"]["messaging.destination.name"].as_str().unwrap_or_default();
+            span["name"] == name.trim_end() && destination.starts_with(topic)
+        });
         found.unwrap_or_else(|| panic!("no {name}: {lines:#?}"))
     };
     // A service and a client, each with the parent in the other one.

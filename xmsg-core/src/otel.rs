@@ -8,13 +8,14 @@
 //!
 //! | call | name of the span | `otel.kind` | `messaging.operation.type` |
 //! |---|---|---|---|
-//! | [`publish`](crate::Connection::publish), `try_publish` | `publish TOPIC` | `producer` | `send` |
-//! | [`next`], the stream of a subscription | `receive TOPIC` | `consumer` | `receive` |
-//! | a handler of [`subscribe_with`], [`process_span`] | `process TOPIC` | `consumer` | `process` |
-//! | [`request`](crate::Actor::request) | `request TOPIC` | `client` | `send` |
+//! | [`publish`](crate::Connection::publish), `try_publish` | `publish DOMAIN` | `producer` | `send` |
+//! | [`next`], the stream of a subscription | `receive DOMAIN` | `consumer` | `receive` |
+//! | a handler of [`subscribe_with`], [`process_span`] | `process DOMAIN` | `consumer` | `process` |
+//! | [`request`](crate::Actor::request) | `request DOMAIN` | `client` | `send` |
 //!
-//! All have `messaging.system` (`xmsg`), `messaging.operation.name`, `messaging.destination.name` (the topic)
-//! and `messaging.message.body.size`; those that send have `server.address` and `server.port`, too. A call
+//! `DOMAIN` is the first part of the topic, of which there are few, and 64 bytes of it at most. All have
+//! `messaging.system` (`xmsg`), `messaging.operation.name`, `messaging.destination.name` (the topic, 256 bytes
+//! of it at most) and `messaging.message.body.size`; those that send have `server.address` and `server.port`, too. A call
 //! that failed has `error.type` (the [`ErrorKind`](crate::ErrorKind)) and `otel.status_code` (`ERROR`).
 //! Batches ([`next_batch`](crate::Subscription::next_batch)) make no spans: make those of the messages that
 //! matter with [`process_span`].
@@ -43,6 +44,18 @@ pub const TRACEPARENT: &str = "traceparent";
 /// The target of all spans.
 const SYSTEM: &str = "xmsg";
 
+/// The longest part of a domain in the name of a span, in bytes. Tools group spans by their names, so that
+/// there must be few of them, and short ones: the topics come from peers.
+const DOMAIN_MAX: usize = 64;
+/// The longest part of a topic in a span, in bytes.
+const TOPIC_MAX: usize = 256;
+
+/// Returns the beginning of a text, at most so many bytes of it.
+fn beginning(text: &str, most: usize) -> &str {
+    let end = text.char_indices().map(|(start, char)| start + char.len_utf8()).take_while(|end| *end <= most);
+    &text[..end.last().unwrap_or_default()]
+}
+
 /// What writes the context of a trace into headers, and reads it from there.
 ///
 /// It is asked for each message that has a span, on the thread that publishes or receives it.
@@ -62,12 +75,12 @@ macro_rules! message_span {
         debug_span!(
             target: "xmsg_core::otel",
             $operation,
-            "otel.name" = %format_args!(concat!($operation, " {}"), topic),
+            "otel.name" = %format_args!(concat!($operation, " {}"), beginning(&topic.domain(), DOMAIN_MAX)),
             "otel.kind" = $kind,
             "messaging.system" = SYSTEM,
             "messaging.operation.name" = $operation,
             "messaging.operation.type" = $type,
-            "messaging.destination.name" = %topic,
+            "messaging.destination.name" = beginning(&String::from_utf8_lossy(topic.as_bytes()), TOPIC_MAX),
             "messaging.message.body.size" = message.data().len() as u64,
             $($field = $value,)*
         )
@@ -190,5 +203,19 @@ fn continue_trace(span: &Span, message: &Message) {
     if let (Some(propagator), Ok(meta)) = (PROPAGATOR.get(), message.meta()) {
         let headers = meta.headers.iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
         propagator.extract(span, &headers.collect());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_spans_are_bounded_and_cut_between_characters() {
+        assert_eq!(beginning("stock", DOMAIN_MAX), "stock");
+        assert_eq!(beginning("stock", 5), "stock");
+        assert_eq!(beginning("stöck", 3), "st");
+        assert_eq!(beginning(&"ä".repeat(1_000), DOMAIN_MAX), "ä".repeat(DOMAIN_MAX / 2));
+        assert_eq!(beginning("ä", 1), "");
     }
 }
