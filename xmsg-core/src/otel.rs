@@ -13,10 +13,13 @@
 //! | a handler of [`subscribe_with`], [`process_span`] | `process DOMAIN` | `consumer` | `process` |
 //! | [`request`](crate::Actor::request) | `request DOMAIN` | `client` | `send` |
 //!
-//! `DOMAIN` is the first part of the topic, of which there are few, and 64 bytes of it at most. All have
-//! `messaging.system` (`xmsg`), `messaging.operation.name`, `messaging.destination.name` (the topic, 256 bytes
-//! of it at most) and `messaging.message.body.size`; those that send have `server.address` and `server.port`, too. A call
-//! that failed has `error.type` (the [`ErrorKind`](crate::ErrorKind)) and `otel.status_code` (`ERROR`).
+//! `DOMAIN` is the first part of the topic, of which there are few, and 64 bytes of it at most.
+//!
+//! All spans have `messaging.system` (`xmsg`), `messaging.operation.name`, `messaging.message.body.size` and
+//! `messaging.destination.name` (the topic, 256 bytes of it at most). Those that send have `server.address`
+//! and `server.port`, too. A call that failed has `error.type` (the [`ErrorKind`](crate::ErrorKind)) and
+//! `otel.status_code` (`ERROR`).
+//!
 //! Batches ([`next_batch`](crate::Subscription::next_batch)) make no spans: make those of the messages that
 //! matter with [`process_span`].
 //!
@@ -75,7 +78,8 @@ macro_rules! message_span {
         debug_span!(
             target: "xmsg_core::otel",
             $operation,
-            "otel.name" = %format_args!(concat!($operation, " {}"), beginning(&topic.domain(), DOMAIN_MAX)),
+            "otel.name" =
+                %format_args!(concat!($operation, " {}"), beginning(&topic.domain(), DOMAIN_MAX)),
             "otel.kind" = $kind,
             "messaging.system" = SYSTEM,
             "messaging.operation.name" = $operation,

@@ -69,8 +69,8 @@ const NOTIFICATIONS_PER_SECOND: f64 = 20_000.0;
 /// The bytes of notifications, for all publishers together, that one subscriber may cause at once, and in
 /// each second, whatever others cause.
 const OWN_NOTIFIED: f64 = 1_048_576.0;
-/// The changes of tokens of links that a subscriber may make at once, and in each second. A proxy passes on no
-/// more tokens than this.
+/// The changes of tokens of links that a subscriber may make at once, and in each second. A proxy passes on
+/// no more tokens than this.
 const TOKENS_PER_SECOND: f64 = 1024.0;
 /// The number of places of the table that are listed under one lock.
 const LISTED: usize = 1024;
