@@ -22,7 +22,7 @@ use self::receivers::Receivers;
 use self::shares::Shares;
 use super::task::TableTask;
 use crate::switch::subscriber::ConnectedSubscriber;
-use crate::switch::upstream::Token;
+use crate::switch::upstream::{TOKEN_LEN, Token};
 
 /// Tokens of all subscribers together: the links of all proxies that are connected through this one. As many
 /// as a link passes on, the next proxy takes from it.
@@ -229,7 +229,7 @@ impl TableTask {
         } else {
             self.tokens.remove(subscriber.id, token);
         }
-        subscriber.notified_bytes.fetch_add(token.topic().len() * self.tokens.receivers(), Ordering::Relaxed);
+        subscriber.notified_bytes.fetch_add(TOKEN_LEN * self.tokens.receivers(), Ordering::Relaxed);
     }
 
     /// A subscriber has gone.

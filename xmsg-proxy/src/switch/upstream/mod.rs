@@ -15,7 +15,7 @@ use xmsg_zmq::lock::lock;
 
 use self::link::Link;
 pub(super) use self::link::{Arrival, is_of_one_hop};
-pub(super) use self::token::{OwnTokens, Token};
+pub(super) use self::token::{LEN as TOKEN_LEN, OwnTokens, Token};
 use super::Switch;
 use crate::upstream::{Upstream, UpstreamStats};
 

@@ -20,7 +20,7 @@ const PREFIX: &[u8] = b"xmsg:loop:";
 /// The numbers of digits of a proxy, of a link and of a connection, with a colon between them.
 const DIGITS: [usize; 3] = [32, 8, 8];
 /// The length in bytes of a token.
-const LEN: usize = PREFIX.len() + 32 + 1 + 8 + 1 + 8;
+pub(in crate::switch) const LEN: usize = PREFIX.len() + 32 + 1 + 8 + 1 + 8;
 
 /// The token of one connection of one link of one proxy: `xmsg:loop:PROXY:LINK:CONNECTION`, in 32, 8 and 8
 /// hexadecimal digits. Whoever sees a token knows the first number of all links of this proxy, but the others
