@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 use tokio::time::Instant;
 use xmsg_core::ProxyAddress;
-use xmsg_core::text::{escaped, json_escaped};
+use xmsg_core::text::{escaped, floor_char_boundary, json_escaped};
 use xmsg_zmq::{DropReason, SocketEvent, SocketEvents};
 
 /// The number of bytes that are collected before they are written.
@@ -80,8 +80,7 @@ impl Output {
         let (mut rest, mut compact) = (json, Compact::default());
         while !rest.is_empty() {
             // A long document is not copied as a whole.
-            let end = (0..=PIECE_LEN.min(rest.len())).rev().find(|end| rest.is_char_boundary(*end));
-            let (piece, next) = rest.split_at(end.unwrap_or(rest.len()));
+            let (piece, next) = rest.split_at(floor_char_boundary(rest, PIECE_LEN));
             let kept: String = piece.chars().filter(|c| compact.keeps(*c)).collect();
             self.write(json_escaped(&kept).as_bytes())?;
             rest = next;

@@ -84,7 +84,7 @@
 // | `otel.rs` | Which spans are made of messages, and how do traces travel? |
 // | `zeromq_messages.rs` | How do messages become those of the `zeromq` crate? |
 // | `duration.rs` | How are durations read from text? |
-// | `text.rs` | How is text of others escaped before people see it? |
+// | `text.rs` | How is text of others escaped before people see it, and where is it cut? |
 
 #![warn(missing_docs)]
 

@@ -39,6 +39,7 @@ use std::sync::OnceLock;
 
 use tracing::{Span, debug_span, field};
 
+use crate::text::floor_char_boundary;
 use crate::{Message, ProxyAddress, Result};
 
 /// The header with the context of a trace: its ID, and that of the span which the message comes from.
@@ -55,8 +56,7 @@ const TOPIC_MAX: usize = 256;
 
 /// Returns the beginning of a text, at most so many bytes of it.
 fn beginning(text: &str, most: usize) -> &str {
-    let end = text.char_indices().map(|(start, char)| start + char.len_utf8()).take_while(|end| *end <= most);
-    &text[..end.last().unwrap_or_default()]
+    &text[..floor_char_boundary(text, most)]
 }
 
 /// What writes the context of a trace into headers, and reads it from there.

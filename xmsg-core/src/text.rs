@@ -1,4 +1,4 @@
-//! Escaping of text from others before it is shown to people.
+//! Escaping of text from others before it is shown to people, and where long text may be cut.
 //!
 //! Text from a peer or a registrar may contain characters that move the cursor of a terminal, change its
 //! colours, forge a line of a log, or change the direction in which the text is read. This is the only module
@@ -54,6 +54,15 @@ pub fn json_escaped(json: &str) -> Cow<'_, str> {
     replaced(json, |out, c| {
         let _ = write!(out, "\\u{:04x}", u32::from(c));
     })
+}
+
+/// Returns the largest boundary between characters that is at most `most` bytes from the beginning of a text.
+/// From Rust 1.91 on, `str` has this itself.
+#[doc(hidden)]
+#[must_use]
+pub fn floor_char_boundary(text: &str, most: usize) -> usize {
+    // There is always a boundary, since 0 is one.
+    (0..=most.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default()
 }
 
 fn replaced(text: &str, write: impl Fn(&mut String, char)) -> Cow<'_, str> {
@@ -142,6 +151,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn text_is_cut_between_characters() {
+        let at = |text: &str, most| floor_char_boundary(text, most);
+        assert_eq!([at("stock", 5), at("stock", 64), at("stock", 0)], [5, 5, 0]);
+        assert_eq!([at("stöck", 3), at("stöck", 4), at("ä", 1)], [2, 4, 0]);
+        assert_eq!([at(&"ä".repeat(1_000), 64), at("", 3)], [64, 0]);
+    }
 
     const BAD: &str = "a\x1b[2Jb\u{7f}\u{9b}31m\u{202e}\u{2066}\r\nc\u{2028}";
 

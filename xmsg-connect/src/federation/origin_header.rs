@@ -5,6 +5,7 @@
 //! back with another message. Its checksums tell that it does not belong to that message.
 
 use xmsg_core::Message;
+use xmsg_core::text::floor_char_boundary;
 
 use super::ORIGIN_HEADER;
 
@@ -32,8 +33,7 @@ fn checksums(message: &Message) -> String {
 /// is cut off: proxies go by the topic in the header.
 pub(crate) fn routing_key(topic: &[u8]) -> String {
     let mut key = String::from_utf8_lossy(topic).replace(':', ".").replace('\0', "\u{fffd}");
-    let end = (0..=KEY_MAX.min(key.len())).rev().find(|end| key.is_char_boundary(*end));
-    key.truncate(end.unwrap_or(0));
+    key.truncate(floor_char_boundary(&key, KEY_MAX));
     key
 }
 

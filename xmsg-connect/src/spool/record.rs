@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use crc32fast::Hasher;
+use xmsg_core::text::floor_char_boundary;
 
 /// What is charged for an entry or a dead letter, beside its bytes: about what the store needs for its key
 /// and its place.
@@ -221,12 +222,6 @@ fn u64_at(header: &[u8], at: usize) -> u64 {
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&header[at..at + 8]);
     u64::from_le_bytes(bytes)
-}
-
-/// Returns the largest boundary between characters that is at most `max`.
-fn floor_char_boundary(text: &str, max: usize) -> usize {
-    // There is always a boundary, since 0 is one.
-    (0..=max.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use self::lines::Lines;
 use self::side_by_side::side_by_side;
 use super::reply::IntoReply;
 use crate::subscription::Waiting;
+use crate::text::floor_char_boundary;
 use crate::{Connection, ErrorKind, Message, MessageRef, Messages, Subscription, Topic, Unfinished};
 use xmsg_zmq::SocketEvents;
 use xmsg_zmq::deadline::Deadline;
@@ -486,11 +487,7 @@ where
                 self.shared.lines.report_failed(request.topic(), &error.with_causes().to_string());
                 return;
             }
-            let mut len = failure.len() / 2;
-            while !failure.is_char_boundary(len) {
-                len -= 1;
-            }
-            failure.truncate(len);
+            failure.truncate(floor_char_boundary(&failure, failure.len() / 2));
         }
     }
 }

@@ -3,6 +3,8 @@
 
 use std::ops::Bound;
 
+use xmsg_core::text::floor_char_boundary;
+
 use super::{Key, Table};
 
 /// Bytes of a topic whose comparison costs as much as a look at one registration.
@@ -59,8 +61,7 @@ impl Table {
         }
         // The key is not a prefix but sorts before the topic. A prefix ends at or before the first
         // difference.
-        let boundary = (0..=common).rev().find(|at| topic.is_char_boundary(*at)).unwrap_or_default();
-        (search.end, search.included) = (boundary, true);
+        (search.end, search.included) = (floor_char_boundary(topic, common), true);
         Lookup::NoMatch
     }
 }
