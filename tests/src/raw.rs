@@ -168,6 +168,11 @@ impl Raw {
     /// skipped.
     pub async fn is_read(&mut self) {
         self.send(&ping()).await;
+        self.pong().await;
+    }
+
+    /// Waits for the answer to a PING. Other frames are skipped.
+    pub async fn pong(&mut self) {
         while !self.next_frame().await.expect("it stays connected").1.starts_with(b"\x04PONG") {}
     }
 
