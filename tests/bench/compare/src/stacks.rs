@@ -21,6 +21,7 @@ pub enum Stack {
     Zeromq,
     Omq,
     Nats,
+    Zenoh,
     Xmsg,
     Raw,
 }
@@ -57,6 +58,7 @@ impl Stack {
             Self::Zeromq => "zeromq",
             Self::Omq => "omq-tokio",
             Self::Nats => "NATS",
+            Self::Zenoh => "zenoh",
             Self::Xmsg => "xmsg",
             Self::Raw => "raw TCP",
         }
@@ -72,7 +74,7 @@ impl Stack {
         let port = port.to_string();
         Ok(match self {
             Self::Libzmq => (command(&programs.libzmq_peer, &["proxy", "--port", &port]), Ready::Line),
-            Self::Zeromq | Self::Omq | Self::Raw => {
+            Self::Zeromq | Self::Omq | Self::Zenoh | Self::Raw => {
                 let mut command = self.peer(programs, programs.proxy_threads);
                 command.args(["proxy", "--port", &port]);
                 (command, Ready::Line)
@@ -94,7 +96,7 @@ impl Stack {
 
     /// Returns the number of consecutive ports on which the server listens.
     pub fn ports(self) -> u16 {
-        if self == Self::Nats { 1 } else { 2 }
+        if matches!(self, Self::Nats | Self::Zenoh) { 1 } else { 2 }
     }
 
     /// Returns the command of the process with publishers (`pub`) or subscribers (`sub`).
@@ -124,6 +126,7 @@ impl Stack {
             Self::Zeromq => name_of(PeerKind::Zeromq),
             Self::Omq => name_of(PeerKind::Omq),
             Self::Nats => name_of(PeerKind::Nats),
+            Self::Zenoh => name_of(PeerKind::Zenoh),
             Self::Xmsg => name_of(PeerKind::Xmsg),
             Self::Raw => name_of(PeerKind::Raw),
         }
@@ -135,6 +138,7 @@ fn name_of(kind: PeerKind) -> &'static str {
         PeerKind::Zeromq => "zeromq",
         PeerKind::Omq => "omq",
         PeerKind::Nats => "nats",
+        PeerKind::Zenoh => "zenoh",
         PeerKind::Xmsg => "xmsg",
         PeerKind::Raw => "raw",
     }

@@ -21,6 +21,7 @@ mod publish;
 mod raw;
 mod subscribe;
 mod xmsg;
+mod zenoh;
 mod zeromq;
 
 use std::future::Future;
@@ -115,6 +116,7 @@ pub enum PeerKind {
     Zeromq,
     Omq,
     Nats,
+    Zenoh,
     Xmsg,
     Raw,
 }
@@ -133,6 +135,7 @@ pub fn run(kind: PeerKind, role: Role, threads: Option<Threads>) -> ! {
         PeerKind::Zeromq => run_stack::<zeromq::Zeromq>(role, threads),
         PeerKind::Omq => run_stack::<omq::Omq>(role, threads),
         PeerKind::Nats => run_stack::<nats::Nats>(role, threads),
+        PeerKind::Zenoh => run_stack::<zenoh::Zenoh>(role, threads),
         PeerKind::Xmsg => run_stack::<xmsg::Xmsg>(role, threads),
         PeerKind::Raw => run_stack::<raw::Raw>(role, threads),
     }

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Measures what an open web page costs the proxy: processor time for a message, with and without it.
+"""Measures what it costs the proxy to be watched: processor time for a message, with and without watchers.
 
-    tests/bench/page.py [--rate N] [--streams N] [--rounds N] [--programs FOLDER] [--proxy-program FILE]...
+    tests/bench/watched.py [page|top] [--rate N] [--watchers N] [--rounds N] [--programs FOLDER] [--proxy-program FILE]...
 
 It starts a proxy, a publisher that sends five topics at the rate that is asked for, a hundred times a second what is
-due, and one subscriber. Turn about, nobody looks, and three clients read what an open page reads (`/api/v1/events`), which has the proxy count topics, too. With
-`--proxy-program` more than once, each of them is measured in the same way, turn about as well.
+due, and one subscriber. Turn about, nobody looks, and the watchers do: clients that read what an open page reads
+(`/api/v1/events`), or `xmsg top`. Both have the proxy count topics, too. With `--proxy-program` more than once, each of
+them is measured in the same way, turn about as well.
 
 It prints nanoseconds of processor time for a message of all threads of the proxy, and the ratio: medians of all rounds.
 It needs no package, and this build:
@@ -44,8 +45,9 @@ class Proxy:
         port = int(lines.readline().split(" at 127.0.0.1:")[1].split(":")[0])
         host, http = lines.readline().strip().rsplit("//", 1)[1].split(":")
         self.http = (host, int(http))
-        proxy = f"127.0.0.1:{port}"
-        self.start([xmsg, "sub", "bench:", "--raw", "--proxy", proxy])
+        self.xmsg = xmsg
+        self.address = f"127.0.0.1:{port}"
+        self.start([xmsg, "sub", "bench:", "--raw", "--proxy", self.address])
         self.is_over = False
         threading.Thread(target=self.publish, args=(port, rate), daemon=True).start()
 
@@ -107,36 +109,76 @@ class Proxy:
         return used / messages, messages / (time.monotonic() - started)
 
 
-def read(stream, events):
-    """Reads a stream to its end."""
-    try:
-        while data := stream.recv(1 << 16):
-            events.append(data.count(b"event: overview"))
-    except OSError:
-        pass  # It was closed here.
+class Page:
+    """A client that follows what happens as an open page does."""
+
+    TOLD = b"event: overview"
+
+    def __init__(self, proxy):
+        self.connection = proxy.ask("/api/v1/events")
+
+    def read(self):
+        """Returns the next bytes, or none at the end."""
+        try:
+            return self.connection.recv(1 << 16)
+        except OSError:
+            return b""  # It was closed here.
+
+    def end(self):
+        """Ends it."""
+        self.connection.shutdown(socket.SHUT_RDWR)
+        self.connection.close()
 
 
-def watched(proxy, streams, seconds):
-    """The same, while so many clients follow what happens."""
-    events, open_streams = [], [proxy.ask("/api/v1/events") for _ in range(streams)]
-    for stream in open_streams:
-        threading.Thread(target=read, args=(stream, events), daemon=True).start()
+class Top:
+    """`xmsg top`, which writes a line of JSON each second."""
+
+    TOLD = b"\n"
+
+    def __init__(self, proxy):
+        command = [proxy.xmsg, "top", "--json", "--proxy", proxy.address]
+        self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0)
+
+    def read(self):
+        """Returns the next bytes, or none at the end."""
+        return self.child.stdout.read(1 << 16)
+
+    def end(self):
+        """Ends it."""
+        self.child.kill()
+        self.child.wait()
+
+
+WATCHERS = {"page": Page, "top": Top}
+
+
+def count(watcher, told):
+    """Notes how often the watcher was told something, to its end."""
+    while data := watcher.read():
+        told.append(data.count(watcher.TOLD))
+
+
+def watched(proxy, kind, number, seconds):
+    """The same, while so many watchers of this kind look."""
+    told, watchers = [], [WATCHERS[kind](proxy) for _ in range(number)]
+    for watcher in watchers:
+        threading.Thread(target=count, args=(watcher, told), daemon=True).start()
     time.sleep(4)
-    events.clear()
+    told.clear()
     found = proxy.measure(seconds)
-    told = sum(events)
-    for stream in open_streams:
-        stream.shutdown(socket.SHUT_RDWR)
-        stream.close()
-    if told < streams * (seconds - 2):
-        sys.exit(f"{streams} streams told {told} times in {seconds} s")
+    times = sum(told)
+    for watcher in watchers:
+        watcher.end()
+    if times < number * (seconds - 2):
+        sys.exit(f"{number} of {kind} were told {times} times in {seconds} s")
     return found
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", nargs="?", choices=WATCHERS, default="page", help="who watches (default page)")
     parser.add_argument("--rate", type=int, default=50_000, help="messages a second (default 50000)")
-    parser.add_argument("--streams", type=int, default=3, help="clients that follow (default 3)")
+    parser.add_argument("--watchers", type=int, default=3, help="how many watch (default 3)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
     parser.add_argument("--seconds", type=int, default=10, help="seconds of each measurement (default 10)")
     parser.add_argument("--programs", type=pathlib.Path, default=ROOT / "target/release", help="where `xmsg` is")
@@ -151,7 +193,7 @@ def main():
             try:
                 time.sleep(3)
                 before, rate = proxy.measure(arguments.seconds)
-                during, _ = watched(proxy, arguments.streams, arguments.seconds)
+                during, _ = watched(proxy, arguments.kind, arguments.watchers, arguments.seconds)
                 time.sleep(FORGOTTEN_S)
                 after, _ = proxy.measure(arguments.seconds)
             finally:
@@ -167,7 +209,7 @@ def main():
     for program, (alone, during) in found.items():
         ratio = statistics.median(one / other for one, other in zip(during, alone))
         alone, during = statistics.median(alone), statistics.median(during)
-        print(f"{program}: {alone:.0f} ns unwatched, {during:.0f} ns watched by {arguments.streams}: {ratio:.3f}")
+        print(f"{program}: {alone:.0f} ns unwatched, {during:.0f} ns watched by {arguments.watchers} of {arguments.kind}: {ratio:.3f}")
 
 
 if __name__ == "__main__":
