@@ -22,7 +22,7 @@ const BATCH: i64 = 10;
 /// What an open page asks for, beside the events.
 const LISTS: [&str; 4] = ["/api/v1/connections", "/api/v1/topics", "/api/v1/registrations", "/metrics"];
 /// The number of events that a page follows before it is closed.
-const EVENTS: usize = 30;
+const EVENTS: usize = 10;
 
 /// Writes the settings of the proxy and its token. Returns the path of the settings.
 pub(crate) fn write_settings(folder: &Path) -> String {
@@ -131,7 +131,7 @@ impl Relay {
     }
 }
 
-/// Opens the page, follows it for half a minute, asks for its lists, and closes it, again and again.
+/// Opens the page, follows it for some seconds, asks for its lists, and closes it, again and again.
 pub(crate) async fn pages(world: World) {
     world
         .again(
@@ -164,7 +164,7 @@ pub(crate) async fn recordings(world: World, xmsg: PathBuf, file: PathBuf) {
         .again(
             |counts| &counts.recordings,
             || async {
-                run(&["--proxy", &proxy, "--force", "--quiet", "--zstd", "--count", "3000", "innocent"])
+                run(&["--proxy", &proxy, "--force", "--quiet", "--zstd", "--count", "1000", "innocent"])
                     .await;
                 run(&["--info", "--check"]).await;
                 Ok(1)
