@@ -1,6 +1,7 @@
 //! The connections of the HTTP server: few, short-lived, and none of them worth waiting for.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -22,17 +23,25 @@ use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::fault::{catch_in, pause};
+use xmsg_zmq::link::source::Source;
 use xmsg_zmq::link::transport::{Listener, Stream};
 
 use super::api::Streamed;
 
 /// How many connections there may be. Above it, the oldest one that has sent a wrong token is ended for a new
-/// one. If there is none, it is the oldest one that is not being answered and has had its time to ask.
+/// one. If there is none, it is one that is not being answered and has had its time to ask: one that only
+/// waits, before one that follows events; one of the address with the most, if that has more than `FEW`; and
+/// then the oldest.
 pub(super) const CONNECTIONS_MAX: usize = 64;
 /// The time that every client has to ask, from when nothing of a request was there to be read. No connection
 /// is ended for others before, so that a crowd of newcomers cuts off nobody who is about to ask, or has
 /// asked.
 const GRACE: Duration = Duration::from_millis(250);
+/// How many connections an address may have with the full time to ask. A browser opens six.
+const FEW: usize = 8;
+/// The time to ask of an address that has more connections than `FEW`. Newcomers are accepted in turn, so that
+/// all behind a crowd wait for as long as its connections have.
+const CROWD_GRACE: Duration = Duration::from_millis(10);
 /// How long a request may take to arrive, and a connection may be silent between two.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may read nothing of its answer. Then its connection ends, and the memory of the answer
@@ -52,13 +61,15 @@ struct OpenConnection {
 }
 
 impl OpenConnection {
-    /// Returns when it may be ended for others, and `None` if not before something changes.
-    fn gives_way_at(&self) -> Option<Instant> {
+    /// Returns when it may be ended for others, and `None` if not before something changes. `of_address` is
+    /// the number of connections that its address has.
+    fn gives_way_at(&self, of_address: usize) -> Option<Instant> {
         if self.is_suspect() {
             return Some(self.shared.since);
         }
         let waiting = self.shared.waiting.get().filter(|_| !self.shared.is_busy.load(Ordering::Relaxed))?;
-        Some(Deadline::since(*waiting, GRACE).instant())
+        let grace = if of_address > FEW { CROWD_GRACE } else { GRACE };
+        Some(Deadline::since(*waiting, grace).instant())
     }
 
     fn is_stream(&self) -> bool {
@@ -70,10 +81,39 @@ impl OpenConnection {
     }
 }
 
+/// Returns each open connection with the number of those that its address has, the oldest first.
+fn with_crowds(open: &VecDeque<OpenConnection>) -> impl Iterator<Item = (&OpenConnection, usize)> {
+    let mut crowds: HashMap<&Source, usize> = HashMap::new();
+    for one in open {
+        *crowds.entry(&one.shared.source).or_default() += 1;
+    }
+    open.iter().map(move |one| (one, crowds.get(&one.shared.source).copied().unwrap_or_default()))
+}
+
+/// Returns when the first of these connections may be ended for a new one.
+fn room_at(open: &VecDeque<OpenConnection>) -> Option<Instant> {
+    with_crowds(open).filter_map(|(one, of_address)| one.gives_way_at(of_address)).min()
+}
+
+/// Returns the place of the connection that is to be ended for a new one.
+fn first_to_end(open: &VecDeque<OpenConnection>) -> Option<usize> {
+    let now = Instant::now();
+    let rank = |one: &OpenConnection, of_address: usize| {
+        let crowd = if of_address > FEW { of_address } else { 0 };
+        (!one.is_suspect()).then_some((one.is_stream(), Reverse(crowd)))
+    };
+    with_crowds(open)
+        .enumerate()
+        .filter(|(_, (one, of_address))| one.gives_way_at(*of_address).is_some_and(|at| at <= now))
+        .min_by_key(|(_, (one, of_address))| rank(one, *of_address))
+        .map(|(place, _)| place)
+}
+
 /// The state that the server shares with the task of a connection. Every request has it among its extensions.
 #[derive(Debug)]
 pub(super) struct Connection {
     peer: SocketAddr,
+    source: Source,
     /// Whether an answer is being made. While an answer is only written, the connection is not busy, since
     /// the client may not read.
     is_busy: AtomicBool,
@@ -138,11 +178,7 @@ async fn accept(listener: &mut Listener, router: &Router, stop: &CancellationTok
     let changed = Arc::new(Notify::new());
     loop {
         let is_full = open.len() >= CONNECTIONS_MAX;
-        let room_at = if is_full {
-            open.iter().filter_map(OpenConnection::gives_way_at).min()
-        } else {
-            Some(Instant::now())
-        };
+        let room_at = if is_full { room_at(&open) } else { Some(Instant::now()) };
         let has_room = room_at.is_some_and(|at| at <= Instant::now());
         let accepted = tokio::select! {
             biased;
@@ -159,21 +195,17 @@ async fn accept(listener: &mut Listener, router: &Router, stop: &CancellationTok
         };
         // The listener has TCP connections only.
         let (Stream::Tcp(stream), _) = accepted else { continue };
-        let suspect = || open.iter().position(OpenConnection::is_suspect);
-        let gives_way = |one: &OpenConnection| one.gives_way_at().is_some_and(|at| at <= Instant::now());
-        let idle = || open.iter().position(|one| gives_way(one) && !one.is_stream());
-        // A client follows events there, so a connection that only waits is ended before it.
-        let followed = || open.iter().position(gives_way);
         if is_full
-            && let Some(idle) = suspect().or_else(idle).or_else(followed)
-            && let Some(oldest) = open.remove(idle)
+            && let Some(first) = first_to_end(&open)
+            && let Some(ended) = open.remove(first)
         {
-            oldest.shared.cut.cancel();
+            ended.shared.cut.cancel();
         }
         // A client that has gone already has nothing to ask.
         let Ok(peer) = stream.peer_addr() else { continue };
         let shared = Arc::new(Connection {
             peer,
+            source: Source::of(&peer.to_string()),
             is_busy: false.into(),
             is_stream: false.into(),
             is_suspect: false.into(),
@@ -276,6 +308,9 @@ mod tests {
 
     use super::*;
 
+    /// How many times as many connections come as there may be.
+    const CROWDS: usize = 8;
+
     /// Time passes as soon as everybody waits.
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_read_its_answer_is_given_up() {
@@ -326,6 +361,41 @@ mod tests {
             let waited = started.elapsed();
             assert!((HEADER_TIMEOUT..HEADER_TIMEOUT * 2).contains(&waited), "{sent:?}: {waited:?}");
         }
+        stop.cancel();
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_crowd_of_one_address_gives_way_soon_and_before_others() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let listener = Listener::adopt(socket, TcpOptions::default()).unwrap();
+        let stop = CancellationToken::new();
+        let router = Router::new().route("/", axum::routing::get(|| std::future::ready("here")));
+        let server = tokio::spawn(run(listener, router, stop.clone()));
+        let ask = async |client: &mut TcpStream| {
+            let request = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+            client.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+        };
+        // It has the first place, and is idle for longest.
+        let other = tokio::net::TcpSocket::new_v4().unwrap();
+        other.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        let mut other = other.connect(address).await.unwrap();
+        let started = Instant::now();
+        let mut crowd = Vec::new();
+        for _ in 0..CROWDS * CONNECTIONS_MAX {
+            crowd.push(TcpStream::connect(address).await.unwrap());
+        }
+        // It comes behind all of the crowd.
+        ask(&mut TcpStream::connect(address).await.unwrap()).await;
+        let waited = started.elapsed();
+        // With the full time to ask, each but the first of these crowds would have had it.
+        let in_full = GRACE * (u32::try_from(CROWDS).unwrap() - 1);
+        assert!(waited < in_full / 2, "{waited:?}");
+        ask(&mut other).await;
         stop.cancel();
         server.await.unwrap();
     }
