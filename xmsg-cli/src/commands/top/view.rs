@@ -12,7 +12,7 @@ use xmsg_core::text::escaped;
 
 use super::Sort;
 use crate::live::{Controls, LiveView};
-use crate::output::{grouped, rounded};
+use crate::output::{counted, grouped, rounded};
 use crate::sampling::{ConnectionRates, Rates, TopicRates};
 use crate::screen::{Theme, draw_table};
 use crate::table::{self, size, time};
@@ -75,7 +75,7 @@ impl<'a> VisibleRates<'a> {
     pub(super) fn text(&self, address: &str, rates: &Rates) -> String {
         let mut text = String::new();
         // Writing to memory cannot fail.
-        let _ = writeln!(text, "{address}\n{}\n", summary(rates));
+        let _ = writeln!(text, "{address}\n{}\n", summary(rates, usize::MAX));
         let connections = self.connections.iter().map(|one| connection_cells(one)).collect();
         let topics = self.topics.iter().map(|one| topic_cells(one)).collect();
         let connections = table::lines(CONNECTION_COLUMNS, connections, true);
@@ -88,17 +88,21 @@ impl<'a> VisibleRates<'a> {
     }
 }
 
-fn summary(rates: &Rates) -> String {
+/// Returns the totals as one line, with the losses first. Where not all of it fits into this number of
+/// columns, the numbers of clients are left out.
+fn summary(rates: &Rates, columns: usize) -> String {
     let stats = &rates.stats;
-    format!(
-        "{} publishers, {} subscribers; received {}/s, delivered {}/s, dropped {}/s; {} dropped in all",
-        grouped(stats.publishers),
-        grouped(stats.subscribers),
-        rounded(rates.received),
-        rounded(rates.delivered),
+    let traffic = format!(
+        "dropped {}/s, {} in all; in {}/s, out {}/s",
         rounded(rates.dropped),
         grouped(stats.dropped.messages),
-    )
+        rounded(rates.received),
+        rounded(rates.delivered),
+    );
+    let (publishers, subscribers) =
+        (counted(stats.publishers, "publisher"), counted(stats.subscribers, "subscriber"));
+    let all = format!("{traffic}; {publishers}, {subscribers}");
+    if all.len() <= columns { all } else { traffic }
 }
 
 fn bytes(rate: f64) -> String {
@@ -231,7 +235,7 @@ impl LiveView for View {
             (None, Some(unseen)) => Line::styled(unseen, look.aside()),
             (None, None) if self.has_looked => {
                 let style = if self.rates.dropped > 0.0 { look.warning() } else { Style::new() };
-                Line::styled(summary(&self.rates), style)
+                Line::styled(summary(&self.rates, usize::from(second.width)), style)
             }
             (None, None) => Line::styled("looking …", look.aside()),
         };
@@ -300,5 +304,43 @@ impl View {
         let title =
             self.title("Topics", visible.topics.len(), self.rates.topics.len(), self.rates.topics_left_out);
         draw_table(frame, area, &title, TOPIC_COLUMNS, TOPIC_WIDTHS, (0, 2), rows.skip(skipped), look);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::{Stats, Sum};
+
+    #[test]
+    fn the_totals_fit_a_terminal_of_80_columns() {
+        let rates = |clients: u64, lost: u64, rate: f64| Rates {
+            stats: Stats {
+                publishers: clients,
+                subscribers: clients,
+                dropped: Sum { messages: lost, bytes: 0 },
+                ..Stats::default()
+            },
+            received: rate,
+            delivered: rate,
+            dropped: rate,
+            ..Rates::default()
+        };
+        for (rates, line) in [
+            (rates(1, 0, 0.0), "dropped 0/s, 0 in all; in 0/s, out 0/s; 1 publisher, 1 subscriber"),
+            (
+                rates(2, 3096, 611.0),
+                "dropped 611/s, 3,096 in all; in 611/s, out 611/s; 2 publishers, 2 subscribers",
+            ),
+            (
+                rates(10_000, 1_234_567_890, 4_400_000.0),
+                "dropped 4,400,000/s, 1,234,567,890 in all; in 4,400,000/s, out 4,400,000/s",
+            ),
+        ] {
+            assert_eq!(summary(&rates, 80), line);
+            assert!(line.len() <= 80, "{line}");
+        }
+        let whole = summary(&rates(10_000, 1_234_567_890, 4_400_000.0), usize::MAX);
+        assert!(whole.ends_with("; 10,000 publishers, 10,000 subscribers"), "{whole}");
     }
 }
