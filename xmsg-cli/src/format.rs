@@ -1,8 +1,7 @@
 //! Format strings of `xmsg sub --format`.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::str::FromStr;
-use std::sync::LazyLock;
 
 use jiff::Timestamp;
 use xmsg_core::Message;
@@ -84,21 +83,16 @@ impl FromStr for Format {
 }
 
 impl Format {
-    /// Appends the message. Topic and data are appended unchanged, but on a terminal, topic and MIME type are
-    /// escaped.
+    /// Appends the message. Topic and MIME type are escaped, so that no message looks like two in what reads
+    /// line by line. `%p` asks for the data unchanged; `%v` is on one line.
     pub(crate) fn write(&self, out: &mut Vec<u8>, message: &Message, time: Timestamp) {
         for piece in &self.0 {
             match piece {
                 Piece::Text(text) => out.extend_from_slice(text),
-                // A terminal gets an escaped topic. Data is written unchanged, because `%p` asks for that.
-                Piece::Topic if on_terminal() => {
-                    out.extend_from_slice(render::topic_text(message.topic()).as_bytes());
-                }
-                Piece::Topic => out.extend_from_slice(message.topic().as_bytes()),
-                Piece::Mime if on_terminal() => {
+                Piece::Topic => out.extend_from_slice(render::topic_text(message.topic()).as_bytes()),
+                Piece::Mime => {
                     out.extend_from_slice(escaped(message.mime_type().unwrap_or_default()).as_bytes());
                 }
-                Piece::Mime => out.extend_from_slice(message.mime_type().unwrap_or_default().as_bytes()),
                 Piece::Data => out.extend_from_slice(message.data()),
                 Piece::Value => out.extend_from_slice(render::data_text(message).as_bytes()),
                 // Writing to memory cannot fail.
@@ -109,11 +103,6 @@ impl Format {
             }
         }
     }
-}
-
-fn on_terminal() -> bool {
-    static ON_TERMINAL: LazyLock<bool> = LazyLock::new(|| std::io::stdout().is_terminal());
-    *ON_TERMINAL && !cfg!(test)
 }
 
 #[cfg(test)]
@@ -148,6 +137,22 @@ mod tests {
         }
         let json: serde_json::Value = serde_json::from_slice(&write("%j", &message)).unwrap();
         assert_eq!(json["topic"], "a:b");
+    }
+
+    /// A line of another message can't be forged with a topic, a MIME type or a value.
+    #[test]
+    fn topic_and_mime_type_are_escaped() {
+        let topic = Topic::wrap("a\nb:c\t\u{1b}\u{2028}");
+        let message = Message::with_mime(topic, "text/x\r\ny", "one\ntwo\r\n");
+        let cases: [(&str, &str); 4] = [
+            ("%t", "a\\nb:c\\t\\u{1b}\\u{2028}"),
+            ("%m", "text/x\\r\\ny"),
+            ("%v", "one\\ntwo"),
+            ("%p", "one\ntwo\r\n"),
+        ];
+        for (format, expected) in cases {
+            assert_eq!(String::from_utf8(write(format, &message)).unwrap(), expected, "{format}");
+        }
     }
 
     #[test]

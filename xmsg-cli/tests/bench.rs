@@ -257,8 +257,8 @@ async fn what_cannot_be_measured_is_told() {
         (&["--size", "15"], 2, "begins with 16 bytes"),
         (&["--size", "1GB"], 2, "32 MiB at most"),
         (&["--size", "1PB"], 2, "the unit `PB`"),
-        (&["--messages", "10", "--duration", "1s"], 2, "cannot be used with"),
-        (&["--messages", "0"], 2, "0"),
+        (&["--count", "10", "--duration", "1s"], 2, "cannot be used with"),
+        (&["--count", "0"], 2, "0"),
         (&["latency", "--rate", "0"], 2, "not a rate"),
         (&["latency", "--duration", "0"], 2, "--duration is 0"),
         (&["subscribe", "--on-one-connection", "5", "--count", "7"], 2, "cannot be used with"),
@@ -295,7 +295,7 @@ async fn an_interrupt_tells_what_was_measured() {
     let address = proxy.address().to_string();
     for (words, count) in [
         (&["throughput", "--duration", "1h", "--warmup", "0"][..], "/delivered/messages"),
-        (&["throughput", "--messages", "1000000000000", "--warmup", "0"], "/delivered/messages"),
+        (&["throughput", "--count", "1000000000000", "--warmup", "0"], "/delivered/messages"),
         (&["latency", "--rate", "1000", "--duration", "1h", "--warmup", "0"], "/rates/0/delivered_messages"),
         (&["connect", "--count", "1000000000"], "/connections"),
         (&["subscribe", "--count", "1000000000"], "/subscriptions"),

@@ -233,6 +233,47 @@ async fn a_damaged_file_is_told_with_its_line_to_those_who_need_it() {
     variable.failed(2, "invalid value 'a b' for XMSG_REGISTRAR in the environment: ");
 }
 
+/// An error about a value names its source: the option, the variable, or the context with its line.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_names_the_source_of_its_value() {
+    let user = User::new();
+    let (missing, server_key) = (user.path("missing"), "a".repeat(40));
+    // The key of a setting, a value that can't be used, the command, the exit code, and the error.
+    let rows: [(&str, &str, &[&str], i32, &str); 8] = [
+        ("proxy", "a:70000", &["ping"], 2, "invalid value 'a:70000' for {source}: "),
+        ("registrar", "a b", &["registrar", "list"], 2, "invalid value 'a b' for {source}: "),
+        ("server-key", "abc", &["ping"], 2, "{source}: "),
+        ("key-file", &missing, &["ping", "--server-key", &server_key], 1, "{source}: "),
+        ("user", "me", &["ping"], 2, "{source} is given without --password-file"),
+        ("password-file", &missing, &["ping", "--user", "me"], 1, "{source}: "),
+        ("admin", "a:70000", &["connections"], 2, "invalid value 'a:70000' for {source}: "),
+        ("admin-token-file", &missing, &["connections"], 1, "{source}: "),
+    ];
+    for (key, value, command, code, error) in rows {
+        let (option, variable) =
+            (format!("--{key}"), format!("XMSG_{}", key.to_uppercase().replace('-', "_")));
+        user.write(&format!("[contexts.bad]\n{key} = \"{value}\"\n"));
+        let with_option = [command, &[option.as_str(), value]].concat();
+        for (source, variables, arguments) in [
+            (option.clone(), vec![], &with_option[..]),
+            (format!("{variable} in the environment"), vec![(variable.as_str(), value)], command),
+            (
+                format!("`{key}` of the context bad ({}, line 2)", user.file),
+                vec![("XMSG_CONTEXT", "bad")],
+                command,
+            ),
+        ] {
+            let ended = user.run_with(&variables, arguments).await;
+            ended.failed(code, &error.replace("{source}", &source));
+        }
+    }
+    // There are no other settings.
+    user.write("[contexts.bad]\nnone = \"\"\n");
+    let keys = rows.map(|(key, ..)| key).join(", ");
+    let ended = user.run(&["ping"]).await;
+    assert!(ended.stderr.contains(&format!("a context has no `none`, but {keys}\n")), "{}", ended.stderr);
+}
+
 /// Without `XMSG_CONFIG`, the file is in the configuration folder of the user.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_file_is_in_the_folder_for_configuration() {

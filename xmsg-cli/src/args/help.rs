@@ -307,14 +307,21 @@ mod tests {
         }
     }
 
-    /// An option has the same unit and the same kind of value in all commands.
+    /// An option has the same unit and the same kind of value in all commands, and a letter stands for the same
+    /// option.
     #[test]
     fn options_of_one_name_are_alike() {
         let mut kinds = std::collections::BTreeMap::new();
+        let mut letters = std::collections::BTreeMap::new();
         let mut root = command();
         root.build();
         each(&mut root, &mut |command| {
             let name = command.get_bin_name().unwrap_or_default().to_owned();
+            for arg in command.get_arguments() {
+                let Some((letter, long)) = arg.get_short().zip(arg.get_long()) else { continue };
+                let (known, first) = letters.entry(letter).or_insert((long.to_owned(), name.clone()));
+                assert_eq!(known.as_str(), long, "-{letter} of {first} and of {name}");
+            }
             for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
                 let Some(long) = arg.get_long() else { continue };
                 let value: Vec<_> =

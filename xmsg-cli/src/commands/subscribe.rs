@@ -31,7 +31,7 @@ Examples:
   xmsg sub ''                                        everything
   xmsg sub report -n 1 --timeout 10s                 one message, or exit code 27
   xmsg sub report --json | jq .data
-  xmsg sub report --format '%T %t %l bytes: %p\\n'
+  xmsg sub report --format '%T %t %l bytes: %v\\n'
   xmsg sub report:log --raw > app.log                data and nothing else
   xmsg sub --topic-hex 747261 --json                 topics that are not text
   xmsg sub camera --dump pictures                    each message into a file

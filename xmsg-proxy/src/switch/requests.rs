@@ -115,10 +115,8 @@ impl Requester {
     #[must_use]
     pub fn may_inspect(&self) -> bool {
         let ConnectedPublisher { authorization, peer, .. } = &*self.0;
-        let is_near =
-            || peer.parse::<SocketAddr>().map_or(true, |peer| peer.ip().to_canonical().is_loopback());
         let may = authorization.rights().is_some_and(|rights| rights.inspect)
-            && (authorization.principal().is_some() || is_near());
+            && (authorization.principal().is_some() || is_of_this_machine(peer));
         if !may {
             authorization.deny(peer, "inspect", CONTROL_TOPIC, 1);
         }
@@ -139,6 +137,12 @@ impl Requester {
     pub fn may_subscribe(&self, prefix: &[u8]) -> bool {
         self.0.authorization.may_subscribe(&self.0.peer, "have a subscription confirmed", prefix)
     }
+}
+
+/// Returns whether a peer with this name runs on this machine. Clients come over TCP, so that their names are
+/// addresses. Another name is that of an upstream, which may be anywhere.
+fn is_of_this_machine(peer: &str) -> bool {
+    peer.parse::<SocketAddr>().is_ok_and(|peer| peer.ip().to_canonical().is_loopback())
 }
 
 #[cfg(test)]
@@ -307,6 +311,27 @@ mod tests {
 
     fn read(frames: &[&'static [u8]]) -> Option<Request> {
         Request::read(frames.iter().map(|frame| Bytes::from_static(frame)))
+    }
+
+    #[test]
+    fn without_security_only_clients_of_this_machine_may_inspect() {
+        for (peer, may) in [
+            ("127.0.0.1:5", true),
+            ("127.9.9.9:5", true),
+            ("[::1]:5", true),
+            ("[::ffff:127.0.0.1]:5", true),
+            ("192.0.2.1:5", false),
+            ("[::ffff:192.0.2.1]:5", false),
+            ("[2001:db8::1]:5", false),
+            ("[fe80::1%2]:5", false),
+            ("0.0.0.0:5", false),
+            ("localhost:7772", false),
+            ("ipc:///run/proxy", false),
+            ("/run/proxy", false),
+            ("", false),
+        ] {
+            assert_eq!(Requester::of_test(1, peer).may_inspect(), may, "{peer}");
+        }
     }
 
     #[test]

@@ -568,5 +568,6 @@ async fn they_have_a_daemon_of_their_own() {
     assert_eq!(daemon.line().await, "xmsg-connect stopped");
     let output = xmsg_tests::process::run(CONNECT, &[]).await;
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("--state-dir"));
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.starts_with("xmsg-connect: ") && told.contains("--state-dir"), "{told}");
 }

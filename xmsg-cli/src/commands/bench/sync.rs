@@ -45,9 +45,9 @@ pub(crate) struct Arguments {
     in_flight: u16,
 
     /// Send this many requests
-    #[arg(short = 'n', long, value_name = "COUNT", conflicts_with = "duration",
+    #[arg(short = 'n', long, alias = "messages", value_name = "COUNT", conflicts_with = "duration",
           value_parser = parse_count_from_1)]
-    messages: Option<u64>,
+    count: Option<u64>,
 
     /// Send requests for this long
     #[arg(short, long, visible_alias = "for", value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
@@ -100,7 +100,7 @@ pub(super) async fn run(
         results.interrupted = load.run("warm-up", arguments.in_flight, interrupt).await?.interrupted;
     }
     if !results.interrupted {
-        load.end = arguments.messages.map_or(End::Time(arguments.duration), End::Count);
+        load.end = arguments.count.map_or(End::Time(arguments.duration), End::Count);
         results = load.run("synchronous publishing", arguments.in_flight, interrupt).await?;
     }
     // Requests and replies are already counted.
@@ -234,8 +234,8 @@ fn report(arguments: &Arguments, results: &RequestResults) -> anyhow::Result<Rep
         settings: json!({
             "in_flight": arguments.in_flight,
             "size_bytes": arguments.load.size,
-            "messages": arguments.messages,
-            "duration_seconds": arguments.messages.is_none().then_some(arguments.duration.as_secs_f64()),
+            "messages": arguments.count,
+            "duration_seconds": arguments.count.is_none().then_some(arguments.duration.as_secs_f64()),
             "warmup_seconds": arguments.load.warmup.as_secs_f64(),
         }),
         result: json!({

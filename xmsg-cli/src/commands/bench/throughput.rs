@@ -25,7 +25,7 @@ Examples:
   xmsg bench throughput --embedded                            one to one, with its own proxy
   xmsg bench throughput --publishers 8                        fan-in
   xmsg bench throughput --subscribers 64 --size 1KiB          fan-out
-  xmsg bench throughput --messages 1000000 --json --plot rate.svg";
+  xmsg bench throughput --count 1000000 --json --plot rate.svg";
 
 /// As fast as it goes: rates, and what was lost (the default mode)
 ///
@@ -49,9 +49,9 @@ pub(crate) struct Arguments {
     topics: u32,
 
     /// Publish this many messages in all, shared among the publishers
-    #[arg(short = 'n', long, value_name = "COUNT", conflicts_with = "duration",
+    #[arg(short = 'n', long, alias = "messages", value_name = "COUNT", conflicts_with = "duration",
           value_parser = parse_count_from_1)]
-    messages: Option<u64>,
+    count: Option<u64>,
 
     /// Publish for this long
     #[arg(short, long, visible_alias = "for", value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
@@ -68,7 +68,7 @@ impl Arguments {
     /// Returns how many messages this publisher sends, if the number is limited.
     fn share(&self, publisher: usize) -> Option<u64> {
         let (publishers, publisher) = (u64::from(self.publishers), publisher as u64);
-        self.messages.map(|messages| messages / publishers + u64::from(publisher < messages % publishers))
+        self.count.map(|messages| messages / publishers + u64::from(publisher < messages % publishers))
     }
 
     pub(super) fn title(&self) -> String {
@@ -116,7 +116,7 @@ pub(super) async fn run(
     }
     phase.name = "throughput";
     phase.number = 1;
-    phase.limit = arguments.messages.is_none().then_some(arguments.duration);
+    phase.limit = arguments.count.is_none().then_some(arguments.duration);
     let measured = phase.run(senders, receivers, interrupt, |sender, part| {
         let share = arguments.share(part.number);
         publish(sender, part, share)
@@ -240,8 +240,8 @@ fn report(arguments: &Arguments, outcome: &Outcome<Sender>) -> anyhow::Result<Re
             "subscribers": arguments.subscribers,
             "topics": arguments.topics,
             "size_bytes": size,
-            "messages": arguments.messages,
-            "duration_seconds": arguments.messages.is_none().then_some(arguments.duration.as_secs_f64()),
+            "messages": arguments.count,
+            "duration_seconds": arguments.count.is_none().then_some(arguments.duration.as_secs_f64()),
             "warmup_seconds": arguments.load.warmup.as_secs_f64(),
         }),
         result: json!({
@@ -268,13 +268,16 @@ mod tests {
 
     #[test]
     fn messages_are_shared_evenly() {
-        let arguments = |messages: &str| {
-            let words = ["bench", "--publishers", "3", "--messages", messages];
+        let arguments = |option: &str, messages: &str| {
+            let words = ["bench", "--publishers", "3", option, messages];
             super::super::tests::parse::<Arguments>(&words)
         };
-        for (messages, shares) in [("10", [4, 3, 3]), ("2", [1, 1, 0]), ("9", [3, 3, 3])] {
-            let arguments = arguments(messages);
-            assert_eq!([0, 1, 2].map(|publisher| arguments.share(publisher).unwrap()), shares);
+        // The option has had the name `--messages`.
+        for (option, messages, shares) in
+            [("--count", "10", [4, 3, 3]), ("-n", "2", [1, 1, 0]), ("--messages", "9", [3, 3, 3])]
+        {
+            let arguments = arguments(option, messages);
+            assert_eq!([0, 1, 2].map(|publisher| arguments.share(publisher).unwrap()), shares, "{option}");
         }
     }
 

@@ -12,7 +12,7 @@ use xmsg_core::text::escaped;
 
 use super::Sort;
 use crate::live::{Controls, LiveView};
-use crate::output::{grouped, rounded};
+use crate::output::{counted, grouped, rounded};
 use crate::sampling::{ConnectionRates, Rates, TopicRates};
 use crate::screen::{Theme, draw_table};
 use crate::table::{self, size, time};
@@ -75,7 +75,7 @@ impl<'a> VisibleRates<'a> {
     pub(super) fn text(&self, address: &str, rates: &Rates) -> String {
         let mut text = String::new();
         // Writing to memory cannot fail.
-        let _ = writeln!(text, "{address}\n{}\n", summary(rates));
+        let _ = writeln!(text, "{address}\n{}\n", summary(rates, usize::MAX));
         let connections = self.connections.iter().map(|one| connection_cells(one)).collect();
         let topics = self.topics.iter().map(|one| topic_cells(one)).collect();
         let connections = table::lines(CONNECTION_COLUMNS, connections, true);
@@ -88,17 +88,21 @@ impl<'a> VisibleRates<'a> {
     }
 }
 
-fn summary(rates: &Rates) -> String {
+/// Returns the totals as one line, with the losses first. Where not all of it fits into this number of
+/// columns, the numbers of clients are left out.
+fn summary(rates: &Rates, columns: usize) -> String {
     let stats = &rates.stats;
-    format!(
-        "{} publishers, {} subscribers; received {}/s, delivered {}/s, dropped {}/s; {} dropped in all",
-        grouped(stats.publishers),
-        grouped(stats.subscribers),
-        rounded(rates.received),
-        rounded(rates.delivered),
+    let traffic = format!(
+        "dropped {}/s, {} in all; in {}/s, out {}/s",
         rounded(rates.dropped),
         grouped(stats.dropped.messages),
-    )
+        rounded(rates.received),
+        rounded(rates.delivered),
+    );
+    let (publishers, subscribers) =
+        (counted(stats.publishers, "publisher"), counted(stats.subscribers, "subscriber"));
+    let all = format!("{traffic}; {publishers}, {subscribers}");
+    if all.len() <= columns { all } else { traffic }
 }
 
 fn bytes(rate: f64) -> String {
@@ -231,7 +235,7 @@ impl LiveView for View {
             (None, Some(unseen)) => Line::styled(unseen, look.aside()),
             (None, None) if self.has_looked => {
                 let style = if self.rates.dropped > 0.0 { look.warning() } else { Style::new() };
-                Line::styled(summary(&self.rates), style)
+                Line::styled(summary(&self.rates, usize::from(second.width)), style)
             }
             (None, None) => Line::styled("looking …", look.aside()),
         };
@@ -300,5 +304,145 @@ impl View {
         let title =
             self.title("Topics", visible.topics.len(), self.rates.topics.len(), self.rates.topics_left_out);
         draw_table(frame, area, &title, TOPIC_COLUMNS, TOPIC_WIDTHS, (0, 2), rows.skip(skipped), look);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+    use ratatui::buffer::Cell;
+
+    use super::*;
+    use crate::stats::{Connection, Stats, Sum};
+
+    /// Returns rates of four subscribers and three topics, which each key sorts into another order.
+    fn rates() -> Rates {
+        let connections = [
+            (1, "d:1", [40, 10, 20, 30]),
+            (2, "c:1", [30, 40, 10, 20]),
+            (3, "b:1", [20, 30, 40, 10]),
+            (4, "a:1", [10, 20, 30, 40]),
+        ];
+        let connections = connections.map(|(id, peer, [rate, byte_rate, queued, dropped])| ConnectionRates {
+            connection: Connection {
+                kind: "subscriber".to_owned(),
+                id,
+                peer: peer.to_owned(),
+                queued: Some(Sum { messages: 1, bytes: queued }),
+                dropped: Some(Sum { messages: dropped, bytes: 0 }),
+                ..Connection::default()
+            },
+            rate: rate as f64,
+            byte_rate: byte_rate as f64,
+            drop_rate: 0.0,
+        });
+        let topics = [("a", 1.0, 3.0), ("b", 3.0, 2.0), ("c", 2.0, 9.0)];
+        let topics =
+            topics.map(|(name, rate, byte_rate)| TopicRates { name: name.to_owned(), rate, byte_rate });
+        Rates { connections: connections.into(), topics: topics.into(), ..Rates::default() }
+    }
+
+    fn view() -> View {
+        View::new("here".to_owned(), None, Sort::Rate, String::new())
+    }
+
+    /// Returns the lines that the view draws on a terminal of 80 columns.
+    fn drawn(view: &View) -> Vec<String> {
+        let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
+        terminal.draw(|frame| view.draw(frame, Theme::of_environment())).unwrap();
+        let cells = terminal.backend().buffer().content();
+        let line = |cells: &[Cell]| cells.iter().map(Cell::symbol).collect::<String>().trim_end().to_owned();
+        cells.chunks(80).map(line).collect()
+    }
+
+    #[test]
+    fn each_key_sorts_by_its_column() {
+        let mut view = view();
+        view.show(Ok(rates()));
+        for (key, connections, topics) in [
+            ('b', [2, 3, 4, 1], ["c", "a", "b"]),
+            ('u', [3, 4, 1, 2], ["a", "b", "c"]),
+            ('d', [4, 1, 2, 3], ["a", "b", "c"]),
+            ('n', [4, 3, 2, 1], ["a", "b", "c"]),
+            ('r', [1, 2, 3, 4], ["b", "c", "a"]),
+        ] {
+            view.press(KeyCode::Char(key));
+            let visible = VisibleRates::of(&view.rates, view.sort, "");
+            let ids: Vec<u64> = visible.connections.iter().map(|one| one.connection.id).collect();
+            let names: Vec<&str> = visible.topics.iter().map(|one| one.name.as_str()).collect();
+            assert_eq!((&ids[..], &names[..]), (&connections[..], &topics[..]), "{key}");
+            let lines = drawn(&view);
+            let rows = lines.iter().filter_map(|line| line.strip_prefix("subscriber ")?.split(' ').next());
+            let shown: Vec<u64> = rows.map(|id| id.parse().unwrap()).collect();
+            assert_eq!(shown, connections, "{key}: {lines:#?}");
+        }
+    }
+
+    #[test]
+    fn the_picture_stands_still_while_it_is_paused() {
+        let mut view = view();
+        view.show(Ok(rates()));
+        view.press(KeyCode::Char('p'));
+        let paused = drawn(&view);
+        assert!(paused[0].ends_with("  paused"), "{paused:#?}");
+        let mut later = Rates { dropped: 7.0, ..rates() };
+        later.connections.truncate(1);
+        later.topics.clear();
+        view.show(Ok(later.clone()));
+        assert_eq!(drawn(&view), paused);
+        view.press(KeyCode::Char('p'));
+        view.show(Ok(later));
+        let lines = drawn(&view);
+        assert!(lines[1].starts_with("dropped 7/s, ") && !lines[0].contains("paused"), "{lines:#?}");
+        assert_eq!(lines.iter().filter(|line| line.starts_with("subscriber ")).count(), 1, "{lines:#?}");
+    }
+
+    #[test]
+    fn a_slow_subscriber_has_what_it_lost_beside_it() {
+        let mut view = view();
+        let mut slow = rates();
+        let connection = &mut slow.connections[1].connection;
+        (connection.dropped, connection.slow_s) = (Some(Sum { messages: 3096, bytes: 0 }), Some(72.0));
+        view.show(Ok(slow));
+        let lines = drawn(&view);
+        let row = |peer: &str| {
+            let line = lines.iter().find(|line| line.contains(peer)).unwrap();
+            line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert!(row("c:1").ends_with(&["3,096", "1m", "12s"].map(str::to_owned)), "{lines:#?}");
+        assert!(row("d:1").ends_with(&["30", "-"].map(str::to_owned)), "{lines:#?}");
+    }
+
+    #[test]
+    fn the_totals_fit_a_terminal_of_80_columns() {
+        let rates = |clients: u64, lost: u64, rate: f64| Rates {
+            stats: Stats {
+                publishers: clients,
+                subscribers: clients,
+                dropped: Sum { messages: lost, bytes: 0 },
+                ..Stats::default()
+            },
+            received: rate,
+            delivered: rate,
+            dropped: rate,
+            ..Rates::default()
+        };
+        for (rates, line) in [
+            (rates(1, 0, 0.0), "dropped 0/s, 0 in all; in 0/s, out 0/s; 1 publisher, 1 subscriber"),
+            (
+                rates(2, 3096, 611.0),
+                "dropped 611/s, 3,096 in all; in 611/s, out 611/s; 2 publishers, 2 subscribers",
+            ),
+            (
+                rates(10_000, 1_234_567_890, 4_400_000.0),
+                "dropped 4,400,000/s, 1,234,567,890 in all; in 4,400,000/s, out 4,400,000/s",
+            ),
+        ] {
+            assert_eq!(summary(&rates, 80), line);
+            assert!(line.len() <= 80, "{line}");
+        }
+        let whole = summary(&rates(10_000, 1_234_567_890, 4_400_000.0), usize::MAX);
+        assert!(whole.ends_with("; 10,000 publishers, 10,000 subscribers"), "{whole}");
     }
 }
