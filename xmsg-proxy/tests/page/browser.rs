@@ -169,6 +169,15 @@ impl Browser {
         self.ask("POST", &Self::path(&element, "/click"), json!({})).await;
     }
 
+    /// Moves the pointer over it, and leaves it there.
+    pub(crate) async fn hover(&self, role: &str, name: &str) {
+        let Element(element) = self.find(role, name).await;
+        self.run("arguments[0].scrollIntoView({ block: 'center' })", json!([element])).await;
+        let to = json!({ "type": "pointerMove", "duration": 0, "x": 0, "y": 0, "origin": element });
+        let mouse = json!({ "type": "pointer", "id": "mouse", "parameters": { "pointerType": "mouse" }, "actions": [to] });
+        self.ask("POST", "/actions", json!({ "actions": [mouse] })).await;
+    }
+
     /// Writes into it, in place of what was there.
     pub(crate) async fn write(&self, role: &str, name: &str, text: &str) {
         let element = self.find(role, name).await;

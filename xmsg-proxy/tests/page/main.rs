@@ -59,6 +59,33 @@ async fn the_overview_shows_what_flows_and_who_is_slow_first() {
     browser.close().await;
 }
 
+/// Plots and topics stay under the pointer while subscribers become slow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_slow_moves_nothing_that_is_under_the_pointer() {
+    let site = Site::start().await;
+    let browser = Browser::start().await;
+    browser.open(&site.url("")).await;
+    browser.reads("No message has come since you look").await;
+    let top = "const topics = [...document.querySelectorAll('h2')].find((node) => node.textContent === 'Busiest topics'); \
+        return String(Math.round(topics.getBoundingClientRect().top + window.scrollY))";
+    browser.hover("heading", "Busiest topics").await;
+    let before = browser.run(top, json!([])).await;
+    let mut slow = Vec::new();
+    for _ in 0..6 {
+        slow.push(site.stalled_subscriber("flood:").await);
+    }
+    let flood = site.flood("flood:camera").await;
+    browser.until("all of them", |text| slow.iter().all(|one| text.contains(one.peer()))).await;
+    assert_eq!(browser.run(top, json!([])).await, before);
+    browser.check("slow subscribers while the pointer is below them").await;
+    browser.hover("heading", "Overview").await;
+    let has_moved = format!("return String(Number((() => {{ {top} }})()) > {})", before.as_str().unwrap());
+    browser.until_run("there is room for all", &has_moved, "true").await;
+    assert_eq!(browser.mistakes().await, Vec::<String>::new());
+    drop((flood, slow));
+    browser.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_brings_the_token_ends_a_connection() {
     let site = Site::start().await;
