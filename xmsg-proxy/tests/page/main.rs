@@ -298,3 +298,18 @@ async fn the_log_is_read_by_the_operator_alone_and_settings_by_all() {
     assert_eq!(browser.mistakes().await, Vec::<String>::new());
     browser.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_without_a_log_says_so() {
+    let site = Site::without_log().await;
+    let browser = Browser::start().await;
+    browser.open(&site.url("#/log")).await;
+    browser.reads("This program keeps no log of its own.").await;
+    browser.open(&site.link()).await;
+    browser.reads("Log out (operator)").await;
+    browser.click("link", "Log").await;
+    browser.reads("This program keeps no log of its own.").await;
+    browser.check("no log").await;
+    assert_eq!(browser.mistakes().await, Vec::<String>::new());
+    browser.close().await;
+}

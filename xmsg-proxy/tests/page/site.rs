@@ -27,6 +27,8 @@ pub(crate) struct Site {
     pub(crate) log: LogQueue,
     registry: Registry,
     registrar: Option<Registrar>,
+    /// Whether those who look may read the log.
+    has_log: bool,
     /// What a reload would change.
     pub(crate) pending: Arc<Mutex<Result<PendingChanges, SettingsError>>>,
     _state: TempDir,
@@ -75,6 +77,15 @@ impl Site {
         Self::start_beside(Some(registrar.start().await.expect("a registrar starts"))).await
     }
 
+    /// Starts it as programs do that keep no log of their own.
+    pub(crate) async fn without_log() -> Self {
+        let mut site = Self::start().await;
+        site.stop_http().await;
+        site.has_log = false;
+        site.start_http();
+        site
+    }
+
     /// A client of its registrar.
     pub(crate) fn registrar(&self) -> xmsg_core::Registrar {
         let registrar = self.registrar.as_ref().expect("it was started with a registrar");
@@ -96,6 +107,7 @@ impl Site {
             log,
             registry,
             registrar,
+            has_log: true,
             pending: Arc::new(Mutex::new(Ok(PendingChanges::default()))),
             _state: state,
             admin: None,
@@ -112,7 +124,7 @@ impl Site {
             proxy: Some(self.proxy.monitor()),
             registrar: self.registrar.as_ref().map(Registrar::monitor),
             connect: Some(Connect::new(self.registry.clone(), Handle::current())),
-            log: Some(self.log.clone()),
+            log: self.has_log.then(|| self.log.clone()),
             own_proxy: Some(OwnProxy::new(self.proxy.address().clone())),
             ..Sources::default()
         };
