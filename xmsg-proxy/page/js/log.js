@@ -39,6 +39,8 @@ export function log(main, { page, logIn }) {
   };
   source.onopen = () => { lines = []; list.replaceChildren(); say(state, "Nothing has been logged yet."); };
   filter.input.addEventListener("input", () => list.replaceChildren(...lines.filter(fits).map(shown)));
-  main.append(el("div", { class: "row" }, filter.node), el("section", { class: "panel" }, state, list));
+  main.append(
+    el("p", { class: "muted", text: "Times in the log are those of the proxy, in UTC (Z)." }),
+    el("div", { class: "row" }, filter.node), el("section", { class: "panel" }, state, list));
   return () => source.close();
 }

@@ -264,6 +264,11 @@ impl Browser {
         self.cdp("Emulation.setEmulatedMedia", json!({ "features": features })).await;
     }
 
+    /// Shows times in this zone, such as `Asia/Tokyo`.
+    pub(crate) async fn zone(&self, name: &str) {
+        self.cdp("Emulation.setTimezoneOverride", json!({ "timezoneId": name })).await;
+    }
+
     /// A picture of what is shown: PNG.
     pub(crate) async fn screenshot(&self) -> Vec<u8> {
         let png = self.ask("GET", "/screenshot", Value::Null).await;

@@ -1,5 +1,8 @@
 //! Outgoing connections, as somebody makes, tries, changes and deletes them.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::json;
 use xmsg_core::Message;
 use xmsg_tests::rabbitmq::Broker;
 use xmsg_tests::{next, topic, within};
@@ -71,6 +74,39 @@ async fn an_outgoing_connection_is_made_tried_and_deleted() {
     browser.click("button", "Delete").await;
     browser.reads("messages do not leave this proxy").await;
     assert_eq!(browser.mistakes().await.iter().filter(|line| !line.contains("422")).count(), 0);
+    browser.close().await;
+}
+
+/// Dead letters may be days old, and whoever reads of them may be far from the proxy.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_have_their_time_in_the_zone_of_the_reader_and_their_date() {
+    let site = Site::start().await;
+    let browser = Browser::start().await;
+    browser.open(&site.link()).await;
+    browser.reads("Log out (operator)").await;
+    browser.zone("Asia/Tokyo").await;
+    browser.click("link", "Outgoing and channels").await;
+    browser.click("button", "New outgoing connection").await;
+    browser.write("textbox", "Name", "feed").await;
+    browser.write("textbox", "Address", "tcp://127.0.0.1:1").await;
+    browser.click("button", "Create").await;
+    browser.reads("feed was created").await;
+    // No letter of a test is old enough, so these are made up: one of another day, and one of now.
+    let answer = "const asked = window.fetch; \
+        const dead = ['2020-01-31T15:03:05Z', new Date(arguments[0] * 1000).toISOString()].map((since, at) => \
+            ({ sequence: at + 1, topic: 'a:b', size: 3, dead_since: since, reason: 'no queue' })); \
+        const headers = { 'Content-Type': 'application/json' }; \
+        window.fetch = (path, options) => String(path).endsWith('/dead') \
+            ? Promise.resolve(new Response(JSON.stringify({ dead }), { headers })) : asked(path, options)";
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later than 1970").as_secs();
+    browser.run(answer, json!([now])).await;
+    browser.click("button", "Dead letters of feed").await;
+    browser.reads("2020-02-01 00:03:05").await;
+    // Tokyo is nine hours ahead, in all seasons.
+    let there = now + 9 * 3600;
+    browser.reads(&format!("{:02}:{:02}:{:02}", there / 3600 % 24, there / 60 % 60, there % 60)).await;
+    browser.check("dead letters of another day").await;
+    assert_eq!(browser.mistakes().await, Vec::<String>::new());
     browser.close().await;
 }
 

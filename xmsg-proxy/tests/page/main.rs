@@ -287,6 +287,7 @@ async fn the_log_is_read_by_the_operator_alone_and_settings_by_all() {
     browser
         .until("one line", |text| text.contains("another line") && !text.contains("slow subscriber"))
         .await;
+    browser.reads("those of the proxy, in UTC").await;
     browser.check("the log").await;
     browser.picture("log").await;
     browser.click("link", "Settings").await;
