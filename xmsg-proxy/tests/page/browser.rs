@@ -169,6 +169,18 @@ impl Browser {
         self.ask("POST", &Self::path(&element, "/click"), json!({})).await;
     }
 
+    /// Clicks on the first that this selector finds: on what has no role of its own, such as a summary.
+    pub(crate) async fn click_first(&self, selector: &str) {
+        let found = self.run("return document.querySelector(arguments[0])", json!([selector])).await;
+        self.ask("POST", &Self::path(&Element(found), "/click"), json!({})).await;
+    }
+
+    /// Puts what is downloaded into this folder.
+    pub(crate) async fn download_to(&self, folder: &Path) {
+        let to = json!({ "behavior": "allow", "downloadPath": folder });
+        self.cdp("Browser.setDownloadBehavior", to).await;
+    }
+
     /// Moves the pointer over it, and leaves it there.
     pub(crate) async fn hover(&self, role: &str, name: &str) {
         let Element(element) = self.find(role, name).await;
