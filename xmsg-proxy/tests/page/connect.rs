@@ -53,10 +53,6 @@ async fn an_outgoing_connection_is_made_tried_and_deleted() {
     browser.click("button", "Ping feed").await;
     browser.reads("The peer of feed answered").await;
     browser.check("outgoing connections").await;
-    browser.picture("connect-light").await;
-    browser.dark(true).await;
-    browser.picture("connect-dark").await;
-    browser.dark(false).await;
 
     browser.click("button", "Disable feed").await;
     browser.reads("inactive").await;

@@ -11,6 +11,7 @@ mod registrations;
 mod settings;
 mod site;
 mod topology;
+mod views;
 
 use browser::Browser;
 use serde_json::json;
@@ -42,16 +43,6 @@ async fn the_overview_shows_what_flows_and_who_is_slow_first() {
     let drawn =
         "return String(document.querySelector('.chart path').getAttribute('d').split('L').length > 1)";
     browser.until_run("a line is drawn", drawn, "true").await;
-    browser.check("overview").await;
-    browser.picture("overview-light").await;
-    browser.dark(true).await;
-    browser.check("overview, dark").await;
-    browser.picture("overview-dark").await;
-    browser.dark(false).await;
-    browser.resize(390, 844).await;
-    browser.check("overview, on a phone").await;
-    browser.picture("overview-phone").await;
-    browser.resize(1280, 900).await;
     browser.click("radio", "1 hour").await;
     browser.reads("−60 min").await;
     assert_eq!(browser.mistakes().await, Vec::<String>::new());
@@ -173,13 +164,6 @@ async fn connections_are_sorted_and_filtered() {
     })
     .await;
     browser.check("connections").await;
-    browser.picture("connections-light").await;
-    browser.dark(true).await;
-    browser.check("connections, dark").await;
-    browser.picture("connections-dark").await;
-    browser.resize(390, 844).await;
-    browser.check("connections, on a phone").await;
-    browser.picture("connections-phone").await;
     assert_eq!(browser.mistakes().await, Vec::<String>::new());
     drop(flow);
     browser.close().await;
@@ -289,13 +273,11 @@ async fn the_log_is_read_by_the_operator_alone_and_settings_by_all() {
         .await;
     browser.reads("those of the proxy, in UTC").await;
     browser.check("the log").await;
-    browser.picture("log").await;
     browser.click("link", "Settings").await;
     browser.reads("tcp.keepalive_s").await;
     browser.write("searchbox", "Filter", "port").await;
     browser.until("one setting", |text| text.contains("7771") && !text.contains("keepalive")).await;
     browser.check("settings").await;
-    browser.picture("settings").await;
     assert_eq!(browser.mistakes().await, Vec::<String>::new());
     browser.close().await;
 }

@@ -39,7 +39,6 @@ async fn a_message_of_a_python_script_is_seen() {
     assert!(within("the script", script).await.expect("Python runs").success());
     browser.reads("17.5 from Python").await;
     browser.reads("Messages so far: 1").await;
-    browser.picture("messages-light").await;
     browser.click("button", "Stop").await;
     browser.find("button", "Watch").await;
     assert_eq!(browser.mistakes().await, Vec::<String>::new());
@@ -83,7 +82,7 @@ async fn hostile_messages_are_text_and_a_pause_holds_them_back() {
     browser.picture("messages-hostile-dark").await;
     browser.resize(390, 844).await;
     browser.check("messages, on a phone").await;
-    browser.picture("messages-phone").await;
+    browser.picture("messages-hostile-phone").await;
     browser.click("button", "Pause").await;
     raw.send_message(&[&b"evil:late"[..], b"", b"while it is paused"]).await;
     let text = browser.reads("1 wait").await;

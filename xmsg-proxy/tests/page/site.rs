@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -13,6 +14,7 @@ use xmsg_proxy::log::LogQueue;
 use xmsg_proxy::registrar::Registrar;
 use xmsg_proxy::settings::SettingsError;
 use xmsg_proxy::{Policy, Proxy};
+use xmsg_tests::http::ask;
 use xmsg_tests::raw::{Raw, command};
 use xmsg_tests::{connect, topic, within};
 use xmsg_zmq::HighWaterMark;
@@ -144,6 +146,17 @@ impl Site {
     pub(crate) async fn dead(&self, outgoing: &str) -> Vec<u64> {
         let letters = self.registry.dead(outgoing, 0, 100).await.expect("there is such a connection");
         letters.into_iter().map(|letter| letter.sequence).collect()
+    }
+
+    /// Makes an outgoing connection, a channel or a connection to a broker, as programs do.
+    pub(crate) async fn declare(&self, sort: &str, definition: &Value) {
+        let (address, body) = (self.address.to_string(), definition.to_string());
+        let request = format!(
+            "POST /connect/{sort} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let made = ask(&address, request.as_bytes()).await.expect("an answer");
+        assert_eq!(made.status, 201, "{}", made.body);
     }
 
     /// Stops HTTP, and nothing else.

@@ -45,10 +45,10 @@ async fn who_publishes_what_to_whom_is_seen_and_found() {
     browser.click("button", "level:tank").await;
     browser.until_run("it is chosen again", pressed, "level:tank").await;
     browser.check("the topology").await;
-    browser.picture("topology-light").await;
+    browser.picture("topology-chosen-light").await;
     browser.dark(true).await;
     browser.check("the topology, dark").await;
-    browser.picture("topology-dark").await;
+    browser.picture("topology-chosen-dark").await;
     browser.dark(false).await;
 
     // What somebody looks for, with what belongs to it, by keyboard.
@@ -73,7 +73,7 @@ async fn who_publishes_what_to_whom_is_seen_and_found() {
     browser.write("searchbox", box_name, "level").await;
     browser.find("button", "level:tank").await;
     browser.check("the topology, on a phone").await;
-    browser.picture("topology-phone").await;
+    browser.picture("topology-chosen-phone").await;
     assert_eq!(browser.mistakes().await, Vec::<String>::new());
     drop((level, heat, stalled));
     browser.close().await;
