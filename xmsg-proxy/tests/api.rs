@@ -530,7 +530,10 @@ async fn pages_of_other_sites_open_no_stream() {
             }
         }
         if path == "/api/v1/log" {
-            // This process keeps no log of its own.
+            let session = read(&get_with(address, "/api/v1/session", &operator).await);
+            assert_eq!(session["has_log"], false, "this process keeps no log of its own");
+            let refusal = Events::open(address, path, &operator).await.unwrap_err();
+            assert_eq!(refusal.status, 404, "{}", refusal.body);
             continue;
         }
         for own in ["Sec-Fetch-Site: same-origin\r\n".to_owned(), format!("Origin: http://{address}\r\n")] {

@@ -128,6 +128,35 @@ export function confirm(title, text, action) {
   });
 }
 
+/** Says whether what is in `node` stays where it is: `isOver()` while the pointer is over it, `isHeld()` also while the focus is in it. */
+export function touch(node) {
+  let over = false;
+  node.addEventListener("pointerenter", () => { over = true; });
+  node.addEventListener("pointerleave", () => { over = false; });
+  return { isOver: () => over, isHeld: () => over || node.contains(document.activeElement) };
+}
+
+/**
+ * Brings what is in `parent` into the order of `keys`, without what has left. `known` has what there is by its key, each with its `node`.
+ * What has the focus keeps it. If `isHeld`, nothing moves or goes: what has left is dimmed.
+ */
+export function arrange(parent, known, keys, isHeld) {
+  const wanted = new Set(keys);
+  for (const [key, { node }] of known) {
+    node.classList.toggle("gone", isHeld && !wanted.has(key));
+    if (!isHeld && !wanted.has(key)) { node.remove(); known.delete(key); }
+  }
+  if (isHeld) return;
+  const focused = parent.contains(document.activeElement) ? document.activeElement : null;
+  let next = parent.firstElementChild;
+  for (const key of keys) {
+    const { node } = known.get(key);
+    if (node === next) next = next.nextElementSibling;
+    else parent.insertBefore(node, next);
+  }
+  if (focused?.isConnected && focused !== document.activeElement) focused.focus({ preventScroll: true });
+}
+
 /**
  * A table whose rows are kept by their key, so that values change where they stand.
  *
@@ -144,9 +173,7 @@ export function table({ caption, columns, key, onsort, hasHeading }) {
   });
   const body = el("tbody");
   const rows = new Map();
-  let isTouched = false;
-  body.addEventListener("pointerenter", () => { isTouched = true; });
-  body.addEventListener("pointerleave", () => { isTouched = false; });
+  const touched = touch(body);
   // Where a heading above says the same, the caption is there for screen readers only.
   const captionNode = el("caption", { text: caption ?? "", class: hasHeading ? "unseen" : undefined });
   const node = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption ?? "Table" },
@@ -170,11 +197,9 @@ export function table({ caption, columns, key, onsort, hasHeading }) {
   }
 
   function update(list, { isForced = false } = {}) {
-    const isHeld = !isForced && (isTouched || (body.contains(document.activeElement) && document.activeElement !== document.body));
-    const seen = new Set();
+    const isHeld = !isForced && touched.isHeld();
     for (const row of list) {
       const id = key(row);
-      seen.add(id);
       let known = rows.get(id);
       if (!known) {
         if (isHeld) continue;
@@ -182,15 +207,9 @@ export function table({ caption, columns, key, onsort, hasHeading }) {
         known = { cells, node: el("tr", {}, ...cells) };
         rows.set(id, known);
       }
-      known.node.classList.remove("gone");
       fill(known.cells, row);
-      if (!isHeld) body.append(known.node);
     }
-    for (const [id, known] of rows) {
-      if (seen.has(id)) continue;
-      if (isHeld) known.node.classList.add("gone");
-      else { known.node.remove(); rows.delete(id); }
-    }
+    arrange(body, rows, list.map(key), isHeld);
   }
 
   function sorted(by) {
@@ -200,5 +219,5 @@ export function table({ caption, columns, key, onsort, hasHeading }) {
     });
   }
 
-  return { node, update, sorted, caption: (text) => say(captionNode, text) };
+  return { node, update, sorted, isOver: touched.isOver, caption: (text) => say(captionNode, text) };
 }

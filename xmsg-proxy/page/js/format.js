@@ -40,5 +40,12 @@ export function duration(seconds) {
 
 /** A moment in the zone of whoever reads: 14:03:07. */
 export function time(date) {
-  return date.toLocaleTimeString(undefined, { hour12: false });
+  return date.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+}
+
+/** The same with the date, unless it is today: 2026-03-01 14:03:07. */
+export function moment(date) {
+  if (date.toDateString() === new Date().toDateString()) return time(date);
+  const two = (number) => String(number).padStart(2, "0");
+  return `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())} ${time(date)}`;
 }

@@ -5,6 +5,10 @@ import { el, say, search } from "./dom.js";
 const KEPT = 1000;
 
 export function log(main, { page, logIn }) {
+  if (page.session?.has_log === false) {
+    main.append(el("p", { text: "This program keeps no log of its own." }));
+    return undefined;
+  }
   if (!page.can("operator")) {
     main.append(el("p", { text: "The log may have names and addresses in it: to read it, log in with the operator's token." }), el("button", { type: "button", class: "main", text: "Log in", onclick: logIn }));
     return undefined;
@@ -26,9 +30,17 @@ export function log(main, { page, logIn }) {
     if (isAtEnd) list.scrollTop = list.scrollHeight;
     say(state, "The last lines of the log; new ones are added at the end.");
   });
-  source.onerror = () => say(state, source.readyState === EventSource.CLOSED ? "The log can't be read: log in again." : "The connection is lost – trying again.");
+  source.onerror = async () => {
+    if (source.readyState !== EventSource.CLOSED) { say(state, "The connection is lost – trying again."); return; }
+    let why = "log in again.";
+    // A refusal is read by asking once more.
+    try { await fetch("/api/v1/log").then(async (answer) => { if (!answer.ok) why = (await answer.json()).message; await answer.body?.cancel(); }); } catch { /* The status at the top says so. */ }
+    say(state, `The log can't be read: ${why}`);
+  };
   source.onopen = () => { lines = []; list.replaceChildren(); say(state, "Nothing has been logged yet."); };
   filter.input.addEventListener("input", () => list.replaceChildren(...lines.filter(fits).map(shown)));
-  main.append(el("div", { class: "row" }, filter.node), el("section", { class: "panel" }, state, list));
+  main.append(
+    el("p", { class: "muted", text: "Times in the log are those of the proxy, in UTC (Z)." }),
+    el("div", { class: "row" }, filter.node), el("section", { class: "panel" }, state, list));
   return () => source.close();
 }

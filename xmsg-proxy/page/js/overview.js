@@ -3,7 +3,7 @@
 import { ask, query } from "./api.js";
 import { chart } from "./chart.js";
 import { endButton } from "./connections.js";
-import { el, radios, say, table } from "./dom.js";
+import { el, radios, say, table, touch } from "./dom.js";
 import * as format from "./format.js";
 import { follow } from "./live.js";
 
@@ -71,12 +71,17 @@ export function overview(main, { page }) {
   }
   const choose = radios("Show", "span", [["5m", "5 minutes"], ["1h", "1 hour"], ["24h", "24 hours"]], span, (key) => { span = key; load(); });
 
-  main.append(
-    el("dl", { class: "tiles" }, ...Object.values(tiles).map((one) => one.node)),
-    el("section", { class: "panel" }, el("h2", { text: "Who is slow" }), none, slow.node),
+  // Who is slow comes and goes: it has room of its own, and takes no other while the pointer is over what is below it.
+  const room = el("div", { class: "room" }, none, slow.node);
+  const below = el("div", {},
     el("div", { class: "row" }, choose),
     el("div", { class: "grid" }, ...charts.map((one) => one.node)),
-    el("section", { class: "panel" }, el("h2", { text: "Busiest topics" }), quiet, topics.node),
+    el("section", { class: "panel" }, el("h2", { text: "Busiest topics" }), quiet, topics.node));
+  const touched = touch(below);
+  main.append(
+    el("dl", { class: "tiles" }, ...Object.values(tiles).map((one) => one.node)),
+    el("section", { class: "panel" }, el("h2", { text: "Who is slow" }), room),
+    below,
   );
 
   let seconds = 0;
@@ -90,8 +95,10 @@ export function overview(main, { page }) {
     tiles.clients.say(`${format.count(now.publishers)}, ${format.count(now.subscribers)}`);
     tiles.memory.say(`${format.bytes(now.memory_used)}`);
     tiles.cpu.say(cpu.toFixed(2));
-    none.hidden = now.slow.length > 0;
-    slow.node.hidden = !none.hidden;
+    if (!touched.isOver()) room.style.height = "";
+    else if (!room.style.height) room.style.height = `${room.offsetHeight}px`;
+    slow.node.hidden = now.slow.length === 0 && !slow.isOver();
+    none.hidden = !slow.node.hidden;
     slow.update(now.slow);
     quiet.hidden = now.topics.length > 0;
     topics.node.hidden = !quiet.hidden;

@@ -53,7 +53,7 @@ export function deadLetters(name, changed) {
       { title: "No.", number: true, cell: (row) => String(row.sequence) },
       { title: "Topic", text: true, cell: (row) => row.topic ?? "" },
       { title: "Size", number: true, cell: (row) => format.bytes(row.size) },
-      { title: "Dead since", cell: (row) => format.time(new Date(row.dead_since)) },
+      { title: "Dead since", cell: (row) => format.moment(new Date(row.dead_since)) },
       { title: "Reason", text: true, cell: (row) => row.reason },
       { title: "", cell: (row) => el("span", {},
         el("button", { type: "button", text: "Send again", "aria-label": `Send again message ${row.sequence}`, onclick: () => work("POST", `/dead/${row.sequence}/revive`) }),

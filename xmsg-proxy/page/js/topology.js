@@ -1,24 +1,25 @@
 // Who publishes what to whom: three columns, in which what belongs together is marked, and a table that says the same.
 
 import { ask, query } from "./api.js";
-import { choice, el, field, say, search, table, whenTyped } from "./dom.js";
+import { arrange, choice, el, field, say, search, table, touch, whenTyped } from "./dom.js";
 import * as format from "./format.js";
 import { poll } from "./poll.js";
 
 const KIND = { publisher: "publisher", channel: "channel", subscriber: "subscriber", outgoing: "outgoing connection" };
 
-/** A column of buttons, kept by their key: what has the focus stays where it is. */
+/** A column of buttons, kept by their key. While the pointer is over them, or the focus in them, they stay where they are. */
 function column(title, choose) {
   const heading = el("h2", { text: title });
   const list = el("ul", { "aria-label": title });
   const more = el("p", { class: "muted" });
   const known = new Map();
-  function update(items, matching) {
-    const seen = new Set(items.map((item) => item.key));
-    for (const [key, one] of known) if (!seen.has(key)) { one.node.remove(); known.delete(key); }
-    items.forEach((item, at) => {
+  const touched = touch(list);
+  function update(items, matching, isForced) {
+    const isHeld = !isForced && touched.isHeld();
+    for (const item of items) {
       let one = known.get(item.key);
       if (!one) {
+        if (isHeld) continue;
         const label = el("span", { dir: "auto" });
         const detail = el("small", { class: "muted" });
         const button = el("button", { type: "button", "aria-pressed": "false", onclick: () => choose(item.key) }, label);
@@ -27,9 +28,8 @@ function column(title, choose) {
       }
       say(one.label, item.label);
       say(one.detail, item.detail);
-      if (list.children[at] !== one.node && !list.contains(document.activeElement)) list.insertBefore(one.node, list.children[at] ?? null);
-      else if (!one.node.isConnected || one.node.parentNode !== list) list.append(one.node);
-    });
+    }
+    arrange(list, known, items.map(({ key }) => key), isHeld);
     const left = matching - items.length;
     say(more, left > 0 ? `and ${format.count(left)} more` : matching === 0 ? "none" : "");
   }
@@ -40,7 +40,7 @@ function column(title, choose) {
       button.classList.toggle("other", chosen !== null && key !== chosen && !linked.has(key));
     }
   }
-  return { node: el("section", { class: "panel" }, heading, list, more), update, mark };
+  return { node: el("section", { class: "panel" }, heading, list, more), update, mark, labelOf: (key) => known.get(key)?.label.textContent };
 }
 
 export function topology(main, { values }) {
@@ -64,7 +64,7 @@ export function topology(main, { values }) {
     ],
   });
   const empty = el("p", { class: "empty", hidden: true });
-  const nameOf = (key) => (key.startsWith("t") ? key.slice(1) : names.get(key.slice(1)));
+  const nameOf = (key) => sources.labelOf(key) ?? topics.labelOf(key) ?? targets.labelOf(key) ?? "";
   let chosen = null;
   let links = [];
 
@@ -95,9 +95,9 @@ export function topology(main, { values }) {
     for (const node of [...answer.sources.shown, ...answer.targets.shown]) names.set(node.id, node.label);
     const item = (letter) => (node) => ({ key: letter + node.id, label: node.label, detail: [KIND[node.kind], node.note, node.messages_per_s === null ? null : `${format.rate(node.messages_per_s)}/s`].filter(Boolean).join(" · ") });
     links = answer.topics.shown;
-    sources.update(answer.sources.shown.map(item("f")), answer.sources.matching);
-    topics.update(links.map((one) => ({ key: `t${one.topic}`, label: one.topic, detail: `${format.rate(one.messages_per_s)}/s` })), answer.topics.matching);
-    targets.update(answer.targets.shown.map(item("g")), answer.targets.matching);
+    sources.update(answer.sources.shown.map(item("f")), answer.sources.matching, isForced);
+    topics.update(links.map((one) => ({ key: `t${one.topic}`, label: one.topic, detail: `${format.rate(one.messages_per_s)}/s` })), answer.topics.matching, isForced);
+    targets.update(answer.targets.shown.map(item("g")), answer.targets.matching, isForced);
     const isKnown = chosen === null || (chosen.startsWith("t") ? links.some((one) => `t${one.topic}` === chosen) : names.has(chosen.slice(1)));
     if (!isKnown) chosen = null;
     mark();

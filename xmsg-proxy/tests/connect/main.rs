@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 use xmsg_core::security::KeyPair;
 use xmsg_core::{Connection, Message};
-use xmsg_tests::http::get;
+use xmsg_tests::http::{ask, get, post};
 use xmsg_tests::rabbitmq::Broker;
+use xmsg_tests::raw::Raw;
 use xmsg_tests::{next, patient, topic, within};
 use xmsg_zmq::{Push, SocketOptions};
 
@@ -238,6 +239,106 @@ async fn what_changes_or_sends_needs_the_token_and_looking_only_where_there_is_o
         }
     }
     assert_eq!(get(&without, "/connect").await.status, 200);
+    site.stop().await;
+}
+
+/// Whoever reads the log finds out who has changed what, and from where.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_change_leaves_a_line_in_the_log_that_says_who_made_it() {
+    let broker = Broker::shared().await;
+    let site = Site::new("").await;
+    let (_pull, address) = pull().await;
+    let noted = async |what: &str| site.daemon.logged(&[what, "by=\"HTTP from 127.0.0.1:"]).await;
+    let mut changed = push_to("feed", &address);
+    changed["subscribe"] = json!(["feed"]);
+    let mut renamed = push_to("line", &address);
+    renamed["lazy"] = true.into();
+    let channel = json!({ "name": "in", "kind": "zmq", "socket_type": "PULL", "socket_method": "bind",
+        "address": format!("ipc://{}/in", site.folder.path().display()), "target": "topic:feed" });
+    let connection = json!({ "name": "broker", "uris": [format!("amqp://127.0.0.1:{}", broker.port())] });
+    // No queue is bound to what this is sent to.
+    let orders = json!({ "name": "orders", "connection": "broker", "exchange": "amq.direct",
+        "routing_key": "log.nowhere", "on_return": "dead_letter" });
+    let message = json!({ "topic": "feed:x", "text": "x", "confirm": true, "timeout_s": 60 });
+    for (method, path, body, line) in [
+        ("POST", "/connect/outgoing", push_to("feed", &address), r#"outgoing "feed" was added"#),
+        (
+            "POST",
+            "/connect/add",
+            json!({ "outgoing": [push_to("second", &address)] }),
+            r#""second" was added"#,
+        ),
+        ("POST", "/connect/channel", channel, r#"channel "in" was added"#),
+        ("POST", "/connect/connection", connection, r#""broker" was added"#),
+        ("POST", "/connect/outgoing", orders, r#"outgoing "orders" was added"#),
+        ("PUT", "/connect/outgoing/feed", changed, r#"outgoing "feed" was changed"#),
+        ("PUT", "/connect/outgoing/second", renamed, r#""second" was changed, and is "line" now"#),
+        ("POST", "/connect/outgoing/feed/rename?to=fodder", Value::Null, r#""feed" is "fodder" now"#),
+        ("POST", "/connect/outgoing/fodder/disable", Value::Null, r#""fodder" was disabled"#),
+        ("POST", "/connect/outgoing/fodder/enable", Value::Null, r#""fodder" was enabled"#),
+        ("POST", "/connect/outgoing/fodder/send", message.clone(), r#"was sent by outgoing "fodder""#),
+        ("POST", "/api/v1/publish", json!({ "topic": "a", "text": "b" }), "a message was published"),
+        ("POST", "/api/v1/session/links", Value::Null, "a link that begins a session was made"),
+        ("DELETE", "/connect/channel/in", Value::Null, r#"channel "in" was deleted"#),
+    ] {
+        site.done(method, path, &body).await;
+        noted(line).await;
+    }
+
+    // What was not confirmed was sent all the same.
+    let (status, answer) = site.ask("POST", "/connect/outgoing/orders/send", &message.to_string()).await;
+    assert_eq!((status, &answer["kind"]), (502, &json!("undeliverable")), "{answer}");
+    noted(r#"a message was sent by outgoing "orders", and not confirmed"#).await;
+    let has_one = |found: &Value| found["dead"][0]["sequence"].is_u64();
+    let found = site.until("/connect/outgoing/orders/dead", "a dead letter", has_one).await;
+    let revive = format!("/connect/outgoing/orders/dead/{}/revive", found["dead"][0]["sequence"]);
+    site.done("POST", &revive, &Value::Null).await;
+    noted(r#"of outgoing "orders" is sent again"#).await;
+    site.done("DELETE", "/connect/outgoing/orders/dead", &Value::Null).await;
+    noted(r#"dead letters of outgoing "orders" were deleted"#).await;
+    site.done("DELETE", "/connect/outgoing/orders?on_delete=purge", &Value::Null).await;
+    noted(r#"outgoing "orders" was deleted"#).await;
+    let (_, exported) = site.ask("GET", "/connect/export", "").await;
+    let (status, answer) = site.ask("POST", "/connect/import", exported.as_str().unwrap()).await;
+    assert_eq!(status, 200, "{answer}");
+    noted("other definitions were imported").await;
+
+    for path in ["/connections", "/api/v1/connections"] {
+        let mut subscriber = Raw::handshake(site.proxy.subscribe_port(), "SUB").await;
+        let peer = subscriber.stream.local_addr().unwrap().to_string();
+        let row = |found: &Value| {
+            let rows = found["connections"].as_array().cloned().unwrap_or_default();
+            rows.into_iter().find(|row| row["peer"] == peer.as_str())
+        };
+        let found =
+            site.until("/connz?kind=subscriber", "the subscriber", |found| row(found).is_some()).await;
+        let id = row(&found).unwrap()["id"].clone();
+        site.done("POST", &format!("{path}/{id}/end"), &Value::Null).await;
+        subscriber.closed().await;
+        site.daemon.logged(&["an operator ended a connection", &peer, "by=\"HTTP from 127.0.0.1:"]).await;
+    }
+
+    // A session has a number, by which what is changed with it is told from what others change.
+    let body = json!({ "token": TOKEN }).to_string();
+    let login = format!(
+        "POST /api/v1/session HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nX-Xmsg-Page: 1\r\nContent-Length: {}\r\n\r\n{body}",
+        site.admin,
+        body.len()
+    );
+    let begun = ask(&site.admin, login.as_bytes()).await.unwrap();
+    assert_eq!(begun.status, 200, "{}", begun.body);
+    site.daemon.logged(&["a session has begun", "peer=127.0.0.1:", "with=\"the token\""]).await;
+    let cookie = begun.head.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap();
+    let answer: Value = serde_json::from_str(&begun.body).unwrap();
+    let headers = format!(
+        "Cookie: {}\r\nX-Xmsg-Page: {}\r\n",
+        cookie.split(';').next().unwrap(),
+        answer["secret"].as_str().unwrap()
+    );
+    let disabled = post(&site.admin, "/connect/outgoing/line/disable", &headers).await;
+    assert_eq!(disabled.status, 200, "{}", disabled.body);
+    let line = noted(r#"outgoing "line" was disabled"#).await;
+    assert!(line.contains(", session "), "{line}");
     site.stop().await;
 }
 

@@ -169,6 +169,27 @@ impl Browser {
         self.ask("POST", &Self::path(&element, "/click"), json!({})).await;
     }
 
+    /// Clicks on the first that this selector finds: on what has no role of its own, such as a summary.
+    pub(crate) async fn click_first(&self, selector: &str) {
+        let found = self.run("return document.querySelector(arguments[0])", json!([selector])).await;
+        self.ask("POST", &Self::path(&Element(found), "/click"), json!({})).await;
+    }
+
+    /// Puts what is downloaded into this folder.
+    pub(crate) async fn download_to(&self, folder: &Path) {
+        let to = json!({ "behavior": "allow", "downloadPath": folder });
+        self.cdp("Browser.setDownloadBehavior", to).await;
+    }
+
+    /// Moves the pointer over it, and leaves it there.
+    pub(crate) async fn hover(&self, role: &str, name: &str) {
+        let Element(element) = self.find(role, name).await;
+        self.run("arguments[0].scrollIntoView({ block: 'center' })", json!([element])).await;
+        let to = json!({ "type": "pointerMove", "duration": 0, "x": 0, "y": 0, "origin": element });
+        let mouse = json!({ "type": "pointer", "id": "mouse", "parameters": { "pointerType": "mouse" }, "actions": [to] });
+        self.ask("POST", "/actions", json!({ "actions": [mouse] })).await;
+    }
+
     /// Writes into it, in place of what was there.
     pub(crate) async fn write(&self, role: &str, name: &str, text: &str) {
         let element = self.find(role, name).await;
@@ -253,6 +274,11 @@ impl Browser {
         let value = if is_dark { "dark" } else { "light" };
         let features = json!([{ "name": "prefers-color-scheme", "value": value }]);
         self.cdp("Emulation.setEmulatedMedia", json!({ "features": features })).await;
+    }
+
+    /// Shows times in this zone, such as `Asia/Tokyo`.
+    pub(crate) async fn zone(&self, name: &str) {
+        self.cdp("Emulation.setTimezoneOverride", json!({ "timezoneId": name })).await;
     }
 
     /// A picture of what is shown: PNG.

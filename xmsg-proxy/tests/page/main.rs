@@ -11,6 +11,7 @@ mod registrations;
 mod settings;
 mod site;
 mod topology;
+mod views;
 
 use browser::Browser;
 use serde_json::json;
@@ -42,20 +43,37 @@ async fn the_overview_shows_what_flows_and_who_is_slow_first() {
     let drawn =
         "return String(document.querySelector('.chart path').getAttribute('d').split('L').length > 1)";
     browser.until_run("a line is drawn", drawn, "true").await;
-    browser.check("overview").await;
-    browser.picture("overview-light").await;
-    browser.dark(true).await;
-    browser.check("overview, dark").await;
-    browser.picture("overview-dark").await;
-    browser.dark(false).await;
-    browser.resize(390, 844).await;
-    browser.check("overview, on a phone").await;
-    browser.picture("overview-phone").await;
-    browser.resize(1280, 900).await;
     browser.click("radio", "1 hour").await;
     browser.reads("−60 min").await;
     assert_eq!(browser.mistakes().await, Vec::<String>::new());
     drop((flood, steady, slow));
+    browser.close().await;
+}
+
+/// Plots and topics stay under the pointer while subscribers become slow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_slow_moves_nothing_that_is_under_the_pointer() {
+    let site = Site::start().await;
+    let browser = Browser::start().await;
+    browser.open(&site.url("")).await;
+    browser.reads("No message has come since you look").await;
+    let top = "const topics = [...document.querySelectorAll('h2')].find((node) => node.textContent === 'Busiest topics'); \
+        return String(Math.round(topics.getBoundingClientRect().top + window.scrollY))";
+    browser.hover("heading", "Busiest topics").await;
+    let before = browser.run(top, json!([])).await;
+    let mut slow = Vec::new();
+    for _ in 0..6 {
+        slow.push(site.stalled_subscriber("flood:").await);
+    }
+    let flood = site.flood("flood:camera").await;
+    browser.until("all of them", |text| slow.iter().all(|one| text.contains(one.peer()))).await;
+    assert_eq!(browser.run(top, json!([])).await, before);
+    browser.check("slow subscribers while the pointer is below them").await;
+    browser.hover("heading", "Overview").await;
+    let has_moved = format!("return String(Number((() => {{ {top} }})()) > {})", before.as_str().unwrap());
+    browser.until_run("there is room for all", &has_moved, "true").await;
+    assert_eq!(browser.mistakes().await, Vec::<String>::new());
+    drop((flood, slow));
     browser.close().await;
 }
 
@@ -146,13 +164,6 @@ async fn connections_are_sorted_and_filtered() {
     })
     .await;
     browser.check("connections").await;
-    browser.picture("connections-light").await;
-    browser.dark(true).await;
-    browser.check("connections, dark").await;
-    browser.picture("connections-dark").await;
-    browser.resize(390, 844).await;
-    browser.check("connections, on a phone").await;
-    browser.picture("connections-phone").await;
     assert_eq!(browser.mistakes().await, Vec::<String>::new());
     drop(flow);
     browser.close().await;
@@ -260,14 +271,28 @@ async fn the_log_is_read_by_the_operator_alone_and_settings_by_all() {
     browser
         .until("one line", |text| text.contains("another line") && !text.contains("slow subscriber"))
         .await;
+    browser.reads("those of the proxy, in UTC").await;
     browser.check("the log").await;
-    browser.picture("log").await;
     browser.click("link", "Settings").await;
     browser.reads("tcp.keepalive_s").await;
     browser.write("searchbox", "Filter", "port").await;
     browser.until("one setting", |text| text.contains("7771") && !text.contains("keepalive")).await;
     browser.check("settings").await;
-    browser.picture("settings").await;
+    assert_eq!(browser.mistakes().await, Vec::<String>::new());
+    browser.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_without_a_log_says_so() {
+    let site = Site::without_log().await;
+    let browser = Browser::start().await;
+    browser.open(&site.url("#/log")).await;
+    browser.reads("This program keeps no log of its own.").await;
+    browser.open(&site.link()).await;
+    browser.reads("Log out (operator)").await;
+    browser.click("link", "Log").await;
+    browser.reads("This program keeps no log of its own.").await;
+    browser.check("no log").await;
     assert_eq!(browser.mistakes().await, Vec::<String>::new());
     browser.close().await;
 }

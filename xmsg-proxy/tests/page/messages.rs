@@ -1,7 +1,10 @@
 //! Messages that are watched as they come, and published.
 
-use serde_json::json;
+use std::time::Duration;
+
+use serde_json::{Value, json};
 use tokio::process::Command;
+use xmsg_core::Message;
 use xmsg_tests::raw::Raw;
 use xmsg_tests::{next, topic, within};
 
@@ -36,7 +39,6 @@ async fn a_message_of_a_python_script_is_seen() {
     assert!(within("the script", script).await.expect("Python runs").success());
     browser.reads("17.5 from Python").await;
     browser.reads("Messages so far: 1").await;
-    browser.picture("messages-light").await;
     browser.click("button", "Stop").await;
     browser.find("button", "Watch").await;
     assert_eq!(browser.mistakes().await, Vec::<String>::new());
@@ -80,7 +82,7 @@ async fn hostile_messages_are_text_and_a_pause_holds_them_back() {
     browser.picture("messages-hostile-dark").await;
     browser.resize(390, 844).await;
     browser.check("messages, on a phone").await;
-    browser.picture("messages-phone").await;
+    browser.picture("messages-hostile-phone").await;
     browser.click("button", "Pause").await;
     raw.send_message(&[&b"evil:late"[..], b"", b"while it is paused"]).await;
     let text = browser.reads("1 wait").await;
@@ -125,5 +127,57 @@ async fn the_operator_publishes_and_mistakes_are_said_beside_the_field() {
         (message.mime_type().unwrap(), &message.data()[..]),
         ("application/json", &b"{\"pieces\":17}"[..])
     );
+    browser.close().await;
+}
+
+/// Somebody who sees a topic looks at its messages, at who has sent one, and takes it along.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_is_watched_from_its_row_and_a_message_is_looked_at_and_downloaded() {
+    let site = Site::start().await;
+    let publisher = xmsg_tests::connect(&site.proxy);
+    within("a connection", publisher.connect()).await.unwrap();
+    let flow = site.publish_each(&[b"level:tank"], Duration::from_millis(500)).await;
+    let downloads = tempfile::tempdir().unwrap();
+    let browser = Browser::start().await;
+    browser.download_to(downloads.path()).await;
+    browser.open(&site.url("#/topics")).await;
+    browser.click("link", "Watch level:tank").await;
+    browser.reads("Messages so far:").await;
+    within("the tap", publisher.wait_for_subscriber(&topic("level:tank"))).await.unwrap();
+    let mut message = Message::of("level:tank", 8_675_309.25).unwrap();
+    message.edit_meta(|meta| meta.author = Some("daq".to_owned())).unwrap();
+    publisher.publish(&message).await.unwrap();
+    // It is decoded, and its metadata are there for whoever wants to see them.
+    let text = browser.reads("8675309.25").await;
+    assert!(text.contains("Metadata") && !text.contains("\"author\""), "{text}");
+    browser.click("button", "Stop").await;
+    browser.find("button", "Watch").await;
+    browser.click_first(".message summary").await;
+    browser.reads("\"author\": \"daq\"").await;
+    browser.check("a message with its metadata").await;
+    browser.picture("messages-metadata").await;
+
+    browser.write("searchbox", "Keep only those with", "8675309.25").await;
+    let shown = "return String(document.querySelectorAll('.message').length)";
+    browser.until_run("one message", shown, "1").await;
+    browser.click("button", "Download").await;
+    let path = downloads.path().join("messages.ndjson");
+    let text = within("the download", async {
+        loop {
+            if let Ok(text) = std::fs::read_to_string(&path)
+                && text.ends_with('\n')
+            {
+                return text;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert_eq!(text.lines().count(), 1, "{text}");
+    let told: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&told["topic"], &told["value"]), (&json!("level:tank"), &json!(8_675_309.25)), "{told}");
+    assert_eq!(told["meta"]["author"], "daq", "{told}");
+    assert_eq!(browser.mistakes().await, Vec::<String>::new());
+    drop(flow);
     browser.close().await;
 }

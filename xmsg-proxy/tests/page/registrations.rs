@@ -63,13 +63,6 @@ async fn registrations_are_filtered_and_read_page_by_page() {
     browser.write("searchbox", "Filter by name, address or description", "GAUGE01").await;
     browser.until("ten", |text| text.contains("1 to 10") && text.contains("gauge019")).await;
     browser.check("registrations").await;
-    browser.picture("registrations-light").await;
-    browser.dark(true).await;
-    browser.check("registrations, dark").await;
-    browser.picture("registrations-dark").await;
-    browser.resize(390, 844).await;
-    browser.check("registrations, on a phone").await;
-    browser.picture("registrations-phone").await;
     assert_eq!(browser.mistakes().await, Vec::<String>::new());
     browser.close().await;
 }

@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -13,6 +14,7 @@ use xmsg_proxy::log::LogQueue;
 use xmsg_proxy::registrar::Registrar;
 use xmsg_proxy::settings::SettingsError;
 use xmsg_proxy::{Policy, Proxy};
+use xmsg_tests::http::ask;
 use xmsg_tests::raw::{Raw, command};
 use xmsg_tests::{connect, topic, within};
 use xmsg_zmq::HighWaterMark;
@@ -27,6 +29,8 @@ pub(crate) struct Site {
     pub(crate) log: LogQueue,
     registry: Registry,
     registrar: Option<Registrar>,
+    /// Whether those who look may read the log.
+    has_log: bool,
     /// What a reload would change.
     pub(crate) pending: Arc<Mutex<Result<PendingChanges, SettingsError>>>,
     _state: TempDir,
@@ -75,6 +79,15 @@ impl Site {
         Self::start_beside(Some(registrar.start().await.expect("a registrar starts"))).await
     }
 
+    /// Starts it as programs do that keep no log of their own.
+    pub(crate) async fn without_log() -> Self {
+        let mut site = Self::start().await;
+        site.stop_http().await;
+        site.has_log = false;
+        site.start_http();
+        site
+    }
+
     /// A client of its registrar.
     pub(crate) fn registrar(&self) -> xmsg_core::Registrar {
         let registrar = self.registrar.as_ref().expect("it was started with a registrar");
@@ -96,6 +109,7 @@ impl Site {
             log,
             registry,
             registrar,
+            has_log: true,
             pending: Arc::new(Mutex::new(Ok(PendingChanges::default()))),
             _state: state,
             admin: None,
@@ -112,7 +126,7 @@ impl Site {
             proxy: Some(self.proxy.monitor()),
             registrar: self.registrar.as_ref().map(Registrar::monitor),
             connect: Some(Connect::new(self.registry.clone(), Handle::current())),
-            log: Some(self.log.clone()),
+            log: self.has_log.then(|| self.log.clone()),
             own_proxy: Some(OwnProxy::new(self.proxy.address().clone())),
             ..Sources::default()
         };
@@ -132,6 +146,17 @@ impl Site {
     pub(crate) async fn dead(&self, outgoing: &str) -> Vec<u64> {
         let letters = self.registry.dead(outgoing, 0, 100).await.expect("there is such a connection");
         letters.into_iter().map(|letter| letter.sequence).collect()
+    }
+
+    /// Makes an outgoing connection, a channel or a connection to a broker, as programs do.
+    pub(crate) async fn declare(&self, sort: &str, definition: &Value) {
+        let (address, body) = (self.address.to_string(), definition.to_string());
+        let request = format!(
+            "POST /connect/{sort} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let made = ask(&address, request.as_bytes()).await.expect("an answer");
+        assert_eq!(made.status, 201, "{}", made.body);
     }
 
     /// Stops HTTP, and nothing else.

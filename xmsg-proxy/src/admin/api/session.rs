@@ -42,6 +42,8 @@ pub(super) struct Session {
     has_connect: bool,
     /// Whether it has a registrar.
     has_registrar: bool,
+    /// Whether it keeps a log that operators can read here.
+    has_log: bool,
     /// Whether operators can publish messages here: the proxy has no security, which would ask for an
     /// identity.
     can_publish: bool,
@@ -78,6 +80,7 @@ fn session(state: &State, caller: Option<Caller>) -> Session {
         version: env!("CARGO_PKG_VERSION"),
         has_connect: state.has_connect(),
         has_registrar: state.registrar.is_some(),
+        has_log: state.log.is_some(),
         can_publish: state.client.is_there(),
         may_watch: state.may_watch(caller),
     }

@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::lists::Limit;
 use super::{Answer, Problem};
 use crate::admin::State;
-use crate::admin::look::client;
+use crate::admin::look::{Client, client};
 use crate::stats::{Row, text};
 use crate::switch::PUBLISHERS_MAX;
 
@@ -124,17 +124,25 @@ pub(super) struct Topology {
 struct Endpoints {
     sources: Vec<Node>,
     targets: Vec<Node>,
+    /// The numbers of nodes by those of connections.
+    publishers: HashMap<u32, usize>,
+    subscribers: HashMap<u32, usize>,
     /// Topics that channels publish under, and what outgoing connections subscribe to, with the numbers of
     /// their nodes.
     published: Vec<(String, usize)>,
     subscribed: Vec<(String, usize)>,
 }
 
-/// The nodes that a topic is linked to, by their numbers.
-#[derive(Clone, Default)]
-struct TopicLinks {
-    sources: BTreeSet<usize>,
-    targets: BTreeSet<usize>,
+impl Endpoints {
+    fn add_publisher(&mut self, id: u32, node: Node) {
+        self.publishers.insert(id, self.sources.len());
+        self.sources.push(node);
+    }
+
+    fn add_subscriber(&mut self, id: u32, node: Node) {
+        self.subscribers.insert(id, self.targets.len());
+        self.targets.push(node);
+    }
 }
 
 #[cfg(feature = "connect")]
@@ -144,39 +152,157 @@ impl Endpoints {
 
         let Some(connect) = &state.connect else { return };
         let report = connect.report();
-        let node = |kind, letter: char, name: &str, state: String| Node {
+        for channel in report.channels {
+            let topic = match &channel.definition.target {
+                Target::Topic(topic) => Some(topic.to_string()),
+                _ => None,
+            };
+            self.add_channel(&channel.definition.name, topic, channel.link.state.to_string());
+        }
+        for outgoing in report.outgoing {
+            let (name, state) = (&outgoing.definition.name, outgoing.link.state.to_string());
+            self.add_outgoing(name, outgoing.definition.subscribe.iter().cloned(), state);
+        }
+    }
+
+    /// Adds a channel. `topic` is the one that it publishes under, if it does not lead to an outgoing
+    /// connection.
+    fn add_channel(&mut self, name: &str, topic: Option<String>, state: String) {
+        self.published.extend(topic.map(|topic| (topic, self.sources.len())));
+        self.sources.push(Node::of_entry(NodeKind::Channel, 'c', name, state));
+    }
+
+    fn add_outgoing(&mut self, name: &str, prefixes: impl Iterator<Item = String>, state: String) {
+        let at = self.targets.len();
+        self.subscribed.extend(prefixes.map(|prefix| (prefix, at)));
+        self.targets.push(Node::of_entry(NodeKind::Outgoing, 'o', name, state));
+    }
+}
+
+#[cfg(feature = "connect")]
+impl Node {
+    fn of_entry(kind: NodeKind, letter: char, name: &str, state: String) -> Self {
+        Self {
             id: format!("{letter}:{name}"),
             kind,
             label: name.to_owned(),
             note: Some(state),
             messages_per_s: None,
-        };
-        for channel in report.channels {
-            if let Target::Topic(topic) = &channel.definition.target {
-                self.published.push((topic.to_string(), self.sources.len()));
-            }
-            let state = channel.link.state.to_string();
-            self.sources.push(node(NodeKind::Channel, 'c', &channel.definition.name, state));
-        }
-        for outgoing in report.outgoing {
-            let prefixes = outgoing.definition.subscribe.iter().cloned();
-            self.subscribed.extend(prefixes.map(|prefix| (prefix, self.targets.len())));
-            let state = outgoing.link.state.to_string();
-            self.targets.push(node(NodeKind::Outgoing, 'o', &outgoing.definition.name, state));
         }
     }
 }
 
-/// Returns the busiest of these nodes that are wanted.
-fn column(nodes: &[Node], wanted: Option<&BTreeSet<usize>>, limit: usize) -> Column {
-    let mut chosen: Vec<usize> = match wanted {
-        Some(wanted) => wanted.iter().copied().collect(),
+/// The topics that are looked at, and what is known of each.
+struct Topics<'a> {
+    /// The topics with the highest rates, and their messages a second.
+    names: Vec<&'a [u8]>,
+    rates: Vec<f32>,
+    /// The numbers of the connections that publish to each.
+    by: Vec<Vec<u32>>,
+    /// Pairs of a topic and a connection that subscribes to it.
+    to: Vec<(usize, u32)>,
+    /// How many topics there are, with those that are not looked at.
+    total: usize,
+    is_cut: bool,
+}
+
+/// The nodes that a topic is linked to, by their numbers.
+#[derive(Clone, Default)]
+struct TopicLinks {
+    sources: BTreeSet<usize>,
+    targets: BTreeSet<usize>,
+}
+
+/// Which nodes of a column are wanted, by their numbers.
+#[derive(Default)]
+struct Chosen {
+    /// Those that were looked for.
+    found: BTreeSet<usize>,
+    /// Those that have to do with a topic that is shown.
+    linked: BTreeSet<usize>,
+}
+
+/// Returns the busiest of these nodes that are wanted, after those that were looked for.
+fn column(nodes: &[Node], chosen: Option<&Chosen>, limit: usize) -> Column {
+    let mut wanted: Vec<usize> = match chosen {
+        Some(Chosen { found, linked }) => found.union(linked).copied().collect(),
         None => (0..nodes.len()).collect(),
     };
-    let matching = chosen.len();
-    chosen.sort_by(|a, b| nodes[*b].rate().total_cmp(&nodes[*a].rate()).then(a.cmp(b)));
-    let shown = chosen.into_iter().take(limit).map(|at| nodes[at].clone()).collect();
+    let matching = wanted.len();
+    let is_found = |at: usize| chosen.is_some_and(|chosen| chosen.found.contains(&at));
+    wanted.sort_by(|&a, &b| {
+        let by_rate = nodes[b].rate().total_cmp(&nodes[a].rate());
+        is_found(b).cmp(&is_found(a)).then(by_rate).then(a.cmp(&b))
+    });
+    let shown = wanted.into_iter().take(limit).map(|at| nodes[at].clone()).collect();
     Column { total: nodes.len(), matching, shown }
+}
+
+/// Returns the nodes that each topic is linked to.
+fn topic_links(ends: &Endpoints, topics: &Topics<'_>) -> Vec<TopicLinks> {
+    let mut links = vec![TopicLinks::default(); topics.names.len()];
+    for ((name, by), link) in topics.names.iter().zip(&topics.by).zip(&mut links) {
+        link.sources.extend(by.iter().filter_map(|id| ends.publishers.get(id)));
+        let is_own = |topic: &str| topic.as_bytes() == *name;
+        link.sources.extend(ends.published.iter().filter(|(topic, _)| is_own(topic)).map(|(_, node)| node));
+        let fits = |prefix: &str| name.starts_with(prefix.as_bytes());
+        link.targets.extend(ends.subscribed.iter().filter(|(prefix, _)| fits(prefix)).map(|(_, node)| node));
+    }
+    for (at, id) in &topics.to {
+        links[*at].targets.extend(ends.subscribers.get(id));
+    }
+    links
+}
+
+/// Makes the answer: the busiest of each, or what has to do with `wanted`, which is in lower case.
+fn answer(ends: &Endpoints, topics: &Topics<'_>, wanted: &str, limit: usize) -> Topology {
+    let links = topic_links(ends, topics);
+    let fit = |nodes: &[Node]| -> BTreeSet<usize> {
+        nodes.iter().enumerate().filter(|(_, node)| node.has(wanted)).map(|(at, _)| at).collect()
+    };
+    let mut matching: Vec<usize> = (0..topics.names.len()).collect();
+    let mut chosen = None;
+    if !wanted.is_empty() {
+        let mut sources = Chosen { found: fit(&ends.sources), ..Chosen::default() };
+        let mut targets = Chosen { found: fit(&ends.targets), ..Chosen::default() };
+        matching.retain(|at| {
+            let TopicLinks { sources: from, targets: to } = &links[*at];
+            text(topics.names[*at]).to_lowercase().contains(wanted)
+                || !from.is_disjoint(&sources.found)
+                || !to.is_disjoint(&targets.found)
+        });
+        for at in matching.iter().take(limit) {
+            sources.linked.extend(&links[*at].sources);
+            targets.linked.extend(&links[*at].targets);
+        }
+        chosen = Some((sources, targets));
+    }
+    let sources = column(&ends.sources, chosen.as_ref().map(|(sources, _)| sources), limit);
+    let targets = column(&ends.targets, chosen.as_ref().map(|(_, targets)| targets), limit);
+    let ids =
+        |column: &Column| -> HashSet<String> { column.shown.iter().map(|node| node.id.clone()).collect() };
+    let (shown_sources, shown_targets) = (ids(&sources), ids(&targets));
+    let names_of = |at: &BTreeSet<usize>, nodes: &[Node], shown: &HashSet<String>| {
+        let ids = at.iter().map(|at| &nodes[*at].id);
+        ids.filter(|id| shown.contains(*id)).cloned().collect::<Vec<_>>()
+    };
+    let topic = |at: usize| {
+        let TopicLinks { sources: from, targets: to } = &links[at];
+        TopicNode {
+            topic: text(topics.names[at]),
+            messages_per_s: topics.rates[at],
+            from: names_of(from, &ends.sources, &shown_sources),
+            to: names_of(to, &ends.targets, &shown_targets),
+            sources: from.len(),
+            has_more_sources: topics.by[at].len() >= PUBLISHERS_MAX,
+            targets: to.len(),
+        }
+    };
+    // Without something to look for, those beyond the ones that were looked at fit, too.
+    let fitting = if wanted.is_empty() { topics.total } else { matching.len() };
+    let shown = matching.into_iter().take(limit).map(topic).collect();
+    let column_of_topics = TopicColumn { total: topics.total, matching: fitting, shown };
+    Topology { limit, sources, topics: column_of_topics, targets, is_cut: topics.is_cut }
 }
 
 /// Who publishes what to whom: the busiest of each, or, with `focus`, what has to do with that.
@@ -195,90 +321,127 @@ pub(super) async fn topology(
     #[cfg(feature = "connect")]
     ends.add_connect(&state);
     let node = |row: Row, kind| {
-        let id = row.id;
-        let one = match &found {
+        let one: Client = match &found {
             Some(found) => found.client(row),
             None => client(row, None),
         };
+        let id = one.row.id;
         let (label, note) = (one.row.peer, one.row.principal);
-        Node { id: id.to_string(), kind, label, note, messages_per_s: one.messages_per_s }
+        (id, Node { id: id.to_string(), kind, label, note, messages_per_s: one.messages_per_s })
     };
-    let (mut publishers, mut subscribers) = (HashMap::new(), HashMap::new());
     for stats in proxy.publishers() {
-        publishers.insert(stats.id, ends.sources.len());
-        ends.sources.push(node(Row::from(stats), NodeKind::Publisher));
+        let (id, node) = node(Row::from(stats), NodeKind::Publisher);
+        ends.add_publisher(id, node);
     }
     for stats in proxy.subscribers() {
-        subscribers.insert(stats.id, ends.targets.len());
-        ends.targets.push(node(Row::from(stats), NodeKind::Subscriber));
+        let (id, node) = node(Row::from(stats), NodeKind::Subscriber);
+        ends.add_subscriber(id, node);
     }
 
     let all = found.as_ref().map_or(&[][..], |found| &found.topics);
     let looked_at = &all[..all.len().min(TOPICS_LOOKED_AT)];
     let names: Vec<&[u8]> = looked_at.iter().map(|found| &*found.topic).collect();
     let (by, to) = proxy.links(&names, LINKS_MAX);
+    let rates = looked_at.iter().map(|found| found.rates.messages_per_s).collect();
     let is_cut = all.len() > looked_at.len() || to.len() >= LINKS_MAX;
-    let mut links = vec![TopicLinks::default(); names.len()];
-    for (at, by) in by.iter().enumerate() {
-        links[at].sources.extend(by.iter().filter_map(|id| publishers.get(id)));
-        let is_own = |topic: &str| topic.as_bytes() == names[at];
-        links[at]
-            .sources
-            .extend(ends.published.iter().filter(|(topic, _)| is_own(topic)).map(|(_, node)| node));
-        let fits = |prefix: &str| names[at].starts_with(prefix.as_bytes());
-        links[at]
-            .targets
-            .extend(ends.subscribed.iter().filter(|(prefix, _)| fits(prefix)).map(|(_, node)| node));
-    }
-    for (at, id) in to {
-        links[at].targets.extend(subscribers.get(&id));
+    let topics = Topics { names, rates, by, to, total: all.len(), is_cut };
+    Ok(Json(answer(&ends, &topics, &query.focus.trim().to_lowercase(), limit)))
+}
+
+#[cfg(all(test, feature = "connect"))]
+mod tests {
+    use super::*;
+
+    /// How many there are of each.
+    const MANY: usize = 1000;
+    /// The number of the first subscriber.
+    const SUBSCRIBERS: u32 = 10_000;
+
+    /// Each topic has a publisher, a channel, a subscriber and an outgoing connection with its number. The
+    /// first subscriber and the first outgoing connection have all topics.
+    fn with_many(check: impl Fn(&Endpoints, &Topics<'_>)) {
+        let mut ends = Endpoints::default();
+        let names: Vec<String> = (0..MANY).map(|number| format!("line:{number:04}")).collect();
+        for (number, name) in names.iter().enumerate() {
+            ends.add_channel(&format!("in-{number:04}"), Some(name.clone()), "connected".to_owned());
+            let prefix = if number == 0 { "line:" } else { name.as_str() };
+            let prefixes = std::iter::once(prefix.to_owned());
+            ends.add_outgoing(&format!("out-{number:04}"), prefixes, "connected".to_owned());
+        }
+        let rate = |number: usize| (MANY - number) as f32;
+        let client = |id: u32, kind, number| Node {
+            id: id.to_string(),
+            kind,
+            label: format!("10.0.0.9:{id}"),
+            note: None,
+            messages_per_s: Some(rate(number)),
+        };
+        let (mut by, mut to) = (Vec::new(), Vec::new());
+        for number in 0..MANY {
+            let (publisher, subscriber) = (number as u32, SUBSCRIBERS + number as u32);
+            ends.add_publisher(publisher, client(publisher, NodeKind::Publisher, number));
+            ends.add_subscriber(subscriber, client(subscriber, NodeKind::Subscriber, number));
+            by.push(vec![publisher]);
+            to.extend([(number, SUBSCRIBERS), (number, subscriber)]);
+        }
+        let topics = Topics {
+            names: names.iter().map(String::as_bytes).collect(),
+            rates: (0..MANY).map(rate).collect(),
+            by,
+            to,
+            total: MANY,
+            is_cut: false,
+        };
+        check(&ends, &topics);
     }
 
-    let wanted = query.focus.trim().to_lowercase();
-    let fit = |nodes: &[Node]| -> BTreeSet<usize> {
-        nodes.iter().enumerate().filter(|(_, node)| node.has(&wanted)).map(|(at, _)| at).collect()
-    };
-    let mut matching: Vec<usize> = (0..names.len()).collect();
-    let mut chosen = None;
-    if !wanted.is_empty() {
-        let (mut sources, mut targets) = (fit(&ends.sources), fit(&ends.targets));
-        matching.retain(|at| {
-            let TopicLinks { sources: from, targets: to } = &links[*at];
-            text(names[*at]).to_lowercase().contains(&wanted)
-                || !from.is_disjoint(&sources)
-                || !to.is_disjoint(&targets)
-        });
-        let shown = matching.iter().take(limit);
-        for TopicLinks { sources: from, targets: to } in shown.map(|at| &links[*at]) {
-            sources.extend(from);
-            targets.extend(to);
-        }
-        chosen = Some((sources, targets));
+    fn labels(column: &Column) -> Vec<&str> {
+        column.shown.iter().map(|node| &*node.label).collect()
     }
-    let sources = column(&ends.sources, chosen.as_ref().map(|(sources, _)| sources), limit);
-    let targets = column(&ends.targets, chosen.as_ref().map(|(_, targets)| targets), limit);
-    let ids =
-        |column: &Column| -> HashSet<String> { column.shown.iter().map(|node| node.id.clone()).collect() };
-    let (shown_sources, shown_targets) = (ids(&sources), ids(&targets));
-    let names_of = |at: &BTreeSet<usize>, nodes: &[Node], shown: &HashSet<String>| {
-        let ids = at.iter().map(|at| &nodes[*at].id);
-        ids.filter(|id| shown.contains(*id)).cloned().collect::<Vec<_>>()
-    };
-    let topic = |at: usize| {
-        let TopicLinks { sources: from, targets: to } = &links[at];
-        TopicNode {
-            topic: text(names[at]),
-            messages_per_s: looked_at[at].rates.messages_per_s,
-            from: names_of(from, &ends.sources, &shown_sources),
-            to: names_of(to, &ends.targets, &shown_targets),
-            sources: from.len(),
-            has_more_sources: by[at].len() >= PUBLISHERS_MAX,
-            targets: to.len(),
-        }
-    };
-    // Without something to look for, those beyond the ones that were looked at fit, too.
-    let fitting = if wanted.is_empty() { all.len() } else { matching.len() };
-    let shown = matching.into_iter().take(limit).map(topic).collect();
-    let topics = TopicColumn { total: all.len(), matching: fitting, shown };
-    Ok(Json(Topology { limit, sources, topics, targets, is_cut }))
+
+    #[test]
+    fn of_a_thousand_of_each_the_busiest_are_shown_and_all_are_counted() {
+        with_many(|ends, topics| {
+            let Topology { sources, topics, targets, is_cut, .. } = answer(ends, topics, "", NODES.max);
+            assert!(!is_cut);
+            for column in [&sources, &targets] {
+                let counts = (column.total, column.matching, column.shown.len());
+                assert_eq!(counts, (2 * MANY, 2 * MANY, NODES.max));
+            }
+            assert_eq!((topics.total, topics.matching, topics.shown.len()), (MANY, MANY, NODES.max));
+            assert_eq!((labels(&sources)[0], labels(&sources)[99]), ("10.0.0.9:0", "10.0.0.9:99"));
+            // What is not shown is counted, and not named.
+            let topic = &topics.shown[7];
+            assert_eq!((&*topic.topic, topic.messages_per_s), ("line:0007", 993.0));
+            assert_eq!(topic.from, ["7"]);
+            assert_eq!(topic.to, ["10000", "10007"]);
+            assert_eq!((topic.sources, topic.targets), (2, 4));
+            // Each but the first has another subscriber beside it.
+            assert_eq!(topics.shown[0].targets, 2);
+        });
+    }
+
+    #[test]
+    fn one_of_a_thousand_is_found_with_what_belongs_to_it() {
+        with_many(|ends, topics| {
+            for wanted in ["in-0512", "line:0512", "out-0512", "10.0.0.9:10512"] {
+                let found = answer(ends, topics, wanted, 20);
+                let [topic] = &found.topics.shown[..] else { panic!("{wanted}: {:?}", found.topics) };
+                assert_eq!((found.topics.matching, &*topic.topic), (1, "line:0512"), "{wanted}");
+                assert_eq!((found.sources.matching, found.targets.matching), (2, 4), "{wanted}");
+                assert_eq!(topic.from, ["c:in-0512", "512"], "{wanted}");
+                assert_eq!(topic.to, ["o:out-0000", "o:out-0512", "10000", "10512"], "{wanted}");
+            }
+            // Who has all topics is shown, though others with them are busier.
+            let found = answer(ends, topics, "out-0000", 20);
+            assert_eq!((found.topics.matching, found.topics.shown.len()), (MANY, 20));
+            assert_eq!((found.sources.matching, found.sources.shown.len()), (40, 20));
+            assert_eq!((found.targets.matching, found.targets.shown.len()), (40, 20));
+            assert_eq!(labels(&found.targets)[0], "out-0000");
+            assert!(found.topics.shown.iter().all(|topic| topic.to.contains(&"o:out-0000".to_owned())));
+            let nothing = answer(ends, topics, "nobody at all", 20);
+            let matching = [nothing.sources.matching, nothing.topics.matching, nothing.targets.matching];
+            assert_eq!(matching, [0; 3]);
+        });
+    }
 }

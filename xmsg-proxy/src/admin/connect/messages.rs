@@ -12,8 +12,8 @@ use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-use xmsg_connect::Outbound;
 use xmsg_connect::definition::{HeaderValue, Properties};
+use xmsg_connect::{ErrorKind, Outbound};
 
 use super::refusal::{Refusal, Refusals};
 use super::{Answer, Permitted, body, outgoing, read_json, seconds};
@@ -82,7 +82,7 @@ struct Send {
 async fn send(
     Shared(state): Shared<Arc<State>>,
     Path(OutgoingEntry { sort: sort_name, name }): Path<OutgoingEntry>,
-    _: Permitted,
+    permitted: Permitted,
     request: Request,
 ) -> Answer {
     let connect = state.connect()?;
@@ -104,14 +104,29 @@ async fn send(
         outbound = outbound.header(header, value);
     }
     let confirm = send_request.confirm;
+    let outgoing_name = name.clone();
     let sending = move |registry: xmsg_connect::Registry| async move {
-        if confirm {
+        let sent = if confirm {
             registry.send_confirmed(&name, outbound, limit).await
         } else {
             registry.send(&name, outbound).await
-        }
+        };
+        Ok::<_, xmsg_connect::Error>(sent)
     };
-    let accepted = connect.run(sending).await?;
+    let sent = connect.run(sending).await?;
+    match &sent {
+        Ok(accepted) => {
+            let number = accepted.sequence;
+            permitted.note(format_args!("message {number} was sent by outgoing {outgoing_name:?}"));
+        }
+        // It was accepted nevertheless, and is on its way or among the dead letters.
+        Err(error) if matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Undeliverable) => {
+            let what = "a message was sent by outgoing";
+            permitted.note(format_args!("{what} {outgoing_name:?}, and not confirmed: {error}"));
+        }
+        Err(_) => {}
+    }
+    let accepted = sent?;
     let answer =
         json!({ "sequence": accepted.sequence, "id": accepted.id.to_string(), "confirmed": confirm });
     Ok(Json(answer).into_response())
