@@ -19,7 +19,7 @@ use xmsg_tests::raw::Raw;
 use xmsg_tests::{next, patient, topic, within};
 use xmsg_zmq::{Push, SocketOptions};
 
-use site::{PROXY, Site, pull, push_to, received, request, served, start_logged, write};
+use site::{PROXY, Site, TOKEN, pull, push_to, received, request, served, start_logged, write};
 
 const CONNECT: &str = env!("CARGO_BIN_EXE_xmsg-connect");
 /// Messages that are published just before a signal to stop.
