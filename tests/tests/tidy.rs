@@ -13,8 +13,11 @@ fn root() -> PathBuf {
 fn sources(path: &str) -> Vec<(String, String)> {
     fn collect(path: &Path, found: &mut Vec<PathBuf>) {
         if path.is_dir() {
-            for entry in std::fs::read_dir(path).unwrap() {
-                collect(&entry.unwrap().path(), found);
+            // What cargo has built, such as in the workspace of tests/bench/compare.
+            if path.file_name().is_none_or(|name| name != "target") {
+                for entry in std::fs::read_dir(path).unwrap() {
+                    collect(&entry.unwrap().path(), found);
+                }
             }
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             found.push(path.to_owned());

@@ -12,8 +12,8 @@ use crate::render;
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag on the command line")]
 pub(crate) struct StyleOptions {
     /// Write each message like this: %t topic, %m mime type, %v value as text, %p data byte for byte, %l
-    /// length, %x data as hex, %j JSON, %T time of arrival, %%; \n \t \r \0 \\. No newline is added. In all but
-    /// %p, line ends and what could harm a terminal are escaped
+    /// length, %x data as hex, %j JSON, %T time of arrival, %%; \n \t \r \0 \\. No newline is added. In all
+    /// but %p, line ends and what could harm a terminal are escaped
     #[arg(long, value_name = "FORMAT", group = "how")]
     format: Option<Format>,
 

@@ -183,11 +183,16 @@ async fn a_publisher_at_the_end_of_its_input_says_what_it_waits_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_time_limit_holds_while_nobody_reads_the_output() {
     let (_proxy, address) = proxy().await;
+    let mut all_blocked = Vec::new();
     for how in [&["--raw"][..], &[], &["--json"], &["--format", "%p"]] {
-        let arguments = [&["-v", "sub", "a", "--timeout", "3s", "--proxy", &address], how].concat();
+        // All of them start, and the messages come, before that.
+        let arguments = [&["-v", "sub", "a", "--timeout", "12s", "--proxy", &address], how].concat();
         let (mut blocked, stdout) = Running::start_unread(&arguments);
         blocked.said("subscribed").await;
-        publish(&address, &["a", "{{Random 1000000}}", "--template", "--count", "4"], b"").await;
+        all_blocked.push((how, blocked, stdout));
+    }
+    publish(&address, &["a", "{{Random 1000000}}", "--template", "--count", "4"], b"").await;
+    for (how, blocked, stdout) in all_blocked {
         let ended = blocked.end().await;
         assert_eq!(ended.code, Some(0), "{how:?}: {}", ended.stderr);
         assert!(ended.stderr.contains("nobody reads"), "{how:?}: {}", ended.stderr);

@@ -307,8 +307,8 @@ mod tests {
         }
     }
 
-    /// An option has the same unit and the same kind of value in all commands, and a letter stands for the same
-    /// option.
+    /// An option has the same unit and the same kind of value in all commands, and a letter stands for the
+    /// same option.
     #[test]
     fn options_of_one_name_are_alike() {
         let mut kinds = std::collections::BTreeMap::new();

@@ -39,8 +39,8 @@ pub(super) const CONNECTIONS_MAX: usize = 64;
 const GRACE: Duration = Duration::from_millis(250);
 /// How many connections an address may have with the full time to ask. A browser opens six.
 const FEW: usize = 8;
-/// The time to ask of an address that has more connections than `FEW`. Newcomers are accepted in turn, so that
-/// all behind a crowd wait for as long as its connections have.
+/// The time to ask of an address that has more connections than `FEW`. Newcomers are accepted in turn, so
+/// that all behind a crowd wait for as long as its connections have.
 const CROWD_GRACE: Duration = Duration::from_millis(10);
 /// How long a request may take to arrive, and a connection may be silent between two.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
