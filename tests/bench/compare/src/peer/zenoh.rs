@@ -34,6 +34,8 @@ impl Stack for Zenoh {
     type Publisher = Publisher;
     type Subscriber = Subscriber;
     const THREADS: Threads = Threads::Many;
+    /// A session can't be opened on a runtime with one thread.
+    const PROXY_THREADS: Threads = Threads::Many;
 
     async fn publisher(plan: &Plan) -> Result<Publisher> {
         let session = open("client", "connect", plan.port).await?;
