@@ -308,8 +308,8 @@ async fn the_readme_publishes_records_measures_and_looks() {
 }
 
 /// Returns the commands of this project in the blocks of a document.
-/// Scripts that take long, and so run seldom, take their commands from blocks of the README, each below a line
-/// that they name: `words LANGUAGE START`, in packaging/parts.sh.
+/// Scripts that take long, and so run seldom, take their commands from blocks of the README, each below a
+/// line that they name: `words LANGUAGE START`, in packaging/parts.sh.
 #[test]
 fn the_blocks_that_scripts_take_from_the_readme_are_there() {
     let readme = include_str!("../../README.md");

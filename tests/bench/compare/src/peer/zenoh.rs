@@ -1,7 +1,8 @@
 //! The stack zenoh: clients and a router of the crate `zenoh`, over TCP.
 //!
-//! A sample of zenoh has a key and a payload, and the metadata is in front of the payload, as for NATS. The key
-//! has a slash where others have a colon. Publishers wait when there is congestion, so that nothing is dropped.
+//! A sample of zenoh has a key and a payload, and the metadata is in front of the payload, as for NATS. The
+//! key has a slash where others have a colon. Publishers wait when there is congestion, so that nothing is
+//! dropped.
 
 use anyhow::{Result, anyhow, ensure};
 use zenoh::handlers::{FifoChannel, FifoChannelHandler, IntoHandler};
