@@ -3,10 +3,10 @@
 //!
 //! One well-behaved pair of clients publishes and receives all the time, and must lose nothing. What another
 //! one publishes comes back through a real RabbitMQ, and arrives at a ZeroMQ socket, without a loss. Pages
-//! are open, and recordings are made. All other clients misbehave: they come and go, are killed, do not read, or
-//! subscribe and unsubscribe in large numbers. Meanwhile the memory, descriptors and threads of the proxy are
-//! sampled. Growth in the second half of the run is a failure. So is anything that remains when all other
-//! clients have gone.
+//! are open, and recordings are made. All other clients misbehave: they come and go, are killed, do not
+//! read, or subscribe and unsubscribe in large numbers. Meanwhile the memory, descriptors and threads of the
+//! proxy are sampled. Growth in the second half of the run is a failure. So is anything that remains when
+//! all other clients have gone.
 //!
 //! | file | answers |
 //! |---|---|
