@@ -136,15 +136,23 @@ fn rates(stats: Stats, last: Option<(Duration, Stats)>) -> Rates {
     let known: HashMap<_, _> = last.topics.iter().map(|one| (&one.name, one)).collect();
     // The proxy restarts its counts of topics when nobody has asked for them for some time.
     let is_anew = stats.topics_watched_s < last.topics_watched_s;
+    // The list has only the topics with the most messages. One that is in it for the first time may have been
+    // counted all the time: then the mean since the proxy began to count is what is known.
+    let may_be_older = last.topics_left_out > 0 && !is_anew;
+    let mean_per_s = |count: u64| count as f64 / stats.topics_watched_s.max(time.as_secs_f64()).max(1e-3);
     let mut topics: Vec<_> = stats
         .topics
         .iter()
         .map(|one| {
             let before = known.get(&one.name).filter(|_| !is_anew);
+            let rate = |count, before: Option<u64>| match before {
+                None if may_be_older => mean_per_s(count),
+                before => per_s(count, before.unwrap_or(0)),
+            };
             TopicRates {
                 name: one.name.clone(),
-                rate: per_s(one.messages, before.map_or(0, |before| before.messages)),
-                byte_rate: per_s(one.bytes, before.map_or(0, |before| before.bytes)),
+                rate: rate(one.messages, before.map(|before| before.messages)),
+                byte_rate: rate(one.bytes, before.map(|before| before.bytes)),
             }
         })
         .collect();
@@ -236,6 +244,10 @@ mod tests {
         let anew = Stats { topics_watched_s: 0.5, ..stats(20.0, 30) };
         let anew = rates(anew, Some((second, stats(10.0, 100))));
         assert_eq!((&*anew.topics[0].name, anew.topics[0].rate), ("a", 30.0));
+        // A topic that was there all the time and is listed for the first time.
+        let before = Stats { topics: Vec::new(), topics_left_out: 1, ..stats(10.0, 100) };
+        let listed = rates(stats(11.0, 110), Some((second, before)));
+        assert_eq!((listed.topics[0].rate, listed.topics[0].byte_rate), (10.0, 10.0), "the mean of 11 s");
         // A connection that existed all the time and is listed for the first time.
         let mut before = stats(10.0, 100);
         before.connections.clear();
