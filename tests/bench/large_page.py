@@ -25,6 +25,8 @@ import threading
 import time
 import urllib.request
 
+from raw_peer import frame, hello, message, ports
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # What an open page asks for, view by view.
 PATHS = [
@@ -42,17 +44,6 @@ PATHS = [
 ROUNDS = 20
 # Subscribers connect from so many addresses, as they would.
 ADDRESSES = 250
-
-
-def hello(socket_type):
-    """The greeting of ZMTP 3.0 and the READY of a socket of this type."""
-    ready = b"\x05READY\x0bSocket-Type" + len(socket_type).to_bytes(4) + socket_type
-    return b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32) + frame(4, ready)
-
-
-def frame(flags, data):
-    """A short frame."""
-    return bytes([flags, len(data)]) + data
 
 
 def topic(number):
@@ -79,7 +70,7 @@ def read(connection):
 
 def publish(port, topics, stop):
     """Publishes each topic once in a round, some 20,000 messages a second, until the proxy ends."""
-    messages = [frame(1, topic(one)) + frame(1, b"") + frame(0, b"x" * 20) for one in range(topics)]
+    messages = [message(topic(one), b"x" * 20) for one in range(topics)]
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(hello(b"PUB"))
         # What the proxy tells of subscriptions is to be read.
@@ -151,8 +142,7 @@ def main():
     proxy = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     stop = threading.Event()
     try:
-        port = int(proxy.stdout.readline().split(" at 127.0.0.1:")[1].split(":")[0])
-        http = proxy.stdout.readline().strip().rsplit("//", 1)[1]
+        port, http = ports(proxy.stdout)
         print(f"memory without clients: {memory_mib(proxy.pid)[0]} MiB")
         each = arguments.topics // arguments.connections
         subscribers = [

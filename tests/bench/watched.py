@@ -24,6 +24,8 @@ import sys
 import threading
 import time
 
+from raw_peer import hello, message, ports
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TOPICS = 5
 # How often messages are sent in a second.
@@ -41,10 +43,9 @@ class Proxy:
         self.children = [
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         ]
-        lines = self.children[0].stdout
-        port = int(lines.readline().split(" at 127.0.0.1:")[1].split(":")[0])
-        host, http = lines.readline().strip().rsplit("//", 1)[1].split(":")
-        self.http = (host, int(http))
+        port, http = ports(self.children[0].stdout)
+        host, http_port = http.split(":")
+        self.http = (host, int(http_port))
         self.xmsg = xmsg
         self.address = f"127.0.0.1:{port}"
         self.start([xmsg, "sub", "bench:", "--raw", "--proxy", self.address])
@@ -58,15 +59,10 @@ class Proxy:
 
     def publish(self, port, rate):
         """Publishes at this rate: a PUB socket of ZMTP 3.0 that reads no subscriptions, since it sends everything."""
-        socket_type = b"\x0bSocket-Type" + (3).to_bytes(4) + b"PUB"
-        ready = b"\x05READY" + socket_type
-        greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
-        frame = lambda flags, data: bytes([flags, len(data)]) + data
-        of = lambda topic: frame(1, topic) + frame(1, b"") + frame(0, b"x" * 100)
         due = rate // TURNS
-        messages = b"".join(of(b"bench:%d" % (number % TOPICS)) for number in range(due))
+        messages = b"".join(message(b"bench:%d" % (number % TOPICS), b"x" * 100) for number in range(due))
         with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(greeting + frame(4, ready))
+            connection.sendall(hello(b"PUB"))
             turn = time.monotonic()
             while not self.is_over:
                 try:

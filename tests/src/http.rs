@@ -31,8 +31,14 @@ pub async fn get_with(address: &str, path: &str, headers: &str) -> Response {
 
 /// Sends a POST request without a body, with these headers. Each header has its line end.
 pub async fn post(address: &str, path: &str, headers: &str) -> Response {
+    send(address, "POST", path, headers, "").await
+}
+
+/// Sends a request with this body and these headers. Each header has its line end.
+pub async fn send(address: &str, method: &str, path: &str, headers: &str, body: &str) -> Response {
     let request = format!(
-        "POST {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: 0\r\n{headers}\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n{body}",
+        body.len()
     );
     ask(address, request.as_bytes()).await.expect("an answer")
 }

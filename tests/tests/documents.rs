@@ -307,28 +307,24 @@ async fn the_readme_publishes_records_measures_and_looks() {
     run(&script, folder.path(), &[("XMSG_PROXY_PORT", &*port), ("XMSG_PROXY", &*address)]).await;
 }
 
-/// Returns the commands of this project in the blocks of a document.
 /// Scripts that take long, and so run seldom, take their commands from blocks of the README, each below a
-/// line that they name: `words LANGUAGE START`, in packaging/parts.sh.
+/// line that they name: `words LANGUAGE 'START'`, in packaging/parts.sh.
 #[test]
 fn the_blocks_that_scripts_take_from_the_readme_are_there() {
     let readme = include_str!("../../README.md");
-    let scripts =
-        [include_str!("../../docker/smoke"), include_str!("../../packaging/release")].map(|script| {
-            let calls = script.split("$(words ").skip(1).chain(script.split("<(words ").skip(1));
-            let in_loops = script.split("do words ").skip(1);
-            let starts = calls.chain(in_loops).map(|call| call.split('\'').collect::<Vec<_>>());
-            // The language may be in quotation marks, too.
-            starts.map(|words| words[if words[0].is_empty() { 3 } else { 1 }]).collect::<Vec<_>>()
-        });
-    assert!(scripts.iter().all(|starts| !starts.is_empty()), "{scripts:?}");
-    for start in scripts.concat() {
-        let mut below = readme.lines().skip_while(|line| !line.starts_with(start)).skip(1);
-        let block = below.find(|line| !line.is_empty());
-        assert!(block.is_some_and(|line| line.starts_with("```")), "{start:?} is followed by {block:?}");
+    for script in [include_str!("../../docker/smoke"), include_str!("../../packaging/release")] {
+        let calls = ["words sh '", "words console '"].map(|call| script.split(call).skip(1));
+        let starts: Vec<_> = calls.into_iter().flatten().filter_map(|rest| rest.split('\'').next()).collect();
+        assert!(!starts.is_empty(), "no block is taken: {script}");
+        for start in starts {
+            let mut below = readme.lines().skip_while(|line| !line.starts_with(start)).skip(1);
+            let block = below.find(|line| !line.is_empty());
+            assert!(block.is_some_and(|line| line.starts_with("```")), "{start:?} is followed by {block:?}");
+        }
     }
 }
 
+/// Returns the commands of this project in the blocks of a document.
 fn commands(document: &str) -> Vec<String> {
     let (mut commands, mut kind) = (Vec::new(), None);
     for line in document.lines() {

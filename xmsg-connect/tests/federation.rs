@@ -15,7 +15,7 @@ use xmsg_connect::definition::{Definitions, FederationDefinition, Span};
 use xmsg_connect::{ErrorKind, LinkState, OnDelete, Registry, RegistryOptions, Sort};
 use xmsg_core::{Actor, Message, ProxyAddress, Subscription, Topic};
 use xmsg_tests::amqp_peer::{Delivery, Peer, Script};
-use xmsg_tests::http::ask;
+use xmsg_tests::http::send;
 use xmsg_tests::process::{Daemon, built};
 use xmsg_tests::rabbitmq::Broker;
 use xmsg_tests::relay::Relay;
@@ -420,13 +420,8 @@ impl Process {
     }
 
     async fn ask(&self, method: &str, path: &str, body: &str) -> serde_json::Value {
-        let request = format!(
-            "{method} /connect/{path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n\
-             Authorization: Bearer {TOKEN}\r\n\r\n{body}",
-            self.admin,
-            body.len()
-        );
-        let answer = ask(&self.admin, request.as_bytes()).await.expect("an answer");
+        let (path, token) = (format!("/connect/{path}"), format!("Authorization: Bearer {TOKEN}\r\n"));
+        let answer = send(&self.admin, method, &path, &token, body).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         serde_json::from_str(&answer.body).unwrap()
     }

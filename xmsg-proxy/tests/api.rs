@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use xmsg_proxy::Proxy;
 use xmsg_proxy::admin::{Admin, OwnProxy, Sources, Token, Tokens};
-use xmsg_tests::http::{Events, Response, ask, get, get_with};
+use xmsg_tests::http::{Events, Response, ask, get, get_with, send};
 use xmsg_tests::raw::{Raw, command};
 use xmsg_tests::{proxy, within};
 use xmsg_zmtp::Command;
@@ -51,12 +51,7 @@ impl Site {
     }
 
     async fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> Response {
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n{body}",
-            self.address,
-            body.len()
-        );
-        ask(&self.address, request.as_bytes()).await.unwrap()
+        send(&self.address, method, path, headers, body).await
     }
 
     /// The status of a tap, and the first of what it tells.

@@ -34,7 +34,11 @@ export function log(main, { page, logIn }) {
     if (source.readyState !== EventSource.CLOSED) { say(state, "The connection is lost – trying again."); return; }
     let why = "log in again.";
     // A refusal is read by asking once more.
-    try { await fetch("/api/v1/log").then(async (answer) => { if (!answer.ok) why = (await answer.json()).message; await answer.body?.cancel(); }); } catch { /* The status at the top says so. */ }
+    try {
+      const answer = await fetch("/api/v1/log");
+      if (answer.ok) await answer.body.cancel();
+      else why = (await answer.json()).message;
+    } catch { /* The status at the top says so. */ }
     say(state, `The log can't be read: ${why}`);
   };
   source.onopen = () => { lines = []; list.replaceChildren(); say(state, "Nothing has been logged yet."); };

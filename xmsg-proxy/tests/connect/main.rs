@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 use xmsg_core::security::KeyPair;
 use xmsg_core::{Connection, Message};
-use xmsg_tests::http::{ask, get, post};
+use xmsg_tests::http::{get, post, send};
 use xmsg_tests::rabbitmq::Broker;
 use xmsg_tests::raw::Raw;
 use xmsg_tests::{next, patient, topic, within};
@@ -320,12 +320,7 @@ async fn each_change_leaves_a_line_in_the_log_that_says_who_made_it() {
 
     // A session has a number, by which what is changed with it is told from what others change.
     let body = json!({ "token": TOKEN }).to_string();
-    let login = format!(
-        "POST /api/v1/session HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nX-Xmsg-Page: 1\r\nContent-Length: {}\r\n\r\n{body}",
-        site.admin,
-        body.len()
-    );
-    let begun = ask(&site.admin, login.as_bytes()).await.unwrap();
+    let begun = send(&site.admin, "POST", "/api/v1/session", "X-Xmsg-Page: 1\r\n", &body).await;
     assert_eq!(begun.status, 200, "{}", begun.body);
     site.daemon.logged(&["a session has begun", "peer=127.0.0.1:", "with=\"the token\""]).await;
     let cookie = begun.head.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap();

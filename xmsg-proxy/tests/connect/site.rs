@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 use xmsg_core::{Actor, Message, ProxyAddress};
-use xmsg_tests::http::{Response, ask, samples};
+use xmsg_tests::http::{Response, samples, send};
 use xmsg_tests::process::Daemon;
 use xmsg_tests::{patient, within};
 use xmsg_zmq::{Pull, SocketOptions};
@@ -122,11 +122,7 @@ pub(crate) async fn request(
     body: &str,
 ) -> Response {
     let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
-    let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\nContent-Length: {}\r\n{token}\r\n{body}",
-        body.len()
-    );
-    ask(admin, request.as_bytes()).await.expect("an answer")
+    send(admin, method, path, &token, body).await
 }
 
 /// A PULL socket that is bound, and where.

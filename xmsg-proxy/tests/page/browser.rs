@@ -169,6 +169,12 @@ impl Browser {
         self.ask("POST", &Self::path(&element, "/click"), json!({})).await;
     }
 
+    /// Follows a link that logs in as the operator.
+    pub(crate) async fn log_in(&self, link: &str) {
+        self.open(link).await;
+        self.reads("Log out (operator)").await;
+    }
+
     /// Clicks on the first that this selector finds: on what has no role of its own, such as a summary.
     pub(crate) async fn click_first(&self, selector: &str) {
         let found = self.run("return document.querySelector(arguments[0])", json!([selector])).await;

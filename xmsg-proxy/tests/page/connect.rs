@@ -21,8 +21,7 @@ async fn an_outgoing_connection_is_made_tried_and_deleted() {
     browser.open(&site.url("#/connect")).await;
     browser.reads("messages do not leave this proxy").await;
     assert!(browser.all("button", "New outgoing connection").await.is_empty());
-    browser.open(&site.link()).await;
-    browser.reads("Log out (operator)").await;
+    browser.log_in(&site.link()).await;
     browser.click("link", "Outgoing and channels").await;
 
     browser.click("button", "New outgoing connection").await;
@@ -74,6 +73,16 @@ async fn an_outgoing_connection_is_made_tried_and_deleted() {
     browser.close().await;
 }
 
+/// Makes an outgoing connection `feed` to a ZeroMQ socket at this address.
+async fn create_feed(browser: &Browser, address: &str) {
+    browser.click("link", "Outgoing and channels").await;
+    browser.click("button", "New outgoing connection").await;
+    browser.write("textbox", "Name", "feed").await;
+    browser.write("textbox", "Address", address).await;
+    browser.click("button", "Create").await;
+    browser.reads("feed was created").await;
+}
+
 /// What somebody who knows only ZeroMQ writes: it says at which port it listens, and what has come.
 const SCRIPT: &str = "
 import zmq
@@ -90,14 +99,8 @@ async fn a_test_message_gets_to_a_python_script() {
     let mut script = Daemon::start(python, &["-c", SCRIPT]);
     let port = script.line().await;
     let browser = Browser::start().await;
-    browser.open(&site.link()).await;
-    browser.reads("Log out (operator)").await;
-    browser.click("link", "Outgoing and channels").await;
-    browser.click("button", "New outgoing connection").await;
-    browser.write("textbox", "Name", "feed").await;
-    browser.write("textbox", "Address", &format!("tcp://127.0.0.1:{port}")).await;
-    browser.click("button", "Create").await;
-    browser.reads("feed was created").await;
+    browser.log_in(&site.link()).await;
+    create_feed(&browser, &format!("tcp://127.0.0.1:{port}")).await;
     browser.click("button", "Send a test message by feed").await;
     browser.write("textbox", "Topic", "feed:python").await;
     browser.click("button", "Send and wait for the peer").await;
@@ -117,8 +120,7 @@ async fn a_channel_is_made_tried_changed_and_deleted() {
     let topics = [topic("line"), topic("other")];
     let mut messages = within("a subscription", reader.subscribe(topics)).await.expect("it is made");
     let browser = Browser::start().await;
-    browser.open(&site.link()).await;
-    browser.reads("Log out (operator)").await;
+    browser.log_in(&site.link()).await;
     browser.click("link", "Outgoing and channels").await;
 
     browser.click("button", "New channel").await;
@@ -175,15 +177,9 @@ async fn a_channel_is_made_tried_changed_and_deleted() {
 async fn dead_letters_have_their_time_in_the_zone_of_the_reader_and_their_date() {
     let site = Site::start().await;
     let browser = Browser::start().await;
-    browser.open(&site.link()).await;
-    browser.reads("Log out (operator)").await;
+    browser.log_in(&site.link()).await;
     browser.zone("Asia/Tokyo").await;
-    browser.click("link", "Outgoing and channels").await;
-    browser.click("button", "New outgoing connection").await;
-    browser.write("textbox", "Name", "feed").await;
-    browser.write("textbox", "Address", "tcp://127.0.0.1:1").await;
-    browser.click("button", "Create").await;
-    browser.reads("feed was created").await;
+    create_feed(&browser, "tcp://127.0.0.1:1").await;
     // No letter of a test is old enough, so these are made up: one of another day, and one of now.
     let answer = "const asked = window.fetch; \
         const dead = ['2020-01-31T15:03:05Z', new Date(arguments[0] * 1000).toISOString()].map((since, at) => \
@@ -209,8 +205,7 @@ async fn a_broker_is_connected_and_dead_letters_are_sent_again_or_deleted() {
     let broker = Broker::shared().await;
     let site = Site::start().await;
     let browser = Browser::start().await;
-    browser.open(&site.link()).await;
-    browser.reads("Log out (operator)").await;
+    browser.log_in(&site.link()).await;
     browser.click("link", "Outgoing and channels").await;
 
     browser.click("button", "New connection to a broker").await;

@@ -214,8 +214,7 @@ async fn the_link_logs_in_and_the_keyboard_is_enough() {
     let site = Site::start().await;
     let browser = Browser::start().await;
     let link = site.link();
-    browser.open(&link).await;
-    browser.reads("Log out (operator)").await;
+    browser.log_in(&link).await;
     let code = link.split_once("#code=").unwrap().1;
     assert!(!browser.address().await.contains(code), "it does not stay in the address");
     // First comes what leads past all that is on every page.
@@ -261,8 +260,7 @@ async fn the_log_is_read_by_the_operator_alone_and_settings_by_all() {
     browser.open(&site.url("#/log")).await;
     browser.reads("log in with the operator's token").await;
     assert!(!browser.text().await.contains("slow subscriber"));
-    browser.open(&site.link()).await;
-    browser.reads("Log out (operator)").await;
+    browser.log_in(&site.link()).await;
     browser.click("link", "Log").await;
     browser.reads("slow subscriber peer=<script>").await;
     site.log.push(b" INFO another line\n");
@@ -288,8 +286,7 @@ async fn a_program_without_a_log_says_so() {
     let browser = Browser::start().await;
     browser.open(&site.url("#/log")).await;
     browser.reads("This program keeps no log of its own.").await;
-    browser.open(&site.link()).await;
-    browser.reads("Log out (operator)").await;
+    browser.log_in(&site.link()).await;
     browser.click("link", "Log").await;
     browser.reads("This program keeps no log of its own.").await;
     browser.check("no log").await;

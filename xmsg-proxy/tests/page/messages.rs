@@ -106,8 +106,7 @@ async fn the_operator_publishes_and_mistakes_are_said_beside_the_field() {
     let browser = Browser::start().await;
     browser.open(&site.url("#/messages")).await;
     browser.reads("To publish, log in").await;
-    browser.open(&site.link()).await;
-    browser.reads("Log out (operator)").await;
+    browser.log_in(&site.link()).await;
     browser.click("link", "Messages").await;
     browser.write("textbox", "Topic", "page:test").await;
     browser.choose("The data is", "JSON").await;

@@ -14,7 +14,7 @@ use xmsg_proxy::log::LogQueue;
 use xmsg_proxy::registrar::Registrar;
 use xmsg_proxy::settings::SettingsError;
 use xmsg_proxy::{Policy, Proxy};
-use xmsg_tests::http::ask;
+use xmsg_tests::http::send;
 use xmsg_tests::raw::{Raw, command};
 use xmsg_tests::{connect, topic, within};
 use xmsg_zmq::HighWaterMark;
@@ -150,12 +150,9 @@ impl Site {
 
     /// Makes an outgoing connection, a channel or a connection to a broker, as programs do.
     pub(crate) async fn declare(&self, sort: &str, definition: &Value) {
-        let (address, body) = (self.address.to_string(), definition.to_string());
-        let request = format!(
-            "POST /connect/{sort} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let made = ask(&address, request.as_bytes()).await.expect("an answer");
+        let (address, path) = (self.address.to_string(), format!("/connect/{sort}"));
+        let token = format!("Authorization: Bearer {TOKEN}\r\n");
+        let made = send(&address, "POST", &path, &token, &definition.to_string()).await;
         assert_eq!(made.status, 201, "{}", made.body);
     }
 

@@ -36,8 +36,7 @@ async fn everybody_can_use_every_view_in_every_look() {
     site.log.push(b" WARN slow subscriber peer=127.0.0.1:50000\n");
     site.log.push(b" ERROR the disk is full\n");
     let browser = Browser::start().await;
-    browser.open(&site.link()).await;
-    browser.reads("Log out (operator)").await;
+    browser.log_in(&site.link()).await;
     for (look, is_dark, width, height) in LOOKS {
         browser.resize(width, height).await;
         browser.dark(is_dark).await;
