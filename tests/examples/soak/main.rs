@@ -182,8 +182,7 @@ async fn main() -> ExitCode {
     );
     let started = Instant::now();
     let mut samples = Vec::new();
-    while started.elapsed().as_secs_f64() < minutes * 60.0 && !innocent.is_finished() && !relay.is_finished()
-    {
+    while started.elapsed().as_secs_f64() < minutes * 60.0 && !is_over() {
         tokio::time::sleep(SAMPLING).await;
         let sample = Sample::of(daemon.pid());
         let counts = &world.counts;

@@ -8,15 +8,16 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 use xmsg_core::{Connection, Message, Subscription};
-use xmsg_tests::http::{Events, get};
+use xmsg_tests::http::{Events, get_with};
 use xmsg_tests::rabbitmq::Broker;
 use xmsg_tests::{PATIENCE, topic, within};
 use xmsg_zmq::{Pull, SocketOptions};
 
 use crate::{Counts, World};
 
-/// The file name of the token of the HTTP server.
-const ADMIN_TOKEN: &str = "token";
+/// The file name of the token of the HTTP server, and the token.
+const ADMIN_TOKEN_FILE: &str = "token";
+const ADMIN_TOKEN: &str = "token-of-the-soak-0123456789";
 /// Messages that are published before it is waited for all of them.
 const BATCH: i64 = 10;
 /// What an open page asks for, beside the events.
@@ -33,7 +34,7 @@ pub(crate) fn write_settings(folder: &Path) -> String {
         std::fs::set_permissions(&path, owner_only).expect("it is ours");
         path.to_str().expect("UTF-8").to_owned()
     };
-    write(ADMIN_TOKEN, "token-of-the-soak-0123456789");
+    write(ADMIN_TOKEN_FILE, ADMIN_TOKEN);
     write("proxy.toml", "[admin]\ntoken_file = \"token\"\n[connect]\nenabled = true\nstate_dir = \"state\"\n")
 }
 
@@ -63,7 +64,7 @@ impl Relay {
         std::fs::write(&file, definitions).expect("the folder can be written");
         let mut add = Command::new(xmsg);
         add.args(["connect", "add"]).arg(&file).args(["--admin", &world.admin]);
-        let added = add.env("XMSG_ADMIN_TOKEN_FILE", folder.join(ADMIN_TOKEN)).status().await;
+        let added = add.env("XMSG_ADMIN_TOKEN_FILE", folder.join(ADMIN_TOKEN_FILE)).status().await;
         assert!(added.expect("xmsg runs").success(), "the definitions are good");
         let returned = world.connection().subscribe([topic("returned")]).await.expect("a subscription");
         Self { publisher: world.connection(), returned, arrived }
@@ -133,18 +134,20 @@ impl Relay {
 
 /// Opens the page, follows it for some seconds, asks for its lists, and closes it, again and again.
 pub(crate) async fn pages(world: World) {
+    // A proxy with a token in its settings asks for it also where its pages are only looked at.
+    let token = format!("Authorization: Bearer {ADMIN_TOKEN}\r\n");
     world
         .again(
             |counts| &counts.pages,
             || async {
-                let opened = Events::open(&world.admin, "/api/v1/events", "").await;
-                let mut events = opened.expect("on this machine, looking needs no token");
+                let opened = Events::open(&world.admin, "/api/v1/events", &token).await;
+                let mut events = opened.expect("the token is the right one");
                 for number in 0..EVENTS {
                     if world.stop.is_cancelled() || within("an event", events.next()).await.is_none() {
                         break;
                     }
                     let list = LISTS[number % LISTS.len()];
-                    assert_eq!(get(&world.admin, list).await.status, 200, "{list}");
+                    assert_eq!(get_with(&world.admin, list, &token).await.status, 200, "{list}");
                 }
                 Ok(1)
             },
